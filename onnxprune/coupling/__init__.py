@@ -1,0 +1,8 @@
+"""Which positions of which tensors live and die together: the algebra of named dimensions and its rules."""
+
+from onnxprune.coupling.analyze import Coupling, Member, analyze
+from onnxprune.coupling.dims import Axis, Dim, Reason
+from onnxprune.coupling.node import Length, NodeAxes
+from onnxprune.coupling.registry import coupling_rule
+
+__all__ = ["Axis", "Coupling", "Dim", "Length", "Member", "NodeAxes", "Reason", "analyze", "coupling_rule"]

@@ -1,0 +1,29 @@
+"""Coupling rules by family; importing this package fills the table."""
+
+from onnxprune.coupling.rules import (
+    attention,
+    contrib,
+    convolution,
+    elementwise,
+    indexing,
+    matrix,
+    normalization,
+    quantization,
+    recurrent,
+    reduction,
+    shape,
+)
+
+__all__ = [
+    "attention",
+    "contrib",
+    "convolution",
+    "elementwise",
+    "indexing",
+    "matrix",
+    "normalization",
+    "quantization",
+    "recurrent",
+    "reduction",
+    "shape",
+]

@@ -1,0 +1,262 @@
+"""The coupling of a normalized model: which positions of which tensors live and die together."""
+
+import fnmatch
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, shapes
+from onnxprune.coupling import dims, silence
+from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
+from onnxprune.coupling.dims import Axis, Dim, Reason, length
+from onnxprune.coupling.node import Axes, Length, NodeAxes, Role
+from onnxprune.coupling.registry import RULES
+from onnxprune.errors import CouplingError
+
+
+@dataclass(frozen=True)
+class Member:
+    """A place where a Dim stands: `axis` of `initializer`, which is input number `input` of `node`."""
+
+    initializer: str
+    node: str
+    input: int
+    axis: int
+    role: Role
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """The leaf Dims of a model, where they stand, and what surgery has to repair when they shrink."""
+
+    model: ir.Model
+    dims: tuple[Dim, ...]  # those that stand in initializers, named, each with its members
+    axes: dict[str, tuple[Axis, ...]]  # value name -> axes
+    members: dict[Dim, tuple[Member, ...]]
+    lengths: tuple[Length, ...]  # numbers that are lengths of axes
+    lifts: tuple[tuple[str, int, int], ...]  # node, input, axis that the node sees at full size
+    local: frozenset[str]  # nodes that compute statistics over, or contract, reduced Dims
+    pins: tuple[tuple[str, str, float], ...]  # node, attribute, value of a default that depends on a length
+    sizes_read: tuple[tuple[str, int, Axis], ...]  # Shape node, entry, axis
+    ranges: tuple[tuple[str, Axis, Axis], ...]  # Gather node, axis before its range, the range
+    shapes: shapes.Shapes
+
+    @property
+    def free(self) -> tuple[Dim, ...]:
+        """Dims from which positions can be removed."""
+        return tuple(dim for dim in self.dims if dim.frozen is None)
+
+    @property
+    def exact(self) -> tuple[Dim, ...]:
+        """Free Dims whose removal equals silencing, to the last bit of arithmetic."""
+        return tuple(dim for dim in self.free if dim.reduced is None)
+
+    def dim(self, name: str) -> Dim:
+        """The Dim called `name`. Raises: CouplingError when there is none."""
+        found = self._names.get(name)
+        if found is None:
+            raise CouplingError(f"the model has no dimension '{name}'; 'onnxprune inspect' lists them")
+        return found
+
+    @property
+    def _names(self) -> dict[str, Dim]:
+        return {dim.name: dim for dim in self.dims}
+
+    def matching(self, patterns: Sequence[str]) -> set[Dim]:
+        """Dims of which the name, a node or an initializer that produces or consumes them matches a glob."""
+        return {dim for dim in self.dims if any(_matches(dim, self.members[dim], pattern) for pattern in patterns)}
+
+
+def _matches(dim: Dim, members: Iterable[Member], pattern: str) -> bool:
+    names = [dim.name, *(name for m in members if m.role == "produces" for name in (m.node, m.initializer))]
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+
+
+class UnknownShapeError(Exception):
+    """A value whose rank is not known: its consumers become opaque."""
+
+
+@dataclass
+class Analysis:
+    """The walk over the graph, from inputs to outputs; rules write into it through `NodeAxes`."""
+
+    model: ir.Model
+    shapes: shapes.Shapes
+    axes: dict[ir.Value, Axes] = field(default_factory=dict)
+    roles: dict[tuple[str, int, int], Role] = field(default_factory=dict)
+    lengths: list[Length] = field(default_factory=list)
+    lifts: set[tuple[str, int, int]] = field(default_factory=set)
+    local: set[str] = field(default_factory=set)
+    pins: list[tuple[str, str, float]] = field(default_factory=list)
+    sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list)
+    ranges: list[tuple[str, Axis, Axis]] = field(default_factory=list)
+    contractions: list[tuple[ir.Node, Axis, tuple[int, ...]]] = field(default_factory=list)
+
+    def opset(self, domain: str) -> int:
+        return self.model.opset_imports.get(domain, self.model.opset_imports.get("", 1))
+
+    def axes_of(self, value: ir.Value) -> Axes:
+        if value not in self.axes:
+            if not value.is_initializer() or value.const_value is None:
+                raise UnknownShapeError(value.name)
+            sizes = value.const_value.shape.numpy()
+            self.axes[value] = [dims.fresh(size, f"{value.name}:{k}") for k, size in enumerate(sizes)]
+        return self.axes[value]
+
+    def sizes_of(self, value: ir.Value) -> tuple[int, ...] | None:
+        return self.shapes.sizes.get(value.name or "")
+
+    def changes(self, value: ir.Value, position: int) -> bool:
+        """Whether the size of that axis of `value` differs between the probes."""
+        flags = self.shapes.dynamic.get(value.name or "")
+        return bool(flags and flags[position])
+
+    def numbers_of(self, value: ir.Value | None, *, constant: bool) -> np.ndarray | None:
+        array = graph.constant(value)
+        if array is not None or value is None:
+            return array
+        if constant and value.name not in self.shapes.constant:
+            return None
+        return self.shapes.contents.get(value.name or "")
+
+    def mark_dynamic(self, axis: Axis) -> None:
+        for dim in dims.leaves(axis):
+            dim.dynamic = True
+
+    def contract(self, node: ir.Node, axis: Axis, inputs: tuple[int, ...] = (0,)) -> None:
+        """Notes that `node` sums over `axis`: exact only where one of `inputs` is zero at silenced positions."""
+        self.contractions.append((node, axis, inputs))
+
+    def set_axes(self, node: ir.Node, value: ir.Value, axes: Axes) -> None:
+        sizes, given = self.sizes_of(value), tuple(map(length, axes))
+        if sizes is not None and given != sizes:
+            raise CouplingError(
+                f"{node.op_type} '{node.name}': its rule gives sizes {given} where {sizes} were observed"
+            )
+        self.axes[value] = axes
+
+    # The walk ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        for value in self.model.graph.inputs:
+            why = Reason(f"graph input '{value.name}'")
+            sizes = self.sizes_of(value) or ()
+            self.axes[value] = [
+                dims.fixed(size, why, dynamic=self.changes(value, k), name=f"{value.name}:{k}")
+                for k, size in enumerate(sizes)
+            ]
+        for node in self.model.graph:
+            self._visit(node)
+        for value in self.model.graph.outputs:
+            self._freeze(value, Reason(f"graph output '{value.name}'"))
+
+    def _visit(self, node: ir.Node) -> None:
+        bodies = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        if bodies:
+            self._freeze_captured(node, bodies)
+            self._opaque(node, "control flow; its body is left as it is")
+            return
+        rule = RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
+        if rule is None:
+            domain = f"{node.domain}." if node.domain else ""
+            self._opaque(node, f"no coupling rule for operator {domain}{node.op_type}")
+            return
+        try:
+            rule(NodeAxes(self, node))
+        except UnknownShapeError as unknown:
+            self._opaque(node, f"the shape of '{unknown}' is not known")
+        except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+            # A rule that meets what it was not written for must not end the run; the reason names it.
+            self._opaque(node, f"the rule does not apply: {type(error).__name__} {error}")
+
+    def _opaque(self, node: ir.Node, text: str) -> None:
+        why = Reason(f"{node.op_type}: {text}", node.name or "")
+        for value in node.inputs:
+            if value is not None:
+                self._freeze(value, why)
+        for value in node.outputs:
+            sizes = self.sizes_of(value)
+            if sizes is not None:
+                self.axes[value] = [
+                    dims.fixed(size, why, dynamic=self.changes(value, k)) for k, size in enumerate(sizes)
+                ]
+
+    def _freeze(self, value: ir.Value, why: Reason) -> None:
+        try:
+            for axis in self.axes_of(value):
+                dims.freeze(axis, why)
+        except UnknownShapeError:
+            return
+
+    def _freeze_captured(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
+        why = Reason(f"{node.op_type}: used inside its body", node.name or "")
+        for body in bodies:
+            for inner in body.all_nodes():
+                for value in inner.inputs:
+                    if value is not None and (value in self.axes or value.name in self.model.graph.initializers):
+                        self._freeze(value, why)
+            for value in body.outputs:
+                if value in self.axes:
+                    self._freeze(value, why)
+
+
+def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:
+    """The coupling of a normalized `model`.
+
+    observed: shapes by `shapes.observe`, made here when absent.
+    """
+    analysis = Analysis(model, observed or shapes.observe(model))
+    analysis.run()
+    silence.mark_reduced(analysis)
+    members = _members(analysis)
+    for dim in dims.all_leaves(axis for axes in analysis.axes.values() for axis in axes):
+        if dim.frozen is None and dim not in members:
+            dim.frozen = Reason("stands in no initializer")
+    _name(members)
+    axes = {value.name or "": tuple(map(dims.resolve, axes)) for value, axes in analysis.axes.items()}
+    return Coupling(
+        model,
+        tuple(members),
+        axes,
+        members,
+        tuple(analysis.lengths),
+        tuple(sorted(analysis.lifts)),
+        frozenset(analysis.local),
+        tuple(analysis.pins),
+        tuple(analysis.sizes_read),
+        tuple(analysis.ranges),
+        analysis.shapes,
+    )
+
+
+def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
+    found: dict[Dim, list[Member]] = {}
+    for node in analysis.model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer() or value not in analysis.axes:
+                continue
+            for position, axis in enumerate(analysis.axes[value]):
+                role = analysis.roles.get((node.name or "", index, position), "follows")
+                member = Member(value.name or "", node.name or "", index, position, role)
+                for dim in dict.fromkeys(dims.leaves(axis)):
+                    found.setdefault(dim, []).append(member)
+    return {dim: tuple(members) for dim, members in found.items()}
+
+
+ANONYMOUS = re.compile(r"^(onnx::|val_|_?\d+$|.*::|.*Constant|const|t_?\d)")
+
+
+def _name(members: dict[Dim, tuple[Member, ...]]) -> None:
+    """Names every Dim after the first initializer or node that produces it; names are unique."""
+    counts: dict[str, int] = {}
+    order = {"produces": 0, "scales": 1, "follows": 2, "consumes": 3}
+    for dim, places in members.items():
+        first = min(places, key=lambda member: order[member.role])
+        stem = re.sub(r"[._/]?(weight|kernel|bias)(@.*)?$", "", first.initializer)
+        if ANONYMOUS.match(first.initializer) or not stem:
+            stem = re.sub(r"/[A-Z]\w*$", "", first.node).strip("/") or first.node
+        counts[stem] = counts.get(stem, 0) + 1
+        dim.name = stem if counts[stem] == 1 else f"{stem}#{counts[stem]}"

@@ -1,0 +1,178 @@
+"""One node as its coupling rule sees it: axes of inputs, numbers of integer inputs, and the verbs of the algebra."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.coupling import dims
+from onnxprune.coupling.dims import ONE, Axis, Reason, length
+from onnxprune.errors import CouplingError
+
+if TYPE_CHECKING:
+    from onnxprune.coupling.analyze import Analysis
+
+Role = Literal["produces", "consumes", "scales", "follows"]
+Axes = list[Axis]
+
+
+@dataclass(frozen=True)
+class Length:
+    """A number that is the length of an axis: an attribute, or an entry of an integer input, of a node.
+
+    Surgery rewrites it when the axis shrinks: all that rules need to say about repair.
+    """
+
+    node: str
+    target: str | int  # attribute name, or input index
+    entry: int | None  # position inside a list attribute or an input tensor; None for a scalar
+    axis: Axis
+
+
+class NodeAxes:
+    """A node under analysis. Rules read inputs with `x`, relate axes with the verbs, and end with `give`."""
+
+    def __init__(self, analysis: Analysis, node: ir.Node):
+        self.analysis = analysis
+        self.node = node
+        self.name = node.name or ""
+        self.op_type = node.op_type
+
+    # Reading ----------------------------------------------------------------------------------------------------
+
+    @property
+    def opset(self) -> int:
+        return self.analysis.opset(self.node.domain)
+
+    def has(self, index: int) -> bool:
+        """Whether input `index` is given."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
+    def x(self, index: int = 0) -> Axes:
+        """The axes of input `index`."""
+        value = self.node.inputs[index]
+        assert value is not None, (self.name, index)
+        return self.analysis.axes_of(value)
+
+    def given(self) -> list[int]:
+        """Indices of the inputs that are given."""
+        return [index for index in range(len(self.node.inputs)) if self.has(index)]
+
+    def sizes(self, output: int = 0) -> tuple[int, ...] | None:
+        """Sizes of an output at the probe, None when they are unknown."""
+        return self.analysis.sizes_of(self.node.outputs[output])
+
+    def numbers(self, index: int) -> np.ndarray | None:
+        """The contents of an integer input that is the same in every run, else None."""
+        return self.analysis.numbers_of(self.node.inputs[index], constant=True) if self.has(index) else None
+
+    def probed(self, index: int) -> np.ndarray | None:
+        """The contents of an integer input as it was at the probe, constant or not."""
+        return self.analysis.numbers_of(self.node.inputs[index], constant=False) if self.has(index) else None
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """The value of attribute `name`; lists come as tuples."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    # Relating ---------------------------------------------------------------------------------------------------
+
+    def why(self, text: str) -> Reason:
+        return Reason(f"{self.op_type}: {text}", self.name)
+
+    def unify(self, a: Axis, b: Axis) -> Axis:
+        """Makes two axes one; the unified axis."""
+        if length(a) != length(b):
+            raise CouplingError(
+                f"{self.op_type} '{self.name}': an axis of length {length(a)} meets one of length {length(b)}; "
+                "check the model with onnx.checker"
+            )
+        dims.unify(a, b, self.why)
+        return dims.resolve(a)
+
+    def cut(self, axis: Axis, start: int, stop: int) -> Axis:
+        return dims.cut(axis, start, stop, self.why)
+
+    def merge(self, axes: Sequence[Axis]) -> Axis:
+        return dims.merge(axes)
+
+    def split(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+        return dims.split(axis, sizes, self.why)
+
+    def reshape(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axes:
+        return dims.reshape(axes, sizes, self.why)
+
+    def freeze(self, axis: Axis, text: str) -> None:
+        dims.freeze(axis, self.why(text))
+
+    def reduce(self, axis: Axis, text: str) -> None:
+        """Marks `axis` as summarized over here; the masked twin then computes this node over kept positions."""
+        dims.reduce(axis, self.why(text))
+        self.analysis.local.add(self.name)
+
+    def fixed(self, size: int, text: str, *, dynamic: bool = False) -> Axis:
+        return dims.fixed(size, self.why(text), dynamic=dynamic)
+
+    def fresh(self, size: int, suffix: str = "") -> Axis:
+        return dims.fresh(size, f"{self.name}{suffix}")
+
+    def broadcast(self, *operands: Axes) -> Axes:
+        """Axes of the result of numpy broadcasting; axes of length 1 couple with nothing."""
+        result: Axes = []
+        for position in range(1, max(map(len, operands)) + 1):
+            present = [axes[-position] for axes in operands if len(axes) >= position]
+            long = [axis for axis in present if length(axis) != 1]
+            for axis in long[1:]:
+                self.unify(long[0], axis)
+            result.insert(0, dims.resolve(long[0]) if long else ONE)
+        return result
+
+    # Telling ----------------------------------------------------------------------------------------------------
+
+    def give(self, *outputs: Axes) -> None:
+        """Sets the axes of the outputs, in order; superfluous ones are ignored."""
+        for value, axes in zip(self.node.outputs, outputs, strict=False):
+            if value.name:
+                self.analysis.set_axes(self.node, value, axes)
+
+    def fixed_output(self, output: int, position: int, text: str) -> Axis:
+        """A frozen axis for `position` of an output, of its observed size."""
+        value = self.node.outputs[output]
+        sizes = self.sizes(output)
+        assert sizes is not None, (self.name, "sizes unknown")
+        return self.fixed(sizes[position], text, dynamic=self.analysis.changes(value, position))
+
+    def fixed_outputs(self, text: str) -> None:
+        """Every output frozen whole."""
+        outputs = []
+        for index, value in enumerate(self.node.outputs):
+            sizes = self.analysis.sizes_of(value)
+            outputs.append([self.fixed_output(index, k, text) for k in range(len(sizes or ()))])
+        self.give(*outputs)
+
+    def opaque(self, text: str) -> None:
+        """Freezes everything that the node touches."""
+        for index in self.given():
+            for axis in self.x(index):
+                self.freeze(axis, text)
+        self.fixed_outputs(text)
+
+    def roles(self, index: int, roles: Mapping[int, Role]) -> None:
+        """What input `index`, if it is an initializer, does on the axes in `roles`."""
+        for position, role in roles.items():
+            self.analysis.roles[(self.name, index, position)] = role
+
+    def length_attribute(self, name: str, axis: Axis, entry: int | None = None) -> None:
+        self.analysis.lengths.append(Length(self.name, name, entry, axis))
+
+    def length_input(self, index: int, axes: Mapping[int, Axis]) -> None:
+        for entry, axis in axes.items():
+            self.analysis.lengths.append(Length(self.name, index, entry, axis))
+
+    def lift(self, index: int, position: int) -> None:
+        """The node reads input `index` at its full size on axis `position`: removed positions come back as zeros."""
+        self.analysis.lifts.add((self.name, index, position))

@@ -1,0 +1,162 @@
+"""Fused attention operators. Letters: B batch, L queries, S keys, H heads, d head width, v value width, R repeats."""
+
+from math import sqrt
+
+from onnxprune.coupling.dims import Axis, length, resolve
+from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.registry import coupling_rule
+
+MS = "com.microsoft"
+
+
+def pin_scale(n: NodeAxes, width: int) -> None:
+    """The default scale depends on the head width, so it is written down before the width changes."""
+    if not n.attribute("scale", 0.0):
+        n.analysis.pins.append((n.name, "scale", 1.0 / sqrt(width)))
+
+
+@coupling_rule("Attention")
+def Attention(n: NodeAxes) -> None:
+    """q (B, H, L, d), k (B, K, S, d), v (B, K, S, v), H = K R; or flat (B, L, H d) with the head counts as attributes."""
+    q, k, v = n.x(0), n.x(1), n.x(2)
+    flat = len(q) == 3
+    if flat:
+        heads, kv = n.attribute("q_num_heads"), n.attribute("kv_num_heads")
+        Q = n.split(q[2], [kv, heads // kv, length(q[2]) // heads])
+        K = n.split(k[2], [kv, length(k[2]) // kv])
+        V = n.split(v[2], [kv, length(v[2]) // kv])
+        L, S = q[1], k[1]
+    else:
+        kv = length(k[1])
+        Q = [*n.split(q[1], [kv, length(q[1]) // kv]), q[3]]
+        K, V, L, S = [k[1], k[3]], [v[1], v[3]], q[2], k[2]
+    n.unify(Q[0], K[0])
+    n.unify(K[0], V[0])
+    n.unify(Q[2], K[1])
+    n.analysis.contract(n.node, Q[2], inputs=(0, 1))
+    n.freeze(S, "softmax runs over keys")
+    pin_scale(n, length(Q[2]))
+    heads_axis = n.merge([Q[0], Q[1]])
+    past_and_mask(n, heads_axis, K, V)
+    if flat:
+        n.length_attribute("q_num_heads", heads_axis)
+        n.length_attribute("kv_num_heads", Q[0])
+        y: Axes = [q[0], L, n.merge([Q[0], Q[1], V[1]])]
+    else:
+        y = [q[0], resolve(heads_axis), L, resolve(V[1])]
+    n.give(y, *attention_extras(n, q[0], K, V, heads_axis))
+
+
+def past_and_mask(n: NodeAxes, heads: Axis, K: Axes, V: Axes) -> None:
+    if n.has(3):
+        mask = n.x(3)
+        for axis in mask[-2:]:
+            n.freeze(axis, "attention mask")
+        if len(mask) == 4 and length(mask[1]) > 1:
+            n.unify(mask[1], heads)
+    for index, pair in ((4, K), (5, V)):
+        if n.has(index):
+            n.unify(n.x(index)[1], pair[0])
+            n.freeze(n.x(index)[2], "past keys")
+            n.unify(n.x(index)[3], pair[1])
+
+
+def attention_extras(n: NodeAxes, batch: Axis, K: Axes, V: Axes, heads: Axis) -> list[Axes]:
+    """Axes of present_key, present_value and the attention scores."""
+    extras: list[Axes] = []
+    for index, value in enumerate(n.node.outputs[1:], start=1):
+        if not value.name:
+            extras.append([])
+        elif index == 3:
+            n.freeze(heads, "attention scores are an output")
+            extras.append([batch, heads, *(n.fixed_output(index, k, "scores") for k in (2, 3))])
+        else:
+            pair = K if index == 1 else V
+            extras.append([batch, pair[0], n.fixed_output(index, 2, "present keys"), pair[1]])
+    return extras
+
+
+@coupling_rule("MultiHeadAttention", domain=MS)
+def MultiHeadAttention(n: NodeAxes) -> None:
+    """q (B, L, H d), k (B, S, H d), v (B, S, H v), bias (3 H d), key padding mask, attention bias (B, H, L, S)."""
+    if not (n.has(1) and n.has(2)) or len(n.x(1)) != 3 or any(n.has(k) for k in (6, 7, 8)):
+        n.opaque("packed or cached inputs")
+        return
+    q, k, v, heads = n.x(0), n.x(1), n.x(2), n.attribute("num_heads")
+    H, d = n.split(q[2], [heads, length(q[2]) // heads])
+    n.unify(k[2], n.merge([H, d]))
+    width = n.split(v[2], [heads, length(v[2]) // heads])
+    n.unify(width[0], H)
+    if n.has(3):
+        n.unify(n.x(3)[0], q[2] + k[2] + v[2])
+        n.roles(3, {0: "produces"})
+    if n.has(4):
+        for axis in n.x(4):
+            n.freeze(axis, "padding mask")
+    if n.has(5):
+        bias = n.x(5)
+        if length(bias[1]) > 1:
+            n.unify(bias[1], H)
+        for axis in bias[2:]:
+            n.freeze(axis, "attention bias")
+    n.analysis.contract(n.node, d, inputs=(0, 1))
+    n.freeze(k[1], "softmax runs over keys")
+    n.length_attribute("num_heads", H)
+    pin_scale(n, length(d))
+    if any(value.name for value in n.node.outputs[1:]):
+        n.opaque("present keys are outputs")
+        return
+    n.give([q[0], q[1], n.merge([H, width[1]])])
+
+
+@coupling_rule("Attention", domain=MS)
+def PackedAttention(n: NodeAxes) -> None:
+    """x (B, L, C), w (C, 3 H d), bias (3 H d), mask, past, attention bias -> y (B, L, H d)."""
+    x, w, heads = n.x(0), n.x(1), n.attribute("num_heads")
+    if n.attribute("qkv_hidden_sizes") is not None or n.has(4) or any(value.name for value in n.node.outputs[1:]):
+        n.opaque("cached keys or unequal widths")
+        return
+    n.unify(x[2], w[0])
+    _, H, d = n.split(w[1], [3, heads, length(w[1]) // 3 // heads])
+    n.freeze(_, "query, key and value")
+    if n.has(2):
+        n.unify(n.x(2)[0], w[1])
+        n.roles(2, {0: "produces"})
+    if n.has(3):
+        for axis in n.x(3):
+            n.freeze(axis, "attention mask")
+    if n.has(5):
+        for axis in n.x(5):
+            n.freeze(axis, "attention bias")
+    n.roles(1, {0: "consumes", 1: "produces"})
+    n.freeze(x[1], "softmax runs over keys")
+    n.length_attribute("num_heads", H)
+    pin_scale(n, length(d))
+    n.give([x[0], x[1], n.merge([H, d])])
+
+
+@coupling_rule("RotaryEmbedding")
+def RotaryEmbedding(n: NodeAxes) -> None:
+    """x (B, H, L, d) or (B, L, H d), cos and sin (..., d / 2): pairs of positions of d turn together."""
+    x, cos, sin = n.x(0), n.x(1), n.x(2)
+    heads = n.attribute("num_heads", 0)
+    flat = len(x) == 3
+    if (flat and not heads) or n.attribute("rotary_embedding_dim", 0):
+        n.opaque("partial rotation")
+        return
+    if flat:
+        H, d = n.split(x[2], [heads, length(x[2]) // heads])
+        n.length_attribute("num_heads", H)
+    else:
+        d = x[3]
+    half = length(d) // 2
+    if n.attribute("interleaved", 0):
+        turned, pair = n.split(d, [half, 2])
+    else:
+        pair, turned = n.split(d, [2, half])
+    n.freeze(pair, "pairs turn together")
+    for table in (cos, sin):
+        n.unify(table[-1], turned)
+        for axis in table[:-1]:
+            n.freeze(axis, "positions in the sequence")
+    n.give(list(x))

@@ -1,0 +1,40 @@
+"""Elementwise operators: the output has the broadcast axes of the inputs."""
+
+from onnxprune.coupling.dims import ONE
+from onnxprune.coupling.node import NodeAxes
+from onnxprune.coupling.registry import coupling_rule
+
+UNARY = (
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
+    "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
+    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu CastLike Bernoulli"
+).split()
+BINARY = (
+    "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
+    "Min Mod Mul Or Pow PRelu Sub Sum Where Xor"
+).split()
+
+
+@coupling_rule(*UNARY)
+def Unary(n: NodeAxes) -> None:
+    n.give(*[list(n.x(0)) for _ in n.node.outputs])
+
+
+@coupling_rule(*BINARY)
+def Binary(n: NodeAxes) -> None:
+    operands = [n.x(i) for i in n.given()]
+    if n.opset < 7 and len(operands) == 2:  # the old attributes: b is aligned with `axis` of a
+        axis, rank = n.attribute("axis"), len(operands[0])
+        if n.attribute("broadcast", 0) and axis is not None and len(operands[1]) < rank:
+            missing = rank - int(axis) % rank - len(operands[1])
+            operands[1] = [*operands[1], *[ONE] * missing]
+    n.give(n.broadcast(*operands))
+
+
+@coupling_rule("PRelu")
+def PRelu(n: NodeAxes) -> None:
+    x, slope = n.x(0), n.x(1)
+    if n.opset < 7 and len(slope) == 1 and len(x) > 2:  # slope is per channel
+        slope = [slope[0], *[ONE] * (len(x) - 2)]
+    n.roles(1, dict.fromkeys(range(len(slope)), "scales"))
+    n.give(n.broadcast(x, slope))

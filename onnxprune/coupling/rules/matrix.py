@@ -1,0 +1,96 @@
+"""Matrix products: contracted axes are unified, batch axes broadcast."""
+
+from onnxprune.coupling.dims import Axis, resolve
+from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.registry import coupling_rule
+
+
+def _weight_roles(n: NodeAxes, index: int, rank: int, *, contracted: int, produced: int) -> None:
+    n.roles(index, {contracted % rank: "consumes", produced % rank: "produces"})
+
+
+@coupling_rule("Gemm")
+def Gemm(n: NodeAxes) -> None:
+    """a (M, K), b (K, N), c broadcast to (M, N) -> y (M, N); transA and transB swap."""
+    a = n.x(0)[::-1] if n.attribute("transA", 0) else n.x(0)
+    trans = bool(n.attribute("transB", 0))
+    b = n.x(1)[::-1] if trans else n.x(1)
+    n.unify(a[1], b[0])
+    _weight_roles(n, 1, 2, contracted=1 if trans else 0, produced=0 if trans else 1)
+    n.roles(0, {0: "produces", 1: "consumes"} if not n.attribute("transA", 0) else {0: "consumes", 1: "produces"})
+    y = [a[0], b[1]]
+    if n.has(2):
+        c = n.x(2)
+        n.roles(2, {len(c) - 1: "produces"})
+        y = n.broadcast(y, c)
+    n.give([resolve(axis) for axis in y])
+
+
+@coupling_rule("MatMul", "MatMulInteger")
+def MatMul(n: NodeAxes) -> None:
+    """a (..., M, K), b (..., K, N) -> y (..., M, N); vectors as in numpy."""
+    matmul(n, n.x(0), n.x(1))
+
+
+def matmul(n: NodeAxes, a: Axes, b: Axes) -> None:
+    n.roles(1, {len(b) - 1: "produces", len(b) - 2: "consumes"} if len(b) > 1 else {0: "consumes"})
+    n.roles(0, {len(a) - 2: "produces", len(a) - 1: "consumes"} if len(a) > 1 else {0: "consumes"})
+    n.unify(a[-1], b[-2] if len(b) > 1 else b[0])
+    batch = n.broadcast(a[:-2], b[:-2]) if len(a) > 2 or len(b) > 2 else []
+    y: Axes = list(batch)
+    if len(a) > 1:
+        y.append(resolve(a[-2]))
+    if len(b) > 1:
+        y.append(resolve(b[-1]))
+    n.give(y)
+
+
+@coupling_rule("QLinearMatMul", "QLinearConv")
+def QLinear(n: NodeAxes) -> None:
+    n.opaque("quantized operator format is not cut; convert the model to QDQ")
+
+
+@coupling_rule("Einsum")
+def Einsum(n: NodeAxes) -> None:
+    """One axis per letter; an ellipsis broadcasts."""
+    terms, output = einsum_terms(n)
+    by_letter: dict[str, Axis] = {}
+    ellipses: list[Axes] = []
+    for index, term in enumerate(terms):
+        axes = n.x(index)
+        letters, dotted = expand_term(term, len(axes))
+        ellipses.append([axis for letter, axis in zip(letters, axes, strict=True) if letter == "."])
+        for letter, axis in zip(letters, axes, strict=True):
+            if letter != ".":
+                known = by_letter.get(letter)
+                if known is None or known == ((),):
+                    by_letter[letter] = axis
+                elif axis != ((),):
+                    n.unify(known, axis)
+        del dotted
+        if index > 0:
+            kept = set(output)
+            n.roles(index, {k: ("produces" if x in kept else "consumes") for k, x in enumerate(letters) if x != "."})
+    batch = n.broadcast(*ellipses) if any(ellipses) else []
+    y: Axes = []
+    for letter in output.replace("...", "."):
+        y += [resolve(axis) for axis in batch] if letter == "." else [resolve(by_letter[letter])]
+    n.give(y)
+
+
+def einsum_terms(n: NodeAxes) -> tuple[list[str], str]:
+    """Input terms and the output term of the equation; an implicit output is made explicit."""
+    equation = str(n.attribute("equation")).replace(" ", "")
+    left, arrow, output = equation.partition("->")
+    terms = left.split(",")
+    if not arrow:
+        letters = left.replace(",", "").replace("...", "")
+        output = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    return terms, output
+
+
+def expand_term(term: str, rank: int) -> tuple[str, bool]:
+    """`term` with one '.' for each axis of its ellipsis, and whether it had one."""
+    if "..." not in term:
+        return term, False
+    return term.replace("...", "." * (rank - len(term) + 3)), True

@@ -1,0 +1,43 @@
+"""LSTM, GRU and RNN: one hidden Dim H in all weights, states and outputs. D directions, T steps, N batch."""
+
+from onnxprune.coupling.dims import resolve
+from onnxprune.coupling.node import NodeAxes
+from onnxprune.coupling.registry import coupling_rule
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+@coupling_rule("LSTM", "GRU", "RNN")
+def Recurrent(n: NodeAxes) -> None:
+    """x (T, N, I), w (D, G H, I), r (D, G H, H), b (D, 2 G H), lengths (N), h (D, N, H), c (D, N, H), p (D, 3 H).
+
+    With layout 1 the batch comes first. Outputs: y (T, D, N, H), last h (D, N, H), last c.
+    """
+    gates = GATES[n.op_type]
+    x, w, r = n.x(0), n.x(1), n.x(2)
+    H = r[2]
+    stacked = n.merge([n.fixed(gates, "gates"), H])
+    n.unify(x[2], w[2])
+    n.unify(w[1], stacked)
+    n.unify(r[1], stacked)
+    n.freeze(w[0], "directions")
+    n.unify(w[0], r[0])
+    n.roles(1, {1: "produces", 2: "consumes"})
+    n.roles(2, {1: "produces", 2: "consumes"})
+    if n.has(3):
+        n.unify(n.x(3)[1], n.merge([n.fixed(2 * gates, "gates"), H]))
+        n.roles(3, {1: "produces"})
+    if n.has(4):
+        n.freeze(n.x(4)[0], "sequence lengths")
+    batch_first = n.attribute("layout", 0) == 1
+    for index in (5, 6):
+        if n.has(index):
+            n.unify(n.x(index)[2], H)
+    if n.has(7):
+        n.unify(n.x(7)[1], n.merge([n.fixed(3, "gates"), H]))
+    n.length_attribute("hidden_size", H)
+    D, h = resolve(w[0]), resolve(H)
+    if batch_first:
+        n.give([x[0], x[1], D, h], [x[0], D, h], [x[0], D, h])
+    else:
+        n.give([x[0], D, x[1], h], [D, x[1], h], [D, x[1], h])

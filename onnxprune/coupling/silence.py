@@ -1,0 +1,195 @@
+"""Where masking is exact: which values are zero at silenced positions.
+
+The mask sets the slices of initializers to zero. A channel is *silent* in a value when it is then zero there.
+Most consumers ignore a channel anyway, because their own slice is zero too. Those that sum over it without a
+slice of their own (a product of two activations, a sum over channels) need it to be silent; where it is not, the
+Dim is marked `reduced`, and the masked twin computes that node over kept positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import dims
+from onnxprune.coupling.dims import Axis, Dim, Reason
+
+if TYPE_CHECKING:
+    from onnxprune.coupling.analyze import Analysis
+
+Silent = frozenset[Dim]
+NOTHING: Silent = frozenset()
+
+# f(0) = 0, or the operator only moves values, or averages and picks among them.
+PRESERVING = frozenset(
+    (
+        "Abs Asin Asinh Atan Atanh Cast CastLike Ceil Celu Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
+        "Relu Round Selu Sign Sin Sinh Softsign Sqrt Swish Tan Tanh Dropout Shrink ThresholdedRelu QuickGelu Reshape "
+        "Flatten Squeeze Unsqueeze Transpose Split Slice Tile Expand DepthToSpace SpaceToDepth Concat MaxPool "
+        "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize Upsample GridSample RoiAlign Col2Im "
+        "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd CumSum Trilu TopK Add "
+        "Sub Sum Max Min Mean Or Xor Where BiasGelu FastGelu BiasAdd Gather GatherElements GatherND ScatterND "
+        "ScatterElements Scatter LRN LpNormalization QuantizeLinear DequantizeLinear DynamicQuantizeLinear "
+        "InstanceNormalization GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization "
+        "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding"
+    ).split()
+)
+ANY = frozenset(("Mul And PRelu BatchNormalization Attention MultiHeadAttention").split())
+
+
+def mark_reduced(analysis: Analysis) -> None:
+    """Marks Dims that some node sums over without being silent there, and divisors that the mask makes zero."""
+    walk = _Walk(analysis)
+    for node in analysis.model.graph:
+        if any(value not in analysis.axes for value in node.outputs if value.name):
+            continue
+        walk.visit(node)
+    for node, axis, inputs in analysis.contractions:
+        walk.require(node, axis, *(walk.of(node, index) for index in inputs))
+    for name, index, position in analysis.lifts:
+        node = walk.nodes[name]
+        walk.require(node, walk.axes(node, index)[position], walk.of(node, index))
+
+
+class _Walk:
+    def __init__(self, analysis: Analysis):
+        self.analysis = analysis
+        self.silent: dict[ir.Value, Silent] = {}
+        self.nodes = {node.name or "": node for node in analysis.model.graph}
+
+    def axes(self, node: ir.Node, index: int) -> list[Axis]:
+        value = node.inputs[index]
+        return self.analysis.axes.get(value, []) if value is not None else []
+
+    def of(self, node: ir.Node, index: int) -> Silent:
+        """Dims in which input `index` is zero once they are silenced."""
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            return NOTHING
+        if value not in self.silent and value.is_initializer():
+            self.silent[value] = frozenset(_free(self.analysis.axes.get(value, [])))
+        return self.silent.get(value, NOTHING)
+
+    def present(self, node: ir.Node) -> list[int]:
+        return [index for index, value in enumerate(node.inputs) if value is not None]
+
+    def require(self, node: ir.Node, axis: Axis, *silent: Silent) -> None:
+        for dim in dims.leaves(axis):
+            if dim.frozen is None and not any(dim in operand for operand in silent):
+                if dim.reduced is None:
+                    dim.reduced = Reason(f"{node.op_type}: sums over positions that are not zero", node.name or "")
+                self.analysis.local.add(node.name or "")
+
+    def visit(self, node: ir.Node) -> None:
+        out = frozenset(_free(axis for value in node.outputs for axis in self.analysis.axes.get(value, [])))
+        if not out and not self._needs_check(node):
+            return
+        result = self._result(node, out)
+        for value in node.outputs:
+            self.silent[value] = result
+
+    def _needs_check(self, node: ir.Node) -> bool:
+        return node.op_type in CONTRACTING or node.op_type == "Div"
+
+    def _result(self, node: ir.Node, out: Silent) -> Silent:
+        op = node.op_type
+        if op in CONTRACTING:
+            return self._contracting(node, out)
+        if op in PRODUCING:
+            return self._union(node, out, (1, 2))
+        if op in ATTENTION:
+            return self._union(node, out, (2,) if op == "MultiHeadAttention" or not node.domain else (1,))
+        if op in ANY:
+            return self._union(node, out, self.present(node))
+        if op in ("Div", "Pow"):
+            return self._division(node, out)
+        if op == "Clip":
+            return self.of(node, 0) if self._clip_keeps_zero(node) else NOTHING
+        if op == "Pad":
+            return (
+                self.of(node, 0) | (out - frozenset(_free(self.axes(node, 0))))
+                if _pads_zero(node)
+                else self.of(node, 0)
+            )
+        if op in PRESERVING:
+            return self._all(node, out)
+        return NOTHING
+
+    def _union(self, node: ir.Node, out: Silent, inputs: Iterable[int]) -> Silent:
+        return frozenset().union(*(self.of(node, index) for index in inputs)) & out
+
+    def _all(self, node: ir.Node, out: Silent) -> Silent:
+        """Silent in every floating input: in one that lacks the Dim it would be broadcast, unless it is zero."""
+        inputs = [index for index in self.present(node) if self._carries(node, index)]
+        if node.op_type in ("Concat",):
+            relevant = [(self.of(node, i), frozenset(_free(self.axes(node, i)))) for i in inputs]
+            return frozenset(d for d in out if all(d in silent for silent, own in relevant if d in own))
+        result = out
+        for index in inputs:
+            result = result & self.of(node, index)
+        return result
+
+    def _carries(self, node: ir.Node, index: int) -> bool:
+        """Whether input `index` carries values rather than positions, sizes, conditions or scales."""
+        op = node.op_type
+        if op == "Where":
+            return index > 0
+        if op in ("ScatterND", "ScatterElements", "Scatter"):
+            return index in (0, 2)
+        if op == "EmbedLayerNormalization":
+            return index in (2, 3, 4, 5, 6)
+        if op in ("Add", "Sub", "Sum", "Max", "Min", "Mean", "Or", "Xor", "BiasGelu", "FastGelu", "BiasAdd", "Concat"):
+            return not (op != "Concat" and _is_zero(node.inputs[index]))
+        if op.startswith("Skip"):
+            return index in (0, 1, 3, 4)
+        return index == 0
+
+    def _contracting(self, node: ir.Node, out: Silent) -> Silent:
+        a, b = self.of(node, 0), self.of(node, 1)
+        contracted = frozenset(_free([*self.axes(node, 0), *self.axes(node, 1)])) - out
+        for dim in contracted:
+            self.require(node, ((dim,),), a, b)
+        result = (a | b) & out
+        if node.op_type in ("Gemm", "FusedGemm") and len(node.inputs) > 2 and node.inputs[2] is not None:
+            result &= self.of(node, 2)
+        return result
+
+    def _division(self, node: ir.Node, out: Silent) -> Silent:
+        """x / y and x ** y with a masked, hence zero, divisor or exponent are not numbers or not zero."""
+        for dim in self.of(node, 1) & out:
+            self.require(node, ((dim,),))
+        return self.of(node, 0)
+
+    def _clip_keeps_zero(self, node: ir.Node) -> bool:
+        low, high = (_bound(node, name, index) for name, index in (("min", 1), ("max", 2)))
+        return (low is None or low <= 0) and (high is None or high >= 0)
+
+
+def _free(axes: Iterable[Axis]) -> Iterable[Dim]:
+    return (dim for axis in axes for dim in dims.leaves(axis) if dim.frozen is None)
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    array = graph.constant(value)
+    return array is not None and array.size <= 4096 and not np.any(array)
+
+
+def _pads_zero(node: ir.Node) -> bool:
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        return _is_zero(node.inputs[2])
+    attribute = node.attributes.get("value")
+    return attribute is None or attribute.value == 0
+
+
+def _bound(node: ir.Node, name: str, index: int) -> float | None:
+    attribute = node.attributes.get(name)
+    if attribute is not None:
+        return float(attribute.value)
+    if index >= len(node.inputs) or node.inputs[index] is None:
+        return None
+    array = graph.constant(node.inputs[index])
+    return float("nan") if array is None else float(array)

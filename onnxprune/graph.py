@@ -1,0 +1,393 @@
+"""Models on disk and in memory: load, normalize, save. The only file that knows files.
+
+A model in memory is an `onnx_ir.Model`. The normalized model is what analysis, plans and surgery refer to:
+functions are inlined, constants are initializers, shapes computed from constants are folded away, every node has
+a name, no initializer is a graph input, and equal initializers that an exporter merged are separate again.
+It computes the same numbers behind the same interface.
+"""
+
+import hashlib
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from onnxprune.errors import GraphError, UsageError
+
+PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
+SKELETON_BYTES = 256_000_000  # larger models are simplified without their weights, which are then never held twice
+
+# Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
+KEPT_APART = ["eliminate_duplicate_initializer", "eliminate_common_subexpression", "fuse_qkv", "fuse_bn_into_conv"]
+
+
+def load(path: str | Path) -> ir.Model:
+    """The model in file `path`; external data stays on disk until it is read.
+
+    Raises: GraphError when the file is missing, is not ONNX, or its external data is absent or outside its folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file; give the path of an .onnx model")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise GraphError(f"{path}: not an ONNX file, or truncated ({_line(error)}); export or copy it again") from error
+    if not proto.graph.node or not proto.opset_import:
+        raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
+    _check_opsets(proto, path)
+    _check_external(proto, path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    model.meta["external"] = any(_is_external(value) for value in model.graph.initializers.values())
+    _check_order(model, path)
+    return model
+
+
+def normalize(model: ir.Model) -> ir.Model:
+    """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing."""
+    model = model.clone()
+    outputs = [value.name for value in model.graph.outputs]
+    passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    simplified = _simplify(model, skipped=KEPT_APART)
+    assert [value.name for value in simplified.graph.outputs] == outputs, outputs
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    passes.RemoveUnusedNodesPass()(simplified)
+    _drop_unused_initializers(simplified)
+    _name_nodes(simplified)
+    _untie(simplified)
+    simplified.meta.update(model.meta)
+    return simplified
+
+
+def finish(model: ir.Model) -> ir.Model:
+    """`model` after onnxsim with all its fusions, ready to be written; the interface is unchanged."""
+    finished = _simplify(model, skipped=["fuse_qkv"])
+    _drop_unused_initializers(finished)
+    tie(finished)
+    finished.meta.update(model.meta)
+    return finished
+
+
+def save(model: ir.Model, path: str | Path) -> None:
+    """Writes `model` beside `path` and renames it: `path` holds the old file or the whole new one, never a part.
+
+    Weights go to `<name>.data` beside the file when the model is too large for one protobuf message or came so.
+    Raises: UsageError when the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            data = (
+                f"{path.name}.data" if model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES else None
+            )
+            ir.save(model, temporary, external_data=data)
+            if data is not None and (temporary.parent / data).exists():
+                os.replace(temporary.parent / data, path.parent / data)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 of the file that `save` writes for `model`, the weights included wherever they are stored."""
+    hasher = hashlib.sha256()
+    if size_bytes(model) <= PROTOBUF_LIMIT_BYTES and not model.meta.get("external"):
+        hasher.update(ir.to_proto(model).SerializeToString(deterministic=True))
+        return hasher.hexdigest()
+    proto, hidden = skeleton(model, 0)
+    hasher.update(proto.SerializeToString(deterministic=True))
+    for name in sorted(hidden):
+        hasher.update(name.encode())
+        hasher.update(array_of(hidden[name]).tobytes())
+    return hasher.hexdigest()
+
+
+def size_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers of `model`."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind an initializer, or None when the value is computed."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def array_of(value: ir.Value) -> np.ndarray:
+    """The array of an initializer."""
+    assert value.const_value is not None, value.name
+    return value.const_value.numpy()
+
+
+def set_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Gives an initializer another array; shape and type follow it."""
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
+    if value.const_value is not None and value.const_value.dtype != tensor.dtype:
+        tensor = ir.Tensor(
+            array.astype(value.const_value.dtype.numpy()), dtype=value.const_value.dtype, name=value.name
+        )
+    value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer of `graph`; `name` is made unique."""
+    taken, unique, count = graph.initializers, name, 0
+    while unique in taken:
+        count += 1
+        unique = f"{name}.{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
+    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def tie(model: ir.Model) -> None:
+    """Makes equal initializers one again, as exporters do."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    outputs = set(model.graph.outputs)
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < 64 or value in outputs:
+            continue
+        key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.numpy().tobytes()).digest())
+        other = first.setdefault(key, value)
+        if other is not value:
+            value.replace_all_uses_with(other)
+            del model.graph.initializers[value.name or ""]
+
+
+# Loading --------------------------------------------------------------------------------------------------------
+
+
+def _check_opsets(proto: onnx.ModelProto, path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and not 1 <= opset.version <= newest:
+            raise GraphError(
+                f"{path}: opset {opset.version} is unknown (newest known: {newest}); export at {newest} or lower"
+            )
+
+
+def _check_external(proto: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = (folder / location).resolve()
+        if not location or not file.is_relative_to(folder):
+            raise GraphError(
+                f"{path}: external data of '{tensor.name}' is at '{location}', outside the folder; move it there"
+            )
+        if not file.is_file():
+            raise GraphError(
+                f"{path}: external data file '{location}' of '{tensor.name}' is missing; copy it beside the model"
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if file.stat().st_size < end:
+            raise GraphError(
+                f"{path}: external data file '{location}' is {file.stat().st_size} bytes, '{tensor.name}' ends at {end}"
+            )
+
+
+def _check_order(model: ir.Model, path: Path) -> None:
+    """Sorts the nodes. Raises: GraphError when they form a cycle, or a value comes from nowhere."""
+    graph = model.graph
+    known = set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value not in known:
+                raise GraphError(
+                    f"{path}: node '{node.name or node.op_type}' reads '{value.name}', which nothing produces"
+                )
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise GraphError(f"{path}: the graph has a cycle ({_line(error)})") from error
+
+
+def _is_external(value: ir.Value) -> bool:
+    return isinstance(value.const_value, ir.ExternalTensor)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# Simplifying ----------------------------------------------------------------------------------------------------
+
+
+def _simplify(model: ir.Model, skipped: list[str]) -> ir.Model:
+    """`model` through onnxsim; weights that it must not bake or hold twice are hidden from it as inputs."""
+    onnxsim = _import_onnxsim()
+    threshold = 4096 if size_bytes(model) > SKELETON_BYTES else None
+    proto, hidden = skeleton(model, threshold)
+    try:
+        simplified, _ = onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)
+    except Exception:  # it raises bare RuntimeErrors; a model that it cannot simplify is pruned as it is
+        simplified = proto
+    result = ir.from_proto(simplified)
+    _unhide(result, hidden)
+    _restore_interface(result, model)
+    return result
+
+
+def _import_onnxsim() -> ModuleType:
+    """onnxsim without torch, which it would import (two seconds) for parts that are not used here."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes 'import torch' fail, which onnxsim expects
+    try:
+        return importlib.import_module("onnxsim")
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
+    """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
+
+    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), and, with a
+    threshold, all initializers of more bytes.
+    """
+    hidden = {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if _arrives_through_node(value) or (threshold is not None and value.const_value.nbytes > threshold)
+    }
+    if not hidden:
+        return ir.to_proto(model), {}
+    tensors = {name: value.const_value for name, value in hidden.items()}
+    inputs = list(model.graph.inputs)
+    try:
+        for name, value in hidden.items():
+            value.shape = ir.Shape(tensors[name].shape.numpy())
+            value.type = ir.TensorType(tensors[name].dtype)
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+        return ir.to_proto(model), {name: _detached(name, tensors[name]) for name in hidden}
+    finally:
+        for name, value in hidden.items():
+            model.graph.inputs.remove(value)
+            value.const_value = tensors[name]
+            model.graph.register_initializer(value)
+        assert list(model.graph.inputs) == inputs
+
+
+def _detached(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+
+
+def _unhide(model: ir.Model, hidden: dict[str, ir.Value]) -> None:
+    for value in [value for value in model.graph.inputs if value.name in hidden]:
+        model.graph.inputs.remove(value)
+        value.const_value = hidden[value.name or ""].const_value
+        model.graph.register_initializer(value)
+
+
+def _arrives_through_node(value: ir.Value) -> bool:
+    if value.const_value is None or value.const_value.nbytes < 64:
+        return False
+    users = {node.op_type for node, _ in value.uses()}
+    if "DequantizeLinear" in users:
+        return True
+    return users == {"Cast"} and value.const_value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
+
+def _restore_interface(result: ir.Model, original: ir.Model) -> None:
+    """Signatures, names and metadata as they were; onnxsim may have specialised shapes or dropped properties."""
+    for new, old in zip(result.graph.outputs, original.graph.outputs, strict=True):
+        new.shape, new.type = old.shape, old.type
+    by_name = {value.name: value for value in result.graph.inputs}
+    for old in original.graph.inputs:
+        if old.name not in by_name:
+            raise GraphError(f"graph input '{old.name}' was lost in simplification; please report this model")
+        by_name[old.name].shape, by_name[old.name].type = old.shape, old.type
+    result.graph.inputs[:] = [by_name[value.name] for value in original.graph.inputs]
+    result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string
+    result.metadata_props.clear()
+    result.metadata_props.update(original.metadata_props)
+    result.producer_name, result.producer_version = original.producer_name, original.producer_version
+    result.model_version, result.domain, result.doc_string = (
+        original.model_version,
+        original.domain,
+        original.doc_string,
+    )
+
+
+# Normal form ----------------------------------------------------------------------------------------------------
+
+
+def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes of `graph` and of all its subgraphs."""
+    return iter(graph.all_nodes())
+
+
+def _drop_unused_initializers(model: ir.Model) -> None:
+    outputs = set(model.graph.outputs)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del model.graph.initializers[name]
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Gives every node a name of its own; given names stay."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.all_nodes()):
+        name = node.name or f"{node.op_type}_{index}"
+        unique, count = name, 0
+        while unique in taken:
+            count += 1
+            unique = f"{name}.{count}"
+        taken.add(unique)
+        node.name = unique
+
+
+def _untie(model: ir.Model) -> None:
+    """One initializer per use, except for weights that the author of the network shares between nodes.
+
+    Exporters merge equal initializers: one zero vector in thirty places would couple half of a network.
+    A matrix with contents of its own that several nodes use is shared by design and stays shared.
+    """
+    for value in list(model.graph.initializers.values()):
+        uses = [use for use in value.uses() if use.node.graph is model.graph]
+        if len(uses) < 2 or len(uses) < len(value.uses()) or value in model.graph.outputs or _shared_by_design(value):
+            continue
+        for node, index in uses[1:]:
+            tensor = value.const_value
+            name = f"{value.name}@{node.name}.{index}"
+            copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
+            model.graph.register_initializer(copy)
+            node.replace_input_with(index, copy)
+
+
+def _shared_by_design(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+        return False
+    array = tensor.numpy()
+    return bool((array != array.flat[0]).any()) if array.size > 1 else False

@@ -1,20 +1,30 @@
 """onnxruntime sessions: the one place that opens them, and that refuses a provider which did not load."""
 
+import contextlib
+import ctypes
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
+from onnxprune.data.inputs import InputInfo
 from onnxprune.errors import GraphError, ProviderError
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+}
+# Nodes that a provider has no kernel for run on these.
+FALLBACKS = {
+    "CUDAExecutionProvider": ("CPUExecutionProvider",),
+    "TensorrtExecutionProvider": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
 ort.set_default_logger_severity(4)
 
@@ -29,45 +39,104 @@ def open_session(
     *,
     provider: str = "cpu",
     threads: int | None = None,
+    inter_threads: int = 1,
     optimize: bool = True,
     extra_outputs: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
     session_options: Mapping[str, str] | None = None,
+    profile_prefix: str | Path | None = None,
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
 
-    threads: intra-op threads, None for onnxruntime's own choice. options: provider options.
-    session_options: onnxruntime session configuration entries.
+    threads: intra-op threads, None for onnxruntime's own choice; inter_threads above 1 runs branches in parallel.
+    options: provider options. session_options: onnxruntime session configuration entries.
+    profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
     source = _source(model, extra_outputs)
+    settings = _settings(threads, inter_threads, optimize, session_options or {})
+    if profile_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile_prefix)
+    name = provider_name(provider)
+    require_provider(name)
+    _preload(name)
+    wanted = [(name, dict(options or {})), *((rest, {}) for rest in FALLBACKS.get(name, ()))]
+    said = io.StringIO()  # onnxruntime prints on stdout when it falls back; stdout is for results
+    try:
+        with contextlib.redirect_stdout(said) if len(wanted) > 1 else contextlib.nullcontext():
+            session = ort.InferenceSession(source, settings, providers=wanted)
+    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
+    if name not in session.get_providers():
+        raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
+    return session
+
+
+def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: Mapping[str, str]):
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
     if threads is not None:
         settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = 1
+        settings.inter_op_num_threads = inter_threads
+    if inter_threads > 1:
+        settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
     if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    for key, value in (session_options or {}).items():
+    for key, value in entries.items():
         settings.add_session_config_entry(key, value)
-    name = provider_name(provider)
-    require_provider(name)
-    wanted = [(name, dict(options or {}))]
-    if name != "CPUExecutionProvider":
-        wanted.append(("CPUExecutionProvider", {}))
-    try:
-        session = ort.InferenceSession(source, settings, providers=wanted)
-    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
-        raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
-    if name not in session.get_providers():
-        raise ProviderError(_not_loaded(name, "onnxruntime fell back to " + ", ".join(session.get_providers())))
-    return session
+    return settings
+
+
+def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:
+    """The inputs that `session` must be fed, in the order of the graph."""
+    return [
+        InputInfo(arg.name, tuple(arg.shape), ort_dtype(arg.type))
+        for arg in session.get_inputs()
+        if arg.type.startswith("tensor(")
+    ]
+
+
+def ort_dtype(ort_type: str) -> np.dtype:
+    """The numpy dtype of onnxruntime's `tensor(float)` and its like."""
+    kind = ort_type.removeprefix("tensor(").removesuffix(")")
+    name = {"float": "float32", "double": "float64", "string": "object"}.get(kind, kind)
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 def require_provider(name: str) -> None:
     """Nothing, when onnxruntime was built with provider `name`. Raises: ProviderError otherwise."""
     if name not in ort.get_available_providers():
         raise ProviderError(_not_loaded(name, "this onnxruntime offers " + ", ".join(ort.get_available_providers())))
+
+
+def _preload(name: str) -> None:
+    """Loads the CUDA and cuDNN libraries that pip packages or torch brought, where onnxruntime can find them."""
+    if name != "CPUExecutionProvider" and hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; stdout is for results
+            ort.preload_dlls()
+
+
+def _missing_library(name: str) -> str:
+    """The loader's own words on why the provider's library does not load, or nothing where it does."""
+    library = f"libonnxruntime_providers_{name.removesuffix('ExecutionProvider').lower()}.so"
+    path = Path(ort.__file__).parent / "capi" / library
+    try:
+        if path.is_file():
+            ctypes.CDLL(str(path))
+    except OSError as error:
+        # Its own helper symbols are missing when it is opened alone, which says nothing.
+        return "" if "undefined symbol" in str(error) else _first_line(error)
+    return ""
+
+
+def _fallback_reason(said: str) -> str:
+    reasons = [line.removeprefix("EP Error").strip() for line in said.splitlines() if line.startswith("EP Error ")]
+    return (
+        reasons[0][:300]
+        if reasons
+        else "onnxruntime fell back to the CPU without a word; does nvidia-smi show a device?"
+    )
 
 
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -77,7 +146,7 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
     """
     names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        return dict(zip(names, cast("list[np.ndarray]", session.run(names, dict(feeds))), strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feeds.items())
         raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
@@ -101,7 +170,10 @@ def _source(model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_output
 
 
 def _not_loaded(name: str, seen: str) -> str:
-    fix = "install onnxruntime-gpu and its CUDA and cuDNN libraries (onnxruntime.preload_dlls() after 'import torch' finds torch's)"
+    fix = (
+        "install onnxruntime-gpu with its CUDA and cuDNN libraries "
+        "(pip install 'onnxruntime-gpu[cuda,cudnn]', or those of torch: 'import torch' before)"
+    )
     return f"execution provider {name} did not load: {seen}; {fix}, or choose --provider cpu"
 
 

@@ -12,6 +12,7 @@ from itertools import islice, product
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune import graph, runtime
 from onnxprune.errors import GraphError
@@ -21,12 +22,18 @@ SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes
 # Sizes tried for symbolic axes, larger probe first. Primes keep accidental factorizations away.
 BATCH_PROBES = ((3, 2), (2, 4), (1, 1))
 IMAGE_PROBES = ((64, 96), (224, 256), (320, 352), (640, 672), (48, 64), (32, 48), (28, 29))
-OTHER_PROBES = ((13, 11), (64, 48), (7, 5), (160, 128), (512, 384), (1, 1), (16000, 8000))
+OTHER_PROBES = ((13, 11), (64, 48), (7, 5), (160, 128), (1, 1), (512, 384))
 
 # Ops whose integer inputs decide output shapes; these inputs have to be known as numbers.
 SHAPED_BY_INPUT = frozenset(
     ("Reshape Expand Slice Pad Tile Resize Upsample ConstantOfShape Split TopK OneHot Range Unsqueeze Squeeze").split()
 )
+
+SHAPE_SUFFIX = "@shape"
+NOT_TENSORS = frozenset(
+    "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence Optional ZipMap".split()
+)
+INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))  # TensorProto.DataType
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Shapes:
     contents: dict[str, np.ndarray] = field(default_factory=dict)
     constant: frozenset[str] = frozenset()  # names in `contents` whose numbers are the same in both runs
     probe: dict[str, tuple[int, ...]] = field(default_factory=dict)  # graph input -> shape
+    second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
 
 
 def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None) -> Shapes:
@@ -86,7 +94,7 @@ def _infer(
         two = _infer_at(skeleton, second) if symbolic and one is not None else one
         if one is None or two is None:
             return None
-        return Shapes(one, _compare(one, two), {}, frozenset(), first)
+        return Shapes(one, _compare(one, two), {}, frozenset(), first, second)
     return None
 
 
@@ -138,40 +146,78 @@ def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ..
 def _run(
     model: ir.Model, inputs: Sequence[ir.Value], symbolic: bool, samples: Mapping[str, Sequence[int]] | None
 ) -> Shapes:
-    names = [value.name or "" for node in model.graph for value in node.outputs if value.name]
-    session = runtime.open_session(model, optimize=False, extra_outputs=names, threads=2)
-    failure = "no sizes tried"
-    for first, second in _probes(inputs, samples):
-        one = two = None
-        try:
-            one = runtime.run(session, feeds(inputs, first))
-            two = runtime.run(session, feeds(inputs, second)) if symbolic else one
-        except GraphError as error:
-            failure = str(error)
+    session = runtime.open_session(_instrumented(model), optimize=False, threads=2)
+    failure = "no sizes were tried"
+    for first, second in islice(_probes(inputs, samples), 60):
+        one, failure = _attempt(session, inputs, first, failure)
         if one is None:
             continue
-        if two is None:  # only one size works: whatever is declared symbolic counts as dynamic
-            two = one
-        return _recorded(model, one, two, first)
-    raise GraphError(
-        f"the model runs at none of the input sizes that were tried; give samples with --data. Last: {failure}"
-    )
+        two, failure = _attempt(session, inputs, second, failure) if symbolic else (one, failure)
+        if two is None:  # only one size works
+            return _recorded(model, one, one, first, {})
+        return _recorded(model, one, two, first, second)
+    raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
+
+
+def _attempt(
+    session: ort.InferenceSession, inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], failure: str
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    try:
+        return runtime.run(session, feeds(inputs, probe)), failure
+    except GraphError as error:
+        return None, str(error)
+
+
+def _instrumented(model: ir.Model) -> onnx.ModelProto:
+    """`model` with the shape of every computed value, and the contents of integer ones, as outputs."""
+    proto = ir.to_proto(model)
+    typed = onnx.shape_inference.infer_shapes(graph.skeleton(model, 1024)[0])
+    kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
+    outputs = {value.name for value in proto.graph.output}
+    extra: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        if node.op_type in NOT_TENSORS:
+            continue
+        for name in filter(None, node.output):
+            kind = kinds.get(name)
+            if kind is not None and not kind.HasField("tensor_type"):
+                continue
+            extra.append(onnx.helper.make_node("Shape", [name], [name + SHAPE_SUFFIX]))
+            proto.graph.output.append(onnx.ValueInfoProto(name=name + SHAPE_SUFFIX))
+            if kind is not None and kind.tensor_type.elem_type in INTEGERS and name not in outputs:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    proto.graph.node.extend(extra)
+    return proto
 
 
 def _recorded(
-    model: ir.Model, one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray], probe: dict[str, tuple[int, ...]]
+    model: ir.Model,
+    one: Mapping[str, np.ndarray],
+    two: Mapping[str, np.ndarray],
+    probe: dict[str, tuple[int, ...]],
+    second: dict[str, tuple[int, ...]],
 ) -> Shapes:
-    sizes = {name: tuple(array.shape) for name, array in one.items() if isinstance(array, np.ndarray)}
-    other = {name: tuple(array.shape) for name, array in two.items() if isinstance(array, np.ndarray)}
-    sizes.update({name: tuple(value.const_value.shape.numpy()) for name, value in model.graph.initializers.items()})
+    sizes, other = _sizes(one), _sizes(two)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            sizes[name] = tuple(value.const_value.shape.numpy())
     sizes.update(probe)
+    other.update(second or probe)
     contents = {
         name: array
         for name, array in one.items()
         if isinstance(array, np.ndarray) and array.dtype.kind in "iub" and array.size <= SMALL
     }
     constant = frozenset(name for name, array in contents.items() if np.array_equal(array, two[name]))
-    return Shapes(sizes, _compare(sizes, other), contents, constant, probe)
+    return Shapes(sizes, _compare(sizes, other), contents, constant, probe, second)
+
+
+def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {
+        name.removesuffix(SHAPE_SUFFIX): tuple(map(int, array))
+        for name, array in outputs.items()
+        if name.endswith(SHAPE_SUFFIX)
+    }
 
 
 def _probes(

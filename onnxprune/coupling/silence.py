@@ -38,7 +38,12 @@ PRESERVING = frozenset(
         "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding"
     ).split()
 )
-ANY = frozenset(("Mul And PRelu BatchNormalization Attention MultiHeadAttention").split())
+ANY = frozenset("Mul And PRelu BatchNormalization".split())  # one silent operand silences the result
+CONTRACTING = frozenset("MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger".split())
+PRODUCING = frozenset(
+    "Conv FusedConv ConvTranspose ConvInteger DeformConv LSTM GRU RNN DynamicQuantizeMatMul MatMulIntegerToFloat".split()
+)
+ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
 
 
 def mark_reduced(analysis: Analysis) -> None:

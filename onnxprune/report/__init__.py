@@ -1,0 +1,57 @@
+"""Reports: what a run found, for machines (JSON), for pull requests (Markdown), for readers (HTML, the terminal).
+
+record     frozen dataclasses: what a report holds
+document   the JSON document, its schema, reading it back
+text       numbers as readers write them
+terminal   the table at the end of a run
+markdown   for pull requests
+html       one page that needs no network; charts holds its pictures
+write      a report into a file by suffix
+compare    what became worse since an earlier report
+"""
+
+from onnxprune.report.compare import Regression, compare_reports
+from onnxprune.report.document import document, read_report, schema
+from onnxprune.report.record import (
+    Frozen,
+    Latency,
+    LatencyRatio,
+    LatencyTable,
+    Layer,
+    Measurement,
+    NodeTime,
+    Profile,
+    Report,
+    SensitivityCurve,
+    Step,
+    TuningPoint,
+    Verification,
+    with_latencies,
+)
+from onnxprune.report.terminal import print_report
+from onnxprune.report.write import check_report_path, write_report
+
+__all__ = [
+    "Frozen",
+    "Latency",
+    "LatencyRatio",
+    "LatencyTable",
+    "Layer",
+    "Measurement",
+    "NodeTime",
+    "Profile",
+    "Regression",
+    "Report",
+    "SensitivityCurve",
+    "Step",
+    "TuningPoint",
+    "Verification",
+    "check_report_path",
+    "compare_reports",
+    "document",
+    "print_report",
+    "read_report",
+    "schema",
+    "with_latencies",
+    "write_report",
+]

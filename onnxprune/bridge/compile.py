@@ -1,0 +1,318 @@
+"""From a graph to a Program: functions looked up, attributes bound, constants computed, values freed when last read.
+
+Every value is of one kind. A constant depends on nothing that is trained or fed. A host value is computed from shapes
+and constants only: it stays on the CPU, so that no device has to be waited for. All others are device values.
+"""
+
+import functools
+from collections.abc import Callable, Collection
+from typing import Any, Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from onnxprune.bridge.ops.registry import IGNORED_ATTRIBUTES, SERVED, TorchFunction
+from onnxprune.bridge.program import NOTHING, TRASH, Body, Context, Program, Step, run
+from onnxprune.bridge.tensors import to_torch
+from onnxprune.bridge.trainable import bodies, function_of
+from onnxprune.errors import BridgeError
+
+Kind = Literal["host", "device"]
+
+
+class Store:
+    """The tensors that a network holds, by index: parameters and buffers, from all graphs of the model."""
+
+    def __init__(self, opsets: dict[str, int], keys: dict[ir.Value, str], parameters: Collection[ir.Value]) -> None:
+        self.opsets = opsets
+        self.keys = keys
+        self.parameters = set(parameters)
+        self.held: list[tuple[str, ir.Value | None, Tensor | None]] = []
+        self.constants: dict[ir.Value, Any] = {}
+        self._index: dict[ir.Value, int] = {}
+
+    def constant(self, value: ir.Value) -> Any:
+        """The CPU tensor of a constant; KeyError when it is none."""
+        if value not in self.constants:
+            if value in self.parameters or value.const_value is None:
+                raise KeyError(value.name)
+            if value.const_value.dtype == ir.DataType.STRING:
+                self.constants[value] = value.const_value.numpy()
+            else:
+                self.constants[value] = to_torch(value.const_value.numpy())
+        return self.constants[value]
+
+    def index(self, value: ir.Value) -> int:
+        """Where the network holds `value`, which is a parameter or a constant."""
+        if value not in self._index:
+            self._index[value] = len(self.held)
+            tensor = None if value in self.parameters else self.constant(value)
+            self.held.append((self.keys.get(value, value.name or ""), value, tensor))
+        return self._index[value]
+
+
+def compile_graph(graph: ir.Graph, store: Store) -> tuple[Program, tuple[str, ...]]:
+    """The program of a model's main graph, and the names of its formal inputs.
+
+    Raises: BridgeError that lists all ops without a torch function.
+    """
+    missing = sorted(_missing(graph, store.opsets))
+    if missing:
+        raise BridgeError("; ".join(missing) + ". Register them with @onnxprune.torch_op, or leave them out of training")
+    builder = _Builder(store, None)
+    formal = [value for value in graph.inputs if value.const_value is None]
+    return builder.build(graph, formal), tuple(value.name or "" for value in formal)
+
+
+def _missing(graph: ir.Graph, opsets: dict[str, int]) -> set[str]:
+    found = set()
+    for node in graph:
+        if function_of(node, opsets) is None:
+            opset = node.version or opsets.get(node.domain, 1)
+            found.add(f"no torch function for {_op(node)} (opset {opset}), node '{node.name}'")
+        for body in bodies(node).values():
+            found |= _missing(body, opsets)
+    return found
+
+
+def _op(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
+
+
+class _Builder:
+    """Builds the program of one graph; bodies have builders of their own that ask their parent for outer values."""
+
+    def __init__(self, store: Store, parent: "_Builder | None") -> None:
+        self.store = store
+        self.parent = parent
+        self.template: list[Any] = [None, None]
+        self.loads: dict[int, int] = {}
+        self.slots: dict[ir.Value, int] = {}
+        self.kinds: dict[ir.Value, Kind] = {}
+        self.on_device: dict[ir.Value, int] = {}
+        self.literals: dict[tuple[ir.Value, bool], int] = {}
+        self.captured: list[ir.Value] = []
+        self.capture_slots: list[int] = []
+        self.steps: list[Step] = []
+
+    def build(self, graph: ir.Graph, formal: list[ir.Value]) -> Program:
+        inputs = [self.define(value, "device") for value in formal]
+        for node in graph:
+            self.add(node)
+        outputs = tuple(self.device_slot(value) for value in graph.outputs)
+        return Program(
+            tuple(self.template),
+            tuple(self.loads.items()),
+            (*inputs, *self.capture_slots),
+            _with_dead(self.steps, keep={NOTHING, TRASH, *outputs, *self.loads, *self.literals.values()}),
+            outputs,
+        )
+
+    # Values ----------------------------------------------------------------------------------------------------
+
+    def new_slot(self, content: Any = None) -> int:
+        self.template.append(content)
+        return len(self.template) - 1
+
+    def define(self, value: ir.Value, kind: Kind) -> int:
+        self.kinds[value] = kind
+        self.slots[value] = self.new_slot()
+        return self.slots[value]
+
+    def is_constant(self, value: ir.Value) -> bool:
+        return value in self.store.constants or (
+            value.const_value is not None and value not in self.store.parameters and value.is_initializer()
+        )
+
+    def kind(self, value: ir.Value) -> Kind:
+        """Where a value that is no constant lives; an outer one becomes a capture of this body."""
+        if value in self.store.parameters:
+            return "device"
+        if value not in self.kinds:
+            if self.parent is None:
+                raise BridgeError(f"value '{value.name}' is read but nothing produces it; check the model")
+            kind = self.parent.kind(value)
+            self.captured.append(value)
+            self.capture_slots.append(self.define(value, kind))
+        return self.kinds[value]
+
+    def device_slot(self, value: ir.Value | None) -> int:
+        """The slot of `value` as a tensor on the network's device."""
+        if value is None:
+            return NOTHING
+        if value in self.on_device:
+            return self.on_device[value]
+        if self.is_constant(value) and not isinstance(self.store.constant(value), Tensor):
+            return self.literal(value, listed=False)  # strings, sequences
+        if self.is_constant(value) or value in self.store.parameters:
+            slot = self.new_slot()
+            self.loads[slot] = self.store.index(value)
+        elif self.kind(value) == "host":
+            slot = self.new_slot()
+            step = Step(_to_device, (self.slots[value],), (slot,), (), True, ("",), f"copy of '{value.name}'")
+            self.steps.append(step)
+        else:
+            slot = self.slots[value]
+        self.on_device[value] = slot
+        return slot
+
+    def host_slot(self, value: ir.Value | None, *, listed: bool) -> int:
+        """The slot of `value` for an input wanted on the host: constants as Python numbers when `listed`."""
+        if value is None:
+            return NOTHING
+        if self.is_constant(value):
+            return self.literal(value, listed=listed)
+        if value in self.store.parameters:
+            return self.device_slot(value)
+        self.kind(value)
+        return self.slots[value]
+
+    def literal(self, value: ir.Value, *, listed: bool) -> int:
+        if (value, listed) not in self.literals:
+            content = self.store.constant(value)
+            listed_now = listed and isinstance(content, Tensor)
+            self.literals[(value, listed)] = self.new_slot(content.tolist() if listed_now else content)
+        return self.literals[(value, listed)]
+
+    # Nodes -----------------------------------------------------------------------------------------------------
+
+    def add(self, node: ir.Node) -> None:
+        entry = function_of(node, self.store.opsets)
+        assert entry is not None
+        attributes, captured = self.attributes(node)
+        function = _bind(entry, node, attributes, self.store.opsets)
+        inputs = [value for value in [*node.inputs, *captured] if value is not None]
+        if self.foldable(entry, inputs) and not captured:
+            self.fold(entry, node, function)
+            return
+        kind = self.kind_of_outputs(entry, inputs, bool(attributes.keys() & bodies(node).keys()))
+        slots = [self.input_slot(entry, kind, index, value) for index, value in enumerate(node.inputs)]
+        slots += [self.capture_slot(value) for value in captured]
+        named = [value for value in node.outputs]
+        outputs = tuple(self.define(value, kind) if value.name else TRASH for value in named)
+        names = tuple(value.name or "" for value in named)
+        contextual = "context" in entry.keywords
+        self.steps.append(Step(function, tuple(slots), outputs, (), contextual, names, _where(node)))
+
+    def foldable(self, entry: TorchFunction, inputs: list[ir.Value]) -> bool:
+        if not entry.pure or "context" in entry.keywords:
+            return False
+        if entry.shape_only:
+            return all(value.const_value is not None and value.is_initializer() for value in inputs)
+        return all(self.is_constant(value) for value in inputs)
+
+    def fold(self, entry: TorchFunction, node: ir.Node, function: Callable[..., Any]) -> None:
+        """Computes a node of constants now."""
+        arguments = [self.folding_argument(entry, index, value) for index, value in enumerate(node.inputs)]
+        step = Step(
+            function,
+            tuple(range(2, 2 + len(arguments))),
+            tuple(range(2 + len(arguments), 2 + len(arguments) + len(node.outputs))),
+            (),
+            False,
+            (),
+            _where(node),
+        )
+        program = Program(
+            (None, None, *arguments, *([None] * len(node.outputs))), (), (), (step,), step.outputs
+        )
+        with torch.no_grad():
+            results = run(program, (), Context())
+        for value, result in zip(node.outputs, results, strict=True):
+            self.store.constants[value] = result
+
+    def folding_argument(self, entry: TorchFunction, index: int, value: ir.Value | None) -> Any:
+        if value is None:
+            return None
+        if value in self.store.parameters:  # only its shape is read
+            return torch.empty(value.const_value.shape.numpy(), device="meta")  # type: ignore[union-attr]
+        content = self.store.constant(value)
+        return content.tolist() if index in entry.host and isinstance(content, Tensor) else content
+
+    def kind_of_outputs(self, entry: TorchFunction, inputs: list[ir.Value], has_body: bool) -> Kind:
+        if entry.shape_only:
+            return "host"
+        if has_body or not inputs or not entry.pure:
+            return "device"
+        computed = [value for value in inputs if not self.is_constant(value)]
+        return "host" if computed and all(self.kind(value) == "host" for value in computed) else "device"
+
+    def input_slot(self, entry: TorchFunction, kind: Kind, index: int, value: ir.Value | None) -> int:
+        if index in entry.host:
+            return self.host_slot(value, listed=True)
+        if kind == "host" and not entry.shape_only:
+            return self.host_slot(value, listed=False)
+        if entry.shape_only and value is not None and not self.is_constant(value) and self.kind(value) == "host":
+            return self.host_slot(value, listed=False)
+        return self.device_slot(value)
+
+    def capture_slot(self, value: ir.Value) -> int:
+        self.kind(value)
+        return self.slots[value]
+
+    def attributes(self, node: ir.Node) -> tuple[dict[str, Any], list[ir.Value]]:
+        """The node's attributes as Python values, and the outer values that its bodies read."""
+        found: dict[str, Any] = {}
+        builders: dict[str, tuple[_Builder, Program, int]] = {}
+        captured: list[ir.Value] = []
+        for name, attribute in node.attributes.items():
+            if name in IGNORED_ATTRIBUTES:
+                continue
+            if attribute.type == ir.AttributeType.GRAPH:
+                graph = attribute.as_graph()
+                builder = _Builder(self.store, self)
+                formal = [value for value in graph.inputs if value.const_value is None]
+                builders[name] = builder, builder.build(graph, formal), len(formal)
+                captured += [value for value in builder.captured if value not in captured]
+            else:
+                found[name] = _attribute(attribute)
+        for name, (builder, program, formal_count) in builders.items():
+            picks = tuple(captured.index(value) for value in builder.captured)
+            found[name] = Body(program, formal_count, picks)
+        return found, captured
+
+
+def _attribute(attribute: ir.Attr) -> Any:
+    if attribute.type == ir.AttributeType.TENSOR:
+        tensor = attribute.as_tensor()
+        return tensor.numpy() if tensor.dtype == ir.DataType.STRING else to_torch(tensor.numpy())
+    if isinstance(attribute.value, (list, tuple)):
+        return tuple(attribute.value)
+    return attribute.value
+
+
+def _bind(
+    entry: TorchFunction, node: ir.Node, attributes: dict[str, Any], opsets: dict[str, int]
+) -> Callable[..., Any]:
+    unknown = sorted(attributes.keys() - entry.keywords)
+    if unknown and not entry.any_keyword:
+        raise BridgeError(
+            f"{_where(node)}: attribute '{unknown[0]}' is not known at this opset; "
+            f"known are {', '.join(sorted(entry.keywords - SERVED)) or 'none'}"
+        )
+    bound = dict(attributes)
+    if "outputs" in entry.keywords:
+        bound["outputs"] = len(node.outputs)
+    if "opset" in entry.keywords:
+        bound["opset"] = node.version or opsets.get(node.domain, 1)
+    return functools.partial(entry.function, **bound) if bound else entry.function
+
+
+def _where(node: ir.Node) -> str:
+    return f"{_op(node)} '{node.name}'"
+
+
+def _to_device(value: Any, *, context: Context) -> Any:
+    return value.to(context.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _with_dead(steps: list[Step], keep: set[int]) -> tuple[Step, ...]:
+    """The steps with, for each, the slots that no later step reads."""
+    seen = set(keep)
+    result = []
+    for step in reversed(steps):
+        last = tuple(slot for slot in dict.fromkeys((*step.inputs, *step.outputs)) if slot not in seen)
+        seen.update(last)
+        result.append(step._replace(dead=last))
+    return tuple(reversed(result))

@@ -1,0 +1,134 @@
+"""A graph as a flat list of steps, and how to run it.
+
+Values live in numbered slots. Slot 0 holds None (inputs left out), slot 1 takes results that nobody reads.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from onnxprune.errors import BridgeError
+
+NOTHING, TRASH = 0, 1
+
+
+class Step(NamedTuple):
+    """One call: arguments from `inputs`, results to `outputs`, then the slots in `dead` are emptied."""
+
+    function: Callable[..., Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    dead: tuple[int, ...]
+    contextual: bool
+    names: tuple[str, ...]
+    node: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """Steps with the slots they start from: constants in `template`, held tensors by index, inputs by position."""
+
+    template: tuple[Any, ...]
+    loads: tuple[tuple[int, int], ...]
+    inputs: tuple[int, ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Body:
+    """A subgraph of If, Loop or Scan: a program whose inputs are `formal` own ones, then captured outer values.
+
+    picks: positions, among all values that the node captures, of those that this body reads.
+    """
+
+    program: Program
+    formal: int
+    picks: tuple[int, ...]
+
+    def __call__(self, inputs: Sequence[Any], captured: Sequence[Any], context: "Context") -> list[Any]:
+        return run(self.program, [*inputs, *(captured[pick] for pick in self.picks)], context)
+
+
+@dataclass(frozen=True)
+class Context:
+    """The state of one forward pass: tensors held by the network, hooks, and what training changes.
+
+    training: the network is in train mode; batch_statistics: BatchNormalization uses and updates them.
+    """
+
+    held: Sequence[Tensor] = ()
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    gates: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+    wanted: frozenset[str] = frozenset()
+    captured: dict[str, Any] = field(default_factory=dict)
+    training: bool = False
+    batch_statistics: bool = False
+
+
+def run(program: Program, inputs: Sequence[Any], context: Context) -> list[Any]:
+    """The outputs of `program`.
+
+    Raises: BridgeError that names the node whose function failed.
+    """
+    values = list(program.template)
+    for slot, index in program.loads:
+        values[slot] = context.held[index]
+    for slot, value in zip(program.inputs, inputs, strict=True):
+        values[slot] = value
+    hooked = bool(context.gates or context.wanted)
+    if torch.compiler.is_compiling():
+        for step in program.steps:
+            _execute(step, values, context, hooked)
+    else:
+        _run_guarded(program.steps, values, context, hooked)
+    return [values[slot] for slot in program.outputs]
+
+
+def _run_guarded(steps: Sequence[Step], values: list[Any], context: Context, hooked: bool) -> None:
+    step = None
+    try:
+        for step in steps:
+            _execute(step, values, context, hooked)
+    except (BridgeError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError) as error:
+        assert step is not None
+        raise BridgeError(_failure(step, values, error)) from error
+
+
+def _execute(step: Step, values: list[Any], context: Context, hooked: bool) -> None:
+    arguments = [values[slot] for slot in step.inputs]
+    results = step.function(*arguments, context=context) if step.contextual else step.function(*arguments)
+    if not isinstance(results, tuple):
+        results = (results,)
+    for slot, result in zip(step.outputs, results):  # noqa: B905  a function may give more than the node names
+        values[slot] = result
+    if hooked:
+        _hook(step, values, context)
+    for slot in step.dead:
+        values[slot] = None
+
+
+def _hook(step: Step, values: list[Any], context: Context) -> None:
+    for slot, name in zip(step.outputs, step.names, strict=True):
+        gate = context.gates.get(name)
+        if gate is not None:
+            values[slot] = gate(values[slot])
+        if name in context.wanted:
+            context.captured[name] = values[slot]
+
+
+def _failure(step: Step, values: list[Any], error: Exception) -> str:
+    shapes = ", ".join(_describe(values[slot]) for slot in step.inputs)
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"{step.node} fails on inputs {shapes}: {line}; check the shapes and types of what is fed"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
+    return "nothing" if value is None else repr(value)[:60]

@@ -1,0 +1,101 @@
+"""Which initializers are trained: float ones from which a gradient path leads to a graph output."""
+
+from collections.abc import Iterator
+
+import ml_dtypes  # noqa: F401  gives numpy bfloat16
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.bridge.ops.registry import TorchFunction, find
+from onnxprune.bridge.tensors import TRAINABLE_TYPES
+
+# A single number at one of these is a constant of the formula (the 0.5 of a GELU, an epsilon), not a parameter.
+ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum", "Mean", "Mod"})
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+
+
+def initializers(graph: ir.Graph) -> dict[str, ir.Value]:
+    """All initializers by name, those of If, Loop and Scan bodies included.
+
+    A name that two bodies use gets '@1', '@2', ... in graph order for the second and later ones.
+    """
+    found: dict[str, ir.Value] = {}
+    for inner in _graphs(graph):
+        for name, value in inner.initializers.items():
+            key, count = name, 0
+            while key in found:
+                count += 1
+                key = f"{name}@{count}"
+            found[key] = value
+    return found
+
+
+def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
+    yield graph
+    for node in graph:
+        for body in bodies(node).values():
+            yield from _graphs(body)
+
+
+def bodies(node: ir.Node) -> dict[str, ir.Graph]:
+    """The subgraph attributes of a node by attribute name."""
+    return {
+        name: attribute.as_graph()
+        for name, attribute in node.attributes.items()
+        if attribute.type == ir.AttributeType.GRAPH
+    }
+
+
+def trainable(graph: ir.Graph, opsets: dict[str, int]) -> list[ir.Value]:
+    """The initializers to train, in no particular order; statistics, thresholds, sizes and single numbers are not."""
+    reached: set[ir.Value] = set()
+    pending = [value for value in graph.outputs if value is not None]
+    while pending:
+        value = pending.pop()
+        if value in reached or not _may_be_float(value):
+            continue
+        reached.add(value)
+        node = value.producer()
+        if node is not None:
+            pending += _gradient_inputs(node, opsets)
+    return [value for value in reached if value.const_value is not None and _is_parameter(value)]
+
+
+def function_of(node: ir.Node, opsets: dict[str, int]) -> TorchFunction | None:
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    return find(node.op_type, domain, node.version or opsets.get(domain, 1))
+
+
+def _gradient_inputs(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
+    function = function_of(node, opsets)
+    if function is None or not function.differentiable or function.shape_only:
+        return []
+    skipped = function.host | function.fixed
+    found = [value for index, value in enumerate(node.inputs) if value is not None and index not in skipped]
+    for body in bodies(node).values():
+        found += [value for value in body.outputs if value is not None]
+    return found
+
+
+def _may_be_float(value: ir.Value) -> bool:
+    return value.dtype is None or value.dtype in TRAINABLE_TYPES
+
+
+def _is_parameter(value: ir.Value) -> bool:
+    tensor = value.const_value
+    assert tensor is not None
+    if tensor.dtype not in TRAINABLE_TYPES or tensor.size == 0 or not value.is_initializer():
+        return False
+    if tensor.size == 1 and all(_is_formula(node, value) for node, _ in value.uses()):
+        return False
+    return bool(np.isfinite(tensor.numpy().astype(np.float32, copy=False)).all())
+
+
+def _is_formula(node: ir.Node, value: ir.Value) -> bool:
+    """Whether a single number is a constant of a formula here; a bias behind a one-column product is not."""
+    if node.op_type not in ARITHMETIC:
+        return False
+    others = [other.producer() for other in node.inputs if other is not None and other is not value]
+    behind_linear = any(producer is not None and producer.op_type in LINEAR for producer in others)
+    rank = len(value.const_value.shape) if value.const_value is not None else 0
+    return not (node.op_type == "Add" and rank > 0 and behind_linear)

@@ -1,0 +1,111 @@
+"""From pairs of real values to joint cell counts n_xyz, for the ACMI estimator, in blocks that stay in a core's cache.
+
+A value is coded once, in quarters of a cell between the 2 % and 98 % quantiles of its row; its cell at shift s is
+then (code + s) >> 2. Cells of x, y and z at one shift make one integer, and a bincount counts them.
+
+Letters: N samples, R rows (pairs), S shifts, X, Y, Z cells per axis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+BINS_XY, BINS_Z, SHIFTS = 8, 16, 4  # methods: 8 cells for x and y, 16 for z, shifted by 0, 1/4, 1/2, 3/4 of a cell
+CELLS = BINS_XY * BINS_XY * BINS_Z
+TAIL = 0.02  # cells span the 2 % to 98 % quantiles; the tails join the outer cells
+LEVELS = 512  # of the histogram that the quantiles are read from
+COUNT_ROWS = 16  # rows of one bincount: its int64 result is then half a MiB
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """Buffers of one worker, rows first: fresh pages at every step would cost more than the arithmetic on them."""
+
+    y: Tensor  # (R, N) float32
+    z: Tensor  # (R, N) float32
+    real: Tensor  # (R, N) float32
+    levels: Tensor  # (R, N) int32
+    y_cells: Tensor  # (R, S, N) uint8
+    z_cells: Tensor  # (R, S, N) uint8
+    cells: Tensor  # (R, S, N) int32
+    n: Tensor  # (R, S, X, Y, Z) float32
+    m: Tensor  # like n
+    terms: Tensor  # like n
+
+    @staticmethod
+    def empty(rows: int, samples: int, device: torch.device) -> Scratch:
+        sample_wise = [(torch.float32, ())] * 3 + [(torch.int32, ())]
+        shift_wise = [(torch.uint8, (SHIFTS,))] * 2 + [(torch.int32, (SHIFTS,))]
+        of_samples = [
+            torch.empty(rows, *shape, samples, dtype=dtype, device=device) for dtype, shape in sample_wise + shift_wise
+        ]
+        of_cells = [torch.empty(rows, SHIFTS, BINS_XY, BINS_XY, BINS_Z, device=device) for _ in range(3)]
+        return Scratch(*of_samples, *of_cells)
+
+    def rows(self, count: int) -> Scratch:
+        """The same buffers, of which the first `count` rows."""
+        return Scratch(*(getattr(self, field.name)[:count] for field in fields(self)))
+
+
+def x_cells(x: Tensor) -> Tensor:
+    """Offsets (J, S, N) int32 that the cells of x (J, N) add to a joint cell."""
+    fine = torch.empty(len(x), SHIFTS, x.shape[1], dtype=torch.uint8, device=x.device)
+    _shifted_fours(x, BINS_XY, torch.empty_like(x), torch.empty_like(x, dtype=torch.int32), fine)
+    return fine.bitwise_and_(0xFC).to(torch.int32).mul_(BINS_XY * BINS_Z // 4)
+
+
+def joint_cells(x: Tensor, scratch: Scratch) -> Tensor:
+    """Joint cells (R, S, N) of x (S, N), offsets from `x_cells`, scratch.y and scratch.z, for `count`."""
+    y, z = scratch.y_cells, scratch.z_cells
+    _shifted_fours(scratch.y, BINS_XY, scratch.real, scratch.levels, y)
+    _shifted_fours(scratch.z, BINS_Z, scratch.real, scratch.levels, z)
+    torch.add(z.bitwise_right_shift_(2), y.bitwise_and_(0xFC), alpha=BINS_Z // 4, out=z)
+    tables = torch.arange(len(y) * SHIFTS, dtype=torch.int32, device=y.device) % (COUNT_ROWS * SHIFTS) * CELLS
+    return scratch.cells.copy_(z).add_(x).add_(tables.view(-1, SHIFTS, 1))
+
+
+def count(cells: Tensor, out: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Samples of each joint cell, or their summed weights (R, S, N): cells (R, S, N) -> out (R, S, X, Y, Z)."""
+    for start in range(0, len(cells), COUNT_ROWS):
+        part, table = cells[start : start + COUNT_ROWS], out[start : start + COUNT_ROWS].view(-1)
+        of_part = None if weights is None else weights[start : start + COUNT_ROWS].reshape(-1)
+        table.copy_(torch.bincount(part.reshape(-1), of_part, minlength=table.numel()))
+    return out
+
+
+def _shifted_fours(v: Tensor, bins: int, real: Tensor, levels: Tensor, out: Tensor) -> None:
+    """Write code + s of v (R, N) to out (R, S, N); real and levels (R, N) are overwritten."""
+    # A code above 4 bins - 4 is in the last cell at every shift, so one clamp bounds the cells of all shifts.
+    low, high = quantile_range(v, real, levels)
+    scale = torch.where(high > low, SHIFTS * bins / (high - low), 0.0)
+    torch.sub(v, low, out=real).mul_(scale).clamp_(0, SHIFTS * (bins - 1))
+    fine = out[:, 0].copy_(real)
+    shifts = torch.arange(1, SHIFTS, dtype=torch.uint8, device=v.device)
+    torch.add(fine[:, None], shifts[:, None], out=out[:, 1:])
+
+
+def quantile_range(v: Tensor, real: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """The 2 % and 98 % quantiles (R, 1) of v (R, N) from a histogram; real and levels (R, N) are overwritten."""
+    # Cantelli: at most 2 % of samples lie beyond 7 standard deviations on one side, so the levels reach no farther.
+    rows, samples = v.shape
+    mean = v.mean(1, keepdim=True)
+    torch.sub(v, mean, out=real)
+    reach = torch.linalg.vector_norm(real, dim=1, keepdim=True) * (7.01 / samples**0.5)
+    real.mul_(torch.where(reach > 0, LEVELS / 2 / reach, 0.0)).clamp_(-LEVELS // 2, LEVELS // 2 - 1).floor_()
+    middles = torch.arange(LEVELS // 2, rows * LEVELS, LEVELS, dtype=torch.int32, device=v.device)
+    levels.copy_(real).add_(middles[:, None])
+    counts = torch.bincount(levels.view(-1), minlength=rows * LEVELS).view(rows, LEVELS).to(torch.float32)
+    ranks = torch.tensor([TAIL, 1 - TAIL], device=v.device) * (samples - 1)
+    edges = mean + reach * (_positions(counts, ranks) * (2 / LEVELS) - 1)
+    return edges[:, :1], edges[:, 1:]
+
+
+def _positions(counts: Tensor, ranks: Tensor) -> Tensor:
+    """Places (R, 2), in levels, of the samples of given ranks (2,), the samples of a level spread over it evenly."""
+    below = counts.cumsum(1)
+    level = torch.searchsorted(below, ranks.expand(len(counts), -1).contiguous(), right=True)
+    inside = counts.gather(1, level)
+    return level + (ranks - below.gather(1, level) + inside + 0.5) / inside

@@ -1,0 +1,206 @@
+"""A plan as data: which positions every Dim keeps, and which slices of which initializers that means.
+
+It is enough for anyone to check a result: in the normalized model, zero the slices that are not kept, run both.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.dims import Dim
+from onnxprune.errors import UsageError
+
+FORMAT = "onnxprune-plan/1"
+Keep = Mapping[Dim, npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class DimPlan:
+    """The positions that one Dim keeps; `exact` where removing equals silencing."""
+
+    name: str
+    size: int
+    keep: tuple[int, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
+class SlicePlan:
+    """The positions that one use of an initializer keeps on one axis."""
+
+    initializer: str
+    node: str
+    input: int
+    axis: int
+    keep: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is removed from one model, by which method, at which cost."""
+
+    method: str
+    seed: int
+    model_sha256: str
+    model_name: str
+    dims: tuple[DimPlan, ...]
+    slices: tuple[SlicePlan, ...]
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    recover: str = "none"
+    tool: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan file of interfaces.md."""
+        return {
+            "format": FORMAT,
+            "tool": self.tool,
+            "method": self.method,
+            "seed": self.seed,
+            "recover": self.recover,
+            "model": {"sha256": self.model_sha256, "name": self.model_name},
+            "dims": [{"name": d.name, "size": d.size, "keep": list(d.keep), "exact": d.exact} for d in self.dims],
+            "slices": [
+                {"initializer": s.initializer, "node": s.node, "input": s.input, "axis": s.axis, "keep": list(s.keep)}
+                for s in self.slices
+            ],
+            "cost": {"before": dict(self.before), "after": dict(self.after)},
+        }
+
+
+def make(
+    coupling: Coupling,
+    keep: Keep,
+    *,
+    method: str,
+    seed: int,
+    sha256: str,
+    name: str,
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+) -> Plan:
+    """The plan that keeps, of each Dim in `keep`, the positions that are True (size,)."""
+    chosen = {dim: mask for dim, mask in keep.items() if not mask.all()}
+    entries = tuple(
+        DimPlan(dim.name, dim.size, _positions(chosen[dim]), dim.reduced is None)
+        for dim in coupling.dims
+        if dim in chosen
+    )
+    return Plan(
+        method, seed, sha256, name, entries, slices_of(coupling, chosen), dict(before), dict(after), tool=tool_version()
+    )
+
+
+def slices_of(coupling: Coupling, keep: Keep) -> tuple[SlicePlan, ...]:
+    """Every use of every initializer that loses positions on an axis."""
+    found: list[SlicePlan] = []
+    for node in coupling.model.graph:
+        for index, value in enumerate(node.inputs):
+            if value is None or not value.is_initializer():
+                continue
+            for position, axis in enumerate(coupling.axes.get(value.name or "", ())):
+                if any(dim in keep for dim in dims.leaves(axis)):
+                    mask = dims.keep_mask(axis, keep)
+                    found.append(SlicePlan(value.name or "", node.name or "", index, position, _positions(mask)))
+    return tuple(found)
+
+
+def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
+    """The kept positions of `plan` as booleans by Dim of `coupling`.
+
+    Raises: UsageError when the plan belongs to another model, or was edited so that its parts disagree.
+    """
+    known = {dim.name: dim for dim in coupling.dims}
+    keep: dict[Dim, npt.NDArray[np.bool_]] = {}
+    for entry in plan.dims:
+        dim = known.get(entry.name)
+        if dim is None or dim.size != entry.size:
+            seen = "it has none" if dim is None else f"there it has {dim.size}"
+            raise UsageError(
+                f"the plan has '{entry.name}' with {entry.size} positions, but in the model {seen}: it was made for another model"
+            )
+        if dim.frozen is not None:
+            raise UsageError(f"the plan removes positions of '{entry.name}', which must stay: {dim.frozen}")
+        mask = np.zeros(dim.size, np.bool_)
+        mask[list(entry.keep)] = True
+        keep[dim] = mask
+    if set(slices_of(coupling, keep)) != set(plan.slices):
+        raise UsageError("the plan's slices do not follow from its dims: it was edited, or made for another model")
+    return keep
+
+
+def save(plan: Plan, path: str | Path) -> None:
+    """Writes the plan file, whole or not at all."""
+    from onnxprune.graph import write_text
+
+    write_text(path, json.dumps(plan.to_json(), indent=1) + "\n")
+
+
+def load(path: str | Path) -> Plan:
+    """The plan in file `path`. Raises: UsageError when it is missing, not JSON, not a plan, or inconsistent."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such plan file; 'onnxprune IN OUT --plan FILE' writes one") from error
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a plan file ({type(error).__name__}); write it again with --plan") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        seen = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise UsageError(f"{path}: format is '{seen}', expected '{FORMAT}'; write the plan again with this version")
+    try:
+        return _parse(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path}: the plan is damaged ({type(error).__name__}: {error}); write it again") from error
+
+
+def _parse(data: dict[str, Any]) -> Plan:
+    entries = tuple(
+        DimPlan(str(d["name"]), int(d["size"]), _kept(d["keep"], d["size"], d["name"]), bool(d["exact"]))
+        for d in data["dims"]
+    )
+    slices = tuple(
+        SlicePlan(
+            str(s["initializer"]), str(s["node"]), int(s["input"]), int(s["axis"]), tuple(int(k) for k in s["keep"])
+        )
+        for s in data["slices"]
+    )
+    model, cost = data["model"], data["cost"]
+    return Plan(
+        str(data["method"]),
+        int(data["seed"]),
+        str(model["sha256"]),
+        str(model.get("name", "")),
+        entries,
+        slices,
+        {str(k): int(v) for k, v in cost["before"].items()},
+        {str(k): int(v) for k, v in cost["after"].items()},
+        str(data.get("recover", "none")),
+        str(data.get("tool", "")),
+    )
+
+
+def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
+    kept = tuple(int(k) for k in keep)
+    if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < size:
+        raise ValueError(f"'keep' of '{name}' must be rising positions below {size}, at least one")
+    return kept
+
+
+def with_recovery(plan: Plan, level: str) -> Plan:
+    """The plan with the recovery level that followed it."""
+    return replace(plan, recover=level)
+
+
+def tool_version() -> str:
+    return version("onnxprune")
+
+
+def _positions(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(int(k) for k in np.flatnonzero(mask))

@@ -1,0 +1,144 @@
+"""The report for a pull request: what changed in one table, the proof in one line, details folded away."""
+
+from onnxprune.report import text
+from onnxprune.report.record import Latency, Layer, Report
+from onnxprune.report.terminal import header, rows
+
+MOST_FROZEN = 40
+
+
+def to_markdown(report: Report) -> str:
+    """GitHub-flavored Markdown of `report`."""
+    parts = [
+        f"## {title(report)}",
+        summary(report),
+        _table(
+            [_cells(header(report))] + [[label.strip(), *values, change] for label, values, change in _rows(report)]
+        ),
+        verification(report),
+        *(f"> {_escape(note)}" for note in report.notes),
+        _folded("Layers", _layers(report), len(report.layers)),
+        _folded("Frozen, and why", _frozen(report), len(report.frozen)),
+        _folded("Latency in detail", _latency(report), sum(len(m.latency) for m in report.models)),
+        _folded("Steps", _steps(report), len(report.steps)),
+        reproduce(report),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(report: Report) -> str:
+    """The report's heading."""
+    return (
+        "onnxprune: " + " against ".join(model.name for model in reversed(report.models[:2]))
+        if report.models
+        else "onnxprune"
+    )
+
+
+def summary(report: Report) -> str:
+    """One sentence: what is left, and at what price; nothing when less than two models are known."""
+    if len(report.models) != 2:
+        return ""
+    before, after = report.models
+    kept = [(after.macs, before.macs, "MACs"), (after.params, before.params, "parameters")]
+    parts = [f"{text.percent_left(a / b)} of the {what}" for a, b, what in kept if a is not None and b]
+    parts += [f"{text.speedup(r.median)} ({text.setting(r)})" for r in report.latency_ratios[:1]]
+    change = text.points(before.accuracy, after.accuracy)
+    if change != text.DASH and after.accuracy is not None:
+        parts.append(f"{change} {text.metric(after.accuracy.metric).lower()}")
+    return f"**{', '.join(parts)}.**" if parts else ""
+
+
+def verification(report: Report) -> str:
+    """The line that says whether the cut model computes what the masked one does."""
+    proof = report.verify
+    if proof is None:
+        return ""
+    if proof.max_abs is None:
+        return f"Verification: {'passed' if proof.ok else '**failed**'}."
+    of = f" of a scale of {text.digits(proof.scale)}" if proof.scale is not None else ""
+    return (
+        f"Verification: {'passed' if proof.ok else '**failed**'}. The cut model and the masked original differ "
+        f"by at most {text.digits(proof.max_abs)}{of}, on {text.count(proof.samples)} samples."
+    )
+
+
+def reproduce(report: Report) -> str:
+    """The command, the versions and the machine."""
+    machine = report.machine
+    versions = machine.get("versions") or {}
+    gpus = ", ".join(str(gpu.get("name")) for gpu in machine.get("gpus") or [])
+    where = [
+        f"{machine.get('cpu') or 'unknown CPU'}, {machine.get('cores') or '?'} cores",
+        *([gpus] if gpus else []),
+        str(machine.get("os") or "unknown system"),
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+    ]
+    lines = ["How to reproduce:", "", "```sh", report.command, "```"]
+    return "\n".join(lines + (["", "; ".join(part for part in where if part) + "."] if machine else []))
+
+
+def _rows(report: Report) -> list[tuple[str, list[str], str]]:
+    return [(label, values, change) for label, values, change in rows(report)]
+
+
+def _cells(line: list[str]) -> list[str]:
+    return line if len(line) > 1 else [*line, ""]
+
+
+def _table(lines: list[list[str]]) -> str:
+    """A Markdown table; the first line is the header, numbers stand right."""
+    width = len(lines[0])
+    rule = "|---|" + "---:|" * (width - 1)
+    body = ["| " + " | ".join(_escape(cell) for cell in line[:width]) + " |" for line in lines]
+    return "\n".join([body[0], rule, *body[1:]])
+
+
+def _escape(cell: str) -> str:
+    """Names come from models that anyone may have made: they must not end a cell or start a tag."""
+    escaped = str(cell).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escaped.replace("|", "\\|").replace("\n", " ").replace("`", "'").replace("*", "\\*").replace("[", "\\[")
+
+
+def _folded(heading: str, table: str, count: int) -> str:
+    return f"<details><summary>{heading} ({count})</summary>\n\n{table}\n\n</details>" if count else ""
+
+
+def _layers(report: Report) -> str:
+    head = ["node", "op", "before", "after", "MACs before", "MACs after"]
+    return _table([head, *(_layer(layer) for layer in report.layers)])
+
+
+def _layer(layer: Layer) -> list[str]:
+    shapes = [text.shape(layer.before), text.shape(layer.after)]
+    return [layer.node, layer.op, *shapes, text.count(layer.macs_before), text.count(layer.macs_after)]
+
+
+def _frozen(report: Report) -> str:
+    lines = [[entry.dim, entry.reason] for entry in report.frozen[:MOST_FROZEN]]
+    more = len(report.frozen) - len(lines)
+    return _table([["dimension", "reason"], *lines]) + (f"\n\n... and {more} more in the JSON report" if more else "")
+
+
+def _latency(report: Report) -> str:
+    head = ["model", "setting", "median", "quartiles", "p90", "p99", "samples per s", "load", "peak memory", "runs"]
+    lines = [[model.name, *_latency_cells(entry)] for model in report.models for entry in model.latency]
+    return _table([head, *lines])
+
+
+def _latency_cells(entry: Latency) -> list[str]:
+    quartiles = f"{text.digits(entry.q1_ms)} to {text.digits(entry.q3_ms)}"
+    tails = [text.milliseconds(v) for v in (entry.p90_ms, entry.p99_ms)]
+    rest = [text.milliseconds(entry.load_ms), text.size(entry.peak_memory_bytes), str(entry.runs)]
+    return [
+        text.setting(entry),
+        text.milliseconds(entry.median_ms),
+        quartiles,
+        *tails,
+        text.digits(entry.throughput),
+        *rest,
+    ]
+
+
+def _steps(report: Report) -> str:
+    return _table([["step", "time"], *([step.name, text.seconds(step.seconds)] for step in report.steps)])

@@ -1,0 +1,106 @@
+"""The table at the end of a run: one line per number, a column per model and one for the ratio."""
+
+import sys
+from typing import IO
+
+from rich.console import Console
+from rich.table import Table
+
+from onnxprune.report import text
+from onnxprune.report.document import latency_ratios
+from onnxprune.report.record import Measurement, Report, ratio
+
+Row = tuple[str, list[str], str]
+PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width
+
+
+def print_report(report: Report, file: IO[str] | None = None) -> None:
+    """Writes the table to `file`, by default stdout: colored on a terminal, plain lines of fixed columns elsewhere."""
+    stream = file or sys.stdout
+    if not stream.isatty():
+        stream.write(plain_table(report))
+        return
+    Console(file=stream, highlight=False).print(rich_table(report))
+
+
+def rich_table(report: Report) -> Table:
+    """The table for a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    head = header(report)
+    table.add_column(head[0], overflow="fold")
+    for name in head[1:]:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, values, change in rows(report):
+        table.add_row(label, *values, *([f"[bold]{change}[/bold]"] if len(head) > len(values) + 1 else []))
+    return table
+
+
+def plain_table(report: Report) -> str:
+    """The table as text, columns padded with spaces; not wider than its contents."""
+    head = header(report)
+    lines = [head, *([label, *values, change][: len(head)] for label, values, change in rows(report))]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+    return "".join(
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )
+
+
+def header(report: Report) -> list[str]:
+    """The column titles; a ratio needs two models, and with more each line has the ratio of the last."""
+    names = [model.name for model in report.models]
+    return ["", *names, *(["ratio"] if len(names) == 2 else [])]
+
+
+def rows(report: Report) -> list[Row]:
+    """(label, a value per model, the ratio) for every number that is known of any model."""
+    models = report.models
+    found = [*_accuracy(models), *_costs(models), *_latencies(report)]
+    return [row for row in found if any(value != text.DASH for value in row[1])]
+
+
+def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
+    metrics = list(dict.fromkeys(m.accuracy.metric for m in models if m.accuracy))
+    found: list[Row] = []
+    for name in metrics:
+        own = [m.accuracy if m.accuracy and m.accuracy.metric == name else None for m in models]
+        count = next(a.samples for a in own if a)
+        found.append((f"{name} ({count} samples)", [text.accuracy(a) for a in own], text.points(own[0], own[-1])))
+        found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
+    return found
+
+
+def _costs(models: tuple[Measurement, ...]) -> list[Row]:
+    parts = {"macs": ("MACs", text.count), "params": ("parameters", text.count), "bytes": ("file size", text.size)}
+    found: list[Row] = []
+    for key, (label, write) in parts.items():
+        values = [getattr(m, key) for m in models]
+        found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[-1]))))
+    return found
+
+
+def _latencies(report: Report) -> list[Row]:
+    models = report.models
+    settings = {entry.setting: entry for model in models for entry in model.latency}
+    found: list[Row] = []
+    for key, entry in settings.items():
+        own = [next((e for e in m.latency if e.setting == key), None) for m in models]
+        pairs = next((r for r in latency_ratios(report, models[-1]) if r.setting == key), None)
+        values = [text.milliseconds(e.median_ms if e else None) for e in own]
+        found.append((f"latency, {text.setting(entry)}", values, text.times(pairs.median if pairs else None)))
+        quartiles = [f"{text.digits(e.q1_ms)} to {text.digits(e.q3_ms)}" if e else text.DASH for e in own]
+        interval = pairs.interval95 if pairs else None
+        found.append(
+            ("  quartiles; ratio at 95 %", quartiles, f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else "")
+        )
+        if len(report.models) > 2:
+            found.append((f"  ratio to {report.models[0].name}", [_paired(report, m, key) for m in report.models], ""))
+    return found
+
+
+def _paired(report: Report, model: Measurement, setting: tuple) -> str:
+    entry = next((r for r in latency_ratios(report, model) if r.setting == setting), None)
+    return text.times(entry.median if entry else None)

@@ -1,0 +1,65 @@
+"""A report into a file, in the form that the file's suffix names."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from onnxprune.errors import UsageError
+from onnxprune.report.document import to_json
+from onnxprune.report.markdown import to_markdown
+from onnxprune.report.record import Report
+
+
+def _html(report: Report) -> str:
+    from onnxprune.report.html import to_html  # jinja2 is loaded for those who want it
+
+    return to_html(report)
+
+
+WRITERS: dict[str, Callable[[Report], str]] = {".json": to_json, ".md": to_markdown, ".html": _html}
+
+
+def check_report_path(path: str | Path) -> Path:
+    """`path`, when a report can be written there; worth calling before hours of work.
+
+    Raises: UsageError for another suffix than .json, .md and .html, or a folder that does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in WRITERS:
+        raise UsageError(f"report {path}: suffix '{path.suffix}' is none of {', '.join(WRITERS)}; choose one of them")
+    if not path.parent.is_dir():
+        raise UsageError(f"report {path}: the folder {path.parent} does not exist; create it or choose another")
+    return path
+
+
+def write_report(report: Report, path: str | Path) -> None:
+    """Writes `report` beside `path` and renames it: `path` holds the old file or the whole new one.
+
+    Raises: UsageError for an unknown suffix, or where the file cannot be written.
+    """
+    path = check_report_path(path)
+    _replace(path, WRITERS[path.suffix.lower()](report))
+
+
+def _replace(path: Path, content: str) -> None:
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, reports are not
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(
+            f"report {path}: cannot be written ({error.strerror or error}); choose another path"
+        ) from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,55 @@
+"""onnxprune: an ONNX model in, a smaller and faster ONNX model out, with the proof and the numbers.
+
+    result = onnxprune.prune("in.onnx", "out.onnx", method="l1", target={"macs": 0.5})
+    result.plan, result.before, result.after
+    coupling = onnxprune.analyze("in.onnx")
+
+Everything is loaded when it is first used: importing this package imports neither torch nor onnx.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxprune.api import analyze, prune
+    from onnxprune.bridge.ops.registry import torch_function as torch_op
+    from onnxprune.cost import macs_rule
+    from onnxprune.coupling import Coupling, coupling_rule
+    from onnxprune.errors import OnnxPruneError
+    from onnxprune.methods.base import Outcome, method
+    from onnxprune.pipeline import Result
+    from onnxprune.plan import Plan
+
+_HOMES = {
+    "Coupling": "onnxprune.coupling",
+    "OnnxPruneError": "onnxprune.errors",
+    "Outcome": "onnxprune.methods.base",
+    "Plan": "onnxprune.plan",
+    "Result": "onnxprune.pipeline",
+    "analyze": "onnxprune.api",
+    "coupling_rule": "onnxprune.coupling",
+    "macs_rule": "onnxprune.cost",
+    "method": "onnxprune.methods.base",
+    "prune": "onnxprune.api",
+    "torch_op": "onnxprune.bridge.ops.registry:torch_function",
+}
+__all__ = [
+    "Coupling",
+    "OnnxPruneError",
+    "Outcome",
+    "Plan",
+    "Result",
+    "analyze",
+    "coupling_rule",
+    "macs_rule",
+    "method",
+    "prune",
+    "torch_op",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'onnxprune' has no attribute '{name}'")
+    module, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(module), attribute or name)

@@ -105,6 +105,18 @@ def save(model: ir.Model, path: str | Path) -> None:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` beside `path` and renames it. Raises: UsageError when the folder cannot be written."""
+    path = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
 def digest(model: ir.Model) -> str:
     """SHA-256 of the file that `save` writes for `model`, the weights included wherever they are stored."""
     hasher = hashlib.sha256()

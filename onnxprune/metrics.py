@@ -135,7 +135,8 @@ def outputs_on(session: ort.InferenceSession, samples: Samples, *, batch_size: i
 
 def _walk(session, samples: Samples, original: Original | None, batch_size: int) -> Iterator[tuple]:
     """(sample numbers, outputs, the original's outputs or None) batch by batch; filled-up rows are cut off again."""
-    fixed = batch_size_of(session_inputs(session))
+    both = [s for s in (session, original) if isinstance(s, ort.InferenceSession)]
+    fixed = next((size for s in both if (size := batch_size_of(session_inputs(s))) is not None), None)
     start, count = 0, len(samples)
     for block in batches(samples, batch_size, fixed=fixed):
         feeds, rows = samples.batch(block), min(len(block), count - start)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -100,8 +99,7 @@ def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:
 def ort_dtype(ort_type: str) -> np.dtype:
     """The numpy dtype of onnxruntime's `tensor(float)` and its like."""
     kind = ort_type.removeprefix("tensor(").removesuffix(")")
-    name = {"float": "float32", "double": "float64", "string": "object"}.get(kind, kind)
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    return np.dtype(object if kind == "string" else ir.DataType[kind.upper()].numpy())
 
 
 def require_provider(name: str) -> None:

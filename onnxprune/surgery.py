@@ -76,6 +76,7 @@ class _Surgeon:
         self.model = coupling.model.clone()
         self.model.meta.update(coupling.model.meta)
         self.opset = self.model.opset_imports.get("", 1)
+        self.stands_for: dict[str, str] = {}  # name of an inserted value -> the value that it replaces
         self.lengths: dict[str, list[Length]] = {}
         for length in coupling.lengths:
             self.lengths.setdefault(length.node, []).append(length)
@@ -90,7 +91,11 @@ class _Surgeon:
         return any(dim in self.keep for dim in dims.leaves(axis))
 
     def axes(self, value: ir.Value | None) -> Sequence[Axis]:
-        return self.coupling.axes.get(value.name or "", ()) if value is not None else ()
+        """The axes of `value`, also where it replaces a value of the analysed model."""
+        if value is None:
+            return ()
+        name = value.name or ""
+        return self.coupling.axes.get(self.stands_for.get(name, name), ())
 
     def mask_of(self, axis: Axis) -> np.ndarray:
         return dims.keep_mask(axis, self.keep)
@@ -162,7 +167,7 @@ class _Surgeon:
             if attribute is not None:
                 numbers = list(attribute.value)
             else:  # an even Split says nothing; its parts may now be uneven
-                numbers = [self.kept(l.axis) for l in self.lengths[node.name or ""]]
+                numbers = [self.kept(each.axis) for each in self.lengths[node.name or ""]]
             numbers[length.entry] = self.kept(length.axis)
             node.attributes[length.target] = ir.AttrInt64s(length.target, numbers)
 
@@ -219,9 +224,7 @@ class _Surgeon:
     def _overwrite_output(self, node: ir.Node, numbers: Mapping[int, int]) -> None:
         value = node.outputs[0]
         uses = list(value.uses())
-        result = self._overwritten(node, value, numbers, before=False)
-        for user, index in uses:
-            user.replace_input_with(index, result)
+        self._replace(value, self._overwritten(node, value, numbers, before=False), uses)
 
     def _vector_length(self, value: ir.Value) -> int:
         sizes = self.coupling.shapes.sizes.get(value.name or "")
@@ -253,8 +256,7 @@ class _Surgeon:
         output = node.outputs[0]
         uses = list(output.uses())
         chosen = self._choose(node, output, position, kept, f"{node.name}.lower", after=True)
-        for user, slot in uses:
-            user.replace_input_with(slot, chosen)
+        self._replace(output, chosen, uses)
 
     def _spread(
         self, node: ir.Node, value: ir.Value | None, position: int, kept: np.ndarray, name: str, *, after: bool = False
@@ -339,8 +341,13 @@ class _Surgeon:
             self.model.graph.insert_after(after, [pad, gather])
             after, result = gather, gather.outputs[0]
         if result is not output:
-            for user, slot in uses:
-                user.replace_input_with(slot, result)
+            self._replace(output, result, uses)
+
+    def _replace(self, old: ir.Value, new: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
+        """Lets `new` stand for `old` in the given uses."""
+        self.stands_for[new.name or ""] = self.stands_for.get(old.name or "", old.name or "")
+        for user, slot in uses:
+            user.replace_input_with(slot, new)
 
     # Shapes -----------------------------------------------------------------------------------------------------
 

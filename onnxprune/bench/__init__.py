@@ -13,8 +13,8 @@ command    `run_bench`: the command's report
 
 from onnxprune.bench.command import measure_file, run_bench
 from onnxprune.bench.feeds import bench_feeds
-from onnxprune.bench.latency import measure_latency
-from onnxprune.bench.machine import default_threads, machine, tool
+from onnxprune.bench.host import default_threads, machine, tool
+from onnxprune.bench.latency import doubts, measure_latency
 from onnxprune.bench.nodes import profile
 from onnxprune.bench.timing import QUICK, Rounds
 
@@ -23,6 +23,7 @@ __all__ = [
     "Rounds",
     "bench_feeds",
     "default_threads",
+    "doubts",
     "machine",
     "measure_file",
     "measure_latency",

@@ -10,13 +10,14 @@ from time import perf_counter
 
 import onnx_ir as ir
 
-from onnxprune import graph
-from onnxprune.bench.latency import measure_latency
-from onnxprune.bench.machine import machine, tool
+from onnxprune import cost, graph
+from onnxprune.bench.host import machine, tool
+from onnxprune.bench.latency import doubts, measure_latency
 from onnxprune.bench.nodes import profile
 from onnxprune.bench.timing import Rounds
+from onnxprune.coupling import analyze
 from onnxprune.data.inputs import batch_size_of, input_infos
-from onnxprune.errors import UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.report.record import LatencyTable, Measurement, Profile, Report, Step, with_latencies
 from onnxprune.report.write import check_report_path, write_report
 from onnxprune.runtime import provider_name
@@ -63,12 +64,22 @@ def run_bench(
 
 
 def measure_file(name: str, path: Path) -> Measurement:
-    """What a model's file tells of its cost: parameters and bytes, external data included; MACs are unknown here."""
-    values = graph.load(path).graph.initializers.values()
+    """What a model costs: MACs at batch 1, parameters, and bytes on disk, external data included."""
+    model = graph.load(path)
+    values = model.graph.initializers.values()
     floats = [v for v in values if v.dtype is not None and v.dtype.is_floating_point()]
+    totals = _totals(model)
     size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, list(values)))
     params = sum(prod(v.shape.numpy()) for v in floats if v.shape is not None)
-    return Measurement(name, str(path), _sha256(path), params=int(params), bytes=size)
+    return Measurement(name, str(path), _sha256(path), totals.get("macs"), totals.get("params", int(params)), size)
+
+
+def _totals(model: ir.Model) -> dict[str, int]:
+    """The costs as pruning counts them, or nothing: what cannot be analyzed can still be timed."""
+    try:
+        return cost.of(analyze(graph.normalize(model))).totals()
+    except OnnxPruneError:
+        return {}
 
 
 def _external_files(path: Path, values: Sequence[ir.Value]) -> set[Path]:
@@ -102,12 +113,7 @@ def _profiles(paths: Mapping[str, Path], setting: Mapping, options: Mapping) -> 
 
 
 def _report(command: str, models: list[Measurement], tables: list[LatencyTable], profiles, steps) -> Report:
-    notes = [
-        f"{name}: times on {entry.provider}, batch {entry.batch} had not settled after the warm-up"
-        for table in tables
-        for name, entry in table.latencies.items()
-        if entry.stable is False
-    ]
+    notes = [note for table in tables for note in doubts(table)]
     report = Report(command, with_latencies(models, tables), tuple(r for table in tables for r in table.ratios))
     kept = {"profile": tuple(profiles), "steps": tuple(steps), "notes": tuple(notes)}
     return replace(report, **kept, tool=tool(), machine=machine())

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxprune.bench.feeds import Feeds, bench_feeds
-from onnxprune.bench.machine import default_threads
+from onnxprune.bench.host import default_threads
 from onnxprune.bench.memory import peak_memory_bytes
 from onnxprune.bench.sessions import Model, Setting, bind, load, prepare, setting_for
 from onnxprune.bench.stats import median_interval, quantiles, thin
@@ -17,6 +17,7 @@ from onnxprune.report.record import Latency, LatencyRatio, LatencyTable
 from onnxprune.runtime import open_session, run
 
 WARM_UP_SECONDS = 5.0
+BUSY = 1.5  # median over minimum: about 1.05 on a quiet machine, more for the shortest runs
 FeedsFor = Callable[[ort.InferenceSession, int], Feeds]
 
 
@@ -53,6 +54,25 @@ def measure_latency(
     takes = [_take(ready, setting, _share(plan, sessions), rng) for _ in range(max(1, sessions))]
     peaks = {name: _peak(r, setting) if memory else None for name, r in ready.items()}
     return _table(setting, takes, peaks)
+
+
+def doubts(table: LatencyTable) -> list[str]:
+    """Sentences on what makes the times of `table` less certain than their intervals say; [] on a quiet machine.
+
+    When other programs take the cores, a long run is interrupted more often than a short one: then even the ratio
+    of neighbors is off, and no interval shows it.
+    """
+    found = []
+    for name, entry in table.latencies.items():
+        where = f"{name} on {entry.provider}, batch {entry.batch}"
+        if entry.stable is False:
+            found.append(f"{where}: times had not settled when the warm-up ended")
+        if entry.min_ms and entry.median_ms > BUSY * entry.min_ms:
+            found.append(
+                f"{where}: half of the runs took over {entry.median_ms / entry.min_ms:.1f} times the fastest; "
+                "the machine was busy, so measure again when it is quiet"
+            )
+    return found
 
 
 @dataclass(frozen=True)

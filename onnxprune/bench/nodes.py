@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune.bench.feeds import bench_feeds
-from onnxprune.bench.machine import default_threads
+from onnxprune.bench.host import default_threads
 from onnxprune.bench.sessions import Model, prepare, provider_options, setting_for
 from onnxprune.report.record import NodeTime
 from onnxprune.runtime import open_session, run

@@ -30,6 +30,7 @@ class Store:
         self.parameters = set(parameters)
         self.held: list[tuple[str, ir.Value | None, Tensor | None]] = []
         self.constants: dict[ir.Value, Any] = {}
+        self.computed: set[str] = set()
         self._index: dict[ir.Value, int] = {}
 
     def constant(self, value: ir.Value) -> Any:
@@ -194,6 +195,7 @@ class _Builder:
         names = tuple(value.name or "" for value in named)
         contextual = "context" in entry.keywords
         self.steps.append(Step(function, tuple(slots), outputs, (), contextual, names, _where(node)))
+        self.store.computed.update(names)
 
     def foldable(self, entry: TorchFunction, inputs: list[ir.Value]) -> bool:
         if not entry.pure or "context" in entry.keywords:

@@ -51,7 +51,7 @@ class Network(nn.Module):
         self.freeze_norm = freeze_norm
         self._statistics = _batch_statistics(model.graph)
         self._held: list[tuple[str, str, torch.dtype | None]] = []  # attribute, initializer name, type at use
-        self._names_of_values = _value_names(model.graph)
+        self._computed = frozenset(store.computed | set(self.input_names)) - {""}
         for index, (name, value, tensor) in enumerate(store.held):
             self._hold(index, name, value, tensor)
 
@@ -140,8 +140,8 @@ class Network(nn.Module):
             raise BridgeError(f"fed are {sorted(feeds)}, but the model's inputs are {sorted(self.input_names)}")
         held = {name for _, name, _ in self._held}
         for kind, names, known in (
-            ("capture", capture, self._names_of_values | held),
-            ("gate", self.gates, self._names_of_values),
+            ("capture", capture, self._computed | held),
+            ("gate", self.gates, self._computed),
             ("override", self.overrides, held),
         ):
             unknown = [name for name in names if name not in known]
@@ -169,16 +169,6 @@ def _batch_statistics(graph: ir.Graph) -> set[str]:
         for value in node.inputs[3:5]
         if value is not None and value.const_value is not None
     }
-
-
-def _value_names(graph: ir.Graph) -> set[str]:
-    found = {value.name or "" for value in graph.inputs}
-    for node in graph:
-        found.update(value.name or "" for value in node.outputs)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                found |= _value_names(attribute.as_graph())
-    return found - {""}
 
 
 def _mangled(prefix: str, name: str) -> str:

@@ -35,6 +35,7 @@ from .acmi_phi import sample_phi, weight_phi
 from .acmi_threads import workers
 
 BLOCK_PAIRS, BLOCK_SAMPLES = 64, 1 << 20  # pairs of a block, and their samples
+TINY = 1e-12
 CHILDREN = 8  # child groups whose contributions are computed at once
 
 
@@ -92,9 +93,7 @@ def _by_weights(layer: Groups, divergence: str, inside, share: list[int]) -> Ten
             part = scratch.rows(stop - start)
             contributions = layer.contributions(some, start, stop)
             for i, j in enumerate(some):
-                part.y.copy_(contributions[:, i])
-                torch.sub(totals[i], part.y, out=part.z)
-                cells = joint_cells(x[i], part)
+                cells = joint_cells(x[i], contributions[:, i], totals[i], part)
                 phi = None if inside is None else inside(j, start, stop)
                 information[first + i, start:stop] = _information(cells, part, divergence, phi)
     return information
@@ -115,6 +114,6 @@ def _information(cells: Tensor, scratch: Scratch, divergence: str, phi: Tensor |
 def divergence_terms(n: Tensor, divergence: str, m: Tensor, out: Tensor) -> Tensor:
     """N q min(g(p/q), U) of every cell, also the empty ones: counts n (R, S, X, Y, Z) -> out; n and m are lost."""
     n_xz = n.sum(3, keepdim=True)
-    n_z = n_xz.sum(2, keepdim=True)
-    torch.mul(n_xz.div_(n_z.clamp_(min=1)), n.sum(2, keepdim=True), out=m)  # N q
+    n_z = n_xz.sum(2, keepdim=True).clamp_(min=1)
+    torch.mul(n_xz.div_(n_z).add_(TINY), n.sum(2, keepdim=True).add_(TINY), out=m)  # N q, never zero
     return bounded(n, m, divergence, out)

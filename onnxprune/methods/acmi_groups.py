@@ -18,12 +18,12 @@ from ..errors import UsageError
 class Groups:
     """One layer by groups; groups with fewer than K channels are filled up with channels that are zero."""
 
-    x: Tensor  # (J, N) mean activation of each child group
-    parents: Tensor  # (G, K, N)
+    x: Tensor  # (J, N) mean activation of each child group, less its mean over the samples
+    parents: Tensor  # (G, K, N) activations less their means
+    norm: Tensor  # (G, N) L2 norm of each group's activations
     weights: Tensor  # (J, G, K) mean over the child group of its summed kernels
     magnitude: Tensor  # (J, G) mean |w| of the slices between two groups
     children: tuple[Tensor, ...]  # per child group (N, channels of the group)
-    sizes: Tensor  # (G,) channels of each parent group
 
     @property
     def samples(self) -> int:
@@ -52,22 +52,21 @@ class Groups:
 
 def grouped(parents, children, weights, magnitude, parent_groups, child_groups, device) -> Groups:
     """The layer of `connection_scores`' arguments as Groups on the device. Raises UsageError if lengths disagree."""
-    device = torch.device("cpu" if device is None else device)
     a, x, w = (torch.as_tensor(v, dtype=torch.float32).to(device) for v in (parents, children, weights))
     size = w.abs() if magnitude is None else torch.as_tensor(magnitude, dtype=torch.float32).to(device)
     _check(a, x, w, size)
     to_parents = _members(group_ids(parent_groups, w.shape[1], "parent"), device)
     to_children = _members(group_ids(child_groups, w.shape[0], "child"), device)
-    channels = max(len(members) for members in to_parents)
-    by_child = torch.stack([w[members].mean(0) for members in to_children])
-    size_by_child = torch.stack([size[members].mean(0) for members in to_children])
+    over_children, over_parents = _means(to_children, w.shape[0]), _means(to_parents, w.shape[1])
+    present = to_parents >= 0
+    centered = (a - a.mean(0)).T  # a shift changes no information, and rows of mean zero save passes later
     return Groups(
-        x=torch.stack([x[:, members].mean(1) for members in to_children]),
-        parents=torch.stack([_filled(a.T[members], channels) for members in to_parents]),
-        weights=torch.stack([_filled(by_child.T[members], channels).T for members in to_parents], 1),
-        magnitude=torch.stack([size_by_child[:, members].mean(1) for members in to_parents], 1),
-        children=tuple(x[:, members] for members in to_children),
-        sizes=torch.tensor([len(members) for members in to_parents], device=device),
+        x=over_children @ (x - x.mean(0)).T,
+        parents=torch.where(present[..., None], centered[to_parents], 0),
+        norm=torch.where(present[..., None], a.T[to_parents], 0).square_().sum(1).sqrt_(),
+        weights=torch.where(present, (over_children @ w)[:, to_parents], 0),
+        magnitude=over_children @ size @ over_parents.T,
+        children=tuple(x[:, members[members >= 0]] for members in to_children),
     )
 
 
@@ -85,13 +84,17 @@ def group_ids(groups, channels: int, what: str) -> np.ndarray:
     return ids.astype(np.int64)
 
 
-def _members(ids: np.ndarray, device: torch.device) -> list[Tensor]:
-    return [torch.from_numpy(np.flatnonzero(ids == g)).to(device) for g in range(ids.max() + 1)]
+def _members(ids: np.ndarray, device: torch.device) -> Tensor:
+    """Channels (G, K) of each group, -1 where a group has fewer than K."""
+    groups = [np.flatnonzero(ids == g).tolist() for g in range(ids.max() + 1)]
+    most = max(len(members) for members in groups)
+    return torch.tensor([members + [-1] * (most - len(members)) for members in groups], device=device)
 
 
-def _filled(rows: Tensor, length: int) -> Tensor:
-    """rows (k, M) with zeros below, up to (length, M)."""
-    return torch.nn.functional.pad(rows, (0, 0, 0, length - len(rows)))
+def _means(members: Tensor, channels: int) -> Tensor:
+    """The matrix (G, channels) that averages over the members of each group."""
+    one_hot = torch.zeros(len(members), channels + 1, device=members.device).scatter_(1, members % (channels + 1), 1.0)
+    return one_hot[:, :channels] / one_hot[:, :channels].sum(1, keepdim=True)
 
 
 def _check(a: Tensor, x: Tensor, w: Tensor, size: Tensor) -> None:

@@ -9,15 +9,15 @@ UPPER = 10.0  # bound U on g, as in EDGE
 
 
 def bounded(n: Tensor, m: Tensor, divergence: str, out: Tensor) -> Tensor:
-    """m min(g(n/m), U), elementwise, from counts n = N p and m = N q, in `out`; n and m are overwritten.
+    """m min(g(n/m), U), elementwise, from counts n = N p and m = N q > 0, in `out`; n and m are overwritten.
 
     Geometric (Henze-Penrose): g(t) = (t-1)^2 / (2(t+1)), so 0 <= I < 1; at n = 0 it is m/2, the share g(0) q that
     empty cells have. Shannon: g(t) = t log t, in nats.
     """
     if divergence == "geometric":
-        torch.sub(n, m, out=out).square_().div_(n.add_(m).mul_(2).add_(1e-20))
+        torch.sub(n, m, out=out).square_().div_(n.add_(m).mul_(2))
     else:
-        torch.xlogy(n, n / m.clamp(min=1e-20), out=out)
+        torch.xlogy(n, n / m, out=out)
     return torch.minimum(out, m.mul_(UPPER), out=out)
 
 

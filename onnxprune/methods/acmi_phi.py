@@ -63,5 +63,4 @@ def relative_weight(layer: Groups) -> Tensor:
 
 def relative_activation(layer: Groups) -> Tensor:
     """a (G, N) of the module's docstring."""
-    norm = layer.parents.square().sum(1).sqrt()
-    return norm / norm.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return layer.norm / layer.norm.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)

@@ -25,7 +25,6 @@ from onnxprune.report.record import (
     SensitivityCurve,
     Step,
     TuningPoint,
-    Verification,
     with_latencies,
 )
 from onnxprune.report.terminal import print_report
@@ -45,7 +44,6 @@ __all__ = [
     "SensitivityCurve",
     "Step",
     "TuningPoint",
-    "Verification",
     "check_report_path",
     "compare_reports",
     "document",

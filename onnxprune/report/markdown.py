@@ -54,12 +54,10 @@ def verification(report: Report) -> str:
     proof = report.verify
     if proof is None:
         return ""
-    if proof.max_abs is None:
-        return f"Verification: {'passed' if proof.ok else '**failed**'}."
-    of = f" of a scale of {text.digits(proof.scale)}" if proof.scale is not None else ""
     return (
         f"Verification: {'passed' if proof.ok else '**failed**'}. The cut model and the masked original differ "
-        f"by at most {text.digits(proof.max_abs)}{of}, on {text.count(proof.samples)} samples."
+        f"by at most {text.digits(proof.max_abs)} of a scale of {text.digits(proof.scale)}, "
+        f"on {text.count(proof.samples)} samples."
     )
 
 

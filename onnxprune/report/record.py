@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxprune.metrics import Accuracy
+from onnxprune.verify import Verification
 
 Interval = tuple[float, float]
 
@@ -86,16 +87,6 @@ class Measurement:
     bytes: int | None = None
     accuracy: Accuracy | None = None
     latency: tuple[Latency, ...] = ()
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Cut against mask: the largest difference, the outputs' scale, and how many samples were compared."""
-
-    max_abs: float | None
-    scale: float | None
-    samples: int | None
-    ok: bool
 
 
 @dataclass(frozen=True)

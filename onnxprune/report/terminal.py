@@ -5,6 +5,7 @@ from typing import IO
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnxprune.report import text
 from onnxprune.report.document import latency_ratios
@@ -29,9 +30,11 @@ def rich_table(report: Report) -> Table:
     head = header(report)
     table.add_column(head[0], overflow="fold")
     for name in head[1:]:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for label, values, change in rows(report):
-        table.add_row(label, *values, *([f"[bold]{change}[/bold]"] if len(head) > len(values) + 1 else []))
+        # Names come from files and must not be read as rich's markup.
+        cells = [Text(cell) for cell in (label, *values)]
+        table.add_row(*cells, *([Text(change, style="bold")] if len(head) > len(cells) else []))
     return table
 
 

@@ -16,8 +16,8 @@ from onnxprune.report.record import (
     SensitivityCurve,
     Step,
     TuningPoint,
-    Verification,
 )
+from onnxprune.verify import Verification
 
 CPU = "CPUExecutionProvider"
 

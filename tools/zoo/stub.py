@@ -1,8 +1,8 @@
 """Makes `import torchvision` work beside any build of torch, also where its compiled operators cannot be loaded.
 
-torchvision's wheel is built for one torch (often a CUDA one). With another its library of operators does not load and its
-registrations fail at import. Nothing that is exported here needs compiled code: the operators are declared with their
-schemas, `nms` and `roi_align` get a plain implementation so that detectors can be traced, the rest stay without one.
+torchvision's wheel is built for one torch (often a CUDA one). With another its library of operators does not load and
+its registrations fail at import. Nothing that is exported here needs compiled code: the registrations are left out, and
+`nms` and `roi_align`, which detectors ask for, are declared with a plain implementation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Features of each box, one sample per bin: input (N, C, H, W), rois (R, 5) -> (R, C, ph, pw); enough for tracing."""
+    """Features of each box, one sample per bin: input (N, C, H, W), rois (R, 5) -> (R, C, ph, pw)."""
     size = (pooled_height, pooled_width)
     box = rois[:, 1:] * spatial_scale
     steps = [(torch.arange(n) + 0.5) / n for n in size]

@@ -17,6 +17,11 @@ def is_constant(x: Tensor) -> bool:
     return x.numel() > 0 and bool((x == x.flatten()[0]).all())
 
 
+def has_norms(network: nn.Module) -> bool:
+    """True if some module is a batch normalization."""
+    return any(isinstance(module, NORMS) for module in network.modules())
+
+
 @torch.no_grad()
 def vary(x: Tensor) -> None:
     """Replaces a constant float tensor in place: zeros by small noise, scales by values around them."""
@@ -31,7 +36,7 @@ def vary(x: Tensor) -> None:
 
 @torch.no_grad()
 def widen(layer: nn.Module) -> None:
-    """Scales a layer's weights (O, I, *K) up to std 1/sqrt(fan-in) where they start so small that nothing depends on them."""
+    """Scales weights (O, I, *K) up to std 1/sqrt(fan-in) where they start so small that nothing depends on them."""
     w = layer.weight
     assert isinstance(w, Tensor)
     fan_in = w[0].numel() if w.dim() > 1 else 1
@@ -58,7 +63,8 @@ def calibrate(network: nn.Module, inputs: Sequence[Tensor]) -> None:
             m.momentum = momentum
             m.eval()
     for m in norms:
-        assert m.running_mean is not None and m.running_var is not None
+        assert m.running_mean is not None
+        assert m.running_var is not None
         # A channel that hardly varies would be divided by almost nothing, and rounding errors would fill the network.
         least = max(0.2 * float(m.running_var.mean()), 1e-4)
         m.running_var.clamp_(min=least).mul_(torch.empty_like(m.running_var).uniform_(0.8, 1.25))
@@ -66,7 +72,7 @@ def calibrate(network: nn.Module, inputs: Sequence[Tensor]) -> None:
 
 
 def randomize(network: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> nn.Module:
-    """The network in evaluation mode with varied parameters and calibrated BN statistics; inputs with a batch of 2 or more."""
+    """The network in evaluation mode, parameters varied, BN statistics calibrated on inputs (a batch of 2 or more)."""
     torch.manual_seed(seed)
     network.eval()
     for module in network.modules():
@@ -99,5 +105,6 @@ def tensors(outputs: object) -> list[Tensor]:
     """All tensors in nested lists, tuples and dicts, in order."""
     if isinstance(outputs, Tensor):
         return [outputs]
-    values = outputs.values() if isinstance(outputs, dict) else outputs
-    return [t for value in values for t in tensors(value)] if isinstance(values, (list, tuple, type({}.values()))) else []
+    if isinstance(outputs, dict):
+        outputs = list(outputs.values())
+    return [t for value in outputs for t in tensors(value)] if isinstance(outputs, (list, tuple)) else []

@@ -1,0 +1,175 @@
+"""What a method is: it says what it needs, and gives scores. Budgets are not its business.
+
+A method is a function of a `Context` registered with `@method`. It returns an `Outcome`: one score per unit of
+every free Dim, larger = keep; training methods also return the model with the weights they learned, sparse ones
+the positions that are zero.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, methods
+from onnxprune.cost import Cost
+from onnxprune.coupling import Coupling, Dim, Member, dims
+from onnxprune.data import Samples
+from onnxprune.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What has to be given: samples, their labels, gradients through the bridge, or a training run."""
+
+    data: bool = False
+    labels: bool = False
+    gradients: bool = False
+    training: bool = False
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method may look at."""
+
+    coupling: Coupling
+    cost: Cost
+    dims: tuple[Dim, ...]  # those to be scored: free, and chosen by --include, --exclude and --exact-only
+    samples: Samples | None = None
+    seed: int = 0
+    device: str = "cpu"
+    target: float | None = None  # share of MACs or parameters that may remain, for methods that train towards it
+    options: Mapping[str, Any] = field(default_factory=dict)
+    progress: bool = False  # progress bars on stderr
+
+    @property
+    def model(self) -> ir.Model:
+        return self.coupling.model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a method found.
+
+    scores: Dim -> (size,) floats, larger = keep.
+    comparable: whether a score means the same in every Dim; otherwise they are compared after normalization.
+    limits: largest share of a Dim that may be removed. keep: the method's own decision (size,) booleans, for
+    methods that need no target. model: the normalized model with other weights. zeros: initializer -> positions
+    that are zero, for sparse methods. notes: lines for the report.
+    """
+
+    scores: Mapping[Dim, np.ndarray]
+    comparable: bool = False
+    limits: Mapping[Dim, float] = field(default_factory=dict)
+    keep: Mapping[Dim, np.ndarray] | None = None
+    model: ir.Model | None = None
+    zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+Run = Callable[[Context], Outcome]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered method."""
+
+    name: str
+    summary: str
+    needs: Needs
+    run: Run
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(name: str, *, needs: Needs = Needs(), summary: str = "") -> Callable[[Run], Run]:
+    """Registers the decorated function `context -> Outcome` as method `name`.
+
+    A function that returns a mapping Dim -> scores is accepted as well.
+    """
+
+    def register(run: Run) -> Run:
+        text = summary or (run.__doc__ or name).strip().splitlines()[0]
+        METHODS[name] = Method(name, text, needs, run)
+        return run
+
+    return register
+
+
+def get(name: str) -> Method:
+    """The method called `name`, built in or registered by the user. Raises: UsageError listing those there are."""
+    methods.load(name)
+    if name not in METHODS:
+        known = ", ".join(sorted({*METHODS, *methods.MODULES}))
+        raise UsageError(f"--method {name}: there is no such method; choose one of {known}")
+    return METHODS[name]
+
+
+def run(chosen: Method, context: Context) -> Outcome:
+    """Runs a method and checks what it returns.
+
+    Raises: UsageError when it needs samples or labels that are absent, or its scores have the wrong shape.
+    """
+    samples = context.samples
+    if chosen.needs.data and samples is None:
+        raise UsageError(
+            f"--method {chosen.name} needs samples: give --data, or choose a method that looks at weights only (l1, l2, fpgm)"
+        )
+    if chosen.needs.labels and (samples is None or samples.labels is None):
+        raise UsageError(f"--method {chosen.name} needs labelled samples: give --data with labels")
+    outcome = chosen.run(context)
+    if isinstance(outcome, Mapping):
+        outcome = Outcome(outcome)
+    for dim in context.dims:
+        scores = outcome.scores.get(dim)
+        if scores is None or np.shape(scores) != (dim.size,):
+            raise UsageError(
+                f"method {chosen.name} gave scores of shape {np.shape(scores)} for '{dim.name}' of size {dim.size}"
+            )
+        if not np.isfinite(scores).all():
+            raise UsageError(
+                f"method {chosen.name} gave scores of '{dim.name}' that are not finite: the weights or samples hold NaN or infinity"
+            )
+    return outcome
+
+
+# Reading weights by unit ------------------------------------------------------------------------------------------
+
+
+def slices(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np.ndarray, np.ndarray]]:
+    """(member, array, unit of each position on member.axis or -1) for every place where `dim` stands in a role.
+
+    The array is the initializer; positions (length of the axis,) tell which unit of `dim` each belongs to.
+    """
+    initializers = context.model.graph.initializers
+    for member in context.coupling.members[dim]:
+        if member.role in roles:
+            axis = context.coupling.axes[member.initializer][member.axis]
+            yield member, graph.array_of(initializers[member.initializer]), unit_positions(axis, dim)
+
+
+def unit_positions(axis: dims.Axis, dim: Dim) -> np.ndarray:
+    """For each position of `axis` the unit of leaf `dim` that it belongs to, -1 where it does not stand there."""
+    return np.concatenate([_segment_units(segment, dim) for segment in axis]) if axis else np.zeros(0, np.int64)
+
+
+def _segment_units(segment: dims.Segment, dim: Dim) -> np.ndarray:
+    units = np.full(1, -1, np.int64)
+    for factor in segment:
+        if factor is dim:
+            inner = np.arange(dim.size)
+        elif factor.definition is not None:
+            inner = unit_positions(factor.definition, dim)
+        else:
+            inner = np.full(factor.size, -1, np.int64)
+        units = np.maximum.outer(units, inner).ravel()
+    return units
+
+
+def sum_by_unit(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarray:
+    """`array` summed over everything but the unit: -> (size,); positions with unit -1 are left out."""
+    totals = array.sum(axis=tuple(k for k in range(array.ndim) if k != axis), dtype=np.float64)
+    inside = units >= 0
+    return np.bincount(units[inside], weights=totals[inside], minlength=size)

@@ -1,0 +1,83 @@
+"""Gates: one factor per unit of a Dim, multiplied onto the values that carry it; at 1 nothing changes.
+
+The gradient with respect to a gate is the first-order effect of removing the unit, its bias and norm included:
+d loss / d gate_u = sum over the unit's values of y * d loss / d y.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onnxprune.bridge.network import Network
+from onnxprune.coupling import Dim
+from onnxprune.methods import units
+from onnxprune.methods.base import Context, slices
+
+Hook = Callable[[Tensor], Tensor]
+
+
+class Gates:
+    """Gates on all Dims of `context`, put into `network`; `values` holds the factors, Dim -> (N or 1, U).
+
+    Dims that no value carries whole (an LSTM's inner state, a packed projection) are gated on their weights.
+    """
+
+    def __init__(self, context: Context, network: Network) -> None:
+        self.values: dict[Dim, Tensor] = {}
+        self.batched: dict[Dim, bool] = {}
+        hooks: dict[str, list[Hook]] = {}
+        overrides: dict[str, list[Hook]] = {}
+        for dim in context.dims:
+            found = units.sources(context.coupling, dim)
+            self.batched[dim] = bool(found) and all(source.batched for source in found)
+            for source in found:
+                hooks.setdefault(source.value, []).append(self._hook(dim, source.axis, source.units))
+            if not found:
+                for member, array, positions in slices(context, dim, "produces", "scales"):
+                    if array.dtype.kind == "f":
+                        hook = self._hook(dim, member.axis, positions)
+                        overrides.setdefault(member.initializer, []).append(hook)
+        network.gates.update({name: partial(_chain, found) for name, found in hooks.items()})
+        network.overrides.update({name: partial(_chain, found) for name, found in overrides.items()})
+
+    def open(self, batch: int, device: str) -> None:
+        """Sets every gate to ones that ask for their gradient, one row per sample where values are stacked so."""
+        self.values = {
+            dim: torch.ones(batch if batched else 1, dim.size, device=device, requires_grad=True)
+            for dim, batched in self.batched.items()
+        }
+
+    def gradients(self, loss: Tensor) -> Mapping[Dim, Tensor]:
+        """d loss / d gate: Dim -> (N or 1, U), zeros where the loss does not depend on it."""
+        leaves = list(self.values.values())
+        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return {
+            dim: torch.zeros_like(leaf) if grad is None else grad
+            for dim, leaf, grad in zip(self.values, leaves, found, strict=True)
+        }
+
+    def _hook(self, dim: Dim, axis: int, positions: np.ndarray) -> Hook:
+        # Positions without a unit read the column of ones that is appended.
+        index = torch.from_numpy(np.where(positions < 0, dim.size, positions))
+
+        def apply(y: Tensor) -> Tensor:
+            gate = self.values.get(dim)
+            if gate is None:
+                return y
+            spread = torch.cat([gate, gate.new_ones(len(gate), 1)], 1)[:, index.to(gate.device)]
+            shape = [1] * y.ndim
+            shape[axis] = len(index)
+            if len(gate) > 1:
+                shape[0] = len(gate)
+            return y * spread.reshape(shape).to(y.dtype)
+
+        return apply
+
+
+def _chain(hooks: list[Hook], y: Tensor) -> Tensor:
+    for hook in hooks:
+        y = hook(y)
+    return y

@@ -1,0 +1,47 @@
+"""Settings of a method as a frozen dataclass, filled from the options of a run."""
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+from onnxprune.errors import UsageError
+from onnxprune.methods.base import Context
+
+T = TypeVar("T")
+WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+def read(kind: type[T], context: Context, method: str) -> T:
+    """`kind(...)` with every field that the options of `context` name, converted to the type of its default.
+
+    Options that `kind` does not have belong to others and are left alone; None means not given.
+    Raises: UsageError for a text that is no number, or no yes or no.
+    """
+    given = {}
+    for entry in fields(kind):  # type: ignore[arg-type]
+        value = context.options.get(entry.name)
+        if value is not None:
+            given[entry.name] = _converted(value, entry.default, f"--method {method}: option {entry.name}={value}")
+    return kind(**given)
+
+
+def _converted(value: Any, default: Any, where: str) -> Any:
+    if isinstance(default, bool):
+        word = str(value).lower()
+        if word not in WORDS:
+            raise UsageError(f"{where}: give yes or no")
+        return WORDS[word]
+    if isinstance(default, int | float):
+        try:
+            number = float(value)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: give a number, such as {default:g}") from error
+        if isinstance(default, int) and number != int(number):
+            raise UsageError(f"{where}: give a whole number, such as {default}")
+        return type(default)(number)
+    return str(value)
+
+
+def require(holds: bool, method: str, text: str) -> None:
+    """Nothing when `holds`. Raises: UsageError with `text` otherwise."""
+    if not holds:
+        raise UsageError(f"--method {method}: {text}")

@@ -1,0 +1,161 @@
+"""Where the units of a Dim are made: the weights that produce them and the values that carry them.
+
+Legend: U units of the Dim, L length of the axis on which it stands, R everything else.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, Dim, Member, dims
+from onnxprune.methods.base import Context, slices, unit_positions
+
+ELEMENTWISE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div", "BiasAdd"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A value that carries the units: `units` (L,) tells for each position of `axis` its unit, -1 for none."""
+
+    value: str
+    axis: int
+    units: np.ndarray
+    batched: bool  # samples are stacked on axis 0, and `axis` is another one
+
+
+def weights(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.ndarray]]:
+    """(member, array as float64, units (L,) on its axis) for the weights that produce the units of `dim`.
+
+    Biases are left out, quantized weights are dequantized, and the scale of a BatchNormalization that follows is
+    multiplied in. Where nothing produces the units (a norm's own scale), what follows or consumes them stands in.
+    """
+    found = list(slices(context, dim, "produces"))
+    solid = [entry for entry in found if not is_bias(entry[0], entry[1])]
+    for role in ("follows", "scales", "consumes"):
+        solid = solid or list(slices(context, dim, role))
+    nodes = {node.name: node for node in context.model.graph}
+    return [
+        (member, folded(nodes[member.node], member, as_float(context, member, array)), units)
+        for member, array, units in solid or found
+    ]
+
+
+def is_bias(member: Member, array: np.ndarray) -> bool:
+    """Whether an array is an addend behind a product: Conv's and Gemm's third input, or the like of it."""
+    return member.input >= 2 and array.size == array.shape[member.axis]
+
+
+def as_float(context: Context, member: Member, array: np.ndarray) -> np.ndarray:
+    """The weights as float64; integers behind DequantizeLinear as (q - zero point) * scale."""
+    node = next(node for node in context.model.graph if node.name == member.node)
+    q = array.astype(np.float64)
+    if array.dtype.kind not in "iu" or node.op_type != "DequantizeLinear":
+        return q
+    scale, zero = (graph.constant(node.inputs[k]) if k < len(node.inputs) else None for k in (1, 2))
+    if scale is None:
+        return q
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
+    shape = [1] * q.ndim
+    if scale.ndim == 1 and scale.size > 1:
+        shape[axis] = -1
+    zeros = np.zeros(1) if zero is None else zero.astype(np.float64)
+    return (q - zeros.reshape(shape if zeros.size > 1 else -1)) * scale.astype(np.float64).reshape(
+        shape if scale.size > 1 else -1
+    )
+
+
+def folded(node: ir.Node, member: Member, w: np.ndarray) -> np.ndarray:
+    """w times |gamma| / sqrt(var + eps) of the BatchNormalization that alone reads `node`, if there is one."""
+    scale = norm_scale(node)
+    if member.role != "produces" or scale is None or scale.size != w.shape[member.axis]:
+        return w
+    shape = [1] * w.ndim
+    shape[member.axis] = -1
+    return w * np.abs(scale).reshape(shape)
+
+
+def norm_scale(node: ir.Node) -> np.ndarray | None:
+    """gamma / sqrt(var + eps) (C,) of the BatchNormalization that alone reads the output of `node`."""
+    users = list(node.outputs[0].uses())
+    if len(users) != 1 or users[0].node.op_type != "BatchNormalization" or users[0].idx != 0:
+        return None
+    norm = users[0].node
+    gamma, variance = graph.constant(norm.inputs[1]), graph.constant(norm.inputs[4])
+    if gamma is None or variance is None:
+        return None
+    eps = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+    return gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + eps)
+
+
+def rows(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarray | None:
+    """The numbers of each unit as a row: (U, R); None where units do not all have as many positions."""
+    counts = np.bincount(units[units >= 0], minlength=size)
+    if not counts.size or counts.min() != counts.max() or counts[0] == 0:
+        return None
+    inside = np.flatnonzero(units >= 0)
+    order = inside[np.argsort(units[inside], kind="stable")]
+    return np.moveaxis(array, axis, 0)[order].reshape(size, -1)
+
+
+# Values -----------------------------------------------------------------------------------------------------------
+
+
+def sources(coupling: Coupling, dim: Dim) -> list[Source]:
+    """The values that first carry the units of `dim`, behind their bias and norm: silencing the units zeroes these.
+
+    A node that reads the Dim and gives it on (a depthwise convolution, a residual sum) is not among them, so that a
+    gate on all of them at once scales every unit once.
+    """
+    found: dict[str, Source] = {}
+    makers = {member.node for member in coupling.members[dim] if member.role in ("produces", "follows")}
+    for node in coupling.model.graph:
+        if node.name not in makers or _reads(coupling, node, dim):
+            continue
+        source = _source(coupling, _behind_affine(coupling, node.outputs[0], dim), dim)
+        if source is not None:
+            found[source.value] = source
+    return list(found.values())
+
+
+def _reads(coupling: Coupling, node: ir.Node, dim: Dim) -> bool:
+    """Whether a computed input of `node` carries `dim`."""
+    computed = (value for value in node.inputs if value is not None and not value.is_initializer())
+    return any(stands_in(coupling, value, dim) for value in computed)
+
+
+def stands_in(coupling: Coupling, value: ir.Value, dim: Dim) -> bool:
+    """Whether `dim` stands on an axis of `value`."""
+    return any(leaf is dim for axis in coupling.axes.get(value.name or "", ()) for leaf in dims.leaves(axis))
+
+
+def _behind_affine(coupling: Coupling, value: ir.Value, dim: Dim) -> ir.Value:
+    """The last value of the chain of norms and sums with initializers of `dim` that alone read `value`."""
+    while value not in coupling.model.graph.outputs:
+        users = list(value.uses())
+        if len(users) != 1 or users[0].node.op_type not in ELEMENTWISE:
+            break
+        node = users[0].node
+        others = [other for other in node.inputs if other is not None and other is not value]
+        if not others or not all(other.is_initializer() for other in others) or not stands_in(coupling, others[0], dim):
+            break
+        value = node.outputs[0]
+    return value
+
+
+def _source(coupling: Coupling, value: ir.Value, dim: Dim) -> Source | None:
+    axes = coupling.axes.get(value.name or "", ())
+    places = [k for k, axis in enumerate(axes) if any(leaf is dim for leaf in dims.leaves(axis))]
+    if not places:
+        return None
+    axis = places[-1]
+    batch = _batch_axes(coupling)
+    return Source(value.name or "", axis, unit_positions(axes[axis], dim), axis > 0 and axes[0] in batch)
+
+
+def _batch_axes(coupling: Coupling) -> list[dims.Axis]:
+    """The first axis of every graph input: samples are stacked there."""
+    names: Iterator[str] = (value.name or "" for value in coupling.model.graph.inputs)
+    return [coupling.axes[name][0] for name in names if coupling.axes.get(name)]

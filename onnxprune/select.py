@@ -1,0 +1,168 @@
+"""From scores and a budget to kept positions. Pure, and the only place that knows budgets.
+
+Units are removed in one global order until every target holds. Costs are exact: they are polynomials in the kept
+sizes, so what a removal saves includes its consumers' slices and shrinks as the neighbors shrink.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+
+import numpy as np
+
+from onnxprune.cost import Cost, Kind
+from onnxprune.coupling import Dim
+from onnxprune.errors import BudgetError, UsageError
+
+Scores = Mapping[Dim, np.ndarray]
+Keep = dict[Dim, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What may remain.
+
+    targets: kind -> fraction of the original. floor: smallest share of a Dim that stays. align: kept sizes are
+    multiples of it (1: any), smaller for Dims too small for it. limits: largest share that may be removed, by Dim.
+    """
+
+    targets: Mapping[Kind, float]
+    floor: float = 0.05
+    align: int = 1
+    limits: Mapping[Dim, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Units of one Dim that are removed together: as many as keep its size aligned."""
+
+    dim: Dim
+    units: np.ndarray
+    score: float  # mean over its units
+
+
+def select(scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = False) -> Keep:
+    """Kept positions (size,) by Dim, so that every target holds with as little score removed as possible.
+
+    comparable: scores mean the same in every Dim, so they are weighed against what each removal saves; otherwise
+    they are compared in units of their Dim's mean.
+    Raises: BudgetError when a target cannot be met, with the nearest that can.
+    """
+    check_targets(budget.targets)
+    blocks = [block for dim, values in scores.items() for block in _blocks(dim, values, budget, comparable)]
+    limits = {kind: fraction * cost.total(kind) for kind, fraction in budget.targets.items()}
+    _check_reachable(blocks, cost, limits)
+    sizes: dict[Dim, int] = {}
+    removed: list[Block] = []
+    # What a removal saves depends on what else is removed: the order is refined at the sizes it leads to.
+    for _ in range(6 if comparable else 1):
+        order = _ordered(blocks, cost, next(iter(budget.targets), "macs"), sizes, comparable)
+        removed = order[: _fewest(order, cost, limits)]
+        new = _sizes(scores, removed)
+        if new == sizes:
+            break
+        sizes = new
+    removed = _give_back(removed, scores, cost, limits)
+    keep = {dim: np.ones(dim.size, bool) for dim in scores}
+    for block in removed:
+        keep[block.dim][block.units] = False
+    return keep
+
+
+def check_targets(targets: Mapping[Kind, float]) -> None:
+    """Nothing, when all targets are fractions. Raises: UsageError otherwise."""
+    for kind, fraction in targets.items():
+        if not 0 < fraction <= 1:
+            raise UsageError(f"--target {kind}={fraction:g}: give the fraction that may remain, above 0 and up to 1")
+
+
+def alignment(size: int, align: int) -> int:
+    """The multiple that a Dim of `size` is held to: `align`, halved until at least four of them fit."""
+    while align > 1 and (size < 4 * align or size % align):
+        align //= 2
+    return max(1, align)
+
+
+def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> list[Block]:
+    """The units of `dim` in order of removal, in aligned blocks; those that must stay are left out."""
+    step = alignment(dim.size, budget.align)
+    least = max(1, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9))
+    values = np.asarray(values, np.float64)
+    if not comparable:
+        mean = np.abs(values).mean()
+        values = values / mean if mean > 0 else values
+    order = np.argsort(values, kind="stable")
+    count = (dim.size - least) // step
+    blocks: list[Block] = []
+    worst = -np.inf
+    for k in range(count):
+        units = order[k * step : (k + 1) * step]
+        worst = max(worst, float(values[units].mean()))  # blocks of a Dim leave in order
+        blocks.append(Block(dim, units, worst))
+    return blocks
+
+
+def _ordered(
+    blocks: Sequence[Block], cost: Cost, kind: Kind, sizes: Mapping[Dim, int], comparable: bool
+) -> list[Block]:
+    if not comparable:
+        return sorted(blocks, key=lambda block: block.score)
+    saves = {dim: max(cost.marginal(kind, dim, sizes), 1e-9) for dim in {block.dim for block in blocks}}
+    return sorted(blocks, key=lambda block: block.score / saves[block.dim])
+
+
+def _sizes(scores: Scores, removed: Sequence[Block]) -> dict[Dim, int]:
+    sizes = {dim: dim.size for dim in scores}
+    for block in removed:
+        sizes[block.dim] -= len(block.units)
+    return sizes
+
+
+def _holds(cost: Cost, sizes: Mapping[Dim, int], limits: Mapping[Kind, float]) -> bool:
+    return all(cost.total(kind, sizes) <= limit for kind, limit in limits.items())
+
+
+def _fewest(order: Sequence[Block], cost: Cost, limits: Mapping[Kind, float]) -> int:
+    """Length of the shortest prefix of `order` that meets all limits: costs only fall along it."""
+    low, high = 0, len(order)
+    dims = {block.dim: block.dim.size for block in order}
+    while low < high:
+        middle = (low + high) // 2
+        sizes = dict(dims)
+        for block in order[:middle]:
+            sizes[block.dim] -= len(block.units)
+        if _holds(cost, sizes, limits):
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _give_back(removed: list[Block], scores: Scores, cost: Cost, limits: Mapping[Kind, float]) -> list[Block]:
+    """Returns the most valuable blocks that the budget did not need, latest first."""
+    sizes = _sizes(scores, removed)
+    last: dict[Dim, int] = {}
+    for index, block in enumerate(removed):
+        last[block.dim] = index
+    returned: set[int] = set()
+    for index in sorted(last.values(), reverse=True):  # only the last block of a Dim can return
+        block = removed[index]
+        grown = {**sizes, block.dim: sizes[block.dim] + len(block.units)}
+        if _holds(cost, grown, limits):
+            sizes = grown
+            returned.add(index)
+    return [block for index, block in enumerate(removed) if index not in returned]
+
+
+def _check_reachable(blocks: Sequence[Block], cost: Cost, limits: Mapping[Kind, float]) -> None:
+    smallest: dict[Dim, int] = {}
+    for block in blocks:
+        smallest[block.dim] = smallest.get(block.dim, block.dim.size) - len(block.units)
+    for kind, limit in limits.items():
+        least = cost.total(kind, smallest)
+        if least > limit:
+            full = cost.total(kind)
+            raise BudgetError(
+                f"--target {kind}={limit / full:.3g} cannot be met: with all that may be removed {kind} is {least / full:.3g} "
+                f"of the original ({least:.4g} of {full:.4g}); ask for {kind}={ceil(least / full * 1000) / 1000:g} or more"
+            )

@@ -1,0 +1,210 @@
+"""The ACMI scores: planted layers, the plain estimator as a twin, and what the estimator must not depend on."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from onnxprune.errors import UsageError
+from onnxprune.methods.acmi import connection_scores
+from onnxprune.methods.acmi_cells import quantile_range
+from onnxprune.methods.acmi_hash import neighbor_distance, runs
+from onnxprune.methods.acmi_math import bounded, middle
+from onnxprune.methods.acmi_phi import PHIS
+
+_SPEC = importlib.util.spec_from_file_location("bench_acmi", Path(__file__).parents[2] / "tools" / "bench_acmi.py")
+assert _SPEC is not None and _SPEC.loader is not None
+bench = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(bench)
+
+
+def planted(seed, parents=64, children=8, samples=2500, noise=0.3):
+    """Children ReLU(linear mix + noise) of independent parents of uneven size."""
+    random = np.random.default_rng(seed)
+    a = np.abs(random.normal(size=(samples, parents))) * random.uniform(0.3, 1.5, parents)
+    w = random.normal(size=(children, parents)) / parents**0.5
+    mix = a @ w.T
+    noisy = mix - mix.mean(0) + noise * mix.std(0) * random.normal(size=mix.shape)
+    return a, np.maximum(0, noisy), w
+
+
+@pytest.mark.parametrize("groups", [64, 16])
+@pytest.mark.parametrize("divergence", ["geometric", "shannon"])
+def test_scores_rank_parents_by_their_contribution(groups, divergence):
+    a, x, w = planted(0)
+    scores = connection_scores(a, x, w, parent_groups=groups, child_groups=8, divergence=divergence)
+    blocks = np.split(np.arange(64), groups)
+    truth = np.array([[(a[:, g] @ row[g]).std() for g in blocks] for row in w])
+    ranks = [spearmanr(mine, true).statistic for mine, true in zip(scores, truth, strict=True)]
+    assert np.mean(ranks) > 0.9
+
+
+def test_information_alone_ranks_parents_without_help_of_phi():
+    a, x, w = planted(1)
+    scores = connection_scores(a, x, w, parent_groups=64, child_groups=8, phi="one")
+    assert np.mean([spearmanr(s, np.abs(r) * a.std(0)).statistic for s, r in zip(scores, w, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("z", ["weights", "hash"])
+def test_a_parent_the_children_do_not_use_scores_lowest(z):
+    a, _, w = planted(2, parents=8)
+    w[:, 3] = 0
+    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, z=z)
+    assert (scores.argmin(1) == 3).all()
+
+
+def test_a_dead_parent_scores_zero_without_phi():
+    a, _, w = planted(3, parents=8)
+    a[:, 5] = 0.25
+    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, phi="one")
+    assert np.abs(scores[:, 5]).max() < 1e-5
+    assert np.delete(scores, 5, 1).min() > 0.01
+
+
+@pytest.mark.parametrize("form", [bench.by_unique, bench.by_bincount, bench.by_dictionary])
+def test_equals_the_plain_estimator(form):
+    layer = bench.planted(64, 64, 2000, 0)
+    pairs = np.stack(np.meshgrid(range(16), range(16)), -1).reshape(-1, 2)[::3]
+    plain = bench.plain_scores(*layer, (16, 16), pairs, form)
+    mine = connection_scores(*layer, parent_groups=16, child_groups=16)[tuple(pairs.T)]
+    assert np.corrcoef(mine, plain)[0, 1] > 0.999
+    assert np.abs(mine - plain).max() < 0.03 * plain.max()
+
+
+def test_equals_the_plain_estimator_in_shannon_form():
+    layer = bench.planted(64, 64, 2000, 0)
+    pairs = np.random.default_rng(0).integers(0, 16, (60, 2))
+    plain = bench.plain_scores(*layer, (16, 16), pairs, lambda x, y, z: bench.by_unique(x, y, z, shannon=True))
+    mine = connection_scores(*layer, parent_groups=16, child_groups=16, divergence="shannon")[tuple(pairs.T)]
+    assert np.corrcoef(mine, plain)[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("z", ["weights", "hash"])
+@pytest.mark.parametrize("phi", PHIS)
+def test_every_phi_gives_finite_scores_that_are_not_negative(phi, z):
+    a, x, w = planted(4, parents=8, samples=300)
+    for divergence in ("geometric", "shannon"):
+        options = {"parent_groups": 4, "child_groups": 4, "phi": phi, "z": z, "divergence": divergence}
+        scores = connection_scores(a, x, w, **options)
+        assert scores.shape == (4, 4)
+        assert np.isfinite(scores).all() and scores.min() > -1e-4
+
+
+def test_a_constant_sample_phi_is_the_same_as_none():
+    a = np.sign(np.random.default_rng(0).normal(size=(800, 8)))  # |a| = 1, so phi inside the sum is 1 everywhere
+    w = np.random.default_rng(1).normal(size=(4, 8))
+    options = {"parent_groups": 8, "child_groups": 4}
+    inside = connection_scores(a, a @ w.T, w, phi="activation", **options)
+    np.testing.assert_allclose(inside, connection_scores(a, a @ w.T, w, phi="one", **options), atol=1e-5)
+
+
+def test_geometric_information_is_bounded_by_one_and_passes_one_half():
+    # methods.md bounds it by 1/2; with these cells an exact copy reaches 1 - 2/(n+1) for n equal cells
+    n = torch.diag(torch.full((8,), 100.0))
+    m = torch.full((8, 8), 100.0 / 8)
+    value = float(bounded(n, m, "geometric", torch.empty(8, 8)).sum()) / 800
+    assert value == pytest.approx(1 - 2 / 9)
+    assert 0.5 < value < 1
+
+
+def test_shannon_information_of_a_copy_is_the_entropy():
+    n, m = torch.diag(torch.full((8,), 100.0)), torch.full((8, 8), 100.0 / 8)
+    assert float(bounded(n, m, "shannon", torch.empty(8, 8)).sum()) / 800 == pytest.approx(np.log(8), rel=1e-5)
+
+
+@pytest.mark.parametrize("z", ["weights", "hash"])
+def test_same_seed_same_scores_whatever_the_threads(z):
+    a, x, w = planted(5, parents=16, samples=500)
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 2, 2):
+            torch.set_num_threads(number)
+            results.append(connection_scores(a, x, w, parent_groups=16, child_groups=8, z=z, seed=7))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_array_equal(results[1], results[2])
+    np.testing.assert_allclose(results[0], results[1], atol=2e-3 * results[0].max())
+
+
+def test_permuted_parents_and_children_permute_the_scores():
+    a, x, w = planted(6, parents=16)
+    random = np.random.default_rng(0)
+    p, c = random.permutation(16), random.permutation(8)
+    scores = connection_scores(a, x, w, parent_groups=16, child_groups=8)
+    moved = connection_scores(a[:, p], x[:, c], w[np.ix_(c, p)], parent_groups=16, child_groups=8)
+    np.testing.assert_allclose(moved, scores[np.ix_(c, p)], atol=0.01 * scores.max())
+
+
+def test_group_ids_equal_a_number_of_blocks_and_may_be_uneven():
+    a, x, w = planted(7, parents=12)
+    blocks = connection_scores(a, x, w, parent_groups=4, child_groups=8)
+    np.testing.assert_array_equal(blocks, connection_scores(a, x, w, parent_groups=np.arange(12) // 3, child_groups=8))
+    uneven = connection_scores(a, x, w, parent_groups=np.array([0] * 7 + [1] * 4 + [2]), child_groups=np.arange(8) % 3)
+    assert uneven.shape == (3, 3) and np.isfinite(uneven).all()
+
+
+def test_more_parent_groups_than_one_block_holds_score_as_fewer_do(monkeypatch):
+    a, x, w = planted(8, parents=32, samples=600)
+    whole = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
+    monkeypatch.setattr("onnxprune.methods.acmi.BLOCK_PAIRS", 5)
+    parts = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
+
+
+def test_quantiles_from_the_histogram_are_those_of_numpy():
+    random = np.random.default_rng(0)
+    v = np.stack([random.normal(size=2000), random.exponential(size=2000), random.standard_t(3, size=2000)])
+    v = torch.tensor(v - v.mean(1, keepdims=True), dtype=torch.float32)
+    low, high = quantile_range(v, torch.empty_like(v), torch.empty_like(v, dtype=torch.int32))
+    exact = np.quantile(v.numpy(), (0.02, 0.98), axis=1)
+    np.testing.assert_allclose(torch.cat([low, high], 1).T, exact, atol=0.01 * np.ptp(exact, axis=0).max())
+
+
+def test_runs_count_equal_keys_of_each_row():
+    ids, sizes = runs(torch.tensor([[5, 2, 5, 9], [1, 1, 1, 0]]))
+    assert ids.tolist() == [[1, 0, 1, 2], [1, 1, 1, 0]]
+    assert sizes.tolist() == [[2, 1, 2, 1], [3, 3, 3, 1]]
+
+
+def test_neighbor_distance_is_that_of_a_full_search():
+    v, probes = torch.tensor(np.random.default_rng(0).normal(size=(2, 200))), torch.arange(0, 200, 7)
+    exact = (v[:, probes, None] - v[:, None, :]).abs().sort(-1).values[..., 9].mean(-1)
+    torch.testing.assert_close(neighbor_distance(v, 10, probes), exact)
+
+
+def test_middle_of_an_even_number_is_a_mean():
+    assert middle(torch.tensor([[4.0, 1.0, 9.0, 2.0]])).tolist() == [3.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parent_groups": 5}, "5 do not divide 12"),
+        ({"child_groups": np.zeros(3, int)}, r"shape \(3,\) for 8"),
+        ({"parent_groups": np.arange(12) * 2}, "none left out"),
+        ({"phi": "magic"}, "use one of one, weight"),
+        ({"divergence": "kl"}, "'geometric' or 'shannon'"),
+        ({"z": "none"}, "'weights' or 'hash'"),
+        ({"magnitude": np.ones((2, 2))}, "both are"),
+        ({"weights": np.ones((12, 8))}, "do not fit"),
+        ({"parents": np.full((300, 12), np.nan)}, "3600 values that are not finite"),
+    ],
+)
+def test_wrong_arguments_are_refused_with_the_numbers(change, message):
+    a, x, w = planted(9, parents=12, samples=300)
+    arguments = {"parents": a, "children": x, "weights": w, "parent_groups": 4, "child_groups": 4} | change
+    with pytest.raises(UsageError, match=message):
+        connection_scores(**arguments)
+
+
+@pytest.mark.gpu
+def test_cuda_gives_the_scores_of_the_cpu():
+    a, x, w = planted(10)
+    options = {"parent_groups": 64, "child_groups": 8}
+    cpu, cuda = (connection_scores(a, x, w, device=d, **options) for d in ("cpu", "cuda"))
+    np.testing.assert_allclose(cuda, cpu, atol=0.01 * cpu.max())

@@ -1,0 +1,215 @@
+"""Exports the zoo: torchvision, timm and a few handmade networks to ONNX, with either of torch's exporters.
+
+Each export runs in a process of its own with a time limit, one after the other. OUT_DIR gets NAME.VARIANT.onnx and
+exports.json, a table of what became of each; a second call goes on where the first stopped.
+
+Variants: ts (TorchScript-based exporter), dynamo, bn (TorchScript, BatchNorm nodes kept), dyn (TorchScript, symbolic
+batch and sequence), dyn_dynamo (the same by dynamo), dynhw (TorchScript, symbolic batch, height and width).
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobs import Row, last_json, load_rows, note, run_job, save_rows
+
+TORCHSCRIPT = ("ts", "bn", "dyn", "dynhw")
+VARIANTS = (*TORCHSCRIPT, "dynamo", "dyn_dynamo")
+DYNAMIC_SIZE = ("unet", "fcn_", "deeplab", "lraspp", "_backbone", "resnet18", "mobilenetv2_035", "squeezenet1_1")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "out", nargs="?", type=Path, metavar="OUT_DIR", help="folder for the .onnx files and exports.json"
+    )
+    parser.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="networks to export (default: all)")
+    parser.add_argument("--exporter", choices=("ts", "dynamo", "both"), default="both", help="default: both")
+    parser.add_argument("--bn", action="store_true", help="also NAME.bn.onnx with BatchNorm nodes kept")
+    parser.add_argument("--dynamic", action="store_true", help="also variants with symbolic sizes")
+    parser.add_argument(
+        "--only-extra", action="store_true", help="not the plain variants, only what --bn and --dynamic add"
+    )
+    parser.add_argument("--opset-ts", type=int, default=17, help="opset of the TorchScript-based exporter (default 17)")
+    parser.add_argument(
+        "--opset-dynamo", type=int, default=20, help="opset of the dynamo exporter, 18 or more (default 20)"
+    )
+    parser.add_argument("--timeout", type=float, default=300, metavar="S", help="seconds for one export (default 300)")
+    parser.add_argument(
+        "--max-params", type=float, default=160, metavar="M", help="leave out larger networks (million; default 160)"
+    )
+    parser.add_argument("--again", action="store_true", help="repeat what failed before")
+    parser.add_argument("--list", action="store_true", help="print the names and leave")
+    parser.add_argument("--worker", nargs=2, metavar=("NAME", "VARIANT"), help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.out is None and not args.list:
+        parser.error("OUT_DIR is missing")
+    return args
+
+
+def wanted(args: argparse.Namespace, name: str) -> list[str]:
+    """The variants of one network that the options ask for."""
+    exporters = ("ts", "dynamo") if args.exporter == "both" else (args.exporter,)
+    variants = [] if args.only_extra else list(exporters)
+    if "ts" in exporters:
+        variants += ["bn"] * args.bn + ["dyn"] * args.dynamic
+        variants += ["dynhw"] * (args.dynamic and any(part in name for part in DYNAMIC_SIZE))
+    if "dynamo" in exporters:
+        variants += ["dyn_dynamo"] * args.dynamic
+    return variants
+
+
+def symbolic_axes(variant: str, rank: int) -> dict[int, str]:
+    """Which axes of an input of this rank get names."""
+    if variant == "dynhw":
+        return {0: "batch", rank - 2: "height", rank - 1: "width"}
+    if variant.startswith("dyn_") or variant == "dyn":
+        return {0: "batch", 1: "time"} if rank == 2 else {0: "batch"}
+    return {}
+
+
+def export_one(args: argparse.Namespace) -> Row:
+    """One network built, randomized, exported and checked; its row, status exported or skipped. Raises what torch does."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    import torch
+    from networks import catalog
+    from weights import has_norms, trouble
+
+    torch.set_num_threads(1)
+    name, variant = args.worker
+    network = catalog()[name]
+    module = network.random(seed=0)
+    params = sum(p.numel() for p in module.parameters())
+    if params > args.max_params * 1e6:
+        return {
+            "status": "skipped",
+            "params": params,
+            "message": f"{params / 1e6:.0f} M parameters > {args.max_params:.0f} M",
+        }
+    if variant == "bn" and not has_norms(module):
+        return {"status": "skipped", "params": params, "message": "no BatchNorm"}
+    row: Row = {"params": params, "trouble": trouble(module, network.inputs(2, seed=1), network.inputs(2, seed=2))}
+    path = args.out / f"{name}.{variant}.onnx"
+    temporary = path.with_suffix(".part")
+    x = network.inputs(2 if variant == "dyn_dynamo" else 1, seed=3)[0]  # torch.export takes a size of 1 for a constant
+    start = time.perf_counter()
+    with torch.no_grad():
+        write(module, x, temporary, variant, args.opset_ts if variant in TORCHSCRIPT else args.opset_dynamo)
+        row["seconds"] = time.perf_counter() - start
+        row["difference"] = difference(module, x, temporary)
+        if symbolic_axes(variant, x.dim()):
+            row["message"] = other_size(module, network.inputs(3, seed=4)[0], temporary)
+    if row["difference"] > 1e-3:
+        raise ValueError(f"onnxruntime and torch differ by {row['difference']:.2g} of the output's scale")
+    temporary.replace(path)
+    return {**row, "status": "exported", "file": path.name, "bytes": path.stat().st_size}
+
+
+def write(module, x, path: Path, variant: str, opset: int) -> None:
+    """torch.onnx.export with the variant's options, all in one file."""
+    import torch
+
+    axes = symbolic_axes(variant, x.dim())
+    if variant in TORCHSCRIPT:
+        mode = torch.onnx.TrainingMode.PRESERVE if variant == "bn" else torch.onnx.TrainingMode.EVAL
+        torch.onnx.export(
+            module, (x,), str(path), dynamo=False, opset_version=opset, training=mode,
+            input_names=["x"], dynamic_axes={"x": axes} if axes else None,
+        )  # fmt: skip
+    else:
+        torch.onnx.export(
+            module, (x,), str(path), dynamo=True, opset_version=opset, external_data=False, verbose=False,
+            input_names=["x"], dynamic_shapes=(axes,) if axes else None,
+        )  # fmt: skip
+
+
+def difference(module, x, path: Path) -> float:
+    """max|onnxruntime - torch| over max|torch|, the largest of the outputs that are floats."""
+    import onnxruntime as ort
+    from weights import tensors
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    pairs = [(g, t.numpy()) for g, t in zip(given, tensors(module(x)), strict=True) if t.is_floating_point()]
+    return max((float(abs(g - t).max() / abs(t).max()) for g, t in pairs if t.size), default=0.0)
+
+
+def other_size(module, x, path: Path) -> str | None:
+    """Why a file with symbolic sizes does not hold at this other size, or None: exporters bake sizes in unasked."""
+    try:
+        found = difference(module, x, path)
+    except Exception as error:
+        return f"runs only at the size it was traced at: {str(error).splitlines()[0][:150]}"
+    return f"differs by {found:.2g} at another size" if found > 1e-3 else None
+
+
+def child(args: argparse.Namespace, name: str, variant: str) -> Row:
+    """One export in a process of its own; its row, whatever happened."""
+    options = ["--opset-ts", args.opset_ts, "--opset-dynamo", args.opset_dynamo, "--max-params", args.max_params]
+    command = [sys.executable, __file__, args.out, *options, "--worker", name, variant]
+    job = run_job([str(part) for part in command], args.timeout)
+    row = last_json(job.stdout) if job.code == 0 else None
+    if row is None:
+        row = {"status": "timeout" if job.timed_out else "failed", "message": job.message}
+    (args.out / f"{name}.{variant}.part").unlink(missing_ok=True)
+    return {
+        "key": f"{name}.{variant}",
+        "name": name,
+        "variant": variant,
+        **row,
+        "total_s": job.seconds,
+        "peak_mb": job.peak_mb,
+    }
+
+
+def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]:
+    """Exports everything that is not in the table yet; the whole table."""
+    table = args.out / "exports.json"
+    rows = load_rows(table)
+    for name in names:
+        for variant in wanted(args, name):
+            before = rows.get(f"{name}.{variant}")
+            if before and (before["status"] in ("exported", "skipped") or not args.again):
+                continue
+            row = child(args, name, variant)
+            rows[row["key"]] = row
+            save_rows(table, rows, format="onnxprune-zoo-exports/1")
+            note(f"{row['key']}: {row['status']} {row.get('message', '')} ({row['total_s']:.0f} s)")
+    return rows
+
+
+def main(argv: list[str] | None = None) -> int:
+    """0, also where exports failed: a failure is a row of the table."""
+    args = parse(argv)
+    if args.worker:
+        print(json.dumps(export_one(args)), flush=True)
+        os._exit(0)  # some exports leave threads behind that keep a process alive
+    from networks import catalog
+
+    names = [name for name in catalog() if any(fnmatch.fnmatch(name, glob) for glob in args.names)]
+    if args.list:
+        print("\n".join(names))
+        return 0
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows = export_all(args, names)
+    statuses = [row["status"] for row in rows.values()]
+    print(", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Child processes with a time limit and their peak memory, and result tables that survive an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What became of one child process. `peak_mb` is its largest resident set, in MiB."""
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    peak_mb: float
+    timed_out: bool
+
+    @property
+    def message(self) -> str:
+        """The line of stderr that says most about a failure, at most 300 characters."""
+        if self.timed_out:
+            return f"stopped after {self.seconds:.0f} s"
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception", "error", "Interrupt"))]
+        return (errors or lines or [f"exit code {self.code}"])[-1][:300]
+
+
+def limit_threads(threads: int) -> dict[str, str]:
+    """This process's environment with numerical libraries held to so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    return {**os.environ, **{name: str(threads) for name in names}}
+
+
+def run_job(command: Sequence[str], timeout_s: float, threads: int = 1) -> Job:
+    """Runs a command for at most `timeout_s` seconds; on a timeout or an interruption its whole session is ended."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=limit_threads(threads),
+            start_new_session=True,
+        )
+        status, usage, timed_out = 0, None, False
+        try:
+            while usage is None:
+                pid, status, rusage = os.wait4(child.pid, os.WNOHANG)
+                if pid:
+                    usage = rusage
+                elif not timed_out and time.perf_counter() - start > timeout_s:
+                    timed_out = True
+                    os.killpg(child.pid, signal.SIGKILL)
+                else:
+                    time.sleep(0.02)
+        finally:
+            if usage is None:
+                os.killpg(child.pid, signal.SIGKILL)
+                child.wait()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        seconds = time.perf_counter() - start
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+    return Job(child.returncode, *texts, seconds, usage.ru_maxrss / 1024, timed_out)
+
+
+def last_json(text: str) -> Row | None:
+    """The last line of a child's stdout, if it is a JSON object."""
+    lines = text.strip().splitlines()
+    with contextlib.suppress(ValueError, IndexError):
+        value = json.loads(lines[-1])
+        return value if isinstance(value, dict) else None
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes beside `path`, then renames: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def load_rows(path: Path) -> dict[str, Row]:
+    """Rows of an earlier run by their `key`; none if there was no run."""
+    return {row["key"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+
+
+def save_rows(path: Path, rows: Mapping[str, Row], **header: Any) -> None:
+    """Writes all rows as JSON, atomically."""
+    write_text(path, json.dumps({**header, "rows": list(rows.values())}, indent=1) + "\n")
+
+
+def cell(value: Any) -> str:
+    """One value as a Markdown cell: unknown is empty, True and False are yes and no."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    if isinstance(value, (list, tuple)):
+        return "<br>".join(cell(v) for v in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A Markdown table of the named columns, with underscores as spaces in the head."""
+    head = "| " + " | ".join(name.replace("_", " ") for name in columns) + " |"
+    body = ["| " + " | ".join(cell(row.get(name)) for name in columns) + " |" for row in rows]
+    return "\n".join([head, "|" + "---|" * len(columns), *body]) + "\n"
+
+
+def note(text: str) -> None:
+    """Progress goes to stderr, at once."""
+    print(text, file=sys.stderr, flush=True)

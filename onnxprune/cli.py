@@ -365,8 +365,10 @@ def _bench(given: list[str]) -> int:
 def _methods(given: list[str]) -> int:
     Parser(prog="onnxprune methods", description="Methods and what they need.").parse_args(given)
     from onnxprune import methods
+    from onnxprune.methods.base import METHODS
 
-    for name, method in sorted(methods.load_all().items()):
+    methods.load_all()
+    for name, method in sorted(METHODS.items()):
         needs = [f.name for f in fields(method.needs) if getattr(method.needs, f.name)] or ["weights"]
         print(f"{name:10s} needs {', '.join(needs):28s} {method.summary}")
     return 0

@@ -430,7 +430,7 @@ def _report(
         options.command,
         (before, after),
         ratios,
-        report.Verification(proof.max_abs, proof.scale, proof.samples, proof.ok),
+        proof,
         layers(coupling, subject.cost, keep),
         tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
         tuple(clock.steps),

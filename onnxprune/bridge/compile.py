@@ -298,6 +298,8 @@ def _bind(
         bound["outputs"] = len(node.outputs)
     if "opset" in entry.keywords:
         bound["opset"] = node.version or opsets.get(node.domain, 1)
+    if "input_types" in entry.keywords:
+        bound["input_types"] = tuple(None if value is None else value.dtype for value in node.inputs)
     return functools.partial(entry.function, **bound) if bound else entry.function
 
 

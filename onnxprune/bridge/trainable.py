@@ -78,6 +78,9 @@ def _gradient_inputs(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
 
 
 def _may_be_float(value: ir.Value) -> bool:
+    producer = value.producer()
+    if producer is not None and producer.op_type == "QuantizeLinear":
+        return True  # its gradient is straight-through
     return value.dtype is None or value.dtype in TRAINABLE_TYPES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -96,6 +97,12 @@ class NodeAxes:
 
     def cut(self, axis: Axis, start: int, stop: int) -> Axis:
         return dims.cut(axis, start, stop, self.why)
+
+    def cuts(self, axis: Axis, bounds: Sequence[int]) -> Axes:
+        """The sub-axes between successive `bounds`; all are refined before any is read."""
+        for start, stop in pairwise(bounds):
+            self.cut(axis, start, stop)
+        return [self.cut(axis, start, stop) for start, stop in pairwise(bounds)]
 
     def merge(self, axes: Sequence[Axis]) -> Axis:
         return dims.merge(axes)

@@ -102,12 +102,11 @@ def _by_weights(layer: Groups, divergence: str, inside, share: list[int]) -> Ten
 def _information(cells: Tensor, scratch: Scratch, divergence: str, phi: Tensor | None) -> Tensor:
     """Information (R,) from joint cells (R, S, N), each sample weighing phi (R, N) in its cell."""
     n = count(cells, scratch.n)
-    occupied = None if phi is None else n > 0
-    size = None if phi is None else n.clamp(min=1)
+    size = None if phi is None else n.clone()
     terms = divergence_terms(n, divergence, scratch.m, scratch.terms)
-    if phi is not None:
-        inside = count(cells, scratch.n, phi[:, None].expand_as(cells)).div_(size)
-        terms *= torch.where(occupied, inside, phi.mean(1)[:, None, None, None, None])
+    if phi is not None and size is not None:
+        inside = count(cells, scratch.n, phi[:, None].expand_as(cells)).div_(size.clamp(min=1))
+        terms *= torch.where(size > 0, inside, phi.mean(1)[:, None, None, None, None])
     return middle(terms.flatten(2).sum(2)) / cells.shape[-1]
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -50,8 +51,8 @@ def by_hash(layer: Groups, divergence: str, inside, spread: Callable, seed: int)
     for _ in range(2):
         members = []
         for member in range(MEMBERS):
-            cells = tuple(v.cells(member, gamma, generator) for v in (x, y, z))
-            members.append(spread(lambda share, cells=cells: _rows(share, *cells, divergence, inside)))
+            cells = [v.cells(member, gamma, generator) for v in (x, y, z)]
+            members.append(spread(partial(_rows, cells, divergence, inside)))
         information = middle(torch.stack(members, -1))
         level = max(float(information.mean()), 1e-6)
         gamma *= 2 ** min(2.0, max(-2.0, -((2 * level) ** 0.5) + 0.5 / level))
@@ -59,9 +60,9 @@ def by_hash(layer: Groups, divergence: str, inside, spread: Callable, seed: int)
 
 
 @torch.inference_mode()
-def _rows(share: list[int], x, y, z, divergence: str, inside) -> Tensor:
+def _rows(cells: list[tuple[Tensor, Tensor]], divergence: str, inside, share: list[int]) -> Tensor:
     """Information (share, G) of one member, from cells and their sizes for x (J, N), y and z (G, N)."""
-    (x_ids, _), (y_ids, _), (z_ids, n_z) = x, y, z
+    (x_ids, _), (y_ids, _), (z_ids, n_z) = cells
     samples = x_ids.shape[1]
     _, n_yz = runs(z_ids * samples + y_ids)
     rows = []

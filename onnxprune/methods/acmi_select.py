@@ -131,7 +131,8 @@ def protected_children(next_weights, rms, fraction: float = 0.05, child_groups: 
 
         lambda_j = mean over o of sum over c in j of |w_oc| rms_c / sum over all c of |w_oc| rms_c
 
-    The highest ceil(fraction J) are protected (the paper's abstract; one published script takes the lowest). [ours: rms]
+    The highest ceil(fraction J) are protected, as in the paper's abstract; one published script takes the lowest.
+    The factor rms is ours.
     """
     check_fraction(fraction, "protected fraction")
     strength = np.abs(np.asarray(next_weights, dtype=np.float64)) * np.asarray(rms, dtype=np.float64)

@@ -87,3 +87,21 @@ def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[Feeds, Te
     feeds = {name: torch.from_numpy(array).to(device) for name, array in samples.batch(block).items()}
     labels = None if samples.labels is None else torch.from_numpy(np.asarray(samples.labels)[block]).to(device)
     return feeds, labels
+
+
+def sampled_loss(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Mean over samples of a loss of which squared gradients average to the Gauss-Newton diagonal.
+
+    Classifiers: cross-entropy with labels drawn from the model's own distribution (the Fisher information). Others:
+    the outputs times unit normal noise, in units of their size: E[(J'e)^2] = diag(J'J).
+    """
+    labels = sampled_labels(outputs, generator)
+    if labels is not None:
+        return loss(outputs, labels)
+    total = torch.zeros(())
+    for y in outputs.values():
+        if y.is_floating_point():
+            scale = (y * y).mean().detach().clamp_min(1e-12).sqrt() * (y.numel() / len(y)) ** 0.5
+            noise = torch.randn(y.shape, generator=generator).to(y)
+            total = total.to(y.device) + (y * noise).sum() / scale / len(y)
+    return total

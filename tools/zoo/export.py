@@ -79,7 +79,7 @@ def symbolic_axes(variant: str, rank: int) -> dict[int, str]:
 
 
 def export_one(args: argparse.Namespace) -> Row:
-    """One network built, randomized, exported and checked; its row, status exported or skipped. Raises what torch does."""
+    """One network built, randomized, exported and checked: its row, exported or skipped. Raises what torch raises."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     import torch
@@ -188,7 +188,7 @@ def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]
             row = child(args, name, variant)
             rows[row["key"]] = row
             save_rows(table, rows, format="onnxprune-zoo-exports/1")
-            note(f"{row['key']}: {row['status']} {row.get('message', '')} ({row['total_s']:.0f} s)")
+            note(f"{row['key']}: {row['status']} {row.get('message') or ''} ({row['total_s']:.0f} s)")
     return rows
 
 

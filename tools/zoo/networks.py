@@ -31,12 +31,18 @@ class Network:
     words: int | None = None
 
     def inputs(self, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
-        """One random input (batch, *shape): normal floats, or integers in [0, words)."""
+        """One random input (batch, *shape): noise over coarse blocks, or integers in [0, words)."""
         generator = torch.Generator().manual_seed(seed)
         size = (batch, *self.shape)
         if self.words:
             return (torch.randint(0, self.words, size, generator=generator),)
-        return (torch.randn(size, generator=generator),)
+        x = torch.randn(size, generator=generator)
+        # White noise alone looks the same to deep layers whatever the seed, and BN would blow up what little differs.
+        coarse = torch.randn((*size[:2], *(-(-n // 16) for n in size[2:])), generator=generator)
+        for axis, n in enumerate(size[2:], start=2):
+            coarse = coarse.repeat_interleave(16, dim=axis).narrow(axis, 0, n)
+        contrast = torch.rand((batch, *(1 for _ in self.shape)), generator=generator) + 0.5
+        return (contrast * (0.3 * x + coarse),)
 
     def random(self, seed: int) -> nn.Module:
         """The network with random weights (see weights.py), in evaluation mode; the same for the same seed."""

@@ -58,9 +58,10 @@ def QuantizeLinear(
     output_dtype: int = 0,
     precision: int = 0,
     saturate: int = 1,
+    input_types: tuple[ir.DataType | None, ...] = (),
 ) -> Tensor:
     """round(x / scale) + zero, clipped to the range; trained through, the result is a float tensor of integers."""
-    onnx_type = ir.DataType(output_dtype) if output_dtype else None
+    onnx_type = ir.DataType(output_dtype) if output_dtype else input_types[2] if len(input_types) > 2 else None
     wide = x.to(torch_type(precision)) if precision else x.float()
     quotient = wide / spread(scale.to(wide.dtype), x, axis, block_size)
     dtype = zero.dtype if zero is not None else torch.uint8 if onnx_type is None else torch_type(onnx_type)

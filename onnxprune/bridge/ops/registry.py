@@ -1,8 +1,9 @@
 """The table of torch functions: (domain, op_type) -> functions, each with the opset since which it holds.
 
 A function is named as the op. It takes the node's inputs by position (None where one is left out) and its attributes
-as keyword-only arguments, and gives a tensor, or a tuple of them. Three keyword names are served by the bridge:
-`context` (the state of the forward pass), `outputs` (how many outputs the node names) and `opset`.
+as keyword-only arguments, and gives a tensor, or a tuple of them. Four keyword names are served by the bridge:
+`context` (the state of the forward pass), `outputs` (how many outputs the node names), `opset`, and `input_types`
+(ONNX element types where the graph knows them, for types that travel in wider ones).
 """
 
 import inspect
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-SERVED = frozenset({"context", "outputs", "opset"})
+SERVED = frozenset({"context", "outputs", "opset", "input_types"})
 IGNORED_ATTRIBUTES = frozenset({"consumed_inputs"})  # of opset 5 and older: a hint for in-place work
 
 

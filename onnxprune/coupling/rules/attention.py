@@ -17,7 +17,7 @@ def pin_scale(n: NodeAxes, width: int) -> None:
 
 @coupling_rule("Attention")
 def Attention(n: NodeAxes) -> None:
-    """q (B, H, L, d), k (B, K, S, d), v (B, K, S, v), H = K R; or flat (B, L, H d) with the head counts as attributes."""
+    """q (B, H, L, d), k (B, K, S, d), v (B, K, S, v), H = K R; or flat (B, L, H d) with head counts as attributes."""
     q, k, v = n.x(0), n.x(1), n.x(2)
     flat = len(q) == 3
     if flat:
@@ -94,11 +94,7 @@ def MultiHeadAttention(n: NodeAxes) -> None:
         for axis in n.x(4):
             n.freeze(axis, "padding mask")
     if n.has(5):
-        bias = n.x(5)
-        if length(bias[1]) > 1:
-            n.unify(bias[1], H)
-        for axis in bias[2:]:
-            n.freeze(axis, "attention bias")
+        attention_bias(n, n.x(5), H)
     n.analysis.contract(n.node, d, inputs=(0, 1))
     n.freeze(k[1], "softmax runs over keys")
     n.length_attribute("num_heads", H)
@@ -109,16 +105,34 @@ def MultiHeadAttention(n: NodeAxes) -> None:
     n.give([q[0], q[1], n.merge([H, width[1]])])
 
 
+def attention_bias(n: NodeAxes, bias: Axes, heads: Axis) -> None:
+    """What is added to the scores: (B or 1, H or 1, L, S)."""
+    if length(bias[1]) > 1:
+        n.unify(bias[1], heads)
+    for axis in bias[2:]:
+        n.freeze(axis, "attention bias")
+
+
 @coupling_rule("Attention", domain=MS)
 def PackedAttention(n: NodeAxes) -> None:
-    """x (B, L, C), w (C, 3 H d), bias (3 H d), mask, past, attention bias -> y (B, L, H d)."""
+    """x (B, L, C), w (C, H d + H d + H v), bias as w, mask, past, attention bias (B, H, L, L) -> y (B, L, H v)."""
     x, w, heads = n.x(0), n.x(1), n.attribute("num_heads")
-    if n.attribute("qkv_hidden_sizes") is not None or n.has(4) or any(value.name for value in n.node.outputs[1:]):
-        n.opaque("cached keys or unequal widths")
+    if n.has(4) or any(value.name for value in n.node.outputs[1:]):
+        n.opaque("cached keys")
         return
     n.unify(x[2], w[0])
-    _, H, d = n.split(w[1], [3, heads, length(w[1]) // 3 // heads])
-    n.freeze(_, "query, key and value")
+    widths = n.attribute("qkv_hidden_sizes")
+    sizes = widths or (length(w[1]) // 3,) * 3
+    bounds = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
+    parts = n.cuts(w[1], bounds)
+    (H, d), *others = [n.split(part, [heads, length(part) // heads]) for part in parts]
+    for index, (other, width) in enumerate(others):
+        n.unify(other, H)
+        if index == 0 or not widths:
+            n.unify(width, d)
+    if widths:
+        for entry, part in enumerate(parts):
+            n.length_attribute("qkv_hidden_sizes", part, entry)
     if n.has(2):
         n.unify(n.x(2)[0], w[1])
         n.roles(2, {0: "produces"})
@@ -126,13 +140,12 @@ def PackedAttention(n: NodeAxes) -> None:
         for axis in n.x(3):
             n.freeze(axis, "attention mask")
     if n.has(5):
-        for axis in n.x(5):
-            n.freeze(axis, "attention bias")
+        attention_bias(n, n.x(5), H)
     n.roles(1, {0: "consumes", 1: "produces"})
     n.freeze(x[1], "softmax runs over keys")
     n.length_attribute("num_heads", H)
     pin_scale(n, length(d))
-    n.give([x[0], x[1], n.merge([H, d])])
+    n.give([x[0], x[1], resolve(parts[2])])
 
 
 @coupling_rule("RotaryEmbedding")

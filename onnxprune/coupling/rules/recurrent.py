@@ -21,7 +21,9 @@ def Recurrent(n: NodeAxes) -> None:
     n.unify(w[1], stacked)
     n.unify(r[1], stacked)
     n.freeze(w[0], "directions")
-    n.unify(w[0], r[0])
+    for index in (2, 3, 7):
+        if n.has(index):
+            n.unify(n.x(index)[0], w[0])
     n.roles(1, {1: "produces", 2: "consumes"})
     n.roles(2, {1: "produces", 2: "consumes"})
     if n.has(3):
@@ -32,7 +34,10 @@ def Recurrent(n: NodeAxes) -> None:
     batch_first = n.attribute("layout", 0) == 1
     for index in (5, 6):
         if n.has(index):
-            n.unify(n.x(index)[2], H)
+            state = n.x(index)
+            n.unify(state[1 if batch_first else 0], w[0])
+            n.unify(state[0 if batch_first else 1], x[0 if batch_first else 1])
+            n.unify(state[2], H)
     if n.has(7):
         n.unify(n.x(7)[1], n.merge([n.fixed(3, "gates"), H]))
     n.length_attribute("hidden_size", H)

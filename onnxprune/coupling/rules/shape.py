@@ -65,9 +65,7 @@ def Split(n: NodeAxes) -> None:
     if bounds[-1] != length(x[axis]):
         n.opaque("sizes are computed")
         return
-    for start, stop in zip(bounds, bounds[1:], strict=False):
-        n.cut(x[axis], start, stop)
-    parts = [n.cut(x[axis], start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    parts = n.cuts(x[axis], bounds)
     if n.opset >= 13:
         n.length_input(1, dict(enumerate(parts)))
     else:

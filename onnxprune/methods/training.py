@@ -1,0 +1,174 @@
+"""The small training loop of the methods that learn: SGD or Adam, distillation from the original model.
+
+    L = KL(teacher || student) T^2 + weight * CE(labels)        or the relative squared error of the outputs
+
+The teacher's outputs are computed once: samples are not augmented here. Recovery afterwards has a loop of its own.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil, cos, pi
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from onnxprune.bridge.network import Network
+from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.methods import objective
+from onnxprune.methods.base import Context
+
+TEMPERATURE = 2.0
+CLIP = 1.0  # largest gradient norm; folded networks have nothing else that tames a step
+
+
+@dataclass(frozen=True)
+class Course:
+    """How long and how fast: `train_samples` 0 uses all."""
+
+    epochs: int = 3
+    lr: float = 1e-3
+    batch_size: int = 64
+    train_samples: int = 0
+    label_weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a run stands: `progress` rises from 0 to 1; `first` is true on the first step of an epoch."""
+
+    index: int
+    total: int
+    epoch: int
+    first: bool
+
+    @property
+    def progress(self) -> float:
+        return self.index / max(1, self.total)
+
+
+class Lessons:
+    """The samples with what the original model says about them."""
+
+    def __init__(self, context: Context, course: Course, *, teach: bool = True) -> None:
+        assert context.samples is not None
+        count = course.train_samples or len(context.samples)
+        self.samples: Samples = context.samples.subset(objective.picked(context.samples, count, context.seed))
+        self.device, self.seed = context.device, context.seed
+        self.fixed = batch_size_of(input_infos(context.model))
+        self.batch_size = self.fixed or min(course.batch_size, len(self.samples))
+        self.label_weight = course.label_weight
+        self.answers = self._taught(context) if teach else {}
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return ceil(len(self.samples) / self.batch_size)
+
+    def blocks(self, epoch: int) -> Iterable[np.ndarray]:
+        """Sample numbers of the batches of an epoch, in its own order."""
+        seed = self.seed * 7919 + epoch
+        return batches(self.samples, self.batch_size, fixed=self.fixed, shuffle=True, seed=seed)
+
+    def feeds(self, block: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
+        """(feeds, labels or None, the teacher's outputs) of a batch."""
+        feeds, labels = objective.tensors(self.samples, block, self.device)
+        return feeds, labels, {name: y[torch.from_numpy(block)].to(self.device) for name, y in self.answers.items()}
+
+    def loss(self, network: Network, block: np.ndarray) -> Tensor:
+        """The loss of a batch."""
+        feeds, labels, answers = self.feeds(block)
+        return distillation(network(feeds), answers, labels, self.label_weight)
+
+    def _taught(self, context: Context) -> dict[str, Tensor]:
+        teacher = Network(context.model, trainable=()).to(self.device).eval()
+        parts: list[dict[str, Tensor]] = []
+        kept = 0
+        with torch.no_grad():
+            for block in batches(self.samples, self.batch_size, fixed=self.fixed):
+                outputs = teacher(objective.tensors(self.samples, block, self.device)[0])
+                rows = min(len(block), len(self.samples) - kept)
+                parts.append({name: y[:rows].cpu() for name, y in outputs.items() if y.is_floating_point() and y.ndim})
+                kept += rows
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def distillation(
+    outputs: Mapping[str, Tensor], answers: Mapping[str, Tensor], labels: Tensor | None, label_weight: float
+) -> Tensor:
+    """Mean loss of a batch against the teacher's `answers` and, with a weight, against `labels`.
+
+    answers may be empty (training from scratch); then labels, or the model's own answers, are all there is.
+    """
+    y = objective.classes(outputs)
+    if not answers:
+        return objective.loss(outputs, labels)
+    if y is None:
+        parts = [F.mse_loss(outputs[name], t) / (t * t).mean().clamp_min(1e-12) for name, t in answers.items()]
+        return torch.stack(parts).sum()
+    target = objective.classes(answers)
+    assert target is not None
+    log_p, log_t = objective.log_probabilities(y), objective.log_probabilities(target)
+    soft, hard = (F.log_softmax(x / TEMPERATURE, 1) for x in (log_p, log_t))
+    total = (hard.exp() * (hard - soft)).sum(1).mean() * TEMPERATURE**2
+    if labels is not None and label_weight and labels.shape == y.shape[:1] + y.shape[2:]:
+        total = total + label_weight * F.nll_loss(log_p, labels)
+    return total
+
+
+def run(
+    context: Context,
+    network: Network,
+    lessons: Lessons,
+    course: Course,
+    optimizers: Iterable[torch.optim.Optimizer],
+    *,
+    name: str,
+    penalty: Callable[[Step], Tensor | None] = lambda step: None,
+    before: Callable[[Step], None] = lambda step: None,
+    after: Callable[[Step], None] = lambda step: None,
+    shrink_gradients: Callable[[Step], None] = lambda step: None,
+) -> list[float]:
+    """Trains for the epochs of `course`; the mean task loss of each epoch.
+
+    penalty: added to the loss. before, after: called around every step; shrink_gradients between backward and step.
+    Learning rates fall along a cosine from their first value to a twentieth of it.
+    """
+    optimizers = list(optimizers)
+    rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    total = course.epochs * lessons.steps_per_epoch
+    history: list[float] = []
+    index = 0
+    bar = tqdm(total=total, desc=name, disable=not context.progress, leave=False)
+    for epoch in range(course.epochs):
+        losses = []
+        for k, block in enumerate(lessons.blocks(epoch)):
+            step = Step(index, total, epoch, k == 0)
+            _set_rates(optimizers, rates, step.progress)
+            before(step)
+            for optimizer in optimizers:
+                optimizer.zero_grad(set_to_none=True)
+            task = lessons.loss(network, block)
+            extra = penalty(step)
+            (task if extra is None else task + extra).backward()
+            shrink_gradients(step)
+            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+            for optimizer in optimizers:
+                optimizer.step()
+            after(step)
+            losses.append(float(task.detach()))
+            index += 1
+            bar.update()
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        history.append(float(np.mean(losses)))
+    bar.close()
+    return history
+
+
+def _set_rates(optimizers: Iterable[torch.optim.Optimizer], rates: list[list[float]], progress: float) -> None:
+    factor = 0.05 + 0.95 * (1 + cos(pi * progress)) / 2
+    for optimizer, firsts in zip(optimizers, rates, strict=True):
+        for group, first in zip(optimizer.param_groups, firsts, strict=True):
+            group["lr"] = first * factor

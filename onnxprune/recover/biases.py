@@ -1,0 +1,155 @@
+"""The bias of a linear node: read, added to, or made where there is none.
+
+A made bias is a new place in the graph that the dense model lacks; `carry` puts it into the masked twin of a tuned
+model, so that the two can still be compared.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.dims import Dim
+from onnxprune.recover.linear import Linear, linears, number, only_user, stored_behind, users
+
+ADDED = "recover.biases"  # key of model.meta: node name -> initializer of the bias that was made for it
+
+
+def bias_add(linear: Linear) -> ir.Node | None:
+    """The Add that gives a MatMul its bias, or None."""
+    node = only_user(linear.y)
+    if linear.node.op_type != "MatMul" or node is None or node.op_type != "Add":
+        return None
+    other = node.inputs[1] if node.inputs[0] is linear.y else node.inputs[0]
+    stored = stored_behind(other)
+    if stored is None:
+        return None
+    shape = graph.array_of(stored).shape
+    return node if shape and shape[-1] == _width(linear) == np.prod(shape) else None
+
+
+def output_of(linear: Linear) -> ir.Value:
+    """The value that holds W x + b."""
+    add = bias_add(linear)
+    return linear.y if add is None else add.outputs[0]
+
+
+def read_bias(linear: Linear) -> np.ndarray | None:
+    """b (O,) float32, zeros where there is none, None where it is computed, shared or differs from row to row."""
+    value, factor = _slot(linear)
+    if value is None:
+        return np.zeros(_width(linear), np.float32)
+    stored = stored_behind(value)
+    if stored is None or len(list(users(stored))) > 1:
+        return None
+    array = np.asarray(graph.array_of(stored), np.float32) * np.float32(factor)
+    if array.size not in (1, _width(linear)) or (array.size > 1 and array.shape[-1] != array.size):
+        return None
+    return np.broadcast_to(array.reshape(-1), (_width(linear),)).copy()
+
+
+def add_to_bias(model: ir.Model, linear: Linear, delta: np.ndarray) -> bool:
+    """Adds delta (O,) to the output of `linear`; False where its bias is computed or shared."""
+    b = read_bias(linear)
+    if b is None:
+        return False
+    norm = _norm_behind(linear)
+    if norm is not None and _slot(linear)[0] is None:
+        mean = stored_behind(norm.inputs[3])
+        assert mean is not None
+        _store(mean, graph.array_of(mean).astype(np.float32) - delta)
+    else:
+        write_bias(model, linear, b + delta)
+    return True
+
+
+def write_bias(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
+    """Sets b (O,), in the stored type; makes the bias where there is none."""
+    value, factor = _slot(linear)
+    stored = stored_behind(value)
+    b = np.asarray(b, np.float32) / np.float32(factor or 1.0)
+    if stored is None or factor == 0:
+        _make(model, linear, b)
+        return
+    shape = graph.array_of(stored).shape
+    _store(stored, b.reshape(shape if np.prod(shape) == b.size else (b.size,)))
+
+
+def carry(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model, masked: ir.Model) -> int:
+    """Gives `masked` the biases that were made in `cut_model`, zero at removed positions; their number."""
+    nodes, added = linears(masked), cut_model.meta.get(ADDED, {})
+    for name, initializer in added.items():
+        linear = nodes[name]
+        kept = dims.keep_mask(coupling.axes[output_of(linear).name or ""][linear.y_axis], keep)
+        full = np.zeros(len(kept), np.float32)
+        full[kept] = np.asarray(graph.array_of(cut_model.graph.initializers[initializer]), np.float32)
+        _make(masked, linear, full)
+    return len(added)
+
+
+def _width(linear: Linear) -> int:
+    """Number of output channels, O."""
+    shape = graph.array_of(linear.stored).shape
+    if linear.node.op_type == "Conv":
+        return shape[0]
+    if linear.node.op_type == "ConvTranspose":
+        return shape[1] * linear.groups
+    return shape[0] if number(linear.node, "transB", 0) else shape[1]
+
+
+def _slot(linear: Linear) -> tuple[ir.Value | None, float]:
+    """(the value that is the bias, the factor before it)."""
+    if linear.node.op_type == "MatMul":
+        add = bias_add(linear)
+        if add is None:
+            return None, 1.0
+        return (add.inputs[1] if add.inputs[0] is linear.y else add.inputs[0]), 1.0
+    value = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
+    return value, number(linear.node, "beta", 1.0) if linear.node.op_type == "Gemm" else 1.0
+
+
+def _norm_behind(linear: Linear) -> ir.Node | None:
+    """The BatchNormalization that alone reads the output of a convolution, its running mean stored."""
+    node = only_user(linear.y)
+    if not linear.spatial or node is None or node.op_type != "BatchNormalization":
+        return None
+    mean = stored_behind(node.inputs[3])
+    return node if mean is not None and len(list(mean.uses())) == 1 and not number(node, "training_mode", 0) else None
+
+
+def _store(value: ir.Value, array: np.ndarray) -> None:
+    graph.set_constant(value, np.asarray(array).astype(graph.array_of(value).dtype))
+
+
+def _make(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
+    node = linear.node
+    dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
+    dtype = dtype or linear.y.dtype or linear.stored.dtype
+    assert dtype is not None
+    value = graph.add_constant(model.graph, f"{node.name}.bias", b.astype(dtype.numpy()))
+    if node.op_type == "MatMul":
+        _insert_add(model, linear, value)
+    else:
+        if len(node.inputs) < 3:
+            node.resize_inputs(3)
+        node.replace_input_with(2, value)
+        if node.op_type == "Gemm":
+            node.attributes.pop("beta", None)
+    model.meta[ADDED] = {**model.meta.get(ADDED, {}), linear.name: value.name}
+
+
+def _insert_add(model: ir.Model, linear: Linear, bias: ir.Value) -> None:
+    """y = MatMul + bias under the name that y had, so that graph outputs keep theirs."""
+    y = linear.y
+    name, uses, is_output = y.name, list(y.uses()), y.is_graph_output()
+    add = ir.Node("", "Add", [y, bias], name=f"{linear.name}.add_bias")
+    total = add.outputs[0]
+    total.shape, total.type = y.shape, y.type
+    model.graph.insert_after(linear.node, [add])
+    for node, slot in uses:
+        node.replace_input_with(slot, total)
+    if is_output:
+        model.graph.outputs[:] = [total if value is y else value for value in model.graph.outputs]
+    y.name, total.name = f"{name}.product", name

@@ -1,0 +1,153 @@
+"""The constant that removed units emitted, pushed into the biases of their consumers.
+
+A removed channel was not zero: with bias b it emits sigma(b) where its kernel says nothing, and on real samples its
+mean. For each consumer
+
+    b[o] += sum over removed c, taps k of  W[o, c, k] * E[x_c at tap k]
+
+which is exact for matrix products of constants. E runs over samples and output positions, so that what zero padding
+takes away at the borders is counted (methods.md 6.0, point 2).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, runtime, verify
+from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.recover.biases import add_to_bias, output_of
+from onnxprune.recover.linear import Linear, linears, read_weights, stored_behind
+from onnxprune.recover.patches import mean_taps, window_of
+
+Keep = Mapping[Dim, np.ndarray]
+VALUES_BYTES = 256_000_000  # what one batch may hold of observed values
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A node that loses inputs: `removed` positions of its x, `kept` positions of its y."""
+
+    linear: Linear
+    removed: np.ndarray
+    kept: np.ndarray
+
+    @property
+    def x(self) -> str:
+        return self.linear.x.name or ""
+
+
+def push(
+    coupling: Coupling, keep: Keep, cut_model: ir.Model, samples: Samples | None = None, *, limit: int = 256
+) -> int:
+    """Adds what removed units emit to the biases of their consumers in `cut_model`, in place; how many changed.
+
+    With samples it is their mean over the first `limit`, in the dense model; without, what a unit emits whose kernels
+    are zero.
+    """
+    found = list(consumers(coupling, keep))
+    if not found:
+        return 0
+    if samples is None:
+        dense = silenced(coupling, keep)
+        feeds: Iterable[Mapping[str, np.ndarray]] = verify.random_feeds(dense, coupling.shapes)[:1]
+    else:
+        dense, names = coupling.model, [consumer.x for consumer in found]
+        feeds = first_batches(dense, samples, limit, batch_within(coupling, names))
+    means = _mean_inputs(dense, found, feeds)
+    nodes = linears(cut_model)
+    return sum(_push_one(cut_model, nodes.get(c.linear.name), c, means.get(c.linear.name)) for c in found)
+
+
+def consumers(coupling: Coupling, keep: Keep) -> Iterator[Consumer]:
+    """The linear nodes of the dense model that lose some of their inputs."""
+    for linear in linears(coupling.model).values():
+        x, y = coupling.axes.get(linear.x.name or ""), coupling.axes.get(output_of(linear).name or "")
+        if not x or not y:
+            continue
+        removed = ~dims.keep_mask(x[linear.x_axis], keep)
+        if removed.any():
+            yield Consumer(linear, removed, dims.keep_mask(y[linear.y_axis], keep))
+
+
+def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
+    """The dense model with zero kernels at dropped units; their biases and norms stay."""
+    model = coupling.model.clone()
+    for value, axis in _kernels(coupling, model, keep):
+        axes = coupling.axes.get(value.name or "")
+        dropped = ~dims.keep_mask(axes[axis], keep) if axes else np.zeros(0, bool)
+        if dropped.any():
+            array = graph.array_of(value).copy()
+            np.moveaxis(array, axis, 0)[dropped] = 0
+            graph.set_constant(value, array)
+    return model
+
+
+def _kernels(coupling: Coupling, model: ir.Model, keep: Keep) -> Iterator[tuple[ir.Value, int]]:
+    """(initializer, axis) of all kernels that produce lossy Dims, also of those stored behind Cast."""
+    values = model.graph.initializers
+    places = {(m.initializer, m.axis) for dim in keep for m in coupling.members.get(dim, ()) if m.role == "produces"}
+    for linear in linears(model).values():
+        shape = graph.array_of(linear.stored).shape
+        last = linear.node.op_type in ("ConvTranspose", "MatMul") or (
+            linear.node.op_type == "Gemm" and not linear.node.attributes.get("transB")
+        )
+        places.add((linear.stored.name or "", 1 if last and len(shape) > 1 else 0))
+    for name, axis in sorted(places):
+        stored = stored_behind(values.get(name))
+        if stored is not None and len(graph.array_of(stored).shape) >= 2:
+            yield stored, axis
+
+
+def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> Iterator[Mapping[str, np.ndarray]]:
+    """Feeds of the first `limit` samples."""
+    some = samples.subset(np.arange(min(limit, len(samples))))
+    for block in batches(some, size, fixed=batch_size_of(input_infos(model))):
+        yield some.batch(block)
+
+
+def batch_within(coupling: Coupling, names: Iterable[str], budget: int = VALUES_BYTES) -> int:
+    """How many samples at a time keep the named values within `budget` bytes, 1 to 32."""
+    sizes = (coupling.shapes.sizes.get(name, ()) for name in set(names))
+    per_sample = 4 * sum(prod(shape[1:]) for shape in sizes if shape)
+    return max(1, min(BATCH, budget // max(1, per_sample)))
+
+
+def _mean_inputs(
+    dense: ir.Model, found: list[Consumer], feeds: Iterable[Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """What each tap of each consumer sees on average, node name -> (C, K); sums are kept, not samples."""
+    extra = sorted({name for c in found for name in (c.x, *((c.linear.y.name or "",) if c.linear.spatial else ()))})
+    session = runtime.open_session(dense, extra_outputs=extra)
+    totals: dict[str, np.ndarray] = {}
+    count = 0
+    for batch in feeds:
+        values = runtime.run(session, batch)
+        count += 1
+        for consumer in found:
+            mean = _mean_of(consumer.linear, values)
+            totals[consumer.linear.name] = totals.get(consumer.linear.name, 0.0) + mean
+    return {name: total / max(1, count) for name, total in totals.items()}
+
+
+def _mean_of(linear: Linear, values: Mapping[str, np.ndarray]) -> np.ndarray:
+    x = values[linear.x.name or ""]
+    if linear.spatial:
+        return mean_taps(x, window_of(linear, x.shape[2:], values[linear.y.name or ""].shape[2:]))
+    axis = linear.x_axis % x.ndim
+    return x.mean(axis=tuple(k for k in range(x.ndim) if k != axis), dtype=np.float64)[:, None]
+
+
+def _push_one(cut_model: ir.Model, target: Linear | None, consumer: Consumer, mean: np.ndarray | None) -> bool:
+    if target is None or mean is None:
+        return False
+    w = read_weights(consumer.linear)
+    groups, _, inputs, taps = w.shape
+    removed = np.where(consumer.removed[:, None], mean, 0.0).reshape(groups, inputs, taps)
+    delta = np.einsum("goik,gik->go", w, removed).reshape(-1)[consumer.kept]
+    # A depthwise convolution keeps no output of a removed input: nothing to push.
+    return bool(np.any(delta)) and np.isfinite(delta).all() and add_to_bias(cut_model, target, delta)

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
+from onnxprune import commands
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.options import LEVELS, TARGETS, Options
 
@@ -28,6 +29,9 @@ other commands:
   onnxprune apply IN PLAN OUT                      replay a plan
   onnxprune verify IN OUT --plan PLAN              cut = mask?  exit 0 or 3
   onnxprune bench MODEL... [--provider cpu,cuda]   latency of models against the first
+  onnxprune compare-reports OLD.json NEW.json      what became worse beyond noise?  exit 0 or 1
+  onnxprune sensitivity MODEL --data SPEC          accuracy against the fraction removed, dimension by dimension
+  onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align auto
   onnxprune methods | onnxprune ops                what there is
 
 exit codes: 0 done; 1 a gate was missed; 2 bad usage or input; 3 verification failed; 130 interrupted
@@ -400,6 +404,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "methods": _methods,
     "ops": _ops,
+    **commands.COMMANDS,
 }
 
 

@@ -205,10 +205,11 @@ def _score(subject: Subject, chosen: base.Method, options: Options, clock: Clock
         scored_dims(subject.coupling, options),
         subject.tune,
         options.seed,
-        device(options),
+        device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,
         options.method_options,
         options.progress,
+        alignment_for(options.align, provider(options)),
     )
     with clock("score"):
         return base.run(chosen, context)
@@ -327,8 +328,11 @@ def measure(
     subject: Subject, made: plan.Plan, temporary: Path, out: Path, options: Options, clock: Clock
 ) -> tuple[report.Measurement, report.Measurement, tuple[report.LatencyRatio, ...]]:
     """The original and the written file: cost, accuracy on samples that tuning never saw, interleaved latency."""
-    before = replace(measure_file("original", subject.path), macs=made.before["macs"])
-    after = replace(measure_file("pruned", temporary), macs=made.after["macs"], path=str(out))
+    with clock("measure cost"):
+        before = measure_file("original", subject.path, made.before)
+        written = graph.load(temporary)
+        after = measure_file("pruned", temporary, cost.of(analyze(written)).totals())
+        after = replace(after, path=str(out))
     if subject.held is not None:
         with clock("measure accuracy"):
             one, two = accuracies(subject.path, temporary, subject.held)

@@ -83,6 +83,16 @@ def alignment(size: int, align: int) -> int:
     return max(1, align)
 
 
+def aligned(keep: np.ndarray, scores: np.ndarray, align: int) -> np.ndarray:
+    """`keep` (size,) with the nearest number of kept units that is a multiple, gaining or losing by score."""
+    step = alignment(len(keep), align)
+    count = min(len(keep), max(step, round(int(keep.sum()) / step) * step))
+    order = np.lexsort((scores, keep))[::-1]  # kept units first, then by score
+    result = np.zeros(len(keep), bool)
+    result[order[:count]] = True
+    return result
+
+
 def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> list[Block]:
     """The units of `dim` in order of removal, in aligned blocks; those that must stay are left out."""
     step = alignment(dim.size, budget.align)

@@ -5,24 +5,21 @@ run in onnxruntime at two probe sizes with every intermediate value recorded. Wh
 constant of the model; what differs is dynamic.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, product
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune import graph, runtime
+from onnxprune import graph, probes, runtime
 from onnxprune.errors import GraphError
 
 SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
 
-# Sizes tried for symbolic axes, larger probe first. Primes keep accidental factorizations away.
-BATCH_PROBES = ((3, 2), (2, 4), (1, 1))
-IMAGE_PROBES = ((64, 96), (224, 256), (320, 352), (640, 672), (48, 64), (32, 48), (28, 29))
-OTHER_PROBES = ((13, 11), (64, 48), (7, 5), (160, 128), (1, 1), (512, 384))
+MAX_SECONDS = 60.0  # for all tries together
 
 # Ops whose integer inputs decide output shapes; these inputs have to be known as numbers.
 SHAPED_BY_INPUT = frozenset(
@@ -53,20 +50,12 @@ def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None)
 
     Raises: GraphError when the model runs at none of the sizes that were tried.
     """
-    inputs = list(model.graph.inputs)
-    symbolic = any(not isinstance(size, int) for value in inputs for size in _dims(value))
-    skeleton, _ = graph.skeleton(model, 1024)
-    if not _needs_running(model):
-        static = _infer(skeleton, inputs, symbolic, samples)
+    symbolic = probes.is_symbolic(model.graph.inputs)
+    if not symbolic and not _needs_running(model):
+        static = _infer(model)
         if static is not None:
             return static
-    return _run(model, inputs, symbolic, samples)
-
-
-def _dims(value: ir.Value) -> list[int | str | None]:
-    if value.shape is None:
-        return []
-    return [size if isinstance(size, int) else (size.value or None) for size in value.shape]
+    return _run(model, symbolic, samples)
 
 
 def _needs_running(model: ir.Model) -> bool:
@@ -84,27 +73,10 @@ def _needs_running(model: ir.Model) -> bool:
 # Static ---------------------------------------------------------------------------------------------------------
 
 
-def _infer(
-    skeleton: onnx.ModelProto, inputs: Sequence[ir.Value], symbolic: bool, samples: Mapping[str, Sequence[int]] | None
-) -> Shapes | None:
-    """Shapes by static inference at two probe sizes, None where it leaves a hole."""
-    tries = islice(_probes(inputs, samples), 1)
-    for first, second in tries:
-        one = _infer_at(skeleton, first)
-        two = _infer_at(skeleton, second) if symbolic and one is not None else one
-        if one is None or two is None:
-            return None
-        return Shapes(one, _compare(one, two), {}, frozenset(), first, second)
-    return None
-
-
-def _infer_at(skeleton: onnx.ModelProto, probe: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]] | None:
-    proto = onnx.ModelProto()
-    proto.CopyFrom(skeleton)
+def _infer(model: ir.Model) -> Shapes | None:
+    """Shapes by static inference, None where it leaves a hole."""
+    proto = graph.skeleton(model, 1024)[0]
     del proto.graph.value_info[:]
-    for value in proto.graph.input:
-        if value.name in probe:
-            _set_shape(value, probe[value.name])
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
     try:
@@ -117,16 +89,10 @@ def _infer_at(skeleton: onnx.ModelProto, probe: Mapping[str, tuple[int, ...]]) -
         if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
             sizes[value.name] = tuple(dim.dim_value for dim in dims)
     sizes.update({value.name: tuple(value.dims) for value in proto.graph.initializer})
-    produced = (name for node in proto.graph.node for name in node.output if name)
-    return sizes if all(name in sizes for name in produced) else None
-
-
-def _set_shape(value: onnx.ValueInfoProto, sizes: Sequence[int]) -> None:
-    value.type.tensor_type.ClearField("shape")
-    for size in sizes:
-        value.type.tensor_type.shape.dim.add().dim_value = size
-    if not sizes:
-        value.type.tensor_type.shape.SetInParent()
+    if not all(name in sizes for node in proto.graph.node for name in node.output if name):
+        return None
+    probe = {value.name or "": sizes[value.name or ""] for value in model.graph.inputs}
+    return Shapes(sizes, probe=probe, second=probe)
 
 
 def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[bool, ...]]:
@@ -143,19 +109,21 @@ def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ..
 # Running --------------------------------------------------------------------------------------------------------
 
 
-def _run(
-    model: ir.Model, inputs: Sequence[ir.Value], symbolic: bool, samples: Mapping[str, Sequence[int]] | None
-) -> Shapes:
+def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None) -> Shapes:
+    inputs = list(model.graph.inputs)
     session = runtime.open_session(_instrumented(model), optimize=False, threads=2)
-    failure = "no sizes were tried"
-    for first, second in islice(_probes(inputs, samples), 60):
+    failure, end = "no sizes were tried", time.monotonic() + MAX_SECONDS
+    for first, seconds in probes.pairs(model, samples):
         one, failure = _attempt(session, inputs, first, failure)
-        if one is None:
+        if one is None and time.monotonic() < end:
             continue
-        two, failure = _attempt(session, inputs, second, failure) if symbolic else (one, failure)
-        if two is None:  # only one size works
-            return _recorded(model, one, one, first, {})
-        return _recorded(model, one, two, first, second)
+        if one is None:
+            break
+        for second in seconds if symbolic else ():
+            two, _ = _attempt(session, inputs, second, failure)
+            if two is not None and _ranks(two) == _ranks(one):
+                return _recorded(model, one, two, first, second)
+        return _recorded(model, one, one, first, {} if symbolic else first)
     raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
 
 
@@ -166,6 +134,10 @@ def _attempt(
         return runtime.run(session, feeds(inputs, probe)), failure
     except GraphError as error:
         return None, str(error)
+
+
+def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name: len(sizes) for name, sizes in _sizes(outputs).items()}
 
 
 def _instrumented(model: ir.Model) -> onnx.ModelProto:
@@ -218,49 +190,6 @@ def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
         for name, array in outputs.items()
         if name.endswith(SHAPE_SUFFIX)
     }
-
-
-def _probes(
-    inputs: Sequence[ir.Value], samples: Mapping[str, Sequence[int]] | None
-) -> Iterator[tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]]:
-    """Pairs of input shapes to try, the likeliest first."""
-    if samples:
-        given = {name: tuple(sizes) for name, sizes in samples.items()}
-        symbolic = {value.name or "": _dims(value) for value in inputs}
-        for other in (2, 3, 1):  # another batch
-            second = {
-                name: tuple(
-                    other if i == 0 and not isinstance(symbolic[name][0], int) and symbolic[name] else size
-                    for i, size in enumerate(sizes)
-                )
-                for name, sizes in given.items()
-                if name in symbolic
-            }
-            yield given, second
-    for batch, image, rest in sorted(
-        product(range(3), range(len(IMAGE_PROBES)), range(len(OTHER_PROBES))), key=lambda t: (sum(t), t)
-    ):
-        sizes = (BATCH_PROBES[batch], IMAGE_PROBES[image], OTHER_PROBES[rest])
-        yield tuple({value.name or "": _shape_at(value, inputs, sizes, which) for value in inputs} for which in (0, 1))  # type: ignore[misc]
-
-
-def _shape_at(
-    value: ir.Value, inputs: Sequence[ir.Value], sizes: Sequence[tuple[int, int]], which: int
-) -> tuple[int, ...]:
-    batch, image, rest = sizes
-    dims = _dims(value)
-    batch_name = next((d[0] for v in inputs if (d := _dims(v)) and isinstance(d[0], str)), None)
-    shape = []
-    for axis, size in enumerate(dims):
-        if isinstance(size, int):
-            shape.append(size)
-        elif (axis == 0 and len(dims) > 1) or (size is not None and size == batch_name):
-            shape.append(batch[which])
-        elif len(dims) == 4 and axis == 1:
-            shape.append(3)
-        else:
-            shape.append((image if len(dims) >= 4 else rest)[which])
-    return tuple(shape)
 
 
 def feeds(inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:

@@ -63,12 +63,15 @@ def run_bench(
     return report
 
 
-def measure_file(name: str, path: Path) -> Measurement:
-    """What a model costs: MACs at batch 1, parameters, and bytes on disk, external data included."""
+def measure_file(name: str, path: Path, totals: Mapping[str, int] | None = None) -> Measurement:
+    """What a model costs: MACs at batch 1, parameters, and bytes on disk, external data included.
+
+    totals: the costs where they are known already, see `cost.Cost.totals`.
+    """
     model = graph.load(path)
     values = model.graph.initializers.values()
     floats = [v for v in values if v.dtype is not None and v.dtype.is_floating_point()]
-    totals = _totals(model)
+    totals = _totals(model) if totals is None else totals
     size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, list(values)))
     params = sum(prod(v.shape.numpy()) for v in floats if v.shape is not None)
     return Measurement(name, str(path), _sha256(path), totals.get("macs"), totals.get("params", int(params)), size)

@@ -13,6 +13,8 @@ from torch import Tensor
 from onnxprune.errors import BridgeError
 
 NOTHING, TRASH = 0, 1
+_WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
+_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError)
 
 
 class Step(NamedTuple):
@@ -89,15 +91,15 @@ def run(program: Program, inputs: Sequence[Any], context: Context) -> list[Any]:
 
 
 def _run_guarded(steps: Sequence[Step], values: list[Any], context: Context, hooked: bool) -> None:
-    step = None
-    try:
-        for step in steps:
+    for step in steps:
+        try:
             _execute(step, values, context, hooked)
-    except (BridgeError, torch.OutOfMemoryError):
-        raise
-    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError) as error:
-        assert step is not None
-        raise BridgeError(_failure(step, values, error)) from error
+        except (BridgeError, torch.OutOfMemoryError):
+            raise
+        except _FAILURES as error:
+            if not any(isinstance(values[slot], Tensor) and values[slot].dtype in _WIDER for slot in step.inputs):
+                raise BridgeError(_failure(step, values, error)) from error
+            _execute_widened(step, values, context, hooked, error)
 
 
 def _execute(step: Step, values: list[Any], context: Context, hooked: bool) -> None:
@@ -107,6 +109,28 @@ def _execute(step: Step, values: list[Any], context: Context, hooked: bool) -> N
         results = (results,)
     for slot, result in zip(step.outputs, results):  # noqa: B905  a function may give more than the node names
         values[slot] = result
+    if hooked:
+        _hook(step, values, context)
+    for slot in step.dead:
+        values[slot] = None
+
+
+def _execute_widened(step: Step, values: list[Any], context: Context, hooked: bool, reason: Exception) -> None:
+    """torch has few functions for unsigned integers beyond 8 bits: compute in signed ones, and go back."""
+    kept = [values[slot] for slot in step.inputs]
+    narrow = next(value.dtype for value in kept if isinstance(value, Tensor) and value.dtype in _WIDER)
+    for slot, value in zip(step.inputs, kept, strict=True):
+        if isinstance(value, Tensor) and value.dtype in _WIDER:
+            values[slot] = value.to(_WIDER[value.dtype])
+    try:
+        _execute(step._replace(dead=()), values, context, False)
+    except _FAILURES as error:
+        raise BridgeError(_failure(step, values, reason)) from error
+    for slot in step.outputs:
+        if isinstance(values[slot], Tensor) and values[slot].dtype == _WIDER[narrow]:
+            values[slot] = values[slot].to(narrow)
+    for slot, value in zip(step.inputs, kept, strict=True):
+        values[slot] = value
     if hooked:
         _hook(step, values, context)
     for slot in step.dead:

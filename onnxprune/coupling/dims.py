@@ -95,7 +95,8 @@ def _resolve_segment(segment: Segment) -> Axis:
     if not factors or factors[0].definition is None:
         return (factors,)
     outer, inner = factors[0].definition, factors[1:]
-    return tuple(part + inner for part in resolve(outer))
+    # A part of length 1 brings the next factor to the front, which may be a sum as well.
+    return tuple(piece for part in resolve(outer) for piece in _resolve_segment(part + inner))
 
 
 def _splice(segment: Segment) -> Iterator[Dim]:
@@ -177,7 +178,8 @@ def reduce(axis: Axis, reason: Reason) -> None:
 
 
 def _define(dim: Dim, definition: Axis) -> None:
-    assert dim.definition is None and length(definition) == dim.size, (dim, definition)
+    assert dim.definition is None, dim
+    assert length(definition) == dim.size, (dim, definition)
     dim.definition = definition
     if dim.frozen is not None:
         freeze(definition, dim.frozen)

@@ -41,8 +41,9 @@ PRESERVING = frozenset(
 ANY = frozenset("Mul And PRelu BatchNormalization".split())  # one silent operand silences the result
 CONTRACTING = frozenset("MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger".split())
 PRODUCING = frozenset(
-    "Conv FusedConv ConvTranspose ConvInteger DeformConv LSTM GRU RNN DynamicQuantizeMatMul MatMulIntegerToFloat".split()
+    "Conv FusedConv ConvTranspose ConvInteger DeformConv DynamicQuantizeMatMul MatMulIntegerToFloat".split()
 )
+RECURRENT_ACTIVATIONS = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
 ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
 
 
@@ -98,20 +99,22 @@ class _Walk:
             self.silent[value] = result
 
     def _needs_check(self, node: ir.Node) -> bool:
-        return node.op_type in CONTRACTING or node.op_type == "Div"
+        return node.op_type in CONTRACTING
 
     def _result(self, node: ir.Node, out: Silent) -> Silent:
         op = node.op_type
         if op in CONTRACTING:
             return self._contracting(node, out)
+        if op in ("LSTM", "GRU", "RNN"):
+            return self._recurrent(node, out)
         if op in PRODUCING:
             return self._union(node, out, (1, 2))
         if op in ATTENTION:
             return self._union(node, out, (2,) if op == "MultiHeadAttention" or not node.domain else (1,))
         if op in ANY:
             return self._union(node, out, self.present(node))
-        if op in ("Div", "Pow"):
-            return self._division(node, out)
+        if op in ("Div", "Pow", "Reciprocal", "Log"):
+            return self._pole(node, out)
         if op == "Clip":
             return self.of(node, 0) if self._clip_keeps_zero(node) else NOTHING
         if op == "Pad":
@@ -163,11 +166,30 @@ class _Walk:
             result &= self.of(node, 2)
         return result
 
-    def _division(self, node: ir.Node, out: Silent) -> Silent:
-        """x / y and x ** y with a masked, hence zero, divisor or exponent are not numbers or not zero."""
-        for dim in self.of(node, 1) & out:
+    def _recurrent(self, node: ir.Node, out: Silent) -> Silent:
+        """Zero weights leave zero states, if activations map zero to zero and the first states are zero too."""
+        activations = node.attributes.get("activations")
+        if activations is not None:
+            # The first of each direction's functions is that of the gates, which multiply; RNN has no gates.
+            count, gates = {"LSTM": (3, 1), "GRU": (2, 1), "RNN": (1, 0)}[node.op_type]
+            used = {name for k, name in enumerate(activations.as_strings()) if k % count >= gates}
+            if not used <= RECURRENT_ACTIVATIONS:
+                return NOTHING
+        states = [index for index in (5, 6) if index < len(node.inputs) and node.inputs[index] is not None]
+        return self._union(node, out, (1,)).intersection(*(self.of(node, index) for index in states))
+
+    def _pole(self, node: ir.Node, out: Silent) -> Silent:
+        """x / y, x ** y, 1 / x and log(x) where a masked, hence zero, operand gives no number: over kept ones only."""
+        power = graph.constant(node.inputs[1]) if node.op_type == "Pow" else None
+        bad = NOTHING
+        if node.op_type in ("Reciprocal", "Log") or (power is not None and bool((power <= 0).any())):
+            bad = self.of(node, 0) & out
+        if node.op_type in ("Div", "Pow"):
+            bad |= self.of(node, 1) & out
+        for dim in bad:
             self.require(node, ((dim,),))
-        return self.of(node, 0)
+        # What is computed over kept positions alone is zero elsewhere.
+        return bad if node.op_type in ("Reciprocal", "Log") else bad | self.of(node, 0)
 
     def _clip_keeps_zero(self, node: ir.Node) -> bool:
         low, high = (_bound(node, name, index) for name, index in (("min", 1), ("max", 2)))

@@ -1,7 +1,7 @@
 """The constant that removed units emitted, pushed into the biases of their consumers.
 
-A removed channel was not zero: with bias b it emits sigma(b) where its kernel says nothing, and on real samples its
-mean. For each consumer
+A removed channel was not zero: on samples it emits its mean, and without samples what emission.py knows of it.
+For each consumer
 
     b[o] += sum over removed c, taps k of  W[o, c, k] * E[x_c at tap k]
 
@@ -16,11 +16,12 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, runtime, verify
+from onnxprune import runtime
 from onnxprune.coupling import Coupling, Dim, dims
 from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
-from onnxprune.recover.linear import Linear, linears, read_weights, stored_behind
+from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
 
 Keep = Mapping[Dim, np.ndarray]
@@ -46,15 +47,14 @@ def push(
 ) -> int:
     """Adds what removed units emit to the biases of their consumers in `cut_model`, in place; how many changed.
 
-    With samples it is their mean over the first `limit`, in the dense model; without, what a unit emits whose kernels
-    are zero.
+    With samples it is their mean over the first `limit` in the dense model, without what is known of a unit's emission.
     """
     found = list(consumers(coupling, keep))
     if not found:
         return 0
     if samples is None:
-        dense = silenced(coupling, keep)
-        feeds: Iterable[Mapping[str, np.ndarray]] = verify.random_feeds(dense, coupling.shapes)[:1]
+        dense = emission.silenced(coupling, keep)
+        feeds: Iterable[Mapping[str, np.ndarray]] = emission.noise_feeds(coupling.model, coupling)
     else:
         dense, names = coupling.model, [consumer.x for consumer in found]
         feeds = first_batches(dense, samples, limit, batch_within(coupling, names))
@@ -72,35 +72,6 @@ def consumers(coupling: Coupling, keep: Keep) -> Iterator[Consumer]:
         removed = ~dims.keep_mask(x[linear.x_axis], keep)
         if removed.any():
             yield Consumer(linear, removed, dims.keep_mask(y[linear.y_axis], keep))
-
-
-def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
-    """The dense model with zero kernels at dropped units; their biases and norms stay."""
-    model = coupling.model.clone()
-    for value, axis in _kernels(coupling, model, keep):
-        axes = coupling.axes.get(value.name or "")
-        dropped = ~dims.keep_mask(axes[axis], keep) if axes else np.zeros(0, bool)
-        if dropped.any():
-            array = graph.array_of(value).copy()
-            np.moveaxis(array, axis, 0)[dropped] = 0
-            graph.set_constant(value, array)
-    return model
-
-
-def _kernels(coupling: Coupling, model: ir.Model, keep: Keep) -> Iterator[tuple[ir.Value, int]]:
-    """(initializer, axis) of all kernels that produce lossy Dims, also of those stored behind Cast."""
-    values = model.graph.initializers
-    places = {(m.initializer, m.axis) for dim in keep for m in coupling.members.get(dim, ()) if m.role == "produces"}
-    for linear in linears(model).values():
-        shape = graph.array_of(linear.stored).shape
-        last = linear.node.op_type in ("ConvTranspose", "MatMul") or (
-            linear.node.op_type == "Gemm" and not linear.node.attributes.get("transB")
-        )
-        places.add((linear.stored.name or "", 1 if last and len(shape) > 1 else 0))
-    for name, axis in sorted(places):
-        stored = stored_behind(values.get(name))
-        if stored is not None and len(graph.array_of(stored).shape) >= 2:
-            yield stored, axis
 
 
 def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> Iterator[Mapping[str, np.ndarray]]:

@@ -42,14 +42,7 @@ def plain_table(report: Report) -> str:
     """The table as text, columns padded with spaces; not wider than its contents."""
     head = header(report)
     lines = [head, *([label, *values, change][: len(head)] for label, values, change in rows(report))]
-    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
-    return "".join(
-        "  ".join(
-            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        + "\n"
-        for line in lines
-    )
+    return text.columns(lines)
 
 
 def header(report: Report) -> list[str]:

@@ -1,5 +1,7 @@
 """Numbers as readers write them; unknown is a dash."""
 
+from collections.abc import Sequence
+
 from onnxprune.metrics import LOWER_IS_BETTER, Accuracy
 
 DASH = "–"
@@ -115,3 +117,15 @@ def shape(axes) -> str:
 def metric(name: str) -> str:
     """What a metric is called in a heading."""
     return LABELS.get(name, name)
+
+
+def columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of equally many cells as text in columns: the first stands left, the others right."""
+    widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]
+    return "".join(
+        "  ".join(
+            cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        + "\n"
+        for line in lines
+    )

@@ -39,10 +39,11 @@ def write_report(report: Report, path: str | Path) -> None:
     Raises: UsageError for an unknown suffix, or where the file cannot be written.
     """
     path = check_report_path(path)
-    _replace(path, WRITERS[path.suffix.lower()](report))
+    replace_text(path, WRITERS[path.suffix.lower()](report))
 
 
-def _replace(path: Path, content: str) -> None:
+def replace_text(path: Path, content: str) -> None:
+    """Writes `content` beside `path` and renames it. Raises: UsageError where it cannot be written."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -52,7 +53,7 @@ def _replace(path: Path, content: str) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise UsageError(
-            f"report {path}: cannot be written ({error.strerror or error}); choose another path"
+            f"{path}: cannot be written ({error.strerror or error}); choose another path"
         ) from error
     finally:
         if temporary and os.path.exists(temporary):

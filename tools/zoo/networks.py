@@ -47,7 +47,7 @@ class Network:
     def random(self, seed: int) -> nn.Module:
         """The network with random weights (see weights.py), in evaluation mode; the same for the same seed."""
         torch.manual_seed(seed)
-        return randomize(self.build(), self.inputs(4), seed)
+        return randomize(self.build(), self.inputs(8), seed)
 
 
 class Flat(nn.Module):

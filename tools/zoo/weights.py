@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 NORMS = (nn.modules.batchnorm._BatchNorm,)
+FLOOR = 0.6  # least variance of a BN channel, as a share of its mean square
 LAYERS = (nn.Linear, nn.modules.conv._ConvNd)
 
 
@@ -46,29 +47,27 @@ def widen(layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def calibrate(network: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Sets the running statistics of every BN to those of the inputs, then varies them a little."""
-    norms = [m for m in network.modules() if isinstance(m, NORMS) and m.track_running_stats]
-    if not norms:
+def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Gives a BN the statistics of its input (N, C, *spatial), with a floor under the variance."""
+    assert isinstance(norm, NORMS)
+    if norm.running_mean is None or norm.running_var is None:
         return
-    momenta = [m.momentum for m in norms]
-    for m in norms:
-        m.reset_running_stats()
-        m.momentum = None  # cumulative average
-        m.train()
-    try:
+    x = inputs[0].transpose(0, 1).flatten(1)
+    mean, square = x.mean(1), x.square().mean(1)
+    # A channel that hardly varies would be divided by almost nothing: some networks then blow rounding errors up to
+    # the size of their outputs, and no comparison means anything any more.
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(torch.maximum(square - mean.square(), FLOOR * square).clamp(min=1e-4))
+
+
+@torch.no_grad()
+def calibrate(network: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Sets the running statistics of every BN from these inputs, each BN seeing what those before it already give."""
+    hooks = [m.register_forward_pre_hook(observe) for m in network.modules() if isinstance(m, NORMS)]
+    if hooks:
         network(*inputs)
-    finally:
-        for m, momentum in zip(norms, momenta, strict=True):
-            m.momentum = momentum
-            m.eval()
-    for m in norms:
-        assert m.running_mean is not None
-        assert m.running_var is not None
-        # A channel that hardly varies would be divided by almost nothing, and rounding errors would fill the network.
-        least = max(0.2 * float(m.running_var.mean()), 1e-4)
-        m.running_var.clamp_(min=least).mul_(torch.empty_like(m.running_var).uniform_(0.8, 1.25))
-        m.running_mean += 0.1 * m.running_var.sqrt() * torch.randn_like(m.running_var)
+    for hook in hooks:
+        hook.remove()
 
 
 def randomize(network: nn.Module, inputs: Sequence[Tensor], seed: int = 0) -> nn.Module:

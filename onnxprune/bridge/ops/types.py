@@ -33,8 +33,17 @@ def Cast(x: Tensor, *, to: int, saturate: int = 1, round_mode: str = "up") -> Te
 
 
 @torch_function("CastLike", fixed=(1,))
-def CastLike(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
-    onnx_type = next((key for key in FLOAT8 if torch_type(key) == like.dtype), None)
+def CastLike(
+    x: Tensor,
+    like: Tensor,
+    *,
+    saturate: int = 1,
+    round_mode: str = "up",
+    input_types: tuple[ir.DataType | None, ...] = (),
+) -> Tensor:
+    """The type of `like` as the graph knows it; without one, as torch sees it."""
+    onnx_type = input_types[1] if len(input_types) > 1 else None
+    onnx_type = onnx_type or next((key for key in FLOAT8 if torch_type(key) == like.dtype), None)
     if onnx_type is None:
         return x.to(like.dtype)
     return cast(x, onnx_type, saturate=bool(saturate), round_mode=round_mode)
@@ -43,7 +52,7 @@ def CastLike(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "u
 def cast(x: Tensor, onnx_type: ir.DataType, *, saturate: bool = True, round_mode: str = "up") -> Tensor:
     """x in another element type; floats are cut toward zero, narrow integers wrap, float8 saturates when asked."""
     if onnx_type in NARROW:
-        return wrap(_integers(x), *NARROW[onnx_type])
+        return wrap(x.to(torch.int64), *NARROW[onnx_type])
     if onnx_type == ir.DataType.FLOAT4E2M1:
         return to_float4(x.float())
     if onnx_type in FLOAT8:
@@ -54,10 +63,6 @@ def cast(x: Tensor, onnx_type: ir.DataType, *, saturate: bool = True, round_mode
     if x.is_complex() and not dtype.is_complex:
         x = x.real
     return x.to(dtype)
-
-
-def _integers(x: Tensor) -> Tensor:
-    return x.to(torch.int64) if x.is_floating_point() or x.dtype == torch.bool else x.to(torch.int64)
 
 
 def wrap(x: Tensor, bits: int, signed: bool) -> Tensor:

@@ -1,0 +1,92 @@
+"""What removed units emit, when there are no samples to see it on.
+
+- Behind a normalization a channel is about normal with mean beta and deviation |gamma|: the model is run with noise
+  in front of every normalization, and what its activations make of that is averaged.
+- A unit whose kernels are zero, or nearly so, emits sigma(b).
+- Of any other unit nothing is known. sigma(b) is then worse than silence (measured on folded ResNet-20 and the digits
+  models: the error of the outputs grew in most cases), so it counts as silent.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, verify
+from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.recover.biases import read_bias, write_bias
+from onnxprune.recover.linear import Linear, linears, number, stored_behind
+
+Keep = Mapping[Dim, np.ndarray]
+NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"})
+DEAD = 0.05  # of the median norm of a kernel's units: below, a unit's input hardly moves it
+RUNS = 8
+
+
+def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
+    """The dense model in which dropped units have zero kernels, live ones among them zero biases too, and noise
+    stands before each normalization."""
+    model = coupling.model.clone()
+    for linear in linears(model).values():
+        _silence(model, linear, coupling, keep)
+    seed = 0
+    for node in list(model.graph):
+        if node.op_type in NORMS and _takes_noise(node):
+            seed += 1
+            _feed_noise(model, node, seed)
+    return model
+
+
+def noise_feeds(model: ir.Model, coupling: Coupling) -> Iterator[Mapping[str, np.ndarray]]:
+    """Random inputs; every run draws other noise."""
+    for seed in range(RUNS):
+        yield verify.random_feeds(model, coupling.shapes, seed)[0]
+
+
+def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep) -> None:
+    axes = coupling.axes.get(linear.stored.name or "")
+    axis = output_axis(linear)
+    if not axes:
+        return
+    dropped = ~dims.keep_mask(axes[axis], keep)
+    if not dropped.any():
+        return
+    array = graph.array_of(linear.stored).copy()
+    rows = np.moveaxis(array, axis, 0)
+    norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
+    rows[dropped] = 0
+    graph.set_constant(linear.stored, array)
+    b = read_bias(linear)
+    live = dropped & (norms > DEAD * np.median(norms))
+    if b is not None and len(b) == len(live) and live.any():
+        write_bias(model, linear, np.where(live, 0.0, b))
+
+
+def output_axis(linear: Linear) -> int:
+    """The axis of the stored weights that is the output channel (of one group in a transposed convolution)."""
+    op = linear.node.op_type
+    return 1 if op in ("ConvTranspose", "MatMul") or (op == "Gemm" and not number(linear.node, "transB", 0)) else 0
+
+
+def _takes_noise(node: ir.Node) -> bool:
+    x = node.inputs[0]
+    known = x is not None and x.dtype in (ir.DataType.FLOAT, None) and x.producer() is not None
+    if node.op_type != "BatchNormalization":
+        return known
+    stored = (stored_behind(value) for value in node.inputs[3:5])
+    return known and all(value is not None for value in stored)
+
+
+def _feed_noise(model: ir.Model, node: ir.Node, seed: int) -> None:
+    """`node` reads standard normal noise; a BatchNormalization with mean 0 and variance 1 then gives gamma z + beta."""
+    attributes = {"seed": ir.AttrFloat32("seed", float(seed)), "dtype": ir.AttrInt64("dtype", 1)}
+    noise = ir.Node("", "RandomNormalLike", [node.inputs[0]], attributes, name=f"{node.name}.noise")
+    noise.outputs[0].name = f"{node.name}.noise"
+    model.graph.insert_before(node, [noise])
+    node.replace_input_with(0, noise.outputs[0])
+    if node.op_type == "BatchNormalization":
+        epsilon = number(node, "epsilon", 1e-5)
+        for slot, value in ((3, 0.0), (4, 1.0 - epsilon)):
+            stored = stored_behind(node.inputs[slot])
+            assert stored is not None
+            graph.set_constant(stored, np.full_like(graph.array_of(stored), value))

@@ -1,0 +1,270 @@
+"""Edits of nodes around axes that shrink: lengths rewritten, values gathered and spread. Used by surgery.py."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, Length, dims
+from onnxprune.coupling.dims import Axis, Dim
+from onnxprune.errors import CouplingError
+
+Keep = Mapping[Dim, np.ndarray]
+Record = TypeVar("Record", bound=tuple)
+
+
+class Surgeon:
+    """One operation on a copy of the analysed model: what is lost, and the edits that make up for it."""
+
+    def __init__(self, coupling: Coupling, keep: Keep):
+        self.coupling = coupling
+        self.keep = {dim: mask for dim, mask in keep.items() if not mask.all()}
+        for dim, kept in self.keep.items():
+            if dim.frozen is not None or not kept.any():
+                why = dim.frozen or "none is left"
+                raise CouplingError(f"'{dim.name}' cannot lose {int((~kept).sum())} of {dim.size} positions: {why}")
+        self.sizes = {dim: int(mask.sum()) for dim, mask in self.keep.items()}
+        self.model = coupling.model.clone()
+        self.model.meta.update(coupling.model.meta)
+        self.opset = self.model.opset_imports.get("", 1)
+        self.stands_for: dict[str, str] = {}  # name of an inserted value -> the value that it replaces
+        self.lengths: dict[str, list[Length]] = {}
+        for length in coupling.lengths:
+            if self.loses(length.axis):
+                self.lengths.setdefault(length.node, []).append(length)
+        self.lifts = _by_node(lift for lift in coupling.lifts)
+        self.pins = _by_node(coupling.pins)
+        self.sizes_read = _by_node(read for read in coupling.sizes_read if self.loses(read[2]))
+        self.ranges = _by_node(r for r in coupling.ranges if self.loses(r[1]) or self.loses(r[2]))
+
+    # What is lost -----------------------------------------------------------------------------------------------
+
+    def loses(self, axis: Axis) -> bool:
+        return any(dim in self.keep for dim in dims.leaves(axis))
+
+    def axes(self, value: ir.Value | None) -> Sequence[Axis]:
+        """The axes of `value`, also where it replaces a value of the analysed model."""
+        if value is None:
+            return ()
+        name = value.name or ""
+        return self.coupling.axes.get(self.stands_for.get(name, name), ())
+
+    def mask_of(self, axis: Axis) -> np.ndarray:
+        return dims.keep_mask(axis, self.keep)
+
+    def kept(self, axis: Axis) -> int:
+        return dims.kept_length(axis, self.sizes)
+
+    def lost_axes(self, value: ir.Value | None) -> list[int]:
+        return [k for k, axis in enumerate(self.axes(value)) if self.loses(axis)]
+
+    def loses_reduced(self, node: ir.Node) -> bool:
+        axes = [axis for value in node.inputs for axis in self.axes(value)]
+        return any(dim in self.keep and dim.reduced is not None for axis in axes for dim in dims.leaves(axis))
+
+    def cut_array(self, array: np.ndarray, axes: Sequence[Axis]) -> np.ndarray:
+        """`array` without the removed positions of its `axes`."""
+        for position, axis in enumerate(axes):
+            if self.loses(axis):
+                array = np.take(array, np.flatnonzero(self.mask_of(axis)), axis=position)
+        return array
+
+    # Lengths ----------------------------------------------------------------------------------------------------
+
+    def repair(self, node: ir.Node) -> None:
+        """Rewrites what the coupling rule of `node` said depends on lengths."""
+        name = node.name or ""
+        self.repair_attributes(node)
+        inputs = [length for length in self.lengths.get(name, ()) if isinstance(length.target, int)]
+        for index in sorted({length.target for length in inputs if isinstance(length.target, int)}):
+            entries = {length.entry or 0: self.kept(length.axis) for length in inputs if length.target == index}
+            self._repair_input(node, index, entries)
+        for _, before, chosen in self.ranges.get(name, ()):
+            self._renumber(node, before, chosen)
+        for _, entry, axis in self.sizes_read.get(name, ()):
+            value = node.outputs[0]
+            uses = list(value.uses())
+            self.replace(value, self._overwritten(node, value, {entry: dims.length(axis)}, before=False), uses)
+        for _, index, position in self.lifts.get(name, ()):
+            self._lift(node, index, position)
+
+    def repair_attributes(self, node: ir.Node) -> None:
+        """Attributes that are lengths, and defaults that would change with a length."""
+        for length in self.lengths.get(node.name or "", ()):
+            if isinstance(length.target, int):
+                continue
+            number = self.kept(length.axis)
+            if length.entry is None:
+                node.attributes[length.target] = ir.AttrInt64(length.target, number)
+                continue
+            attribute = node.attributes.get(length.target)
+            numbers = list(attribute.value) if attribute is not None else self._even_parts(node, length.target)
+            numbers[length.entry] = number
+            node.attributes[length.target] = ir.AttrInt64s(length.target, numbers)
+        for _, attribute, number in self.pins.get(node.name or "", ()):
+            node.attributes[attribute] = ir.AttrFloat32(attribute, number)
+
+    def _even_parts(self, node: ir.Node, target: str | int) -> list[int]:
+        """The parts of a Split that says nothing of them: once even, they may now be uneven."""
+        lengths = (each for each in self.coupling.lengths if each.node == node.name and each.target == target)
+        return [self.kept(length.axis) for length in lengths]
+
+    def _repair_input(self, node: ir.Node, index: int, numbers: Mapping[int, int]) -> None:
+        value = node.inputs[index] if index < len(node.inputs) else None
+        if value is None:
+            node.attributes.pop("num_outputs", None)
+            if len(node.inputs) <= index:
+                node.resize_inputs(index + 1)
+            self._give(node, index, np.array(self._even_parts(node, index), np.int64))
+            return
+        array = graph.constant(value)
+        if array is None:
+            node.replace_input_with(index, self._overwritten(node, value, numbers, before=True))
+            return
+        array = array.copy()
+        for entry, number in numbers.items():
+            array.reshape(-1)[entry] = number
+        self._give(node, index, array)
+
+    def _give(self, node: ir.Node, index: int, array: np.ndarray) -> None:
+        node.replace_input_with(index, self._constant(f"{node.name}.{index}", array))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return graph.add_constant(self.model.graph, name, array)
+
+    def _overwritten(self, node: ir.Node, value: ir.Value, numbers: Mapping[int, int], *, before: bool) -> ir.Value:
+        """A computed vector with some entries replaced: value * keep + numbers, in every opset."""
+        count = self._vector_length(value)
+        keep, add = np.ones(count, np.int64), np.zeros(count, np.int64)
+        for entry, number in numbers.items():
+            keep[entry], add[entry] = 0, number
+        dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
+        # The constants are unique in the graph, so the names of the values derived from them are as well.
+        factors, terms = (
+            self._constant(f"{node.name}.{part}", array.astype(dtype)) for part, array in (("keep", keep), ("set", add))
+        )
+        product = self._node("Mul", [value, factors], f"{factors.name}.Mul")
+        total = self._node("Add", [product.outputs[0], terms], f"{terms.name}.Add")
+        if before:
+            self.model.graph.insert_before(node, [product, total])
+        else:
+            self.model.graph.insert_after(node, [product, total])
+        self.stands_for[total.outputs[0].name or ""] = self.stands_for.get(value.name or "", value.name or "")
+        return total.outputs[0]
+
+    def _node(
+        self, op_type: str, inputs: list[ir.Value], name: str, attributes: dict[str, ir.Attr] | None = None
+    ) -> ir.Node:
+        node = ir.Node("", op_type, inputs, attributes or {}, name=name)
+        node.outputs[0].name = f"{name}.y"
+        return node
+
+    def _vector_length(self, value: ir.Value) -> int:
+        name = self.stands_for.get(value.name or "", value.name or "")
+        sizes = self.coupling.shapes.sizes[name]
+        return sizes[0] if sizes else 1
+
+    def _renumber(self, node: ir.Node, before: Axis, chosen: Axis) -> None:
+        """Indices of a Gather of a range, after removals in front of it and inside."""
+        old = graph.constant(node.inputs[1])
+        first, count = self.kept(before), self.kept(chosen)
+        shape = old.shape if old is not None and old.ndim == 0 else (count,)
+        indices = np.arange(first, first + count, dtype=old.dtype if old is not None else np.int64)
+        node.replace_input_with(1, self._constant(f"{node.name}.indices", indices.reshape(shape)))
+
+    # Gathered and spread ------------------------------------------------------------------------------------------
+
+    def _lift(self, node: ir.Node, index: int, position: int) -> None:
+        """`node` sees zeros where positions were removed, and its output is cut to the kept ones."""
+        value = node.inputs[index]
+        assert value is not None, node.name
+        axis = self.axes(value)[position]
+        if not self.loses(axis):
+            return
+        kept, rank = self.mask_of(axis), len(self.axes(value))
+        spread = self._spread(value, rank, position, kept, f"{node.name}.lift")
+        self.model.graph.insert_before(node, spread)
+        node.replace_input_with(index, spread[-1].outputs[0])
+        output = node.outputs[0]
+        uses = list(output.uses())
+        gather = self._choose(output, position, kept, f"{node.name}.lower")
+        self.model.graph.insert_after(node, [gather])
+        self.replace(output, gather.outputs[0], uses)
+
+    def silence_lifted(self, node: ir.Node) -> None:
+        """The masked twin of a node that sees removed positions as zeros: they are made zero in front of it."""
+        for _, index, position in self.lifts.get(node.name or "", ()):
+            value = node.inputs[index]
+            assert value is not None, node.name
+            axis = self.axes(value)[position]
+            if not self.loses(axis):
+                continue
+            kept = self.mask_of(axis)
+            chosen = self._choose(value, position, kept, f"{node.name}.kept")
+            spread = self._spread(chosen.outputs[0], len(self.axes(value)), position, kept, f"{node.name}.zeros")
+            self.model.graph.insert_before(node, [chosen, *spread])
+            node.replace_input_with(index, spread[-1].outputs[0])
+
+    def compute_over_kept(self, node: ir.Node) -> None:
+        """The masked twin of a node that summarizes over removed positions: it runs on the kept ones alone."""
+        outputs = [list(value.uses()) for value in node.outputs]
+        for index, value in enumerate(list(node.inputs)):
+            if value is not None and self.lost_axes(value):
+                node.replace_input_with(index, self._kept_part(node, index, value))
+        self.repair_attributes(node)
+        after = node
+        for index, (output, uses) in enumerate(zip(node.outputs, outputs, strict=True)):
+            result, rank = output, len(self.axes(output))
+            for position in self.lost_axes(output):
+                kept = self.mask_of(self.axes(output)[position])
+                spread = self._spread(result, rank, position, kept, f"{node.name}.spread.{index}.{position}")
+                self.model.graph.insert_after(after, spread)
+                after, result = spread[-1], spread[-1].outputs[0]
+            if result is not output:
+                self.replace(output, result, uses)
+
+    def _kept_part(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+        axes = self.axes(value)
+        if value.is_initializer():  # silenced already, so the original is cut
+            original = self.coupling.model.graph.initializers[value.name or ""]
+            return self._constant(f"{value.name}.kept", self.cut_array(graph.array_of(original), axes))
+        for position in self.lost_axes(value):
+            gather = self._choose(value, position, self.mask_of(axes[position]), f"{node.name}.kept.{index}.{position}")
+            self.model.graph.insert_before(node, [gather])
+            value = gather.outputs[0]
+        return value
+
+    def _spread(self, value: ir.Value, rank: int, position: int, kept: np.ndarray, name: str) -> list[ir.Node]:
+        """Nodes that put zeros at the removed positions of `value`: one zero is padded, then gathered."""
+        pads = np.zeros(2 * rank, np.int64)
+        pads[rank + position] = 1
+        if self.opset >= 11:
+            pad = self._node("Pad", [value, self._constant(f"{name}.pads", pads)], f"{name}.Pad")
+        else:
+            pad = self._node("Pad", [value], f"{name}.Pad", {"pads": ir.AttrInt64s("pads", pads.tolist())})
+        count = int(kept.sum())
+        places = np.full(len(kept), count, np.int64)
+        places[kept] = np.arange(count)
+        return [pad, self._gather(pad.outputs[0], position, places, name)]
+
+    def _choose(self, value: ir.Value, position: int, kept: np.ndarray, name: str) -> ir.Node:
+        return self._gather(value, position, np.flatnonzero(kept), name)
+
+    def _gather(self, value: ir.Value, position: int, indices: np.ndarray, name: str) -> ir.Node:
+        constant = self._constant(f"{name}.indices", indices.astype(np.int64))
+        return self._node("Gather", [value, constant], f"{name}.Gather", {"axis": ir.AttrInt64("axis", position)})
+
+    def replace(self, old: ir.Value, new: ir.Value, uses: Iterable[tuple[ir.Node, int]]) -> None:
+        """Lets `new` stand for `old` in the given uses."""
+        self.stands_for[new.name or ""] = self.stands_for.get(old.name or "", old.name or "")
+        for user, slot in uses:
+            user.replace_input_with(slot, new)
+
+
+def _by_node(records: Iterable[Record]) -> dict[str, list[Record]]:
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record[0], []).append(record)
+    return found

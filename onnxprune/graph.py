@@ -7,26 +7,49 @@ It computes the same numbers behind the same interface.
 """
 
 import hashlib
-import importlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from onnxprune import integrity
 from onnxprune.errors import GraphError, UsageError
+from onnxprune.simplify import simplify, skeleton
+from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 
+MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
-SKELETON_BYTES = 256_000_000  # larger models are simplified without their weights, which are then never held twice
+
+__all__ = [
+    "add_constant",
+    "all_nodes",
+    "array_of",
+    "constant",
+    "digest",
+    "finish",
+    "load",
+    "normalize",
+    "save",
+    "set_constant",
+    "size_bytes",
+    "skeleton",
+    "tie",
+    "write_text",
+]
 
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
-KEPT_APART = ["eliminate_duplicate_initializer", "eliminate_common_subexpression", "fuse_qkv", "fuse_bn_into_conv"]
+# fuse_attention writes operators of com.microsoft that no other runtime knows.
+KEPT_APART = [
+    "eliminate_duplicate_initializer",
+    "eliminate_common_subexpression",
+    "fuse_qkv",
+    "fuse_bn_into_conv",
+    "fuse_attention",
+]
 
 
 def load(path: str | Path) -> ir.Model:
@@ -44,6 +67,7 @@ def load(path: str | Path) -> ir.Model:
     if not proto.graph.node or not proto.opset_import:
         raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
     _check_opsets(proto, path)
+    integrity.check(proto, path)
     _check_external(proto, path)
     try:
         model = ir.from_proto(proto)
@@ -58,11 +82,12 @@ def load(path: str | Path) -> ir.Model:
 def normalize(model: ir.Model) -> ir.Model:
     """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing."""
     model = model.clone()
+    read_external(model, MEMORY_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    simplified = _simplify(model, skipped=KEPT_APART)
+    simplified = simplify(model, skipped=KEPT_APART)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
     passes.RemoveUnusedNodesPass()(simplified)
@@ -75,7 +100,7 @@ def normalize(model: ir.Model) -> ir.Model:
 
 def finish(model: ir.Model) -> ir.Model:
     """`model` after onnxsim with all its fusions, ready to be written; the interface is unchanged."""
-    finished = _simplify(model, skipped=["fuse_qkv"])
+    finished = simplify(model, skipped=["fuse_qkv", "fuse_attention"])
     _drop_unused_initializers(finished)
     tie(finished)
     finished.meta.update(model.meta)
@@ -129,63 +154,6 @@ def digest(model: ir.Model) -> str:
         hasher.update(name.encode())
         hasher.update(array_of(hidden[name]).tobytes())
     return hasher.hexdigest()
-
-
-def size_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers of `model`."""
-    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-
-
-def constant(value: ir.Value | None) -> np.ndarray | None:
-    """The array behind an initializer, or None when the value is computed."""
-    if value is None or value.const_value is None or not value.is_initializer():
-        return None
-    return value.const_value.numpy()
-
-
-def array_of(value: ir.Value) -> np.ndarray:
-    """The array of an initializer."""
-    assert value.const_value is not None, value.name
-    return value.const_value.numpy()
-
-
-def set_constant(value: ir.Value, array: np.ndarray) -> None:
-    """Gives an initializer another array; shape and type follow it."""
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
-    if value.const_value is not None and value.const_value.dtype != tensor.dtype:
-        tensor = ir.Tensor(
-            array.astype(value.const_value.dtype.numpy()), dtype=value.const_value.dtype, name=value.name
-        )
-    value.const_value = tensor
-    value.shape = ir.Shape(array.shape)
-    value.type = ir.TensorType(tensor.dtype)
-
-
-def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of `graph`; `name` is made unique."""
-    taken, unique, count = graph.initializers, name, 0
-    while unique in taken:
-        count += 1
-        unique = f"{name}.{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
-    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
-def tie(model: ir.Model) -> None:
-    """Makes equal initializers one again, as exporters do."""
-    first: dict[tuple[object, ...], ir.Value] = {}
-    outputs = set(model.graph.outputs)
-    for value in list(model.graph.initializers.values()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes < 64 or value in outputs:
-            continue
-        key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.numpy().tobytes()).digest())
-        other = first.setdefault(key, value)
-        if other is not value:
-            value.replace_all_uses_with(other)
-            del model.graph.initializers[value.name or ""]
 
 
 # Loading --------------------------------------------------------------------------------------------------------
@@ -245,110 +213,6 @@ def _is_external(value: ir.Value) -> bool:
 
 def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-# Simplifying ----------------------------------------------------------------------------------------------------
-
-
-def _simplify(model: ir.Model, skipped: list[str]) -> ir.Model:
-    """`model` through onnxsim; weights that it must not bake or hold twice are hidden from it as inputs."""
-    onnxsim = _import_onnxsim()
-    threshold = 4096 if size_bytes(model) > SKELETON_BYTES else None
-    proto, hidden = skeleton(model, threshold)
-    try:
-        simplified, _ = onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)
-    except Exception:  # it raises bare RuntimeErrors; a model that it cannot simplify is pruned as it is
-        simplified = proto
-    result = ir.from_proto(simplified)
-    _unhide(result, hidden)
-    _restore_interface(result, model)
-    return result
-
-
-def _import_onnxsim() -> ModuleType:
-    """onnxsim without torch, which it would import (two seconds) for parts that are not used here."""
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # makes 'import torch' fail, which onnxsim expects
-    try:
-        return importlib.import_module("onnxsim")
-    finally:
-        if hide:
-            del sys.modules["torch"]
-
-
-def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
-    """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
-
-    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), and, with a
-    threshold, all initializers of more bytes.
-    """
-    hidden = {
-        name: value
-        for name, value in model.graph.initializers.items()
-        if _arrives_through_node(value) or (threshold is not None and value.const_value.nbytes > threshold)
-    }
-    if not hidden:
-        return ir.to_proto(model), {}
-    tensors = {name: value.const_value for name, value in hidden.items()}
-    inputs = list(model.graph.inputs)
-    try:
-        for name, value in hidden.items():
-            value.shape = ir.Shape(tensors[name].shape.numpy())
-            value.type = ir.TensorType(tensors[name].dtype)
-            del model.graph.initializers[name]
-            value.const_value = None
-            model.graph.inputs.append(value)
-        return ir.to_proto(model), {name: _detached(name, tensors[name]) for name in hidden}
-    finally:
-        for name, value in hidden.items():
-            model.graph.inputs.remove(value)
-            value.const_value = tensors[name]
-            model.graph.register_initializer(value)
-        assert list(model.graph.inputs) == inputs
-
-
-def _detached(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    return ir.Value(
-        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-
-
-def _unhide(model: ir.Model, hidden: dict[str, ir.Value]) -> None:
-    for value in [value for value in model.graph.inputs if value.name in hidden]:
-        model.graph.inputs.remove(value)
-        value.const_value = hidden[value.name or ""].const_value
-        model.graph.register_initializer(value)
-
-
-def _arrives_through_node(value: ir.Value) -> bool:
-    if value.const_value is None or value.const_value.nbytes < 64:
-        return False
-    users = {node.op_type for node, _ in value.uses()}
-    if "DequantizeLinear" in users:
-        return True
-    return users == {"Cast"} and value.const_value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-
-
-def _restore_interface(result: ir.Model, original: ir.Model) -> None:
-    """Signatures, names and metadata as they were; onnxsim may have specialised shapes or dropped properties."""
-    for new, old in zip(result.graph.outputs, original.graph.outputs, strict=True):
-        new.shape, new.type = old.shape, old.type
-    by_name = {value.name: value for value in result.graph.inputs}
-    for old in original.graph.inputs:
-        if old.name not in by_name:
-            raise GraphError(f"graph input '{old.name}' was lost in simplification; please report this model")
-        by_name[old.name].shape, by_name[old.name].type = old.shape, old.type
-    result.graph.inputs[:] = [by_name[value.name] for value in original.graph.inputs]
-    result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string
-    result.metadata_props.clear()
-    result.metadata_props.update(original.metadata_props)
-    result.producer_name, result.producer_version = original.producer_name, original.producer_version
-    result.model_version, result.domain, result.doc_string = (
-        original.model_version,
-        original.domain,
-        original.doc_string,
-    )
 
 
 # Normal form ----------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """What can be pruned, what not and why, and what each layer costs: as data, and as a table."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -8,15 +9,24 @@ from rich.console import Console
 from rich.table import Table
 
 from onnxprune import cost, graph, pipeline, shapes
-from onnxprune.coupling import Coupling, analyze
 from onnxprune.cost import Cost
-from onnxprune.report import text
+from onnxprune.coupling import Coupling, analyze
+from onnxprune.options import Options
+from onnxprune.report import text, widths
+
+
+def inspect_file(path: Path, options: Options) -> dict[str, Any]:
+    """Everything that is known of the model in the file at `path`, ready for JSON."""
+    model = graph.normalize(graph.load(path))
+    tune, held = pipeline.load_data(model, options)
+    return inspect(model, pipeline.sample_shapes(model, tune or held))
 
 
 def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
     """Everything that is known of a normalized model's Dims and cost, ready for JSON."""
     coupling = analyze(model, shapes.observe(model, sample_shapes))
     costs = cost.of(coupling)
+    wide = widths.outputs(coupling)
     return {
         "format": "onnxprune-inspect/1",
         "model": {"sha256": graph.digest(model), "nodes": len(list(model.graph)), **costs.totals()},
@@ -38,6 +48,7 @@ def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = 
                 "dims": list(row.dims),
                 "weight": list(row.before),
                 "macs": row.macs_before,
+                **wide.get(row.node, {}),
             }
             for row in pipeline.layers(coupling, costs, {})
         ],
@@ -80,8 +91,8 @@ def print_table(found: dict[str, Any], console: Console) -> None:
     model, share = found["model"], found["shrinkable"]
     console.print(
         f"{model['nodes']} nodes, {text.count(model['macs'])} MACs, {text.count(model['params'])} parameters, "
-        f"{text.size(model['bytes'])} of weights; {share['params']:.1%} of the parameters and {share['macs']:.1%} of the "
-        "MACs can shrink",
+        f"{text.size(model['bytes'])} of weights; {share['params']:.1%} of the parameters and {share['macs']:.1%} of "
+        "the MACs can shrink",
         highlight=False,
     )
     table = Table("free dimension", "size", "exact", "MACs/unit", "params/unit", "stands in", box=None, pad_edge=False)

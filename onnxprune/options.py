@@ -11,7 +11,24 @@ from onnxprune.errors import UsageError
 
 Level = Literal["none", "constants", "reconstruct", "finetune"]
 LEVELS: tuple[Level, ...] = ("none", "constants", "reconstruct", "finetune")
+DEVICES = ("auto", "cpu", "cuda")
+PREPROCESS = ("size", "mean", "std", "scale", "layout")
 TARGETS = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
+
+TINY = 1e-12
+# Option, type, smallest and largest value, what to give instead.
+RANGES: tuple[tuple[str, type, float, float, str], ...] = (
+    ("max_drop", float, 0, 1e9, "points that may be lost, 0 or more"),
+    ("min_speedup", float, TINY, 1e9, "a number above 0"),
+    ("epochs", int, 1, 1e9, "1 or more"),
+    ("batch_size", int, 1, 1e9, "1 or more"),
+    ("threads", int, 1, 1e6, "1 or more"),
+    ("steps", int, 1, 1000, "1 or more"),
+    ("lr", float, TINY, 1e9, "a number above 0"),
+    ("align", int, 1, 1e9, "1 or more, or auto"),
+    ("floor", float, 0, 1, "a share from 0 to 1"),
+    ("seed", int, 0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+)
 
 
 @dataclass(frozen=True)
@@ -23,6 +40,7 @@ class Options:
     val: Any = None
     target: Mapping[str, float] = field(default_factory=dict)
     max_drop: float | None = None
+    steps: int = 1
     min_speedup: float | None = None
     recover: Level | None = None
     epochs: int | None = None
@@ -47,32 +65,42 @@ class Options:
     command: str = ""
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         for key, fraction in self.target.items():
             if key not in TARGETS:
                 raise UsageError(f"--target {key}: unknown; choose of {', '.join(TARGETS)}")
-            if not 0 < fraction <= 1:
-                raise UsageError(f"--target {key}={fraction:g}: give the fraction that may remain, above 0 and up to 1")
-        if self.recover is not None and self.recover not in LEVELS:
-            raise UsageError(f"--recover {self.recover}: unknown; choose of {', '.join(LEVELS)}")
+            if not _is_number(fraction) or not 0 < fraction <= 1:
+                raise UsageError(f"--target {key}={fraction}: give the fraction that may remain, above 0 and up to 1")
+        for name, known in (("recover", LEVELS), ("device", DEVICES)):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise UsageError(f"--{name} {value}: unknown; choose of {', '.join(known)}")
         if self.recover in ("reconstruct", "finetune") and self.data is None:
             raise UsageError(f"--recover {self.recover} needs samples; give --data, or --recover constants")
         if self.max_drop is not None and self.data is None and self.val is None:
             raise UsageError("--max-drop needs samples to measure on; give --data or --val")
-        if self.max_drop is not None and self.max_drop < 0:
-            raise UsageError(f"--max-drop {self.max_drop:g}: give points that may be lost, 0 or more")
-        for name in ("epochs", "batch_size", "threads"):
+        if not self.latency and (self.min_speedup is not None or "latency" in self.target):
+            raise UsageError("--no-latency: a speed was asked for, which has to be measured; leave --no-latency out")
+        if self.steps > 1 and not set(self.target) - {"latency"}:
+            raise UsageError(f"--steps {self.steps} needs a --target of macs, params or size to approach; give one")
+
+    def _check_numbers(self) -> None:
+        for name, kind, low, high, wanted in RANGES:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: give 1 or more")
-        if self.lr is not None and self.lr <= 0:
-            raise UsageError(f"--lr {self.lr:g}: give a number above 0")
-        if self.align != "auto" and self.align < 1:
-            raise UsageError(f"--align {self.align}: give 1 or more, or auto")
+            if value is None or (name == "align" and value == "auto"):
+                continue
+            # Not-a-number is in no range.
+            if not (_is_number(value) and low <= value <= high and (kind is float or int(value) == value)):
+                raise UsageError(f"--{name.replace('_', '-')} {value}: give {wanted}")
 
     @property
     def level(self) -> Level:
         """The recovery asked for, else the best that the data allows."""
         return self.recover or ("finetune" if self.data is not None else "constants")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def alignment_for(align: int | Literal["auto"], provider: str) -> int:

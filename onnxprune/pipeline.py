@@ -1,29 +1,35 @@
 """The straight line: load, normalize, analyze, score, select, cut, verify, recover, finish, save, measure, report."""
 
 import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import cost, graph, metrics, plan, report, runtime, select, shapes, surgery, verify
+from onnxprune import cost, gates, graph, metrics, plan, report, runtime, select, shapes, sparse, surgery, verify
 from onnxprune.bench import QUICK, machine, measure_file, measure_latency, tool
-from onnxprune.coupling import Coupling, Dim, analyze
+from onnxprune.bridge import batchnorm
+from onnxprune.checks import check_data_file, check_finite, check_paths, file_sha256
 from onnxprune.cost import Cost
+from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import InputInfo, Samples, batch_size_of, batches, input_infos, load_samples, split
-from onnxprune.errors import BudgetError, OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.methods import base
-from onnxprune.options import TARGETS, Options, alignment_for
+from onnxprune.options import LEVELS, TARGETS, Level, Options, alignment_for
+from onnxprune.recover import biases
+from onnxprune.staging import staged
+
+if TYPE_CHECKING:
+    from onnxprune.recover.finetune import History
 
 LOG = logging.getLogger("onnxprune")
 HELD_SHARE = 0.2  # of --data, when there is no --val
+CHOOSING_SHARE = 0.1  # of the samples to tune on: they choose the epoch to keep
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 Keep = Mapping[Dim, np.ndarray]
 
@@ -73,49 +79,39 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
     """
     source, out = Path(source), Path(target_path)
     check_paths(source, out, options)
+    check_data_file(source, out)
     chosen = base.get(options.method)
     clock = Clock()
     subject = prepare(source, options, clock)
-    outcome = _score(subject, chosen, options, clock)
-    if outcome.model is not None:  # a training method: the same graph with the weights that it learned
-        subject = replace(subject, coupling=replace(subject.coupling, model=outcome.model))
-    from onnxprune import search  # it calls back into this module
+    from onnxprune import schedule, search  # they call back into this module
 
-    with clock("select"):
-        keep, notes = search.choose(subject, outcome, options)
-    return produce(
-        subject, keep, out, options, clock, method=options.method, notes=(*outcome.notes, *notes), zeros=outcome.zeros
-    )
+    subject, outcome = schedule.scored(subject, chosen, options, clock)
+
+    def make(keep: Keep, notes: Sequence[str]) -> Result:
+        notes = (*outcome.notes, *notes)
+        return produce(subject, keep, out, options, clock, method=options.method, notes=notes, zeros=outcome.zeros)
+
+    return search.first_that_holds(search.choices(subject, outcome, options), make, clock)
 
 
 def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, options: Options) -> Result:
     """Cuts the model in `source` by a saved plan: another checkpoint of the model that the plan was made for."""
     source, out = Path(source), Path(target_path)
-    check_paths(source, out, options)
+    check_paths(source, out, options, Path(plan_path))
+    check_data_file(source, out)
     clock = Clock()
     loaded = plan.load(plan_path)
+    options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
     subject = prepare(source, options, clock)
     notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)
     keep = plan.masks(loaded, subject.coupling)
-    return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes, seed=loaded.seed)
+    return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes)
 
 
-def check_paths(source: Path, out: Path, options: Options) -> None:
-    """Nothing, when `source` can be read and every file asked for can be written. Raises: UsageError, GraphError."""
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out}: output and input are the same file; choose another output")
-    if out.is_dir():
-        raise UsageError(f"{out}: is a folder; give the path of the .onnx file to write")
-    if not out.parent.is_dir():
-        raise UsageError(f"{out}: the folder {out.parent} does not exist; create it or choose another output")
-    if not os.access(out.parent, os.W_OK):
-        raise UsageError(f"{out}: the folder {out.parent} cannot be written; choose another output")
-    for path in options.report:
-        report.check_report_path(path)
-    if options.plan is not None and not options.plan.parent.is_dir():
-        raise UsageError(
-            f"{options.plan}: the folder {options.plan.parent} does not exist; create it or choose another"
-        )
+def _level_again(loaded: plan.Plan, options: Options) -> Level:
+    """The recovery that the plan was followed by, as far as the samples at hand allow."""
+    level: Level = next((level for level in LEVELS if level == loaded.recover), "none")
+    return level if options.data is not None or level == "none" else "constants"
 
 
 # Preparing --------------------------------------------------------------------------------------------------------
@@ -131,8 +127,9 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
     with clock("data"):
         tune, held = load_data(model, options)
     with clock("analyze"):
-        observed = shapes.observe(model, _sample_shapes(model, tune or held))
+        observed = shapes.observe(model, sample_shapes(model, tune or held))
         coupling = analyze(model, observed)
+        check_finite(coupling)
         costs = cost.of(coupling)
     feeds = [*real_feeds(model, tune or held), *verify.random_feeds(model, observed, options.seed)]
     return Subject(path, model, sha256, coupling, costs, tune, held, feeds)
@@ -165,7 +162,7 @@ def _classes(model: ir.Model) -> int | None:
     return last if isinstance(last, int) and last > 1 else None
 
 
-def _sample_shapes(model: ir.Model, samples: Samples | None) -> dict[str, tuple[int, ...]] | None:
+def sample_shapes(model: ir.Model, samples: Samples | None) -> dict[str, tuple[int, ...]] | None:
     """Input shapes of a batch of three samples, or of the model's fixed batch."""
     if samples is None or not len(samples):
         return None
@@ -184,6 +181,12 @@ def real_feeds(model: ir.Model, samples: Samples | None) -> list[dict[str, np.nd
 
 def scored_dims(coupling: Coupling, options: Options) -> tuple[Dim, ...]:
     """The Dims that the options leave to be pruned. Raises: UsageError when there are none."""
+    for name, patterns in (("include", options.include), ("exclude", options.exclude)):
+        for pattern in patterns:
+            if not coupling.matching([pattern]):
+                raise UsageError(
+                    f"--{name} '{pattern}' matches no node, initializer or dimension; 'onnxprune inspect' lists them"
+                )
     found = set(coupling.exact if options.exact_only else coupling.free)
     if options.include:
         found &= coupling.matching(options.include)
@@ -191,13 +194,13 @@ def scored_dims(coupling: Coupling, options: Options) -> tuple[Dim, ...]:
     if not found:
         reasons = sorted({str(dim.frozen) for dim in coupling.dims if dim.frozen})[:3]
         raise UsageError(
-            f"nothing can be pruned: of {len(coupling.dims)} dimensions {len(coupling.free)} are free and none is chosen"
+            f"nothing can be pruned: {len(coupling.free)} of {len(coupling.dims)} dimensions are free, none is chosen"
             f"{'; frozen by: ' + '; '.join(reasons) if reasons and not coupling.free else ''}; see 'onnxprune inspect'"
         )
     return tuple(dim for dim in coupling.dims if dim in found)
 
 
-def _score(subject: Subject, chosen: base.Method, options: Options, clock: Clock) -> base.Outcome:
+def score(subject: Subject, chosen: base.Method, options: Options, clock: Clock) -> base.Outcome:
     remaining = min((f for k, f in options.target.items() if k != "latency"), default=None)
     context = base.Context(
         subject.coupling,
@@ -209,6 +212,7 @@ def _score(subject: Subject, chosen: base.Method, options: Options, clock: Clock
         remaining,
         options.method_options,
         options.progress,
+        options.level,
         alignment_for(options.align, provider(options)),
     )
     with clock("score"):
@@ -243,7 +247,6 @@ def produce(
     *,
     method: str,
     notes: Sequence[str] = (),
-    seed: int | None = None,
     zeros: Mapping[str, np.ndarray] | None = None,
 ) -> Result:
     """Cuts by `keep`, proves, recovers, proves again, measures, and only then writes."""
@@ -252,7 +255,7 @@ def produce(
         subject.coupling,
         keep,
         method=method,
-        seed=options.seed if seed is None else seed,
+        seed=options.seed,
         sha256=subject.sha256,
         name=subject.path.name,
         before=subject.cost.totals(),
@@ -264,61 +267,84 @@ def produce(
         verify.require(verify.compare(cut_model, surgery.mask(subject.coupling, keep), subject.feeds))
     history = recover(subject, keep, cut_model, options, clock, zeros or {})
     with clock("finish"):
-        finished = graph.finish(cut_model)
+        finished = finish(cut_model)
     with clock("verify the result"):
-        twin = surgery.uncut(subject.coupling, keep, cut_model)
+        twin = twin_of(subject.coupling, keep, cut_model)
         proof = verify.require(verify.compare(finished, twin, subject.feeds))
-    made = plan.with_recovery(made, options.level)
-    with staged(out) as temporary:
-        graph.save(finished, temporary)
-        before, after, ratios = measure(subject, made, temporary, out, options, clock)
-        gate_notes = check_gates(before, after, ratios, options)
-        made_report = _report(
-            subject, made, before, after, ratios, proof, history, clock, options, (*notes, *gate_notes)
-        )
+    files = (out, *([options.plan] if options.plan else ()), *options.report)
+    with staged(*files) as places:
+        graph.save(finished, places[out])
+        trained = options.level == "none" and subject.coupling.model is not subject.model
+        made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
+        before, after, ratios = measure(subject, made, places[out], out, options, clock)
+        gate_notes = gates.check(before, after, ratios, options)
+        all_notes = (*notes, *gate_notes)
+        made_report = _report(subject, made, before, after, ratios, proof, history, clock, options, all_notes)
         if options.plan is not None:
-            plan.save(made, options.plan)
+            plan.save(made, places[options.plan])
         for path in options.report:
-            report.write_report(made_report, path)
+            report.write_report(made_report, places[path])
     return Result(made, before, after, made_report)
+
+
+def finish(model: ir.Model) -> ir.Model:
+    """A new model, ready to be written: norms folded, all of onnxsim's fusions."""
+    folded = model.clone()
+    folded.meta.update(model.meta)
+    batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
+    return graph.finish(folded)
+
+
+def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
+    """The masked model with the weights of a recovered `cut_model`, and with the biases that were made in it."""
+    twin = surgery.uncut(coupling, keep, cut_model)
+    biases.carry(coupling, keep, cut_model, twin)
+    return twin
 
 
 def recover(
     subject: Subject, keep: Keep, cut_model: ir.Model, options: Options, clock: Clock, zeros: Mapping[str, np.ndarray]
-) -> Any:
+) -> "History | None":
     """Carries out the recovery level of the options on `cut_model` in place; the fine-tuning history or None."""
-    level = options.level
-    if level == "none":
+    if options.level == "none":
         return None
     from onnxprune.recover import constants
 
     with clock("push constants"):
         constants.push(subject.coupling, keep, cut_model, subject.tune)
-    if level in ("reconstruct", "finetune") and subject.tune is not None:
+    if subject.tune is None or options.level == "constants":
+        return None
+    if not zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
 
         with clock("reconstruct"):
             reconstruct.refit(subject.coupling, keep, cut_model, subject.tune, progress=options.progress)
-    if level == "finetune" and subject.tune is not None:
-        from onnxprune.recover import finetune
-
-        settings = finetune.choose(subject.tune, cut_model, device(options))
-        asked = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
-        settings = replace(settings, **{k: v for k, v in asked.items() if v is not None})
-        settings = replace(settings, seed=options.seed, progress=options.progress, resume_dir=options.resume)
-        tune, chosen = split(subject.tune, 0.1, options.seed) if len(subject.tune) >= 20 else (subject.tune,) * 2
-        with clock("finetune"):
-            return finetune.finetune(cut_model, subject.model, tune, chosen, settings, masks=dict(zeros) or None)
-    return None
+    if options.level == "reconstruct":
+        return None
+    with clock("finetune"):
+        return _finetune(subject, keep, cut_model, options, zeros)
 
 
-@contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A path in a folder beside `out`; what was written there takes the place of `out` when the block ends well."""
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        yield Path(folder) / out.name
-        for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == out.name):  # the model comes last
-            os.replace(file, out.parent / file.name)
+def _finetune(
+    subject: Subject, keep: Keep, cut_model: ir.Model, options: Options, zeros: Mapping[str, np.ndarray]
+) -> "History":
+    from onnxprune.recover import finetune
+
+    assert subject.tune is not None
+    given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
+    settings = finetune.Settings(
+        **{name: value for name, value in given.items() if value is not None},
+        device=device(options),
+        seed=options.seed,
+        progress=options.progress,
+        resume_dir=str(options.resume) if options.resume else None,
+    )
+    # The epoch to keep is chosen on samples of --data; those that the result is measured on stay unseen.
+    tune, chosen = split(subject.tune, CHOOSING_SHARE, options.seed)
+    stays = {name: ~mask for name, mask in sparse.cut_zeros(subject.coupling, keep, zeros).items()}
+    history = finetune.finetune(cut_model, subject.model, tune, chosen, settings, masks=stays or None)
+    LOG.info("  %s", history.settings.described())
+    return history
 
 
 # Measuring --------------------------------------------------------------------------------------------------------
@@ -373,46 +399,6 @@ def accuracies(
     return first, metrics.evaluate(two, held, None if held.labels is not None else one)
 
 
-def points_lost(before: report.Measurement, after: report.Measurement) -> float | None:
-    """Accuracy points lost; without labels the points of disagreement with the original."""
-    return drop(before.accuracy, after.accuracy)
-
-
-def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> float | None:
-    if after is None:
-        return None
-    if before is not None:
-        return after.drop_from(before)
-    return 100 * (after.value if after.metric in metrics.LOWER_IS_BETTER else 1 - after.value)
-
-
-def check_gates(
-    before: report.Measurement, after: report.Measurement, ratios: Sequence[report.LatencyRatio], options: Options
-) -> tuple[str, ...]:
-    """Notes on the gates that held. Raises: BudgetError for one that did not."""
-    notes: list[str] = []
-    lost = points_lost(before, after)
-    if options.max_drop is not None and lost is not None:
-        if lost > options.max_drop:
-            raise BudgetError(
-                f"--max-drop {options.max_drop:g}: the result loses {lost:.2f} points; nothing was written. "
-                "Raise --epochs, give more samples, or a larger --target"
-            )
-        notes.append(f"lost {lost:.2f} points of {options.max_drop:g} allowed")
-    limit = options.target.get("latency")
-    speedup = 1 / ratios[0].median if ratios else None
-    for option, wanted in (("--target latency", 1 / limit if limit else None), ("--min-speedup", options.min_speedup)):
-        if wanted is None:
-            continue
-        if speedup is None:
-            raise BudgetError(f"{option}: latency was not measured; leave --no-latency out")
-        if speedup < wanted * 0.995:  # half a percent is within the noise of two runs
-            raise BudgetError(
-                f"{option}: the result is {speedup:.3f} times as fast, {wanted:.3f} was asked; nothing was written"
-            )
-    return tuple(notes)
-
-
 # Reporting --------------------------------------------------------------------------------------------------------
 
 
@@ -423,7 +409,7 @@ def _report(
     after: report.Measurement,
     ratios: tuple[report.LatencyRatio, ...],
     proof: verify.Verification,
-    history: Any,
+    history: "History | None",
     clock: Clock,
     options: Options,
     notes: Sequence[str],
@@ -438,7 +424,7 @@ def _report(
         layers(coupling, subject.cost, keep),
         tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
         tuple(clock.steps),
-        tuple(history.points) if history is not None else (),
+        _tuning_points(history),
         plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
         method=made.method,
         seed=made.seed,
@@ -447,6 +433,13 @@ def _report(
         tool=tool(),
         machine=machine(),
     )
+
+
+def _tuning_points(history: "History | None") -> tuple[report.TuningPoint, ...]:
+    if history is None:
+        return ()
+    start = report.TuningPoint(0, None, history.initial)
+    return (start, *(report.TuningPoint(k + 1, e.loss, e.metric, e.lr) for k, e in enumerate(history.epochs)))
 
 
 def layers(coupling: Coupling, costs: Cost, keep: Keep) -> tuple[report.Layer, ...]:

@@ -56,6 +56,7 @@ class Plan:
     after: Mapping[str, int]
     recover: str = "none"
     tool: str = ""
+    result_sha256: str = ""  # of the file that this plan was written with
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
@@ -66,6 +67,7 @@ class Plan:
             "seed": self.seed,
             "recover": self.recover,
             "model": {"sha256": self.model_sha256, "name": self.model_name},
+            "result": {"sha256": self.result_sha256 or None},
             "dims": [{"name": d.name, "size": d.size, "keep": list(d.keep), "exact": d.exact} for d in self.dims],
             "slices": [
                 {"initializer": s.initializer, "node": s.node, "input": s.input, "axis": s.axis, "keep": list(s.keep)}
@@ -183,6 +185,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         {str(k): int(v) for k, v in cost["after"].items()},
         str(data.get("recover", "none")),
         str(data.get("tool", "")),
+        str((data.get("result") or {}).get("sha256") or ""),
     )
 
 
@@ -193,9 +196,9 @@ def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
     return kept
 
 
-def with_recovery(plan: Plan, level: str) -> Plan:
-    """The plan with the recovery level that followed it."""
-    return replace(plan, recover=level)
+def with_recovery(plan: Plan, level: str, result_sha256: str = "") -> Plan:
+    """The plan with the recovery level that followed it, and the hash of the file that came of it."""
+    return replace(plan, recover=level, result_sha256=result_sha256)
 
 
 def tool_version() -> str:

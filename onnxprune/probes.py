@@ -27,10 +27,11 @@ OTHERS = (
 
 
 def symbolic_shape(value: ir.Value) -> list[int | str | None]:
-    """The shape of a graph input: integers, names, None where nothing is known."""
+    """The shape of a graph input: integers, names, None where nothing is known (some exporters write -1 or 0)."""
     if value.shape is None:
         return [None] * _rank_by_use(value)
-    return [size if isinstance(size, int) else (size.value or None) for size in value.shape]
+    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
+    return [(size if size > 0 else None) if isinstance(size, int) else size or None for size in sizes]
 
 
 def _rank_by_use(value: ir.Value) -> int:
@@ -56,7 +57,7 @@ def pairs(
     _require_tensors(inputs)
     symbols = _Symbols(inputs)
     tries = [_from_sample(symbols, samples)] if samples else []
-    others = (*((size, size) for size in hints(model)[:8]), *OTHERS)
+    others = (*OTHERS[:4], *((size, size) for size in hints(model)[:8]), *OTHERS[4:])
     tables = {"batch": BATCHES, "channel": CHANNELS, "image": IMAGES, "other": others}
     kinds = [kind for kind in tables if kind in symbols.kinds.values()]
     # Batches and channels are tried last: they are rarely what makes a model fail.
@@ -65,20 +66,28 @@ def pairs(
         product(*(range(len(tables[kind])) for kind in kinds)),
         key=lambda at: (sum(weights[kind] * k for kind, k in zip(kinds, at, strict=True)), at),
     )
-    for at in ranked[:MAX_TRIES]:
+    for at in ranked[: MAX_TRIES // 2]:
         chosen = {kind: tables[kind][k] for kind, k in zip(kinds, at, strict=True)}
         first = {kind: sizes[0] for kind, sizes in chosen.items()}
         second = {kind: sizes[1] for kind, sizes in chosen.items()}
         second["batch"] = 2 if first.get("batch") != 2 else 3
         variants = (second, {**first, "batch": second["batch"]}, {**second, "batch": first.get("batch", 1)})
         tries.append((symbols.shapes(first), tuple(symbols.shapes(variant) for variant in variants)))
-    for one, two in tries:
+    # States that are carried from call to call often start as one zero, which is broadcast.
+    ones = [(_ones_behind(one, inputs), tuple(_ones_behind(probe, inputs) for probe in two)) for one, two in tries]
+    for one, two in (*tries[:3], *ones[:3], *tries[3:], *ones[3:]):
         if max((prod(shape) for shape in one.values()), default=0) <= MAX_ELEMENTS:
             yield one, tuple(probe for k, probe in enumerate(two) if probe != one and probe not in two[:k])
 
 
+def _ones_behind(probe: Probe, inputs: Sequence[ir.Value]) -> Probe:
+    """`probe` with every input of entirely unknown shape, except the first input, at size one."""
+    unknown = {v.name for v in inputs[1:] if not any(isinstance(size, int) for size in symbolic_shape(v))}
+    return {name: (1,) * len(shape) if name in unknown else shape for name, shape in probe.items()}
+
+
 def hints(model: ir.Model) -> list[int]:
-    """Sizes that the model itself mentions: in shape constants, and as rows of tables that are added; commonest first."""
+    """Sizes that the model itself mentions: in shape constants, and as rows of tables that are added."""
     counts: Counter[int] = Counter()
     for value in model.graph.initializers.values():
         tensor = value.const_value
@@ -95,7 +104,7 @@ def hints(model: ir.Model) -> list[int]:
 def _require_tensors(inputs: Sequence[ir.Value]) -> None:
     for value in inputs:
         if value.type is not None and not isinstance(value.type, ir.TensorType):
-            raise GraphError(f"graph input '{value.name}' is not a tensor ({value.type}); such models cannot be run here")
+            raise GraphError(f"graph input '{value.name}' is not a tensor ({value.type}): not supported")
 
 
 class _Symbols:
@@ -131,6 +140,8 @@ class _Symbols:
 def _kind(key: str, axis: int, shape: Sequence[int | str | None]) -> str:
     if "batch" in key.lower() or (axis == 0 and len(shape) > 1):
         return "batch"
+    if len(shape) == 3 and axis == 1 and isinstance(shape[0], int) and isinstance(shape[2], int):
+        return "batch"  # the state of a recurrent layer: (layers, batch, width)
     if len(shape) == 4 and axis == 1 and not isinstance(shape[3], int):
         return "channel"
     return "image" if len(shape) >= 4 else "other"

@@ -1,13 +1,14 @@
 """Edits of nodes around axes that shrink: lengths rewritten, values gathered and spread. Used by surgery.py."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import gcd
 from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Length, dims
+from onnxprune.coupling import Coupling, Length, Range, dims
 from onnxprune.coupling.dims import Axis, Dim
 from onnxprune.errors import CouplingError
 
@@ -37,7 +38,7 @@ class Surgeon:
         self.lifts = _by_node(lift for lift in coupling.lifts)
         self.pins = _by_node(coupling.pins)
         self.sizes_read = _by_node(read for read in coupling.sizes_read if self.loses(read[2]))
-        self.ranges = _by_node(r for r in coupling.ranges if self.loses(r[1]) or self.loses(r[2]))
+        self.ranges = {r.node: r for r in coupling.ranges if any(map(self.loses, (r.before, *r.factors)))}
 
     # What is lost -----------------------------------------------------------------------------------------------
 
@@ -79,14 +80,16 @@ class Surgeon:
         self.repair_attributes(node)
         inputs = [length for length in self.lengths.get(name, ()) if isinstance(length.target, int)]
         for index in sorted({length.target for length in inputs if isinstance(length.target, int)}):
-            entries = {length.entry or 0: self.kept(length.axis) for length in inputs if length.target == index}
-            self._repair_input(node, index, entries)
-        for _, before, chosen in self.ranges.get(name, ()):
-            self._renumber(node, before, chosen)
+            self._repair_input(
+                node, index, {length.entry or 0: length.axis for length in inputs if length.target == index}
+            )
+        if name in self.ranges:
+            self._renumber(node, self.ranges[name])
         for _, entry, axis in self.sizes_read.get(name, ()):
             value = node.outputs[0]
             uses = list(value.uses())
-            self.replace(value, self._overwritten(node, value, {entry: dims.length(axis)}, before=False), uses)
+            restored = {entry: (self.kept(axis), dims.length(axis), dims.is_dynamic(axis))}
+            self.replace(value, self._overwritten(node, value, restored, before=False), uses)
         for _, index, position in self.lifts.get(name, ()):
             self._lift(node, index, position)
 
@@ -111,7 +114,7 @@ class Surgeon:
         lengths = (each for each in self.coupling.lengths if each.node == node.name and each.target == target)
         return [self.kept(length.axis) for length in lengths]
 
-    def _repair_input(self, node: ir.Node, index: int, numbers: Mapping[int, int]) -> None:
+    def _repair_input(self, node: ir.Node, index: int, axes: Mapping[int, Axis]) -> None:
         value = node.inputs[index] if index < len(node.inputs) else None
         if value is None:
             node.attributes.pop("num_outputs", None)
@@ -121,11 +124,12 @@ class Surgeon:
             return
         array = graph.constant(value)
         if array is None:
-            node.replace_input_with(index, self._overwritten(node, value, numbers, before=True))
+            changes = {k: (dims.length(axis), self.kept(axis), dims.is_dynamic(axis)) for k, axis in axes.items()}
+            node.replace_input_with(index, self._overwritten(node, value, changes, before=True))
             return
         array = array.copy()
-        for entry, number in numbers.items():
-            array.reshape(-1)[entry] = number
+        for entry, axis in axes.items():
+            array.reshape(-1)[entry] = self.kept(axis)
         self._give(node, index, array)
 
     def _give(self, node: ir.Node, index: int, array: np.ndarray) -> None:
@@ -134,25 +138,34 @@ class Surgeon:
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
         return graph.add_constant(self.model.graph, name, array)
 
-    def _overwritten(self, node: ir.Node, value: ir.Value, numbers: Mapping[int, int], *, before: bool) -> ir.Value:
-        """A computed vector with some entries replaced: value * keep + numbers, in every opset."""
+    def _overwritten(
+        self, node: ir.Node, value: ir.Value, changes: Mapping[int, tuple[int, int, bool]], *, before: bool
+    ) -> ir.Value:
+        """A computed vector with some entries replaced, in operators of every opset.
+
+        changes: entry -> (number before, number after, whether it is a multiple of something dynamic). A multiple
+        is scaled, vector * after / before; any other entry is set.
+        """
         count = self._vector_length(value)
-        keep, add = np.ones(count, np.int64), np.zeros(count, np.int64)
-        for entry, number in numbers.items():
-            keep[entry], add[entry] = 0, number
+        factors, divisors, terms = np.ones(count, np.int64), np.ones(count, np.int64), np.zeros(count, np.int64)
+        for entry, (old, new, dynamic) in changes.items():
+            common = gcd(old, new)
+            factors[entry], divisors[entry], terms[entry] = (
+                (new // common, old // common, 0) if dynamic else (0, 1, new)
+            )
         dtype = np.int32 if value.dtype == ir.DataType.INT32 else np.int64
-        # The constants are unique in the graph, so the names of the values derived from them are as well.
-        factors, terms = (
-            self._constant(f"{node.name}.{part}", array.astype(dtype)) for part, array in (("keep", keep), ("set", add))
-        )
-        product = self._node("Mul", [value, factors], f"{factors.name}.Mul")
-        total = self._node("Add", [product.outputs[0], terms], f"{terms.name}.Add")
-        if before:
-            self.model.graph.insert_before(node, [product, total])
-        else:
-            self.model.graph.insert_after(node, [product, total])
-        self.stands_for[total.outputs[0].name or ""] = self.stands_for.get(value.name or "", value.name or "")
-        return total.outputs[0]
+        steps = [("Mul", factors), ("Div", divisors), ("Add", terms)]
+        nodes: list[ir.Node] = []
+        result = value
+        for op_type, numbers in steps:
+            if (numbers != (op_type != "Add")).any():
+                # The constants are unique in the graph, so the names of the values derived from them are as well.
+                constant = self._constant(f"{node.name}.{op_type}", numbers.astype(dtype))
+                nodes.append(self._node(op_type, [result, constant], f"{constant.name}.of"))
+                result = nodes[-1].outputs[0]
+        (self.model.graph.insert_before if before else self.model.graph.insert_after)(node, nodes)
+        self.stands_for[result.name or ""] = self.stands_for.get(value.name or "", value.name or "")
+        return result
 
     def _node(
         self, op_type: str, inputs: list[ir.Value], name: str, attributes: dict[str, ir.Attr] | None = None
@@ -166,13 +179,17 @@ class Surgeon:
         sizes = self.coupling.shapes.sizes[name]
         return sizes[0] if sizes else 1
 
-    def _renumber(self, node: ir.Node, before: Axis, chosen: Axis) -> None:
+    def _renumber(self, node: ir.Node, grid: Range) -> None:
         """Indices of a Gather of a range, after removals in front of it and inside."""
-        old = graph.constant(node.inputs[1])
-        first, count = self.kept(before), self.kept(chosen)
-        shape = old.shape if old is not None and old.ndim == 0 else (count,)
-        indices = np.arange(first, first + count, dtype=old.dtype if old is not None else np.int64)
-        node.replace_input_with(1, self._constant(f"{node.name}.indices", indices.reshape(shape)))
+        counts = [self.kept(axis) for axis in grid.factors]
+        index = np.int64(self.kept(grid.before))
+        stride = 1
+        for k in reversed(grid.stored):
+            shape = [counts[k] if j == k else 1 for j in range(len(counts))]
+            index = index + (np.arange(counts[k], dtype=np.int64) * stride).reshape(shape)
+            stride *= counts[k]
+        indices = np.broadcast_to(index, counts).reshape([self.kept(axis) for axis in grid.shape])
+        self._give(node, 1, np.ascontiguousarray(indices).reshape(indices.shape))
 
     # Gathered and spread ------------------------------------------------------------------------------------------
 

@@ -5,17 +5,23 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, pipeline, plan, surgery, verify
+from onnxprune import graph, pipeline, plan, shapes, surgery, verify
+from onnxprune.checks import file_sha256
 from onnxprune.coupling import Coupling, Dim, analyze, dims
 from onnxprune.errors import VerificationError
 from onnxprune.methods.base import unit_positions
 from onnxprune.options import Options
+from onnxprune.recover import biases
+from onnxprune.recover.linear import linears
 
 
-def check(source: Path, out: Path, plan_path: Path, options: Options) -> tuple[verify.Verification, str]:
+def check(
+    source: Path, out: Path, plan_path: Path, options: Options, *, any_weights: bool = False
+) -> tuple[verify.Verification, str]:
     """(how far `out` is from the masked `source`, what was compared).
 
-    A result that was recovered has other weights: it is compared with the mask that carries its own weights.
+    A result that was recovered has weights of its own: it is compared with the mask that carries them, when the file
+    is the one that the plan was written with, or the plan is for other weights, or `any_weights` are allowed.
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
@@ -26,7 +32,24 @@ def check(source: Path, out: Path, plan_path: Path, options: Options) -> tuple[v
     found = verify.compare(result, surgery.mask(subject.coupling, keep), subject.feeds)
     if found.ok or loaded.recover == "none":
         return verify.require(found), "cut = mask"
-    return _check_recovered(subject, keep, result)
+    found = verify.compare(result, _with_constants(subject, keep), subject.feeds)
+    if found.ok:
+        return found, "cut = mask with the constants of removed units"
+    changed = loaded.result_sha256 not in ("", file_sha256(out)) and loaded.model_sha256 == subject.sha256
+    if changed and not any_weights:
+        raise VerificationError(
+            f"{out}: its weights are neither the model's nor those that the plan was written with (another sha256); "
+            "make it again with 'onnxprune apply', or give --any-weights where it was tuned on purpose"
+        )
+    return _check_recovered(subject, keep, result, out)
+
+
+def _with_constants(subject: pipeline.Subject, keep: pipeline.Keep) -> ir.Model:
+    from onnxprune.recover import constants
+
+    cut_model = surgery.cut(subject.coupling, keep)
+    constants.push(subject.coupling, keep, cut_model, subject.tune)
+    return pipeline.twin_of(subject.coupling, keep, cut_model)
 
 
 def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
@@ -42,33 +65,74 @@ def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
 
 
 def _check_recovered(
-    subject: pipeline.Subject, keep: pipeline.Keep, result: ir.Model
+    subject: pipeline.Subject, keep: pipeline.Keep, result: ir.Model, out: Path
 ) -> tuple[verify.Verification, str]:
-    """Compares `result` with the masked model into which its own weights were put back at the kept positions."""
-    from onnxprune.bridge import batchnorm
+    """Compares `result` with the masked model into which its own weights were put back at the kept positions.
 
-    folded = subject.model.clone()
-    batchnorm.fold_batchnorm(folded)
-    coupling = analyze(graph.normalize(folded), subject.coupling.shapes)
-    twin = surgery.uncut(coupling, _by_slices(subject.coupling, keep, coupling), result)
-    found = verify.compare(result, twin, subject.feeds)
-    return verify.require(found), "cut = mask with the recovered weights"
+    A result has its norms folded into weights of other names: so the model is folded in the same way, and weights
+    are known by the node that uses them.
+    """
+    tuned = graph.normalize(result)
+    folded = _with_biases_of(graph.normalize(pipeline.finish(subject.model)), tuned)
+    coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
+    keep = same_positions(subject.coupling, keep, coupling)
+    twin = surgery.mask(coupling, keep)
+    _put_back(twin, coupling, keep, tuned, out)
+    return verify.require(verify.compare(result, twin, subject.feeds)), "cut = mask with the recovered weights"
 
 
-def _by_slices(old: Coupling, keep: pipeline.Keep, new: Coupling) -> dict[Dim, np.ndarray]:
-    """The kept positions of the Dims of `new`, a rewriting of the same model, found by their members' names."""
+def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
+    """`model`, normalized, with a bias wherever recovery made one in `tuned`; their numbers are of no account."""
+    nodes = {node.name: node for node in tuned.graph}
+    made = 0
+    for name, linear in linears(model).items():
+        other = nodes.get(name)
+        same = other is not None and other.op_type == linear.node.op_type and f"{name}.add_bias" not in nodes
+        if same and len(other.inputs) <= len(linear.node.inputs):
+            continue
+        b = biases.read_bias(linear)
+        if b is not None:
+            biases.write_bias(model, linear, b + 1)  # no zeros, or they would be simplified away
+            made += 1
+    return graph.normalize(graph.finish(model)) if made else model
+
+
+def same_positions(old: Coupling, keep: pipeline.Keep, new: Coupling) -> dict[Dim, np.ndarray]:
+    """The kept positions of the Dims of `new`, a rewriting of the same model, found by the names of shared values."""
     found: dict[Dim, np.ndarray] = {}
-    for dim in new.free:
-        for member in new.members[dim]:
-            axes = old.axes.get(member.initializer)
-            if axes is None or member.axis >= len(axes):
-                continue
-            mask = dims.keep_mask(axes[member.axis], keep)
-            units = unit_positions(new.axes[member.initializer][member.axis], dim)
-            if len(units) != len(mask):
-                continue
-            kept = np.zeros(dim.size, bool)
-            kept[units[(units >= 0) & mask]] = True
-            found[dim] = kept
-            break
+    for name, axes in new.axes.items():
+        for axis, before in zip(axes, old.axes.get(name, ()), strict=False):
+            mask = dims.keep_mask(before, keep)
+            for dim in dims.leaves(axis):
+                units = unit_positions(axis, dim)
+                if dim.frozen is not None or dim in found or len(units) != len(mask):
+                    continue
+                found[dim] = np.zeros(dim.size, bool)
+                found[dim][units[(units >= 0) & mask]] = True
     return found
+
+
+def _put_back(twin: ir.Model, coupling: Coupling, keep: pipeline.Keep, result: ir.Model, out: Path) -> None:
+    """Writes the float initializers of `result` to the kept positions of those that the same nodes of `twin` use."""
+    nodes = {node.name: node for node in result.graph}
+    for node in coupling.model.graph:
+        other = nodes.get(node.name)
+        if other is None or other.op_type != node.op_type or len(other.inputs) != len(node.inputs):
+            raise VerificationError(
+                f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"
+            )
+        for value, theirs in zip(node.inputs, other.inputs, strict=True):
+            tuned = graph.constant(theirs)
+            if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
+                continue
+            masks = [dims.keep_mask(axis, keep) for axis in coupling.axes.get(value.name or "", ())]
+            expected = tuple(int(mask.sum()) for mask in masks)
+            if tuned.shape != expected:
+                raise VerificationError(
+                    f"{out}: '{node.name}' has weights of shape {tuned.shape} where the plan leaves {expected}; "
+                    "it was not made by this plan"
+                )
+            target = twin.graph.initializers[value.name or ""]
+            full = graph.array_of(target).copy()
+            full[np.ix_(*masks)] = tuned
+            graph.set_constant(target, full)

@@ -150,13 +150,20 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
         raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
 
 
+def self_contained(model: ir.Model) -> onnx.ModelProto:
+    """`model` as a message with all its weights inside: from bytes onnxruntime does not find those beside a file."""
+    if not any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
+        return ir.to_proto(model)
+    return ir.to_proto(ir.external_data.load_to_model(model.clone()))
+
+
 def _source(model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_outputs: Sequence[str]) -> str | bytes:
     if isinstance(model, (str, Path)) and not extra_outputs:
         return str(model)
     if isinstance(model, bytes) and not extra_outputs:
         return model
     if isinstance(model, ir.Model):
-        proto = ir.to_proto(model)
+        proto = self_contained(model)
     elif isinstance(model, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(model)

@@ -1,26 +1,42 @@
 """From scores to kept positions under the options' budget: one shot, a search for a latency, or for an accuracy.
 
-A trial of the search is a cut with the cheap recoveries; what it measures decides where to look next.
+A trial of a search is a cut with cheap recoveries; what it measures decides where to look next. What is produced in
+the end is measured again after the full recovery, and where it misses, a few neighbors follow.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
-from onnxprune import metrics, pipeline, surgery
-from onnxprune.bench import QUICK, measure_latency
+from onnxprune import gates, graph, pipeline, surgery
+from onnxprune.bench import QUICK, measure_file, measure_latency, profile
+from onnxprune.bench.predict import node_table, share_for
 from onnxprune.cost import Kind
 from onnxprune.coupling import Dim
-from onnxprune.errors import BudgetError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Options, alignment_for
-from onnxprune.select import Budget, select
+from onnxprune.options import TARGETS, Level, Options, alignment_for
+from onnxprune.select import Budget, aligned, select
 
 LOG = logging.getLogger("onnxprune")
 Keep = Mapping[Dim, np.ndarray]
+Targets = Mapping[Kind, float]
 TRIALS = 6
+TRIAL_SAMPLES = 2048  # that a trial tunes on
+# After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
+LARGER = (0.15, 0.4, 0.7)
+SMALLER = (0.93, 0.85)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Kept positions that promise to hold the budget, and notes for the report."""
+
+    keep: Keep
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -35,151 +51,221 @@ class Trial:
         return f"macs={self.macs:.3f}: {self.value:.3f} {'holds' if self.held else 'misses'}"
 
 
-def choose(subject: "pipeline.Subject", outcome: Outcome, options: Options) -> tuple[Keep, tuple[str, ...]]:
-    """Kept positions and notes for the report.
+def choices(subject: "pipeline.Subject", outcome: Outcome, options: Options) -> Iterator[Choice]:
+    """What to produce, the best first; the next is for when the finished result missed a gate.
 
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """
-    targets: dict[Kind, float] = {TARGETS[k]: f for k, f in options.target.items() if k != "latency"}  # type: ignore[misc]
+    targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
     if options.max_drop is not None:
-        return _search_accuracy(subject, outcome, options, targets)
-    if "latency" in options.target:
-        return _search_latency(subject, outcome, options, targets)
-    if not targets and outcome.keep is not None:
-        return outcome.keep, ("the method decided how much to remove",)
-    return one_shot(subject, outcome, options, targets or {"macs": 0.5})
+        yield from _by_accuracy(subject, outcome, options, targets)
+    elif "latency" in options.target:
+        yield from _by_latency(subject, outcome, options, targets)
+    elif not targets and outcome.keep is not None:
+        yield _decided_by_method(outcome, options)
+    else:
+        yield one_shot(subject, outcome, options, targets or {"macs": 0.5})
 
 
-def one_shot(
-    subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Mapping[Kind, float]
-) -> tuple[Keep, tuple[str, ...]]:
-    """Selection to the targets; the method's own limits give way when the targets cannot be met within them."""
+def first_that_holds(
+    found: Iterator[Choice], make: "Callable[[Keep, Sequence[str]], pipeline.Result]", clock: "pipeline.Clock"
+) -> "pipeline.Result":
+    """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
+    missed: list[BudgetError] = []
+    while True:
+        with clock("select"):
+            choice = next(found, None)
+        if choice is None:
+            raise missed[-1]
+        try:
+            tries = (f"{len(missed)} larger or smaller results missed before",) if missed else ()
+            return make(choice.keep, (*choice.notes, *tries))
+        except BudgetError as error:
+            LOG.info("%s; looking further", error)
+            missed.append(error)
+
+
+def one_shot(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Choice:
+    """Selection to the targets; the method's limits, and an automatic alignment, give way to a target.
+
+    Raises: BudgetError.
+    """
+    budget = _budget(subject, outcome, options, targets)
+    tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
+    if budget.limits:
+        note = "the target is beyond the limits that the method found per dimension; they were exceeded"
+        tries.append((replace(budget, limits={}), (note,)))
+    if budget.align > 1 and not budget.strict:
+        note = f"the target cannot be met in multiples of {budget.align}; sizes are not aligned"
+        tries.append((replace(budget, limits={}, align=1), (note,)))
+    for tried, notes in tries[:-1]:
+        try:
+            return Choice(select(outcome.scores, subject.cost, tried, comparable=outcome.comparable), notes)
+        except BudgetError:
+            continue
+    tried, notes = tries[-1]
+    return Choice(select(outcome.scores, subject.cost, tried, comparable=outcome.comparable), notes)
+
+
+def _budget(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Budget:
     align = alignment_for(options.align, pipeline.provider(options))
-    budget = Budget(targets, options.floor, align, outcome.limits)
-    arguments = (outcome.scores, subject.cost)
-    try:
-        return select(*arguments, budget, comparable=outcome.comparable), ()
-    except BudgetError:
-        if not outcome.limits and align == 1:
-            raise
-    try:
-        keep = select(*arguments, replace(budget, limits={}), comparable=outcome.comparable)
-        return keep, ("the target is beyond the limits that the method found per dimension; they were exceeded",)
-    except BudgetError:
-        if align == 1:
-            raise
-    keep = select(*arguments, replace(budget, limits={}, align=1), comparable=outcome.comparable)
-    return keep, (f"the target cannot be met in multiples of {align}; sizes are not aligned",)
+    budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits)
+    if "bytes" not in targets:
+        return budget
+    # The promise is about the file: nodes and names weigh what they weigh.
+    around = float(graph.skeleton(subject.model, 0)[0].ByteSize())
+    file = measure_file("original", subject.path, subject.cost.totals())
+    return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={"bytes": around})
 
 
-def _bisect(trial: Callable[[float], tuple[float, bool]], low: float, high: float) -> tuple[float | None, list[Trial]]:
-    """The smallest share of MACs in (low, high] at which `trial` holds, as far as TRIALS steps tell, and all trials."""
+def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
+    assert outcome.keep is not None
+    keep = outcome.keep
+    if options.align != "auto":
+        align = int(options.align)
+        keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
+    return Choice(keep, ("the method decided how much to remove",))
+
+
+# Searching --------------------------------------------------------------------------------------------------------
+
+
+def _bisect(
+    trial: Callable[[float], float],
+    holds: Callable[[float], bool],
+    low: float,
+    high: float,
+    start: float,
+    guess: Callable[[Trial], float] | None = None,
+) -> tuple[float | None, list[Trial]]:
+    """(the share of MACs nearest to `low` at which `trial` holds, all trials), as far as TRIALS steps tell.
+
+    `low` is the side that is wished for, `high` the side that holds; low may be the larger number. guess: where to
+    look next after a trial; without it, halfway between what holds and what misses.
+    Raises: BudgetError when no trial could be made.
+    """
     tried: list[Trial] = []
     best: float | None = None
-    share = (low + high) / 2
+    unreachable: BudgetError | None = None
+    share = start
     for _ in range(TRIALS):
         try:
-            value, held = trial(share)
-        except BudgetError:
-            low, share = share, (share + high) / 2
+            value = trial(share)
+        except BudgetError as error:  # smaller than what can be reached
+            unreachable = error
+            low, high = (share, high) if low < high else (low, share)
+            share = (low + high) / 2
             continue
-        tried.append(Trial(share, value, held))
+        tried.append(Trial(share, value, holds(value)))
         LOG.info("  tried %s", tried[-1])
-        if held:
+        if tried[-1].held:
             best, high = share, share
         else:
             low = share
-        share = (low + high) / 2
+        if abs(high - low) < 0.005:
+            break
+        share = _inside(guess(tried[-1]) if guess else (low + high) / 2, low, high)
+    if unreachable is not None and not tried:
+        raise unreachable
     return best, tried
 
 
-def _notes(tried: list[Trial], what: str) -> tuple[str, ...]:
-    return (f"searched for {what}; " + "; ".join(map(str, tried)),)
+def _inside(share: float, low: float, high: float) -> float:
+    """`share`, at least a tenth away from the ends: a guess that is always off the same way must not stall."""
+    margin = 0.1 * abs(high - low)
+    return min(max(share, min(low, high) + margin), max(low, high) - margin)
 
 
-def _with_macs(targets: Mapping[Kind, float], share: float) -> dict[Kind, float]:
+def _told(tried: Sequence[Trial], what: str) -> str:
+    return f"searched for {what}; tried " + ("; ".join(map(str, tried)) or "nothing that can be made")
+
+
+def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
-def _search_latency(
-    subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Mapping[Kind, float]
-) -> tuple[Keep, tuple[str, ...]]:
-    """The largest plan that is fast enough: latency is measured on each trial's cut model."""
+def _by_latency(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+    """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
     wanted = options.target["latency"]
     batch = pipeline.batch_size_of(pipeline.input_infos(subject.model)) or 1
     feeds = pipeline.latency_feeds(subject, batch)
+    setting = {"provider": pipeline.provider(options), "threads": options.threads, "batch": batch}
 
     def measured(share: float) -> float:
-        keep, _ = one_shot(subject, outcome, options, _with_macs(targets, share))
-        table = measure_latency(
-            {"original": subject.path, "trial": surgery.cut(subject.coupling, keep)},
-            feeds,
-            provider=pipeline.provider(options),
-            threads=options.threads,
-            batch=batch,
-            rounds=QUICK,
-            memory=False,
-            sessions=1,
-        )
-        return table.ratios[0].median
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        models = {"original": subject.path, "trial": surgery.cut(subject.coupling, choice.keep)}
+        return measure_latency(models, feeds, rounds=QUICK, memory=False, sessions=1, **setting).ratios[0].median
 
-    tried: list[Trial] = []
-    low, high, best = 0.0, 1.0, None
-    share = wanted
-    for _ in range(TRIALS):
+    def plan(share: float) -> Keep | None:
         try:
-            ratio = measured(share)
+            return one_shot(subject, outcome, options, _with_macs(targets, share)).keep
         except BudgetError:
-            low, share = share, (share + high) / 2
-            continue
-        tried.append(Trial(share, ratio, ratio <= wanted * 0.98))  # what is written must hold when measured again
-        LOG.info("  tried %s", tried[-1])
-        if tried[-1].held:
-            best, low = share, share
-        else:
-            high = share
-        share = (low + high) / 2
+            return None
+
+    def guess(last: Trial) -> float:
+        """Where the table, corrected by what was measured there, sees the target."""
+        keep = plan(last.macs)
+        return share_for(table, 0.96 * wanted * table.ratio(keep) / last.value, plan) if keep is not None else last.macs
+
+    table = node_table(subject.coupling, subject.cost, profile(subject.model, feeds, **setting))
+    start = share_for(table, wanted, plan)
+    # What is written is measured again, so it needs some room.
+    best, tried = _bisect(measured, lambda ratio: ratio <= wanted * 0.98, 1.0, 0.0, start, guess)
     if best is None:
         nearest = min((t.value for t in tried), default=float("nan"))
         raise BudgetError(
-            f"--target latency={wanted:g} cannot be met; the nearest that was measured is latency={nearest:.3f}"
+            f"--target latency={wanted:g} cannot be met: the nearest that was measured is latency={nearest:.3f} "
+            f"({_told(tried, 'it')}); ask for that, or lower --floor"
         )
-    keep, notes = one_shot(subject, outcome, options, _with_macs(targets, best))
-    return keep, (*notes, *_notes(tried, f"latency={wanted:g}"))
+    for share in (best, *(best * less for less in SMALLER)):
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        yield replace(choice, notes=(*choice.notes, _told(tried, f"latency={wanted:g}")))
 
 
-def _search_accuracy(
-    subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Mapping[Kind, float]
-) -> tuple[Keep, tuple[str, ...]]:
-    """The smallest plan that loses at most --max-drop points after a cheap recovery, or after a short fine-tuning."""
-    assert options.max_drop is not None
+def _by_accuracy(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+    """The smallest plan that loses at most --max-drop points after a cheap recovery."""
+    allowed = cast("float", options.max_drop)
     held = subject.held
     if held is None:
-        raise BudgetError("--max-drop: no samples are left to measure on; give more samples or --val")
-    quick = replace(options, recover=_cheaper(options), epochs=1, resume=None, progress=False)
+        raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
+    few = _with_few_samples(subject)
 
-    def trial(share: float) -> tuple[float, bool]:
-        keep, _ = one_shot(subject, outcome, options, _with_macs(targets, share))
-        model = surgery.cut(subject.coupling, keep)
-        pipeline.recover(subject, keep, model, quick, pipeline.Clock(), {})
-        lost = pipeline.drop(*pipeline.accuracies(subject.path, model, held))
-        assert lost is not None
-        return lost, lost <= options.max_drop  # type: ignore[operator]
+    def lost_at(share: float) -> float:
+        keep = one_shot(subject, outcome, options, _with_macs(targets, share)).keep
+        lost = float("inf")
+        for level in _cheap_levels(options):  # the dearer only where the cheaper does not hold
+            model = surgery.cut(subject.coupling, keep)
+            quick = replace(options, recover=level, epochs=1, resume=None, progress=False)
+            pipeline.recover(few, keep, model, quick, pipeline.Clock(), outcome.zeros)
+            measured = gates.drop(*pipeline.accuracies(subject.path, model, held))
+            if measured is None:
+                raise UsageError("--max-drop: the samples do not tell right from wrong; give labelled ones with --val")
+            lost = min(lost, measured)
+            if lost <= allowed:
+                break
+        return lost
 
-    best, tried = _bisect(trial, 0.0, targets.get("macs", 1.0))
+    high = targets.get("macs", 1.0)
+    # Where there are targets, they are the largest that may be tried; without, the original loses nothing.
+    best, tried = _bisect(lost_at, lambda lost: lost <= allowed, 0.0, high, high if targets else high / 2)
     if best is None:
         nearest = min((t.value for t in tried), default=float("nan"))
         raise BudgetError(
-            f"--max-drop {options.max_drop:g} cannot be met: the least that was lost is {nearest:.2f} points "
-            f"({'; '.join(map(str, tried)) or 'no plan could be made'}); allow more, or give more samples and --epochs"
+            f"--max-drop {allowed:g} cannot be met: the nearest is {nearest:.2f} points ({_told(tried, 'it')}); "
+            "allow more, give more samples, or a larger --target"
         )
-    keep, notes = one_shot(subject, outcome, options, _with_macs(targets, best))
-    return keep, (*notes, *_notes(tried, f"at most {options.max_drop:g} points lost"))
+    for share in (best, *(best + part * (high - best) for part in LARGER if high - best > 0.005)):
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        yield replace(choice, notes=(*choice.notes, _told(tried, f"at most {allowed:g} points lost")))
 
 
-def _cheaper(options: Options) -> str:
-    """Trials stop at least squares, or tune for one epoch where the run itself will tune."""
-    return options.level
+def _with_few_samples(subject: "pipeline.Subject") -> "pipeline.Subject":
+    tune = subject.tune
+    if tune is None or len(tune) <= TRIAL_SAMPLES:
+        return subject
+    return replace(subject, tune=tune.subset(np.linspace(0, len(tune) - 1, TRIAL_SAMPLES).astype(int)))
 
 
-__all__ = ["Trial", "choose", "metrics", "one_shot"]
+def _cheap_levels(options: Options) -> tuple[Level, ...]:
+    """The recoveries of a trial: least squares, and one epoch where the run itself will tune."""
+    return ("reconstruct", "finetune") if options.level == "finetune" else (options.level,)

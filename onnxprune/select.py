@@ -14,6 +14,7 @@ from onnxprune.cost import Cost, Kind
 from onnxprune.coupling import Dim
 from onnxprune.errors import BudgetError, UsageError
 
+OPTION_NAMES: dict[Kind, str] = {"bytes": "size"}  # where the option's word is another
 Scores = Mapping[Dim, np.ndarray]
 Keep = dict[Dim, np.ndarray]
 
@@ -23,13 +24,22 @@ class Budget:
     """What may remain.
 
     targets: kind -> fraction of the original. floor: smallest share of a Dim that stays. align: kept sizes are
-    multiples of it (1: any), smaller for Dims too small for it. limits: largest share that may be removed, by Dim.
+    multiples of it (1: any); strict: without exception, so that Dims too small for it stay whole, else the multiple
+    is halved for these. limits: largest share that may be removed, by Dim. whole: what the fractions are of, where
+    it is not what the polynomials count; fixed: what stays whatever is removed, and no polynomial counts.
     """
 
     targets: Mapping[Kind, float]
     floor: float = 0.05
     align: int = 1
+    strict: bool = False
     limits: Mapping[Dim, float] = field(default_factory=dict)
+    whole: Mapping[Kind, float] = field(default_factory=dict)
+    fixed: Mapping[Kind, float] = field(default_factory=dict)
+
+    def limit(self, kind: Kind, cost: Cost) -> float:
+        """What `cost.total(kind)` may be at most."""
+        return self.targets[kind] * self.whole.get(kind, cost.total(kind)) - self.fixed.get(kind, 0.0)
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,13 @@ def select(scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = Fal
     """
     check_targets(budget.targets)
     blocks = [block for dim, values in scores.items() for block in _blocks(dim, values, budget, comparable)]
-    limits = {kind: fraction * cost.total(kind) for kind, fraction in budget.targets.items()}
-    _check_reachable(blocks, cost, limits)
+    limits: dict[Kind, float] = {kind: budget.limit(kind, cost) for kind in budget.targets}
+    _check_reachable(blocks, cost, budget)
     sizes: dict[Dim, int] = {}
     removed: list[Block] = []
     # What a removal saves depends on what else is removed: the order is refined at the sizes it leads to.
     for _ in range(6 if comparable else 1):
-        order = _ordered(blocks, cost, next(iter(budget.targets), "macs"), sizes, comparable)
+        order = _ordered(blocks, cost, tuple(budget.targets) or ("macs",), sizes, comparable)
         removed = order[: _fewest(order, cost, limits)]
         new = _sizes(scores, removed)
         if new == sizes:
@@ -73,19 +83,20 @@ def check_targets(targets: Mapping[Kind, float]) -> None:
     """Nothing, when all targets are fractions. Raises: UsageError otherwise."""
     for kind, fraction in targets.items():
         if not 0 < fraction <= 1:
-            raise UsageError(f"--target {kind}={fraction:g}: give the fraction that may remain, above 0 and up to 1")
+            name = OPTION_NAMES.get(kind, kind)
+            raise UsageError(f"--target {name}={fraction:g}: give the fraction that may remain, above 0 and up to 1")
 
 
-def alignment(size: int, align: int) -> int:
-    """The multiple that a Dim of `size` is held to: `align`, halved until at least four of them fit."""
-    while align > 1 and (size < 4 * align or size % align):
+def alignment(size: int, align: int, strict: bool = False) -> int:
+    """The multiple that a Dim of `size` is held to: `align`, unless strict halved until at least four of them fit."""
+    while align > 1 and size < 4 * align and not strict:
         align //= 2
     return max(1, align)
 
 
-def aligned(keep: np.ndarray, scores: np.ndarray, align: int) -> np.ndarray:
+def aligned(keep: np.ndarray, scores: np.ndarray, align: int, strict: bool = False) -> np.ndarray:
     """`keep` (size,) with the nearest number of kept units that is a multiple, gaining or losing by score."""
-    step = alignment(len(keep), align)
+    step = alignment(len(keep), align, strict)
     count = min(len(keep), max(step, round(int(keep.sum()) / step) * step))
     order = np.lexsort((scores, keep))[::-1]  # kept units first, then by score
     result = np.zeros(len(keep), bool)
@@ -95,30 +106,35 @@ def aligned(keep: np.ndarray, scores: np.ndarray, align: int) -> np.ndarray:
 
 def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> list[Block]:
     """The units of `dim` in order of removal, in aligned blocks; those that must stay are left out."""
-    step = alignment(dim.size, budget.align)
+    step = alignment(dim.size, budget.align, budget.strict)
     least = max(1, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9))
     values = np.asarray(values, np.float64)
     if not comparable:
         mean = np.abs(values).mean()
         values = values / mean if mean > 0 else values
     order = np.argsort(values, kind="stable")
-    count = (dim.size - least) // step
     blocks: list[Block] = []
-    worst = -np.inf
-    for k in range(count):
-        units = order[k * step : (k + 1) * step]
+    worst, kept = -np.inf, dim.size
+    while (smaller := (kept - 1) // step * step) >= least:  # the first block leaves a multiple
+        units = order[dim.size - kept : dim.size - smaller]
         worst = max(worst, float(values[units].mean()))  # blocks of a Dim leave in order
         blocks.append(Block(dim, units, worst))
+        kept = smaller
     return blocks
 
 
 def _ordered(
-    blocks: Sequence[Block], cost: Cost, kind: Kind, sizes: Mapping[Dim, int], comparable: bool
+    blocks: Sequence[Block], cost: Cost, kinds: Sequence[Kind], sizes: Mapping[Dim, int], comparable: bool
 ) -> list[Block]:
     if not comparable:
         return sorted(blocks, key=lambda block: block.score)
-    saves = {dim: max(cost.marginal(kind, dim, sizes), 1e-9) for dim in {block.dim for block in blocks}}
-    return sorted(blocks, key=lambda block: block.score / saves[block.dim])
+    wholes = {kind: max(cost.total(kind), 1.0) for kind in kinds}
+
+    def saves(dim: Dim) -> float:  # shares of what the targets are about
+        return max(sum(cost.marginal(kind, dim, sizes) / wholes[kind] for kind in kinds), 1e-12)
+
+    per_dim = {dim: saves(dim) for dim in {block.dim for block in blocks}}
+    return sorted(blocks, key=lambda block: block.score / per_dim[block.dim])
 
 
 def _sizes(scores: Scores, removed: Sequence[Block]) -> dict[Dim, int]:
@@ -149,30 +165,38 @@ def _fewest(order: Sequence[Block], cost: Cost, limits: Mapping[Kind, float]) ->
 
 
 def _give_back(removed: list[Block], scores: Scores, cost: Cost, limits: Mapping[Kind, float]) -> list[Block]:
-    """Returns the most valuable blocks that the budget did not need, latest first."""
+    """Without those blocks that the budget did not need, of which the most valuable return first."""
     sizes = _sizes(scores, removed)
-    last: dict[Dim, int] = {}
-    for index, block in enumerate(removed):
-        last[block.dim] = index
-    returned: set[int] = set()
-    for index in sorted(last.values(), reverse=True):  # only the last block of a Dim can return
-        block = removed[index]
+    stays_out: set[Dim] = set()
+    still: list[Block] = []
+    for block in reversed(removed):
         grown = {**sizes, block.dim: sizes[block.dim] + len(block.units)}
-        if _holds(cost, grown, limits):
+        if block.dim not in stays_out and _holds(cost, grown, limits):
             sizes = grown
-            returned.add(index)
-    return [block for index, block in enumerate(removed) if index not in returned]
+        else:
+            stays_out.add(block.dim)  # a Dim's blocks return in order
+            still.append(block)
+    return still[::-1]
 
 
-def _check_reachable(blocks: Sequence[Block], cost: Cost, limits: Mapping[Kind, float]) -> None:
+def _check_reachable(blocks: Sequence[Block], cost: Cost, budget: Budget) -> None:
     smallest: dict[Dim, int] = {}
     for block in blocks:
         smallest[block.dim] = smallest.get(block.dim, block.dim.size) - len(block.units)
-    for kind, limit in limits.items():
-        least = cost.total(kind, smallest)
-        if least > limit:
-            full = cost.total(kind)
-            raise BudgetError(
-                f"--target {kind}={limit / full:.3g} cannot be met: with all that may be removed {kind} is {least / full:.3g} "
-                f"of the original ({least:.4g} of {full:.4g}); ask for {kind}={ceil(least / full * 1000) / 1000:g} or more"
+    missed: list[str] = []
+    for kind, fraction in budget.targets.items():
+        whole, name = budget.whole.get(kind, cost.total(kind)), OPTION_NAMES.get(kind, kind)
+        least = cost.total(kind, smallest) + budget.fixed.get(kind, 0.0)
+        if least > fraction * whole:
+            missed.append(
+                f"--target {name}={fraction:g} cannot be met: with all removed that may be, {name} is "
+                f"{least / whole:.3g} of the original ({least:.4g} of {whole:.4g}); "
+                f"the nearest is {name}={_up(least / whole):g}"
             )
+    if missed:
+        raise BudgetError("; ".join(missed) + "; ask for that, or lower --floor or --align")
+
+
+def _up(fraction: float) -> float:
+    """`fraction` with three digits after the point, rounded up, so that it can be reached."""
+    return ceil(fraction * 1000) / 1000

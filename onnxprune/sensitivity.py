@@ -47,12 +47,12 @@ def sensitivity(
     chosen = base.get(options.method)
     if chosen.needs.training:
         raise UsageError(
-            f"--method {options.method} trains the model; sensitivity looks at it as it is, so choose another such as l2"
+            f"--method {options.method} trains, and sensitivity looks at the model as it is; choose another, such as l2"
         )
     clock = pipeline.Clock()
     subject = pipeline.prepare(path, options, clock)
     with clock("score"):
-        outcome = base.run(chosen, context(subject, options))
+        outcome = base.run(chosen, context(subject, options, chosen))
     with clock("measure the original"):
         reference = reference_of(subject, most)
     with clock("sensitivity"):
@@ -81,15 +81,16 @@ def check_fractions(fractions: Sequence[float]) -> None:
         raise UsageError(f"--fractions: {shown} given; fractions to remove lie between 0 and 1, such as 0.25,0.5,0.75")
 
 
-def context(subject: pipeline.Subject, options: Options) -> base.Context:
+def context(subject: pipeline.Subject, options: Options, chosen: base.Method) -> base.Context:
     """What the scoring method sees."""
+    learns = chosen.needs.data or chosen.needs.gradients  # torch is not even imported for those that read weights
     return base.Context(
         coupling=subject.coupling,
         cost=subject.cost,
         dims=pipeline.scored_dims(subject.coupling, options),
         samples=subject.tune,
         seed=options.seed,
-        device=pipeline.device(options),
+        device=pipeline.device(options) if learns else "cpu",
         options=options.method_options,
         progress=options.progress,
     )
@@ -144,4 +145,3 @@ def trial(subject: pipeline.Subject, keep: pipeline.Keep, reference: Reference) 
     accuracy = metrics.evaluate(runtime.open_session(model), reference.samples, reference.outputs)
     assert accuracy is not None
     return accuracy
-

@@ -8,6 +8,7 @@ constant of the model; what differs is dynamic.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 
 import numpy as np
 import onnx
@@ -40,7 +41,7 @@ class Shapes:
     sizes: dict[str, tuple[int, ...]]
     dynamic: dict[str, tuple[bool, ...]] = field(default_factory=dict)
     contents: dict[str, np.ndarray] = field(default_factory=dict)
-    constant: frozenset[str] = frozenset()  # names in `contents` whose numbers are the same in both runs
+    again: dict[str, np.ndarray] = field(default_factory=dict)  # contents at the second probe, where they differ
     probe: dict[str, tuple[int, ...]] = field(default_factory=dict)  # graph input -> shape
     second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
 
@@ -142,7 +143,7 @@ def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
 
 def _instrumented(model: ir.Model) -> onnx.ModelProto:
     """`model` with the shape of every computed value, and the contents of integer ones, as outputs."""
-    proto = ir.to_proto(model)
+    proto = runtime.self_contained(model)
     typed = onnx.shape_inference.infer_shapes(graph.skeleton(model, 1024)[0])
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}
@@ -180,8 +181,8 @@ def _recorded(
         for name, array in one.items()
         if isinstance(array, np.ndarray) and array.dtype.kind in "iub" and array.size <= SMALL
     }
-    constant = frozenset(name for name, array in contents.items() if np.array_equal(array, two[name]))
-    return Shapes(sizes, _compare(sizes, other), contents, constant, probe, second)
+    again = {name: two[name] for name, array in contents.items() if not np.array_equal(array, two[name])}
+    return Shapes(sizes, _compare(sizes, other), contents, again, probe, second)
 
 
 def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
@@ -193,14 +194,21 @@ def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def feeds(inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
-    """Random arrays for graph inputs of the given shapes: normal floats, zeros and ones elsewhere."""
+    """Random arrays for graph inputs of the given shapes: normal floats, zeros and ones elsewhere.
+
+    Single numbers are settings such as a ratio or a length, so they are positive.
+    """
     rng = np.random.default_rng(seed)
     arrays: dict[str, np.ndarray] = {}
     for value in inputs:
         name = value.name or ""
         dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
-        if dtype.kind == "f" or value.dtype == ir.DataType.BFLOAT16:
+        if prod(probe[name]) == 1 and dtype.kind in "fiu":
+            arrays[name] = np.full(probe[name], 0.5 if dtype.kind == "f" else 1, dtype)
+        elif dtype.kind == "f" or value.dtype == ir.DataType.BFLOAT16:
             arrays[name] = rng.normal(size=probe[name]).astype(dtype)
+        elif dtype.kind in "iu" and len(probe[name]) == 1:
+            arrays[name] = np.ones(probe[name], dtype)
         elif dtype.kind in "iub":
             arrays[name] = rng.integers(0, 2, size=probe[name]).astype(dtype)
         else:

@@ -20,6 +20,8 @@ ZERO_POINTS = {
     ("ConvInteger", 1): 3,
     ("DynamicQuantizeMatMul", 1): 3,
     ("MatMulIntegerToFloat", 1): 5,
+    ("DynamicQuantizeLSTM", 1): 9,
+    ("DynamicQuantizeLSTM", 2): 11,
 }
 # Inputs that are scales or zero points: silencing them is needless and would divide by zero.
 SCALES = {
@@ -29,6 +31,7 @@ SCALES = {
     "ConvInteger": (2, 3),
     "DynamicQuantizeMatMul": (2, 3),
     "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
 
 
@@ -131,9 +134,10 @@ def _along(node: ir.Node, points: np.ndarray, array: np.ndarray) -> np.ndarray:
     """Zero points shaped to broadcast with `array`: per tensor, per position of an axis, or per block."""
     if points.size == 1:
         return points.reshape(())
-    dequantizes = node.op_type == "DequantizeLinear"
+    if node.op_type == "DynamicQuantizeLSTM":  # per direction, or per direction and column
+        return points.reshape(points.shape[0], 1, -1)
     if points.ndim == 1:
-        axis = _integer(node, "axis", 1) if dequantizes else 0 if node.op_type == "ConvInteger" else -1
+        axis = {"DequantizeLinear": _integer(node, "axis", 1), "ConvInteger": 0}.get(node.op_type, -1)
         shape = [1] * array.ndim
         shape[axis] = points.size
         return points.reshape(shape)

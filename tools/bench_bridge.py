@@ -1,7 +1,7 @@
 """A training step through the bridge beside the same network in plain torch, interleaved: the ratio of the times.
 
-    python tools/bench_bridge.py [--device cuda] [--models resnet50,vit_tiny_patch16_224] [--steps 20] [--batch 8]
-        [--size 128] [--threads 1] [--autocast] [--channels-last] [--compile] [--dynamo]
+python tools/bench_bridge.py [--device cuda] [--models resnet50,vit_tiny] [--steps 20] [--batch 8]
+    [--size 128] [--threads 1] [--autocast] [--channels-last] [--compile] [--dynamo]
 """
 
 import argparse
@@ -15,12 +15,14 @@ from collections.abc import Callable
 import onnx
 import onnx_ir as ir
 import torch
+from bench_models import resnet50, vit_tiny
 from torch import Tensor, nn
 
 from onnxprune import graph
 from onnxprune.bridge import Network
 
 Step = Callable[[], float]
+MODELS: dict[str, Callable[[int], nn.Module]] = {"resnet50": lambda size: resnet50(), "vit_tiny": vit_tiny}
 
 
 class Fed(nn.Module):
@@ -90,7 +92,7 @@ def interleaved(first: Step, second: Step, steps: int) -> tuple[list[float], lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="resnet50,vit_tiny_patch16_224")
+    parser.add_argument("--models", default="resnet50,vit_tiny")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--batch", type=int, default=8)
@@ -100,13 +102,10 @@ def main() -> None:
         parser.add_argument(f"--{flag}", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    import timm
-
     print("| network | torch ms | bridge ms | ratio | quartiles | loss difference |\n|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
         torch.manual_seed(0)
-        size = {"img_size": arguments.size} if name.startswith("vit") else {}
-        module = timm.create_model(name, num_classes=100, **size)
+        module = MODELS[name](arguments.size)
         x = torch.randn(arguments.batch, 3, arguments.size, arguments.size)
         y = torch.randint(100, (arguments.batch,)).to(arguments.device)
         copy = bridged(module, x, dynamo=arguments.dynamo)

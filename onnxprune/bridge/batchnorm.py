@@ -29,7 +29,7 @@ def fold_batchnorm(model: ir.Model) -> int:
 
 
 def normalizable(model: ir.Model) -> list[str]:
-    """Names of the outputs of Conv nodes with constant weights and no BatchNormalization behind them, in graph order."""
+    """Output names of the Conv nodes with constant weights and no BatchNormalization behind, in graph order."""
     return [node.outputs[0].name or "" for node in model.graph if _takes_norm(node)]
 
 
@@ -46,7 +46,9 @@ def insert_batchnorm(model: ir.Model, statistics: Mapping[str, tuple[np.ndarray,
             raise BridgeError(f"'{name}' is no output of a Conv that could take BatchNormalization; see normalizable()")
         channels = array_of(_input(layers[name], 1)).shape[0]
         if mean.shape != (channels,) or var.shape != (channels,):
-            raise BridgeError(f"'{name}': {channels} channels, but statistics {mean.shape} and {var.shape}; give one each")
+            raise BridgeError(
+                f"'{name}': {channels} channels, but statistics {mean.shape} and {var.shape}; give one each"
+            )
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 1))
     return [_insert(model.graph, layers[name], mean, var, opset) for name, (mean, var) in statistics.items()]
 
@@ -142,8 +144,8 @@ def _remove(graph: ir.Graph, layer: ir.Node, norm: ir.Node) -> None:
     name, old.name = old.name, f"{old.name}.removed"
     new.name = name
     for value in dict.fromkeys(parameters):
-        if not value.uses() and not value.is_graph_output() and value.name in graph.initializers:
-            del graph.initializers[value.name]
+        if not value.uses() and not value.is_graph_output():
+            graph.initializers.pop(value.name or "", None)
 
 
 def _takes_norm(node: ir.Node) -> bool:

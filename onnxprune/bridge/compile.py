@@ -12,6 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from onnxprune.bridge import host
+from onnxprune.bridge.fusion import Fused, Fusions
 from onnxprune.bridge.ops.registry import IGNORED_ATTRIBUTES, SERVED, TorchFunction
 from onnxprune.bridge.program import NOTHING, TRASH, Body, Context, Program, Step, run
 from onnxprune.bridge.tensors import to_torch
@@ -53,15 +55,17 @@ class Store:
         return self._index[value]
 
 
-def compile_graph(graph: ir.Graph, store: Store) -> tuple[Program, tuple[str, ...]]:
-    """The program of a model's main graph, and the names of its formal inputs.
+def compile_graph(graph: ir.Graph, store: Store, fusions: Fusions | None = None) -> tuple[Program, tuple[str, ...]]:
+    """The program of a model's main graph, with `fusions` as single steps, and the names of its formal inputs.
 
     Raises: BridgeError that lists all ops without a torch function.
     """
     missing = sorted(_missing(graph, store.opsets))
     if missing:
-        raise BridgeError("; ".join(missing) + ". Register them with @onnxprune.torch_op, or leave them out of training")
-    builder = _Builder(store, None)
+        raise BridgeError(
+            "; ".join(missing) + ". Register them with @onnxprune.torch_op, or leave them out of training"
+        )
+    builder = _Builder(store, None, fusions or Fusions())
     formal = [value for value in graph.inputs if value.const_value is None]
     return builder.build(graph, formal), tuple(value.name or "" for value in formal)
 
@@ -84,9 +88,10 @@ def _op(node: ir.Node) -> str:
 class _Builder:
     """Builds the program of one graph; bodies have builders of their own that ask their parent for outer values."""
 
-    def __init__(self, store: Store, parent: "_Builder | None") -> None:
+    def __init__(self, store: Store, parent: "_Builder | None", fusions: Fusions) -> None:
         self.store = store
         self.parent = parent
+        self.fusions = fusions
         self.template: list[Any] = [None, None]
         self.loads: dict[int, int] = {}
         self.slots: dict[ir.Value, int] = {}
@@ -100,7 +105,10 @@ class _Builder:
     def build(self, graph: ir.Graph, formal: list[ir.Value]) -> Program:
         inputs = [self.define(value, "device") for value in formal]
         for node in graph:
-            self.add(node)
+            if node in self.fusions.calls:
+                self.add_fused(node, self.fusions.calls[node])
+            elif node not in self.fusions.left_out:
+                self.add(node)
         outputs = tuple(self.device_slot(value) for value in graph.outputs)
         return Program(
             tuple(self.template),
@@ -169,6 +177,13 @@ class _Builder:
         self.kind(value)
         return self.slots[value]
 
+    def is_plain_constant(self, value: ir.Value) -> bool:
+        """Whether a constant is a vector or a number of int64, which shape arithmetic takes as Python ints."""
+        if not self.is_constant(value):
+            return False
+        content = self.store.constant(value)
+        return isinstance(content, Tensor) and content.dtype == torch.int64 and content.ndim <= 1
+
     def literal(self, value: ir.Value, *, listed: bool) -> int:
         if (value, listed) not in self.literals:
             content = self.store.constant(value)
@@ -187,15 +202,36 @@ class _Builder:
         if self.foldable(entry, inputs) and not captured:
             self.fold(entry, node, function)
             return
-        kind = self.kind_of_outputs(entry, inputs, bool(attributes.keys() & bodies(node).keys()))
+        # A sequence of host values would look like a vector of them, so sequences live on the device.
+        elsewhere = bool(bodies(node)) or "Sequence" in node.op_type or "Optional" in node.op_type
+        kind = "device" if elsewhere else self.kind_of_outputs(entry, inputs)
         slots = [self.input_slot(entry, kind, index, value) for index, value in enumerate(node.inputs)]
         slots += [self.capture_slot(value) for value in captured]
-        named = [value for value in node.outputs]
-        outputs = tuple(self.define(value, kind) if value.name else TRASH for value in named)
-        names = tuple(value.name or "" for value in named)
+        outputs = tuple(self.define(value, kind) if value.name else TRASH for value in node.outputs)
+        names = tuple(value.name or "" for value in node.outputs)
         contextual = "context" in entry.keywords
+        if kind == "host" and not contextual:
+            function = self.on_host(entry, node, function, attributes)
         self.steps.append(Step(function, tuple(slots), outputs, (), contextual, names, _where(node)))
         self.store.computed.update(names)
+
+    def on_host(
+        self, entry: TorchFunction, node: ir.Node, function: Callable[..., Any], attributes: dict[str, Any]
+    ) -> Callable[..., Any]:
+        """The function of a step between host values, which may be Python numbers."""
+        if entry.shape_only and node.op_type in host.SHAPE_ONLY:
+            return functools.partial(host.SHAPE_ONLY[node.op_type], **attributes)
+        plain = host.PLAIN.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        plain = functools.partial(plain, **attributes) if plain is not None and attributes else plain
+        return functools.partial(host.call, function=function, plain=plain, positions=entry.host)
+
+    def add_fused(self, node: ir.Node, fused: Fused) -> None:
+        """One call in place of several nodes; its inputs are device tensors."""
+        slots = tuple(self.device_slot(value) for value in fused.inputs)
+        function = functools.partial(fused.function, **fused.attributes) if fused.attributes else fused.function
+        value = node.outputs[0]
+        place = f"{_where(node)} (with {len(fused.nodes) - 1} nodes before it)"
+        self.steps.append(Step(function, slots, (self.define(value, "device"),), (), False, (value.name or "",), place))
 
     def foldable(self, entry: TorchFunction, inputs: list[ir.Value]) -> bool:
         if not entry.pure or "context" in entry.keywords:
@@ -216,9 +252,9 @@ class _Builder:
             (),
             _where(node),
         )
-        program = Program(
-            (None, None, *arguments, *([None] * len(node.outputs))), (), (), (step,), step.outputs
-        )
+        program = Program((None, None, *arguments, *([None] * len(node.outputs))), (), (), (step,), step.outputs)
+        if all(value in self.store.constants for value in node.outputs):
+            return  # the graph was compiled before, in its other form
         with torch.no_grad():
             results = run(program, (), Context())
         for value, result in zip(node.outputs, results, strict=True):
@@ -232,10 +268,10 @@ class _Builder:
         content = self.store.constant(value)
         return content.tolist() if index in entry.host and isinstance(content, Tensor) else content
 
-    def kind_of_outputs(self, entry: TorchFunction, inputs: list[ir.Value], has_body: bool) -> Kind:
+    def kind_of_outputs(self, entry: TorchFunction, inputs: list[ir.Value]) -> Kind:
         if entry.shape_only:
             return "host"
-        if has_body or not inputs or not entry.pure:
+        if not inputs or not entry.pure:
             return "device"
         computed = [value for value in inputs if not self.is_constant(value)]
         return "host" if computed and all(self.kind(value) == "host" for value in computed) else "device"
@@ -244,7 +280,7 @@ class _Builder:
         if index in entry.host:
             return self.host_slot(value, listed=True)
         if kind == "host" and not entry.shape_only:
-            return self.host_slot(value, listed=False)
+            return self.host_slot(value, listed=value is not None and self.is_plain_constant(value))
         if entry.shape_only and value is not None and not self.is_constant(value) and self.kind(value) == "host":
             return self.host_slot(value, listed=False)
         return self.device_slot(value)
@@ -263,7 +299,7 @@ class _Builder:
                 continue
             if attribute.type == ir.AttributeType.GRAPH:
                 graph = attribute.as_graph()
-                builder = _Builder(self.store, self)
+                builder = _Builder(self.store, self, Fusions())
                 formal = [value for value in graph.inputs if value.const_value is None]
                 builders[name] = builder, builder.build(graph, formal), len(formal)
                 captured += [value for value in builder.captured if value not in captured]
@@ -308,6 +344,7 @@ def _where(node: ir.Node) -> str:
 
 
 def _to_device(value: Any, *, context: Context) -> Any:
+    value = host.as_tensor(value)
     return value.to(context.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 

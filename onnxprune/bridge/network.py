@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
 from onnxprune.bridge.compile import Store, compile_graph
+from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
 from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, to_numpy, to_torch
 from onnxprune.bridge.trainable import initializers, trainable
@@ -28,9 +29,7 @@ class Network(nn.Module):
     freeze_norm: BatchNormalization keeps its running statistics in train mode too.
     """
 
-    def __init__(
-        self, model: ir.Model, *, trainable: Collection[str] | None = None, freeze_norm: bool = False
-    ) -> None:
+    def __init__(self, model: ir.Model, *, trainable: Collection[str] | None = None, freeze_norm: bool = False) -> None:
         """trainable: names of initializers to train; by default all float ones from which gradients reach an output.
 
         Left out by default are statistics, thresholds, non-finite tables and the single numbers of formulas.
@@ -44,7 +43,10 @@ class Network(nn.Module):
         named = initializers(model.graph)
         parameters = _chosen(model.graph, named, opsets, trainable)
         store = Store(opsets, {value: name for name, value in named.items()}, parameters)
-        self.program, self.input_names = compile_graph(model.graph, store)
+        self.plain_program, self.input_names = compile_graph(model.graph, store)
+        fusions = find_fusions(model.graph)
+        self.program, _ = compile_graph(model.graph, store, fusions)
+        self._hidden = fusions.hidden
         self.output_names = tuple(value.name or "" for value in model.graph.outputs)
         self.gates: dict[str, Hook] = {}
         self.overrides: dict[str, Hook] = {}
@@ -57,7 +59,8 @@ class Network(nn.Module):
 
     def _hold(self, index: int, name: str, value: ir.Value | None, tensor: Tensor | None) -> None:
         if tensor is None:
-            assert value is not None and value.const_value is not None
+            assert value is not None
+            assert value.const_value is not None
             tensor = to_torch(value.const_value.numpy())
             used_as = tensor.dtype if tensor.dtype in REDUCED_TYPES else None
             attribute = _mangled("parameter", name)
@@ -67,7 +70,9 @@ class Network(nn.Module):
             attribute = _mangled(f"constant{index}", name)
             wide = name in self._statistics and tensor.dtype in REDUCED_TYPES
             # A copy: running statistics are updated in place, and constants may be views of one another.
-            self.register_buffer(attribute, tensor.float() if wide else tensor.clone(), persistent=name in self._statistics)
+            self.register_buffer(
+                attribute, tensor.float() if wide else tensor.clone(), persistent=name in self._statistics
+            )
         self._held.append((attribute, name, used_as))
 
     @property
@@ -98,7 +103,7 @@ class Network(nn.Module):
             batch_statistics=self.training and not self.freeze_norm,
         )
         inputs = [self._gated(name, feeds[name]) for name in self.input_names]
-        outputs = run(self.program, inputs, context)
+        outputs = run(self.plain_program if self._looks_inside(capture) else self.program, inputs, context)
         result = dict(zip(self.output_names, outputs, strict=True))
         for name in capture:
             result[name] = self._captured(name, context, feeds, held)
@@ -115,6 +120,10 @@ class Network(nn.Module):
             array = to_numpy(tensor.detach().to(dtype))
             if not _same_bytes(array, value.const_value.numpy()):  # type: ignore[union-attr]
                 set_constant(value, array.copy())
+
+    def _looks_inside(self, capture: Collection[str]) -> bool:
+        """Whether a value is gated or captured that only the unfused program computes."""
+        return any(name in self._hidden for name in (*capture, *self.gates))
 
     def _held_tensors(self) -> list[Tensor]:
         held = []
@@ -133,7 +142,10 @@ class Network(nn.Module):
             return context.captured[name]
         if name in feeds:
             return self._gated(name, feeds[name])
-        return next(tensor for tensor, (_, key, _) in zip(held, self._held, strict=True) if key == name)
+        for tensor, (_, key, _) in zip(held, self._held, strict=True):
+            if key == name:
+                return tensor
+        raise BridgeError(f"capture '{name}' lies inside a body of If, Loop or Scan that did not run")
 
     def _check_names(self, feeds: dict[str, Tensor], capture: Collection[str]) -> None:
         if feeds.keys() != set(self.input_names):
@@ -146,7 +158,9 @@ class Network(nn.Module):
         ):
             unknown = [name for name in names if name not in known]
             if unknown:
-                raise BridgeError(f"{kind} '{unknown[0]}' names nothing that the network computes or holds; check the name")
+                raise BridgeError(
+                    f"{kind} '{unknown[0]}' names nothing that the network computes or holds; check the name"
+                )
 
 
 def _chosen(

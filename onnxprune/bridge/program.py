@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from onnxprune.bridge import host
 from onnxprune.errors import BridgeError
 
 NOTHING, TRASH = 0, 1
@@ -143,7 +144,7 @@ def _hook(step: Step, values: list[Any], context: Context) -> None:
         if gate is not None:
             values[slot] = gate(values[slot])
         if name in context.wanted:
-            context.captured[name] = values[slot]
+            context.captured[name] = host.as_tensor(values[slot])
 
 
 def _failure(step: Step, values: list[Any], error: Exception) -> str:

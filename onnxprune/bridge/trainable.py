@@ -47,7 +47,10 @@ def bodies(node: ir.Node) -> dict[str, ir.Graph]:
 
 
 def trainable(graph: ir.Graph, opsets: dict[str, int]) -> list[ir.Value]:
-    """The initializers to train, in no particular order; statistics, thresholds, sizes and single numbers are not."""
+    """The initializers to train, in no particular order.
+
+    Statistics, thresholds, sizes and the numbers of formulas are not among them.
+    """
     reached: set[ir.Value] = set()
     pending = [value for value in graph.outputs if value is not None]
     while pending:
@@ -89,7 +92,7 @@ def _is_parameter(value: ir.Value) -> bool:
     assert tensor is not None
     if tensor.dtype not in TRAINABLE_TYPES or tensor.size == 0 or not value.is_initializer():
         return False
-    if tensor.size == 1 and all(_is_formula(node, value) for node, _ in value.uses()):
+    if len(tensor.shape) == 0 or (tensor.size == 1 and all(_is_formula(node, value) for node, _ in value.uses())):
         return False
     return bool(np.isfinite(tensor.numpy().astype(np.float32, copy=False)).all())
 
@@ -100,5 +103,4 @@ def _is_formula(node: ir.Node, value: ir.Value) -> bool:
         return False
     others = [other.producer() for other in node.inputs if other is not None and other is not value]
     behind_linear = any(producer is not None and producer.op_type in LINEAR for producer in others)
-    rank = len(value.const_value.shape) if value.const_value is not None else 0
-    return not (node.op_type == "Add" and rank > 0 and behind_linear)
+    return not (node.op_type == "Add" and behind_linear)

@@ -33,32 +33,27 @@ def parser() -> cli.Parser:
     made.add_argument("--samples", type=int, metavar="N", help="at most this many to measure on (default: 1000)")
     made.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     made.add_argument("--seed", type=int, help="of everything random (default: 0)")
-    cli._data_arguments(made)
-    cli._verbosity(made)
+    cli.data_arguments(made)
+    cli.verbosity(made)
     return made
 
 
 def run(arguments: list[str]) -> int:
     """Measures, prints the table and writes the reports."""
-    namespace = parser().parse_args(arguments)
-    settings = {key: value for key, value in vars(namespace).items() if value is not None}
-    options = cli._options(settings, shlex.join(["onnxprune", "sensitivity", *arguments]))
-    cli._logging(settings)
-    if namespace.data is None and namespace.val is None:
+    settings = cli.settings_of(parser(), arguments)
+    options = cli.options_of(settings, shlex.join(["onnxprune", "sensitivity", *arguments]))
+    if options.data is None and options.val is None:
         raise UsageError("sensitivity measures on samples: give --data or --val")
-    if namespace.samples is not None and namespace.samples < 1:
-        raise UsageError(f"--samples {namespace.samples}: give 1 or more")
+    if settings.get("samples", 1) < 1:
+        raise UsageError(f"--samples {settings['samples']}: give 1 or more")
     from onnxprune import sensitivity
     from onnxprune.report import check_report_path, write_report
 
     targets = [check_report_path(path) for path in options.report]
-    found = sensitivity.sensitivity(
-        namespace.model,
-        options,
-        namespace.fractions or sensitivity.FRACTIONS,
-        namespace.samples or sensitivity.MOST_SAMPLES,
-    )
-    sys.stdout.write(table(found, namespace.fractions or sensitivity.FRACTIONS))
+    fractions = settings.get("fractions", sensitivity.FRACTIONS)
+    most = settings.get("samples", sensitivity.MOST_SAMPLES)
+    found = sensitivity.sensitivity(settings["model"], options, fractions, most)
+    sys.stdout.write(table(found, fractions))
     for path in targets:
         write_report(found, path)
     return 0

@@ -2,7 +2,7 @@
 
 from onnxprune.coupling.analyze import Coupling, Member, analyze
 from onnxprune.coupling.dims import Axis, Dim, Reason
-from onnxprune.coupling.node import Length, NodeAxes
+from onnxprune.coupling.node import Length, NodeAxes, Range
 from onnxprune.coupling.registry import coupling_rule
 
-__all__ = ["Axis", "Coupling", "Dim", "Length", "Member", "NodeAxes", "Reason", "analyze", "coupling_rule"]
+__all__ = ["Axis", "Coupling", "Dim", "Length", "Member", "NodeAxes", "Range", "Reason", "analyze", "coupling_rule"]

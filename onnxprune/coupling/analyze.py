@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, shapes
+from onnxprune import graph, probes, shapes
 from onnxprune.coupling import dims, silence
 from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
-from onnxprune.coupling.node import Axes, Length, NodeAxes, Role
+from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
 
@@ -41,7 +41,7 @@ class Coupling:
     local: frozenset[str]  # nodes that compute statistics over, or contract, reduced Dims
     pins: tuple[tuple[str, str, float], ...]  # node, attribute, value of a default that depends on a length
     sizes_read: tuple[tuple[str, int, Axis], ...]  # Shape node, entry, axis
-    ranges: tuple[tuple[str, Axis, Axis], ...]  # Gather node, axis before its range, the range
+    ranges: tuple[Range, ...]  # constant indices to be numbered anew
     shapes: shapes.Shapes
 
     @property
@@ -75,6 +75,18 @@ def _matches(dim: Dim, members: Iterable[Member], pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
+# Inputs that are settings rather than data: their own positions never go.
+SETTINGS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Resize", "Pad"), (1, 2, 3)),
+    **dict.fromkeys(("Dropout", "Clip", "OneHot"), (1, 2)),
+    **dict.fromkeys("Upsample Reshape Expand Tile TopK Split Unsqueeze Squeeze CumSum Trilu".split(), (1,)),
+    **dict.fromkeys("ReduceSum ReduceMean ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2".split(), (1,)),
+    "Slice": (1, 2, 3, 4),
+    "Range": (0, 1, 2),
+    "ConstantOfShape": (0,),
+}
+
+
 class UnknownShapeError(Exception):
     """A value whose rank is not known: its consumers become opaque."""
 
@@ -92,7 +104,8 @@ class Analysis:
     local: set[str] = field(default_factory=set)
     pins: list[tuple[str, str, float]] = field(default_factory=list)
     sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list)
-    ranges: list[tuple[str, Axis, Axis]] = field(default_factory=list)
+    ranges: list[Range] = field(default_factory=list)
+    read: set[ir.Value] = field(default_factory=set)  # values read as numbers: shapes, axes, indices
     contractions: list[tuple[ir.Node, Axis, tuple[int, ...]]] = field(default_factory=list)
 
     def opset(self, domain: str) -> int:
@@ -114,13 +127,13 @@ class Analysis:
         flags = self.shapes.dynamic.get(value.name or "")
         return bool(flags and flags[position])
 
-    def numbers_of(self, value: ir.Value | None, *, constant: bool) -> np.ndarray | None:
+    def numbers_of(self, value: ir.Value | None, *, again: bool = False) -> np.ndarray | None:
+        """The contents of a small integer value at the first probe, or again at the second one."""
         array = graph.constant(value)
         if array is not None or value is None:
             return array
-        if constant and value.name not in self.shapes.constant:
-            return None
-        return self.shapes.contents.get(value.name or "")
+        first = self.shapes.contents.get(value.name or "")
+        return self.shapes.again.get(value.name or "", first) if again else first
 
     def mark_dynamic(self, axis: Axis) -> None:
         for dim in dims.leaves(axis):
@@ -144,14 +157,20 @@ class Analysis:
         for value in self.model.graph.inputs:
             why = Reason(f"graph input '{value.name}'")
             sizes = self.sizes_of(value) or ()
+            symbolic = [not isinstance(size, int) for size in probes.symbolic_shape(value)]
             self.axes[value] = [
-                dims.fixed(size, why, dynamic=self.changes(value, k), name=f"{value.name}:{k}")
-                for k, size in enumerate(sizes)
+                dims.fixed(size, why, dynamic=dynamic, name=f"{value.name}:{k}")
+                for k, (size, dynamic) in enumerate(zip(sizes, symbolic, strict=True))
             ]
         for node in self.model.graph:
             self._visit(node)
         for value in self.model.graph.outputs:
             self._freeze(value, Reason(f"graph output '{value.name}'"))
+        for value in self.read & self.axes.keys():
+            self._freeze(value, Reason("read as numbers"))
+        for number in self.lengths:
+            if dims.is_dynamic(number.axis) and len(dims.resolve(number.axis)) > 1:
+                dims.freeze(number.axis, Reason("a size that changes from run to run is part of a sum", number.node))
 
     def _visit(self, node: ir.Node) -> None:
         bodies = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
@@ -164,6 +183,9 @@ class Analysis:
             domain = f"{node.domain}." if node.domain else ""
             self._opaque(node, f"no coupling rule for operator {domain}{node.op_type}")
             return
+        for index in SETTINGS.get(node.op_type, ()):
+            if index < len(node.inputs) and node.inputs[index] in self.axes:
+                self._freeze(node.inputs[index], Reason(f"{node.op_type}: read as numbers", node.name or ""))
         try:
             rule(NodeAxes(self, node))
         except UnknownShapeError as unknown:
@@ -184,7 +206,9 @@ class Analysis:
                     dims.fixed(size, why, dynamic=self.changes(value, k)) for k, size in enumerate(sizes)
                 ]
 
-    def _freeze(self, value: ir.Value, why: Reason) -> None:
+    def _freeze(self, value: ir.Value | None, why: Reason) -> None:
+        if value is None:
+            return
         try:
             for axis in self.axes_of(value):
                 dims.freeze(axis, why)
@@ -250,10 +274,10 @@ ANONYMOUS = re.compile(r"^(onnx::|val_|_?\d+$|.*::|.*Constant|const|t_?\d)")
 
 
 def _name(members: dict[Dim, tuple[Member, ...]]) -> None:
-    """Names every Dim after the first initializer or node that produces it; names are unique."""
+    """Names every Dim after the first initializer or node that produces it; names are unique, plain for free ones."""
     counts: dict[str, int] = {}
     order = {"produces": 0, "scales": 1, "follows": 2, "consumes": 3}
-    for dim, places in members.items():
+    for dim, places in sorted(members.items(), key=lambda item: item[0].frozen is not None):
         first = min(places, key=lambda member: order[member.role])
         stem = re.sub(r"[._/]?(weight|kernel|bias)(@.*)?$", "", first.initializer)
         if ANONYMOUS.match(first.initializer) or not stem:

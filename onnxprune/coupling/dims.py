@@ -94,17 +94,26 @@ def _resolve_segment(segment: Segment) -> Axis:
         return ()
     if not factors or factors[0].definition is None:
         return (factors,)
-    outer, inner = factors[0].definition, factors[1:]
+    outer, inner = resolve(factors[0].definition), factors[1:]
+    factors[0].definition = outer  # remembered, so sums of sums stay flat
     # A part of length 1 brings the next factor to the front, which may be a sum as well.
-    return tuple(piece for part in resolve(outer) for piece in _resolve_segment(part + inner))
+    return tuple(piece for part in outer for piece in _resolve_segment(part + inner)) if inner else outer
 
 
 def _splice(segment: Segment) -> Iterator[Dim]:
     for dim in segment:
         if dim.definition is not None and len(dim.definition) == 1:
-            yield from _splice(dim.definition[0])
+            yield from _factors(dim, dim.definition[0])
         elif dim.size != 1:
             yield dim
+
+
+def _factors(dim: Dim, segment: Segment) -> Segment:
+    """The product that `dim` is, expanded; what was expanded is remembered, so chains of aliases stay short."""
+    if any(part.definition is not None or part.size == 1 for part in segment):
+        segment = tuple(_splice(segment))
+        dim.definition = (segment,)
+    return segment
 
 
 def leaves(axis: Axis) -> Iterator[Dim]:
@@ -225,24 +234,36 @@ def unify(a: Axis, b: Axis, explain: Callable[[str], Reason] = Reason) -> None:
         freeze(b, why)
         return
     # Segments are aligned from the first on: what is already the same is dropped, the first difference is refined.
-    while True:
-        a, b = resolve(a), resolve(b)
-        same = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-        a, b = a[same:], b[same:]
-        if not a or not b:
-            return
-        short, long = sorted((a[0], b[0]), key=segment_length)
+    left, right = list(reversed(a)), list(reversed(b))  # the next segment stands last
+    while _expand_last(left) and _expand_last(right):
+        x, y = left[-1], right[-1]
+        short, long = sorted((x, y), key=segment_length)
         if segment_length(short) != segment_length(long):
             if not _split_segment(long, segment_length(short)):
-                why = explain(f"{_words(a)} does not align with {_words(b)}")
-                freeze(a, why)
-                freeze(b, why)
+                _misaligned(tuple(reversed(left)), tuple(reversed(right)), explain)
                 return
-        elif not _unify_factor(a[0], b[0], explain):
-            why = explain(f"{_words(a[:1])} does not align with {_words(b[:1])}")
-            freeze(a[:1], why)
-            freeze(b[:1], why)
-            a, b = a[1:], b[1:]
+        elif x == y or not _unify_factor(x, y, explain):
+            if x != y:
+                _misaligned((x,), (y,), explain)
+            left.pop()
+            right.pop()
+
+
+def _expand_last(segments: list[Segment]) -> bool:
+    """Expands the last segment until it stands in leaves; False where none is left."""
+    while segments:
+        last = segments.pop()
+        expanded = _resolve_segment(last)
+        segments.extend(reversed(expanded))
+        if expanded:
+            return True
+    return False
+
+
+def _misaligned(a: Axis, b: Axis, explain: Callable[[str], Reason]) -> None:
+    why = explain(f"{_words(a)} does not align with {_words(b)}")
+    freeze(a, why)
+    freeze(b, why)
 
 
 def _split_segment(segment: Segment, first: int) -> bool:

@@ -34,6 +34,21 @@ class Length:
     axis: Axis
 
 
+@dataclass(frozen=True)
+class Range:
+    """Constant indices of a Gather that are a grid: surgery numbers them anew.
+
+    They are start + arange of the `stored` factors, laid out as `factors` and reshaped to `shape`; a factor that is
+    not stored repeats.
+    """
+
+    node: str
+    before: Axis  # the positions in front of the first
+    factors: tuple[Axis, ...]
+    stored: tuple[int, ...]
+    shape: tuple[Axis, ...]
+
+
 class NodeAxes:
     """A node under analysis. Rules read inputs with `x`, relate axes with the verbs, and end with `give`."""
 
@@ -69,11 +84,15 @@ class NodeAxes:
 
     def numbers(self, index: int) -> np.ndarray | None:
         """The contents of an integer input that is the same in every run, else None."""
-        return self.analysis.numbers_of(self.node.inputs[index], constant=True) if self.has(index) else None
+        first, second = self.probed(index), self.probed(index, again=True)
+        return first if first is not None and np.array_equal(first, second) else None  # type: ignore[arg-type]
 
-    def probed(self, index: int) -> np.ndarray | None:
-        """The contents of an integer input as it was at the probe, constant or not."""
-        return self.analysis.numbers_of(self.node.inputs[index], constant=False) if self.has(index) else None
+    def probed(self, index: int, *, again: bool = False) -> np.ndarray | None:
+        """The contents of an integer input as it was at the first probe, or at the second, constant or not."""
+        value = self.node.inputs[index] if self.has(index) else None
+        if value is not None:
+            self.analysis.read.add(value)
+        return self.analysis.numbers_of(value, again=again)
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of attribute `name`; lists come as tuples."""

@@ -32,7 +32,7 @@ PRESERVING = frozenset(
         "Flatten Squeeze Unsqueeze Transpose Split Slice Tile Expand DepthToSpace SpaceToDepth Concat MaxPool "
         "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize Upsample GridSample RoiAlign Col2Im "
         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd CumSum Trilu TopK Add "
-        "Sub Sum Max Min Mean Or Xor Where BiasGelu FastGelu BiasAdd Gather GatherElements GatherND ScatterND "
+        "Sub Sum Max Min Mean Or Xor Where BiasGelu FastGelu Gather GatherElements GatherND ScatterND "
         "ScatterElements Scatter LRN LpNormalization QuantizeLinear DequantizeLinear DynamicQuantizeLinear "
         "InstanceNormalization GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization "
         "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding"
@@ -43,6 +43,8 @@ CONTRACTING = frozenset("MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger"
 PRODUCING = frozenset(
     "Conv FusedConv ConvTranspose ConvInteger DeformConv DynamicQuantizeMatMul MatMulIntegerToFloat".split()
 )
+# No number, or none that is exact, comes from zeros.
+POLES = frozenset("Reciprocal Log Acosh ReduceLogSum MeanVarianceNormalization".split())
 RECURRENT_ACTIVATIONS = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
 ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
 
@@ -105,7 +107,7 @@ class _Walk:
         op = node.op_type
         if op in CONTRACTING:
             return self._contracting(node, out)
-        if op in ("LSTM", "GRU", "RNN"):
+        if op in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
             return self._recurrent(node, out)
         if op in PRODUCING:
             return self._union(node, out, (1, 2))
@@ -113,7 +115,7 @@ class _Walk:
             return self._union(node, out, (2,) if op == "MultiHeadAttention" or not node.domain else (1,))
         if op in ANY:
             return self._union(node, out, self.present(node))
-        if op in ("Div", "Pow", "Reciprocal", "Log"):
+        if op in POLES or op in ("Div", "Pow", "Mod"):
             return self._pole(node, out)
         if op == "Clip":
             return self.of(node, 0) if self._clip_keeps_zero(node) else NOTHING
@@ -150,7 +152,7 @@ class _Walk:
             return index in (0, 2)
         if op == "EmbedLayerNormalization":
             return index in (2, 3, 4, 5, 6)
-        if op in ("Add", "Sub", "Sum", "Max", "Min", "Mean", "Or", "Xor", "BiasGelu", "FastGelu", "BiasAdd", "Concat"):
+        if op in ("Add", "Sub", "Sum", "Max", "Min", "Mean", "Or", "Xor", "BiasGelu", "FastGelu", "Concat"):
             return not (op != "Concat" and _is_zero(node.inputs[index]))
         if op.startswith("Skip"):
             return index in (0, 1, 3, 4)
@@ -171,7 +173,7 @@ class _Walk:
         activations = node.attributes.get("activations")
         if activations is not None:
             # The first of each direction's functions is that of the gates, which multiply; RNN has no gates.
-            count, gates = {"LSTM": (3, 1), "GRU": (2, 1), "RNN": (1, 0)}[node.op_type]
+            count, gates = {"GRU": (2, 1), "RNN": (1, 0)}.get(node.op_type, (3, 1))
             used = {name for k, name in enumerate(activations.as_strings()) if k % count >= gates}
             if not used <= RECURRENT_ACTIVATIONS:
                 return NOTHING
@@ -179,17 +181,17 @@ class _Walk:
         return self._union(node, out, (1,)).intersection(*(self.of(node, index) for index in states))
 
     def _pole(self, node: ir.Node, out: Silent) -> Silent:
-        """x / y, x ** y, 1 / x and log(x) where a masked, hence zero, operand gives no number: over kept ones only."""
+        """x / y, x ** y, log(x) and their like, where a masked, hence zero, operand gives no number: kept ones only."""
         power = graph.constant(node.inputs[1]) if node.op_type == "Pow" else None
         bad = NOTHING
-        if node.op_type in ("Reciprocal", "Log") or (power is not None and bool((power <= 0).any())):
+        if node.op_type in POLES or (power is not None and bool((power <= 0).any())):
             bad = self.of(node, 0) & out
-        if node.op_type in ("Div", "Pow"):
+        if node.op_type in ("Div", "Pow", "Mod"):
             bad |= self.of(node, 1) & out
         for dim in bad:
             self.require(node, ((dim,),))
         # What is computed over kept positions alone is zero elsewhere.
-        return bad if node.op_type in ("Reciprocal", "Log") else bad | self.of(node, 0)
+        return bad if node.op_type in POLES else bad | self.of(node, 0)
 
     def _clip_keeps_zero(self, node: ir.Node) -> bool:
         low, high = (_bound(node, name, index) for name, index in (("min", 1), ("max", 2)))

@@ -1,9 +1,9 @@
 """The methods, one module each, imported when one is asked for: listing the names needs no torch.
 
-    base         what a method is: Needs, Context, Outcome, @method
-    magnitude    l1, l2          fpgm      geometric median       bn       scales of BatchNormalization
-    taylor       first order     hessian   diagonal               random_  the control
-    snacs  paam  gss  aswl  cci            the five published ones
+base         what a method is: Needs, Context, Outcome, @method
+magnitude    l1, l2          fpgm      geometric median       bn       scales of BatchNormalization
+taylor       first order     hessian   diagonal               random_  the control
+snacs  paam  gss  aswl  cci            the five published ones
 """
 
 from importlib import import_module

@@ -42,6 +42,7 @@ class Context:
     target: float | None = None  # share of MACs or parameters that may remain, for methods that train towards it
     options: Mapping[str, Any] = field(default_factory=dict)
     progress: bool = False  # progress bars on stderr
+    recover: str = "none"  # what follows the cut, see Options.level
     align: int = 1  # kept sizes that a method decides on are multiples of this, as select.align does
 
     @property

@@ -6,13 +6,13 @@ s_g = sum of w^2 over the weights that produce unit g:
 
     form paper       R_gl  = sum_l sum_g sqrt(s_g)                    lambda_gl = 0.001
                      R_var = sum_l 1 / Var_g(s_g)                     lambda_var = 0.01
-    form scale-free  R_gl  = sum_l sqrt(|g|) sum_g sqrt(s_g)          lambda_gl, lambda_var: shares of the loss,
-                     R_var = sum_l (n_l / N) / (CV_l^2 + 0.01)        both terms in units of their start
+    form scale-free  R_gl  = sum_l sqrt(|g|) sum_g sqrt(s_g)          lambda_gl = lambda_var = 3, where 1 makes the
+                     R_var = sum_l (n_l / N) / (CV_l^2 + 0.01)        term worth a loss of 0.1 at the start
                      CV_l^2 = Var(u) / mean(u)^2, u_g = sqrt(s_g / |g|)
 
 Deviations, and why. Scale-free is the default: 1/V of the paper is met by growing all weights alike, and dies out as
 1/V^2 (Distiller's authors saw no effect). Groups are summed over all tensors that share a Dim, so residual sums are
-handled, where the paper has none. Dims of fewer than 4 units are left alone, 1e-12 and 1e-8 guard root and fraction.
+handled, where the paper has none; scale-free measures each tensor in units of its rms norm at the start. Dims of fewer than 4 units are left alone, 1e-12 and 1e-8 guard root and fraction.
 The paper cuts single weights below 1e-3 at evaluation; here groups are ranked by norm and the budget cuts.
 With `outputs` u_g is multiplied by the rms of the unit's values, the second motive of the abstract.
 """
@@ -34,8 +34,8 @@ from onnxprune.methods.training import Course, Lessons, Step
 LEAST_UNITS = 4
 FORMS = ("scale-free", "paper")
 PAPER_LAMBDAS = (0.001, 0.01)
-SCALE_FREE_LAMBDAS = (0.2, 0.05)
-LOSS_FLOOR = 0.1  # a distilled network starts at loss 0: the penalties' shares are then of this
+SCALE_FREE_LAMBDAS = (3.0, 3.0)
+REFERENCE_LOSS = 0.1  # what both terms are worth at the start with lambda 1: a distilled network starts at loss 0
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def gss(context: Context) -> Outcome:
     history = training.run(context, network, lessons, settings, [optimizer], name="gss", penalty=regularizer)
     model = context.model.clone()
     network.write_back(model)
-    return Outcome(_scores(context, model, regularizer), model=model, notes=_notes(start, regularizer.spread(), history, settings))
+    return Outcome(
+        _scores(context, model, regularizer), model=model, notes=_notes(start, regularizer.spread(), history, settings)
+    )
 
 
 def _notes(start: float, end: float, history: list[float], settings: Settings) -> tuple[str, ...]:
@@ -81,7 +83,9 @@ def _scores(context: Context, model: ir.Model, regularizer: "Regularizer") -> di
     """The relative norm of every unit in the trained model, times its activity where that is asked for."""
     learned = replace(context, coupling=replace(context.coupling, model=model))
     scores = {dim: norms(learned, dim, 2) for dim in context.dims}
-    return {d: v * regularizer.activity[d].double().numpy() if d in regularizer.activity else v for d, v in scores.items()}
+    return {
+        d: v * regularizer.activity[d].double().numpy() if d in regularizer.activity else v for d, v in scores.items()
+    }
 
 
 class Regularizer:
@@ -101,7 +105,7 @@ class Regularizer:
         self.lambdas = [default if value < 0 else value for value, default in zip(asked, defaults, strict=True)]
         self.units = (1.0, 1.0)
         if settings.form == "scale-free":
-            self.units = tuple(max(float(term.detach()), 1e-12) / LOSS_FLOOR for term in self.terms())
+            self.units = tuple(max(float(term.detach()), 1e-12) / REFERENCE_LOSS for term in self.terms())
 
     def __call__(self, step: Step) -> Tensor | None:
         if not self.active:

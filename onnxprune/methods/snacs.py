@@ -11,7 +11,8 @@ Without a target the method decides how much to remove: one global threshold, ca
 until the network with all layers pruned together loses `tolerance` of its answers before any training.
 
 Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
-(auto, labels, pseudo, error), tolerance (0.2), protect (0.05). See docs/methods/snacs.md.
+(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05).
+See docs/methods/snacs.md.
 """
 
 import logging
@@ -35,6 +36,8 @@ LOG = logging.getLogger("onnxprune")
 PAIRS = 8192  # connections of a layer that are scored: children are grouped so far
 LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))
 LIMIT_SAMPLES = 400
+TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
+TOLERANCE_UNTUNED = 0.2
 JOINT_SAMPLES = 256
 
 
@@ -49,7 +52,7 @@ class Settings:
     samples: int = 2000
     groups: int = 64
     limits: str = "auto"
-    tolerance: float = 0.2
+    tolerance: float = 0.0  # 0: TOLERANCE
     protect: float = 0.05
 
 
@@ -60,7 +63,7 @@ def snacs(context: Context) -> Outcome:
     settings = options.read(Settings, context, "snacs")
     for name, allowed in (("mode", ("filter", "connection")), ("limits", ("auto", "labels", "pseudo", "error"))):
         options.require(getattr(settings, name) in allowed, "snacs", f"{name} is one of {', '.join(allowed)}")
-    options.require(0 < settings.tolerance < 1, "snacs", "tolerance is a share of answers, between 0 and 1")
+    options.require(0 <= settings.tolerance < 1, "snacs", "tolerance is a share of answers, between 0 and 1")
     samples = context.samples
     assert samples is not None
     layers = connections.find(context)
@@ -257,7 +260,7 @@ def decide(
     def keep_at(fraction: float) -> dict[Dim, np.ndarray]:
         masks = rules.select_connections(table, caps, fraction)
         kept = {dim: _at_least(masks[dim.name][0] | shield[dim.name], scores[dim]) for dim in scores}
-        return {dim: aligned(kept[dim], scores[dim] + protected[dim] * scores[dim].max(), context.align) for dim in scores}
+        return {dim: aligned(kept[dim], _raise(scores[dim], protected[dim]), context.align) for dim in scores}
 
     samples = context.samples
     assert samples is not None
@@ -274,8 +277,13 @@ def decide(
         LOG.debug("  snacs: fraction %.3f loses %.3f", fraction, lost)
         return lost
 
-    fraction = rules.automatic_fraction(error, settings.tolerance)
+    fraction = rules.automatic_fraction(error, tolerance(context, settings))
     return keep_at(fraction), fraction
+
+
+def tolerance(context: Context, settings: Settings) -> float:
+    """Share of the answers that the untrained network may change."""
+    return settings.tolerance or TOLERANCE.get(context.recover, TOLERANCE_UNTUNED)
 
 
 def disagreement(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:

@@ -42,6 +42,10 @@ def taylor(context: Context) -> Outcome:
             own = grad * size if len(grad) > 1 else grad
             totals[dim] += own.double().square().sum(0).cpu()
             count[dim] += len(own)
-    note = "" if context.samples is None or context.samples.labels is not None else "taylor used the model's own answers as labels"
+    note = (
+        ""
+        if context.samples is None or context.samples.labels is not None
+        else "taylor used the model's own answers as labels"
+    )
     scores = {dim: (total / max(1, count[dim])).numpy() for dim, total in totals.items()}
     return Outcome(scores, comparable=True, notes=(note,) if note else ())

@@ -137,7 +137,6 @@ def run(
     """
     optimizers = list(optimizers)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
     total = course.epochs * lessons.steps_per_epoch
     history: list[float] = []
     index = 0
@@ -154,8 +153,8 @@ def run(
             extra = penalty(step)
             (task if extra is None else task + extra).backward()
             shrink_gradients(step)
-            torch.nn.utils.clip_grad_norm_(parameters, CLIP)
-            for optimizer in optimizers:
+            for optimizer in optimizers:  # each on its own: one must not use up the norm of the others
+                torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
                 optimizer.step()
             after(step)
             losses.append(float(task.detach()))

@@ -159,3 +159,23 @@ def _batch_axes(coupling: Coupling) -> list[dims.Axis]:
     """The first axis of every graph input: samples are stacked there."""
     names: Iterator[str] = (value.name or "" for value in coupling.model.graph.inputs)
     return [coupling.axes[name][0] for name in names if coupling.axes.get(name)]
+
+
+def last_affine(context: Context, dim: Dim) -> set[tuple[str, int]]:
+    """(node, input) of the initializers that, multiplied by a factor per unit, multiply the sources of `dim` by it."""
+    found: set[tuple[str, int]] = set()
+    values = {value.name: value for node in context.model.graph for value in node.outputs}
+    for source in sources(context.coupling, dim):
+        node = values[source.value].producer()
+        while node is not None:
+            scaled = {"BatchNormalization": (1, 2), "Div": (0,)}.get(node.op_type, range(len(node.inputs)))
+            held = [k for k in scaled if k < len(node.inputs) and _is_held(node.inputs[k])]
+            found |= {(node.name or "", k) for k in held}
+            # A sum scales both sides; everything else is done with its own factor.
+            computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+            node = computed[0].producer() if node.op_type in ("Add", "Sub", "BiasAdd") and computed else None
+    return found
+
+
+def _is_held(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()

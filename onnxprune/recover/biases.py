@@ -1,10 +1,10 @@
 """The bias of a linear node: read, added to, or made where there is none.
 
-A made bias is a new place in the graph that the dense model lacks; `carry` puts it into the masked twin of a tuned
-model, so that the two can still be compared.
+A bias that was made is a place that the dense model lacks: `carry` gives it to the masked twin of a recovered model,
+`match` gives the dense model zeros there, so that the two can be compared node by node.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -12,9 +12,8 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Dim
+from onnxprune.errors import VerificationError
 from onnxprune.recover.linear import Linear, linears, number, only_user, stored_behind, users
-
-ADDED = "recover.biases"  # key of model.meta: node name -> initializer of the bias that was made for it
 
 
 def bias_add(linear: Linear) -> ir.Node | None:
@@ -53,7 +52,7 @@ def read_bias(linear: Linear) -> np.ndarray | None:
 def add_to_bias(model: ir.Model, linear: Linear, delta: np.ndarray) -> bool:
     """Adds delta (O,) to the output of `linear`; False where its bias is computed or shared."""
     b = read_bias(linear)
-    if b is None:
+    if b is None or not takes_bias(linear):
         return False
     norm = _norm_behind(linear)
     if norm is not None and _slot(linear)[0] is None:
@@ -77,16 +76,53 @@ def write_bias(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
     _store(stored, b.reshape(shape if np.prod(shape) == b.size else (b.size,)))
 
 
+def takes_bias(linear: Linear) -> bool:
+    """Whether `linear` has a stored bias or a norm that can take one, or can be given one.
+
+    A product of matrices without a bias cannot: with one it would be fused to another operator when the model is
+    finished, and no longer be found under its name.
+    """
+    if linear.node.op_type == "MatMul" and bias_add(linear) is None:
+        return linear.y.shape is not None and len(linear.y.shape) > 2
+    return read_bias(linear) is not None
+
+
 def carry(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model, masked: ir.Model) -> int:
-    """Gives `masked` the biases that were made in `cut_model`, zero at removed positions; their number."""
-    nodes, added = linears(masked), cut_model.meta.get(ADDED, {})
-    for name, initializer in added.items():
-        linear = nodes[name]
-        kept = dims.keep_mask(coupling.axes[output_of(linear).name or ""][linear.y_axis], keep)
+    """Gives `masked` the biases that `cut_model` has beyond it, zero at removed positions; how many."""
+    made = 0
+    for name, mine, theirs in _beyond(masked, cut_model):
+        b = read_bias(theirs)
+        kept = dims.keep_mask(coupling.axes[output_of(mine).name or ""][mine.y_axis], keep)
+        if b is None or int(kept.sum()) != len(b):
+            raise VerificationError(
+                f"{mine.node.op_type} '{name}': {0 if b is None else len(b)} biases were made for {kept.sum()} outputs"
+            )
         full = np.zeros(len(kept), np.float32)
-        full[kept] = np.asarray(graph.array_of(cut_model.graph.initializers[initializer]), np.float32)
-        _make(masked, linear, full)
-    return len(added)
+        full[kept] = b
+        _make(masked, mine, full)
+        made += 1
+    return made
+
+
+def match(model: ir.Model, like: ir.Model) -> int:
+    """Gives `model` a bias of zeros wherever the node of the same name in `like` has one and it has none; how many."""
+    found = list(_beyond(model, like))
+    for _, linear, _ in found:
+        _make(model, linear, np.zeros(_width(linear), np.float32))
+    return len(found)
+
+
+def _beyond(model: ir.Model, like: ir.Model) -> Iterator[tuple[str, Linear, Linear]]:
+    """(name, node of model, node of like) where only the latter has a bias."""
+    others = linears(like)
+    for name, mine in linears(model).items():
+        theirs = others.get(name)
+        if theirs is not None and theirs.node.op_type == mine.node.op_type and not has_bias(mine) and has_bias(theirs):
+            yield name, mine, theirs
+
+
+def has_bias(linear: Linear) -> bool:
+    return _slot(linear)[0] is not None
 
 
 def _width(linear: Linear) -> int:
@@ -137,7 +173,6 @@ def _make(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
         node.replace_input_with(2, value)
         if node.op_type == "Gemm":
             node.attributes.pop("beta", None)
-    model.meta[ADDED] = {**model.meta.get(ADDED, {}), linear.name: value.name}
 
 
 def _insert_add(model: ir.Model, linear: Linear, bias: ir.Value) -> None:

@@ -107,6 +107,6 @@ def windows(x: np.ndarray, window: Window, picks: np.ndarray) -> np.ndarray:
 
 
 def outputs(y: np.ndarray, axis: int, picks: np.ndarray | None) -> np.ndarray:
-    """Rows of channels: y with channels on `axis`, picks (R,) of the other positions in order, None for all -> (R, O)."""
+    """Rows of channels: y with channels on `axis`, picks (R,) of the other positions, None for all -> (R, O)."""
     rows = np.moveaxis(y, axis, -1).reshape(-1, y.shape[axis])
     return rows if picks is None else rows[picks]

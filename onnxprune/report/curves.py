@@ -24,7 +24,7 @@ def lines(curves: Sequence[SensitivityCurve], fractions: Sequence[float]) -> lis
 
 
 def value_at(curve: SensitivityCurve, fraction: float) -> float:
-    """The metric at the point measured nearest to `fraction`: whole units are removed, so it may be off by half of one."""
+    """The metric at the point measured nearest to `fraction`: whole units are removed, so half a unit off."""
     nearest = min(range(len(curve.removed)), key=lambda k: abs(curve.removed[k] - fraction))
     return curve.value[nearest]
 

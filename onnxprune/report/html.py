@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from onnxprune.report import charts, text
+from onnxprune.report import charts, curves, text
 from onnxprune.report.markdown import title
 from onnxprune.report.record import Frozen, LatencyRatio, Report, ratio
 from onnxprune.report.sections import (
@@ -38,12 +38,17 @@ class Card:
 
 def to_html(report: Report) -> str:
     """The whole page."""
+    return render("report.html", report=report, **context(report))
+
+
+def render(template: str, **values: Any) -> str:
+    """A template of this package with the style sheet inlined; everything else is escaped."""
     env = Environment(
         loader=PackageLoader("onnxprune.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     env.globals.update(text=text)
     css = (files("onnxprune.report") / "report.css").read_text(encoding="utf-8")
-    return env.get_template("report.html").render(report=report, css=Markup(css), **context(report))
+    return env.get_template(template).render(css=Markup(css), **values)
 
 
 def context(report: Report) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def context(report: Report) -> dict[str, Any]:
         "columns": charts.columns(report.layers) if report.layers else None,
         "widths": width_lines(report.layers),
         "sensitivity": [sensitivity_plot(curve) for curve in report.sensitivity],
+        "sensitivity_table": sensitivity_table(report),
         "frozen": by_reason(report.frozen),
         "tuning": tuning_plots(report.finetune),
         "operators": operator_charts(report.profile),
@@ -92,6 +98,12 @@ def _speed_card(entry: LatencyRatio) -> Card:
     word = "Faster" if entry.median <= 1 else "Slower"
     value = f"{1 / entry.median if entry.median <= 1 else entry.median:.2f}×"
     return Card(word, value, text.setting(entry), "" if entry.median <= 1 else "bad")
+
+
+def sensitivity_table(report: Report) -> list[list[str]]:
+    """The curves as numbers: the header, and a line per dimension."""
+    fractions = curves.fractions_of(report.sensitivity)
+    return [curves.header(fractions), *curves.lines(report.sensitivity, fractions)]
 
 
 def by_reason(frozen: Sequence[Frozen]) -> list[tuple[str, list[Frozen]]]:

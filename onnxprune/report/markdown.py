@@ -1,6 +1,8 @@
 """The report for a pull request: what changed in one table, the proof in one line, details folded away."""
 
-from onnxprune.report import text
+from pathlib import PurePath
+
+from onnxprune.report import curves, text
 from onnxprune.report.record import Latency, Layer, Report
 from onnxprune.report.terminal import header, rows
 
@@ -17,6 +19,7 @@ def to_markdown(report: Report) -> str:
         ),
         verification(report),
         *(f"> {_escape(note)}" for note in report.notes),
+        sensitivity(report),
         _folded("Layers", _layers(report), len(report.layers)),
         _folded("Frozen, and why", _frozen(report), len(report.frozen)),
         _folded("Latency in detail", _latency(report), sum(len(m.latency) for m in report.models)),
@@ -28,11 +31,10 @@ def to_markdown(report: Report) -> str:
 
 def title(report: Report) -> str:
     """The report's heading."""
-    return (
-        "onnxprune: " + " against ".join(model.name for model in reversed(report.models[:2]))
-        if report.models
-        else "onnxprune"
-    )
+    names = [model.name for model in report.models]
+    if report.sensitivity and len(names) == 1:
+        return f"onnxprune: sensitivity of {PurePath(report.models[0].path or names[0]).name}"
+    return "onnxprune: " + " against ".join(reversed(names[:2])) if names else "onnxprune"
 
 
 def summary(report: Report) -> str:
@@ -61,6 +63,15 @@ def verification(report: Report) -> str:
     )
 
 
+def sensitivity(report: Report) -> str:
+    """What is left of the metric with a fraction of each dimension removed, as a table."""
+    fractions = curves.fractions_of(report.sensitivity)
+    if not fractions:
+        return ""
+    table = _table([curves.header(fractions), *curves.lines(report.sensitivity, fractions)])
+    return f"What is left when a fraction of one dimension is removed and all others stay whole:\n\n{table}"
+
+
 def reproduce(report: Report) -> str:
     """The command, the versions and the machine."""
     machine = report.machine
@@ -84,10 +95,10 @@ def _cells(line: list[str]) -> list[str]:
     return line if len(line) > 1 else [*line, ""]
 
 
-def _table(lines: list[list[str]]) -> str:
-    """A Markdown table; the first line is the header, numbers stand right."""
+def _table(lines: list[list[str]], words: int = 1) -> str:
+    """A Markdown table; the first line is the header, the first `words` columns stand left and numbers right."""
     width = len(lines[0])
-    rule = "|---|" + "---:|" * (width - 1)
+    rule = "|" + "---|" * words + "---:|" * (width - words)
     body = ["| " + " | ".join(_escape(cell) for cell in line[:width]) + " |" for line in lines]
     return "\n".join([body[0], rule, *body[1:]])
 
@@ -104,7 +115,7 @@ def _folded(heading: str, table: str, count: int) -> str:
 
 def _layers(report: Report) -> str:
     head = ["node", "op", "before", "after", "MACs before", "MACs after"]
-    return _table([head, *(_layer(layer) for layer in report.layers)])
+    return _table([head, *(_layer(layer) for layer in report.layers)], words=2)
 
 
 def _layer(layer: Layer) -> list[str]:
@@ -115,13 +126,15 @@ def _layer(layer: Layer) -> list[str]:
 def _frozen(report: Report) -> str:
     lines = [[entry.dim, entry.reason] for entry in report.frozen[:MOST_FROZEN]]
     more = len(report.frozen) - len(lines)
-    return _table([["dimension", "reason"], *lines]) + (f"\n\n... and {more} more in the JSON report" if more else "")
+    return _table([["dimension", "reason"], *lines], words=2) + (
+        f"\n\n... and {more} more in the JSON report" if more else ""
+    )
 
 
 def _latency(report: Report) -> str:
     head = ["model", "setting", "median", "quartiles", "p90", "p99", "samples per s", "load", "peak memory", "runs"]
     lines = [[model.name, *_latency_cells(entry)] for model in report.models for entry in model.latency]
-    return _table([head, *lines])
+    return _table([head, *lines], words=2)
 
 
 def _latency_cells(entry: Latency) -> list[str]:

@@ -113,7 +113,7 @@ def _ratio_text(entry: LatencyRatio, models: int) -> str:
 
 def _latency_numbers(e: Latency) -> str:
     parts = [f"{text.milliseconds(e.median_ms)} (quartiles {text.digits(e.q1_ms)} to {text.digits(e.q3_ms)})"]
-    parts += [f"p99 {text.digits(e.p99_ms)}"] if e.p99_ms is not None else []
+    parts += [f"p99 {text.milliseconds(e.p99_ms)}"] if e.p99_ms is not None else []
     parts += [f"{text.digits(e.throughput)} samples/s"] if e.throughput is not None else []
     parts += [f"loads in {text.milliseconds(e.load_ms)}"] if e.load_ms is not None else []
     parts += [f"peak {text.size(e.peak_memory_bytes)}"] if e.peak_memory_bytes is not None else []

@@ -52,9 +52,7 @@ def replace_text(path: Path, content: str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, reports are not
         os.replace(temporary, path)
     except OSError as error:
-        raise UsageError(
-            f"{path}: cannot be written ({error.strerror or error}); choose another path"
-        ) from error
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); choose another path") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

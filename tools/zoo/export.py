@@ -50,6 +50,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--again", action="store_true", help="repeat what failed before")
     parser.add_argument("--list", action="store_true", help="print the names and leave")
+    parser.add_argument(
+        "--exportable", action="store_true", help="timm's exportable layers at once, not after a failure"
+    )
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "VARIANT"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.out is None and not args.list:
@@ -60,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def wanted(args: argparse.Namespace, name: str) -> list[str]:
     """The variants of one network that the options ask for."""
     exporters = ("ts", "dynamo") if args.exporter == "both" else (args.exporter,)
-    variants = [] if args.only_extra else list(exporters)
+    variants: list[str] = [] if args.only_extra else list(exporters)
     if "ts" in exporters:
         variants += ["bn"] * args.bn + ["dyn"] * args.dynamic
         variants += ["dynhw"] * (args.dynamic and any(part in name for part in DYNAMIC_SIZE))
@@ -82,11 +85,17 @@ def export_one(args: argparse.Namespace) -> Row:
     """One network built, randomized, exported and checked: its row, exported or skipped. Raises what torch raises."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    import stub
     import torch
     from networks import catalog
     from weights import has_norms, trouble
 
     torch.set_num_threads(1)
+    if args.exportable:
+        stub.install()
+        from timm.layers.config import set_exportable
+
+        set_exportable(True)
     name, variant = args.worker
     network = catalog()[name]
     module = network.random(seed=0)
@@ -160,9 +169,15 @@ def other_size(module, x, path: Path) -> str | None:
 def child(args: argparse.Namespace, name: str, variant: str) -> Row:
     """One export in a process of its own; its row, whatever happened."""
     options = ["--opset-ts", args.opset_ts, "--opset-dynamo", args.opset_dynamo, "--max-params", args.max_params]
-    command = [sys.executable, __file__, args.out, *options, "--worker", name, variant]
-    job = run_job([str(part) for part in command], args.timeout)
+    options += ["--exportable"] * args.exportable
+    command = [str(p) for p in (sys.executable, __file__, args.out, *options, "--worker", name, variant)]
+    job = run_job(command, args.timeout)
     row = last_json(job.stdout) if job.code == 0 else None
+    if row is None and not job.timed_out and not name.startswith("tv_") and "--exportable" not in command:
+        # Attention by scaled_dot_product_attention does not always trace; timm has a plain form for exports.
+        job = run_job([*command, "--exportable"], args.timeout)
+        row = last_json(job.stdout) if job.code == 0 else None
+        row = {**row, "exportable": True} if row else None
     if row is None:
         row = {"status": "timeout" if job.timed_out else "failed", "message": job.message}
     (args.out / f"{name}.{variant}.part").unlink(missing_ok=True)

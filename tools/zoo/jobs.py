@@ -45,8 +45,26 @@ def limit_threads(threads: int) -> dict[str, str]:
     return {**os.environ, **{name: str(threads) for name in names}}
 
 
+def wait(child: subprocess.Popen[bytes], timeout_s: float) -> tuple[int, float, bool]:
+    """(exit code, peak MiB, timed out) of a child; ends its whole session after `timeout_s` or on an interruption."""
+    deadline, timed_out = time.perf_counter() + timeout_s, False
+    try:
+        while True:
+            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            if pid:
+                child.returncode = os.waitstatus_to_exitcode(status)
+                return child.returncode, usage.ru_maxrss / 1024, timed_out
+            if not timed_out and time.perf_counter() > deadline:
+                timed_out = True
+                os.killpg(child.pid, signal.SIGKILL)
+            time.sleep(0.02)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+
+
 def run_job(command: Sequence[str], timeout_s: float, threads: int = 1) -> Job:
-    """Runs a command for at most `timeout_s` seconds; on a timeout or an interruption its whole session is ended."""
+    """Runs a command to its end, or for at most `timeout_s` seconds."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = subprocess.Popen(
@@ -57,28 +75,12 @@ def run_job(command: Sequence[str], timeout_s: float, threads: int = 1) -> Job:
             env=limit_threads(threads),
             start_new_session=True,
         )
-        status, usage, timed_out = 0, None, False
-        try:
-            while usage is None:
-                pid, status, rusage = os.wait4(child.pid, os.WNOHANG)
-                if pid:
-                    usage = rusage
-                elif not timed_out and time.perf_counter() - start > timeout_s:
-                    timed_out = True
-                    os.killpg(child.pid, signal.SIGKILL)
-                else:
-                    time.sleep(0.02)
-        finally:
-            if usage is None:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        child.returncode = os.waitstatus_to_exitcode(status)
+        code, peak_mb, timed_out = wait(child, timeout_s)
         seconds = time.perf_counter() - start
-        texts = []
-        for stream in (out, err):
-            stream.seek(0)
-            texts.append(stream.read().decode(errors="replace"))
-    return Job(child.returncode, *texts, seconds, usage.ru_maxrss / 1024, timed_out)
+        out.seek(0)
+        err.seek(0)
+        stdout, stderr = (stream.read().decode(errors="replace") for stream in (out, err))
+        return Job(code, stdout, stderr, seconds, peak_mb, timed_out)
 
 
 def last_json(text: str) -> Row | None:

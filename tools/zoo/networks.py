@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import stub
 import torch
@@ -96,7 +97,8 @@ def torchvision_networks() -> list[Network]:
         return Flat(models.get_model(name, weights=None, weights_backbone=None, aux_loss=None))
 
     def backbone(name: str) -> nn.Module:
-        return Flat(models.get_model(name, weights=None, weights_backbone=None).backbone)
+        detector: Any = models.get_model(name, weights=None, weights_backbone=None)
+        return Flat(detector.backbone)
 
     def image(name: str, make: Callable[[str], nn.Module], pixels: int, suffix: str = "") -> Network:
         return Network(f"tv_{name}{suffix}", "torchvision", lambda: make(name), (3, pixels, pixels))
@@ -123,7 +125,8 @@ def timm_networks() -> list[Network]:
         assert native is not None
         assert native.input_size is not None
         resize = native.fixed_input_size and native.input_size[-1] != size
-        return timm.create_model(name, **({"img_size": size} if resize else {}))
+        options: dict[str, Any] = {"img_size": size} if resize else {}
+        return timm.create_model(name, **options)
 
     return [
         Network(name, "timm", lambda name=name, size=size: build(name, size), (3, size, size))

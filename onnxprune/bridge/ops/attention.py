@@ -57,7 +57,8 @@ def Attention(
 ) -> tuple[Tensor | None, ...]:
     packed = q.ndim == 3
     if packed:
-        assert q_num_heads and kv_num_heads
+        assert q_num_heads
+        assert kv_num_heads
         q, k, v = split_heads(q, q_num_heads), split_heads(k, kv_num_heads), split_heads(v, kv_num_heads)
     past = 0 if past_key is None else past_key.shape[2]
     if past_key is not None and past_value is not None:
@@ -67,7 +68,12 @@ def Attention(
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     limits = (bool(is_causal), left_window_size, right_window_size)
     bias = _bias(q, k, mask, nonpad, past, limits)
-    if outputs < 4 and not softcap and softmax_precision is None and (bias is None or not _hides_rows(limits, mask, nonpad)):
+    if (
+        outputs < 4
+        and not softcap
+        and softmax_precision is None
+        and (bias is None or not _hides_rows(limits, mask, nonpad))
+    ):
         y = F.scaled_dot_product_attention(q, k, v, bias, scale=scale)
         return (merge_heads(y) if packed else y), present_key, present_value
     y, seen = _spelled_out(q, k, v, bias, scale, softcap, softmax_precision, qk_matmul_output_mode)
@@ -90,7 +96,7 @@ def _bias(
     if nonpad is not None:
         keys = torch.arange(total, device=q.device)
         allowed = keys < nonpad[:, None, None, None]
-        offset = (nonpad - length)[:, None, None, None] if not past else past
+        offset = past if past else (nonpad - length)[:, None, None, None]
     if causal or left >= 0 or right >= 0:
         ahead = torch.arange(total, device=q.device) - torch.arange(length, device=q.device)[:, None] - offset
         seen = torch.ones_like(ahead, dtype=torch.bool)

@@ -9,13 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.bridge.ops import attention
 from onnxprune.bridge.ops.activation import Gelu, Swish
 from onnxprune.bridge.ops.attention import merge_heads, split_heads
 from onnxprune.bridge.ops.convolution import Conv
+from onnxprune.bridge.ops.indexing import Trilu
 from onnxprune.bridge.ops.matrix import Gemm, MatMulInteger
 from onnxprune.bridge.ops.normalization import LayerNormalization, RMSNormalization
 from onnxprune.bridge.ops.quantization import DynamicQuantizeLinear
 from onnxprune.bridge.ops.registry import register, torch_function
+from onnxprune.bridge.ops.shape import Pad
 
 MICROSOFT = "com.microsoft"
 contrib = partial(torch_function, domain=MICROSOFT)
@@ -38,6 +41,8 @@ _FUSED: dict[str, Callable[..., Tensor]] = {
 }
 
 register("Gelu", Gelu, domain=MICROSOFT)
+register("Trilu", Trilu, domain=MICROSOFT, host=(1,))
+register("Pad", Pad, domain=MICROSOFT, host=(1, 2))
 
 
 @contrib("FusedConv")
@@ -158,7 +163,13 @@ def SimplifiedLayerNormalization(
 
 @contrib("SkipLayerNormalization")
 def SkipLayerNormalization(
-    x: Tensor, skip: Tensor, gamma: Tensor, beta: Tensor | None = None, bias: Tensor | None = None, *, epsilon: float = 1e-12
+    x: Tensor,
+    skip: Tensor,
+    gamma: Tensor,
+    beta: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    epsilon: float = 1e-12,
 ) -> tuple[Tensor | None, ...]:
     """The second and third output (statistics for training) are not given by onnxruntime for inference either."""
     total = x + skip if bias is None else x + skip + bias
@@ -171,6 +182,29 @@ def SkipSimplifiedLayerNormalization(
 ) -> tuple[Tensor | None, ...]:
     total = x + skip if bias is None else x + skip + bias
     return RMSNormalization(total, gamma, epsilon=epsilon), None, None, total
+
+
+@contrib("RotaryEmbedding", fixed=(1,))
+def RotaryEmbedding(
+    x: Tensor,
+    positions: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: int = 0,
+    is_packed_batching: int = 0,
+    num_heads: int = 0,
+    rotary_embedding_dim: int = 0,
+    scale: float = 1.0,
+) -> Tensor:
+    """As in the standard domain; positions (N, L), or (1,) where the first token stands."""
+    length = x.shape[-2]
+    if positions.numel() == 1:
+        positions = (positions.reshape(1, 1) + torch.arange(length, device=x.device)).expand(x.shape[0], length)
+    heads = num_heads or x.shape[-1] // (2 * cos.shape[-1])
+    return attention.RotaryEmbedding(
+        x, cos, sin, positions, interleaved=interleaved, num_heads=heads, rotary_embedding_dim=rotary_embedding_dim
+    )
 
 
 @contrib("EmbedLayerNormalization", fixed=(0, 1, 7, 8))
@@ -254,7 +288,8 @@ def MultiHeadAttention(
         q, k, v = (part.squeeze(3).flatten(2) for part in q.split(1, 3))
     elif k is not None and k.ndim == 5:
         k, v = (part.squeeze(3).flatten(2) for part in k.split(1, 3))
-    assert k is not None and v is not None
+    assert k is not None
+    assert v is not None
     heads = [part if part.ndim == 4 else split_heads(part, num_heads) for part in _biased(q, k, v, bias)]
     query, key, value = heads
     if past_key is not None and past_value is not None:

@@ -19,7 +19,7 @@ def If(condition: Any, *captured: Any, then_branch: Body, else_branch: Body, con
 
 @torch_function("Loop", host=(0, 1))
 def Loop(trip_count: Any, condition: Any, *rest: Any, body: Body, context: Any) -> tuple[Any, ...]:
-    """The final states, then the stacked scan outputs; body: iteration, condition, states -> condition, states, scans."""
+    """The final states, then the stacked scans; body: iteration, condition, states -> condition, states, scans."""
     states, captured = list(rest[: body.formal - 2]), rest[body.formal - 2 :]
     limit = None if trip_count is None else int(number(trip_count))
     go = True if condition is None else bool(number(condition))
@@ -32,7 +32,10 @@ def Loop(trip_count: Any, condition: Any, *rest: Any, body: Body, context: Any) 
         for gathered, value in zip(scans, results[1 + len(states) :], strict=True):
             gathered.append(value)
         count += 1
-    return (*states, *(torch.stack(gathered) if gathered else torch.zeros(0, device=context.device) for gathered in scans))
+    return (
+        *states,
+        *(torch.stack(gathered) if gathered else torch.zeros(0, device=context.device) for gathered in scans),
+    )
 
 
 @torch_function("Scan", since=9)
@@ -86,7 +89,14 @@ def Scan_8(
             split = len(own) - num_scan_inputs
             own = own[:split] + [value[: int(lengths[sample])] for value in own[split:]]
         results.append(
-            Scan(*own, *captured, body=body, context=context, num_scan_inputs=num_scan_inputs, scan_input_directions=directions)
+            Scan(
+                *own,
+                *captured,
+                body=body,
+                context=context,
+                num_scan_inputs=num_scan_inputs,
+                scan_input_directions=directions,
+            )
         )
     return tuple(torch.stack(values) for values in zip(*results, strict=True))
 

@@ -1,6 +1,6 @@
 """Convolutions. Letters: x (N, C, *D), w (O, C/group, *K), transposed w (C, O/group, *K), b (O,)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.bridge.tensors import ints
 
-CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+CONV: dict[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CONV_TRANSPOSE: dict[int, Callable[..., Tensor]] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 Sizes = Sequence[int]
 
 
@@ -78,9 +78,7 @@ def ConvTranspose(
     rank = w.ndim - 2
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     extra = list(output_padding or (0,) * rank)
-    before, after = _transposed_pads(
-        auto_pad, x.shape[2:], w.shape[2:], strides, dilations, pads, extra, output_shape
-    )
+    before, after = _transposed_pads(auto_pad, x.shape[2:], w.shape[2:], strides, dilations, pads, extra, output_shape)
     if before == after and all(p >= 0 for p in before) and all(map(_padding_fits, extra, strides, dilations)):
         return CONV_TRANSPOSE[rank](x, w, b, strides, before, extra, group, dilations)
     # torch takes equal pads only: compute everything, then crop; output_padding is a negative crop at the end.

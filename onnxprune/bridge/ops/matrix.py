@@ -24,9 +24,10 @@ def Gemm(
 ) -> Tensor:
     """alpha * a' (M, K) @ b' (K, N) + beta * c, where c broadcasts to (M, N)."""
     a = a.t() if transA else a
-    if alpha == 1 and beta == 1 and a.is_floating_point() and (c is None or c.ndim == 1):
-        if c is None or c.shape[0] == b.shape[0 if transB else 1]:
-            return F.linear(a, b if transB else b.t(), c)
+    columns = b.shape[0 if transB else 1]
+    plain = alpha == 1 and beta == 1 and a.is_floating_point()
+    if plain and (c is None or c.shape == (columns,)):
+        return F.linear(a, b if transB else b.t(), c)
     y = torch.matmul(a, b.t() if transB else b)
     y = y if alpha == 1 else _scaled(y, alpha)
     return y if c is None else y + (c if beta == 1 else _scaled(c, beta))
@@ -52,9 +53,7 @@ def Det(x: Tensor) -> Tensor:
 
 
 @torch_function("MatMulInteger", differentiable=False)
-def MatMulInteger(
-    a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None
-) -> Tensor:
+def MatMulInteger(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
     """(a - a_zero) @ (b - b_zero) in int32; a_zero per row of a, b_zero per column of b."""
     a32, b32 = a.to(torch.int32), b.to(torch.int32)
     if a_zero is not None:
@@ -70,5 +69,3 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type == "cpu":
         return torch.matmul(a, b)
     return torch.matmul(a.double(), b.double()).to(torch.int32)
-
-

@@ -111,9 +111,7 @@ def LayerNormalization(
 
 
 @torch_function("RMSNormalization")
-def RMSNormalization(
-    x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Tensor:
+def RMSNormalization(x: Tensor, scale: Tensor, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
     stash = x.to(torch_type(stash_type))
     axes = list(range(axis % x.ndim, x.ndim))
     inverse = torch.rsqrt(stash.square().mean(axes, keepdim=True) + epsilon)

@@ -1,6 +1,6 @@
 """Pooling. Letters: x (N, C, *D), kernel (*K). torch's own functions where they mean the same, else spelled out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from onnxprune.bridge.ops.convolution import CONV, pad_spatial, window_pads
 from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.bridge.tensors import ints
 
-AVG_POOL = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
-MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+AVG_POOL: dict[int, Callable[..., Tensor]] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+MAX_POOL: dict[int, Callable[..., Any]] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 Sizes = Sequence[int]
 
 
@@ -168,9 +168,7 @@ def MaxUnpool(
     """The indices count in a tensor of the inferred shape; output_shape gives room around it."""
     rank = len(kernel_shape)
     strides, pads = strides or (1,) * rank, pads or (0,) * (2 * rank)
-    inferred = [
-        (n - 1) * strides[i] - pads[i] - pads[rank + i] + kernel_shape[i] for i, n in enumerate(x.shape[2:])
-    ]
+    inferred = [(n - 1) * strides[i] - pads[i] - pads[rank + i] + kernel_shape[i] for i, n in enumerate(x.shape[2:])]
     inferred = [*x.shape[:2], *inferred]
     shape = inferred if output_shape is None else ints(output_shape)
     flat = x.new_zeros(_count(inferred)).scatter(0, indices.reshape(-1), x.reshape(-1))

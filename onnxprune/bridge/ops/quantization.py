@@ -78,7 +78,7 @@ def QuantizeLinear(
 
 
 def _range(onnx_type: ir.DataType | None, dtype: torch.dtype) -> tuple[int, int]:
-    if onnx_type in NARROW:
+    if onnx_type is not None and onnx_type in NARROW:
         bits, signed = NARROW[onnx_type]
         return (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     return _RANGES[dtype]
@@ -125,10 +125,19 @@ def DynamicQuantizeLinear(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @torch_function("QLinearMatMul", fixed=range(8), differentiable=False)
 @torch_function("QLinearMatMul", domain="com.microsoft", fixed=range(8), differentiable=False)
 def QLinearMatMul(
-    a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, y_scale: Tensor, y_zero: Tensor
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    y_scale: Tensor,
+    y_zero: Tensor,
 ) -> Tensor:
     """Scales and zero points per tensor, per row of a, or per column of b."""
-    total = exact_matmul(a.to(torch.int32) - _row(a_zero, a).to(torch.int32), b.to(torch.int32) - b_zero.to(torch.int32))
+    total = exact_matmul(
+        a.to(torch.int32) - _row(a_zero, a).to(torch.int32), b.to(torch.int32) - b_zero.to(torch.int32)
+    )
     factor = _row(a_scale, a).float() * b_scale.float() / _row(y_scale, a).float()
     y = torch.round(total.float() * factor) + _row(y_zero, a).float()
     return y.clamp(*_RANGES[y_zero.dtype]).to(y_zero.dtype)

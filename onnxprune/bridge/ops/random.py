@@ -13,11 +13,15 @@ def _generator(seed: float | None, device: torch.device) -> torch.Generator | No
     return None if seed is None else torch.Generator(device).manual_seed(int(seed))
 
 
-def _normal(shape: Any, dtype: torch.dtype, device: torch.device, mean: float, scale: float, seed: float | None) -> Tensor:
+def _normal(
+    shape: Any, dtype: torch.dtype, device: torch.device, mean: float, scale: float, seed: float | None
+) -> Tensor:
     return torch.randn(tuple(shape), device=device, generator=_generator(seed, device)).to(dtype) * scale + mean
 
 
-def _uniform(shape: Any, dtype: torch.dtype, device: torch.device, low: float, high: float, seed: float | None) -> Tensor:
+def _uniform(
+    shape: Any, dtype: torch.dtype, device: torch.device, low: float, high: float, seed: float | None
+) -> Tensor:
     return torch.rand(tuple(shape), device=device, generator=_generator(seed, device)).to(dtype) * (high - low) + low
 
 

@@ -61,7 +61,10 @@ def _clipped(x: Tensor, clip: float | None) -> Tensor:
 def _over_time(
     x: Tensor, states: State, lengths: Tensor | None, backward: bool, step: Callable[[Tensor, State], State]
 ) -> tuple[Tensor, State]:
-    """All outputs (T, N, H) and the last states of one direction; past its length a sample stands still, giving zeros."""
+    """All outputs (T, N, H) and the last states of one direction.
+
+    Past its length a sample stands still and gives zeros.
+    """
     outputs: list[Tensor] = []
     order = range(x.shape[0] - 1, -1, -1) if backward else range(x.shape[0])
     for time in order:
@@ -285,3 +288,35 @@ def _lstm_cell(
     new = f * c + i * functions[1](_clipped(g, clip))
     o = functions[0](_clipped(o + po * new, clip))
     return o * functions[2](new), new
+
+
+@torch_function("DynamicQuantizeLSTM", domain="com.microsoft", fixed=(1, 2, 4, 8, 9, 10, 11))
+def DynamicQuantizeLSTM(
+    x: Tensor,
+    w: Tensor,
+    r: Tensor,
+    b: Tensor | None,
+    sequence_lens: Tensor | None,
+    initial_h: Tensor | None,
+    initial_c: Tensor | None,
+    p: Tensor | None,
+    w_scale: Tensor,
+    w_zero: Tensor,
+    r_scale: Tensor,
+    r_zero: Tensor,
+    **attributes: Any,
+) -> tuple[Tensor, ...]:
+    """LSTM with the weights w (D, I, 4*H) and r (D, H, 4*H) dequantized; the rounding of x and h, which onnxruntime
+    does at every step, is left out, so numbers agree to its 8 bits and gradients are those of the smooth function.
+    """
+    wide = [
+        (weight.float() - _per_direction(zero.float(), weight)) * _per_direction(scale, weight)
+        for weight, scale, zero in ((w, w_scale, w_zero), (r, r_scale, r_zero))
+    ]
+    w, r = (weight.transpose(1, 2) for weight in wide)
+    return LSTM(x, w, r, b, sequence_lens, initial_h, initial_c, p, **attributes)
+
+
+def _per_direction(parameter: Tensor, weight: Tensor) -> Tensor:
+    """(D,) or (D, 4*H) so that it broadcasts to (D, I, 4*H)."""
+    return parameter.reshape(weight.shape[0], 1, -1)

@@ -59,7 +59,9 @@ def _log_sum(x: Tensor, axes: list[int], keep: bool) -> Tensor:
 
 
 def _log_sum_exp(x: Tensor, axes: list[int], keep: bool) -> Tensor:
-    return torch.logsumexp(x, axes, keep) if x.is_floating_point() else torch.logsumexp(x.double(), axes, keep).to(x.dtype)
+    return (
+        torch.logsumexp(x, axes, keep) if x.is_floating_point() else torch.logsumexp(x.double(), axes, keep).to(x.dtype)
+    )
 
 
 def _sum_square(x: Tensor, axes: list[int], keep: bool) -> Tensor:
@@ -108,6 +110,9 @@ for _name, (_reduce, _since) in _REDUCTIONS.items():
     register(_name, partial(_by_input, reduce=_reduce), since=_since, host=(1,))
 
 
+ReduceMean_1 = partial(_by_attribute, reduce=_mean)
+
+
 @torch_function("ArgMax", differentiable=False)
 def ArgMax(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     return _arg(x, axis, bool(keepdims), bool(select_last_index), largest=True)
@@ -120,6 +125,8 @@ def ArgMin(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: in
 
 def _arg(x: Tensor, axis: int, keep: bool, last: bool, *, largest: bool) -> Tensor:
     """The first or last position of the extreme value; torch leaves open which of equals it gives, so mark them."""
+    if x.numel() == 0:
+        return x.sum(axis, keepdim=keep).long()
     extreme = x.amax(axis, keepdim=True) if largest else x.amin(axis, keepdim=True)
     equal = (x == extreme).to(torch.uint8)
     if last:
@@ -137,7 +144,9 @@ def CumProd(x: Tensor, axis: Any, *, exclusive: int = 0, reverse: int = 0) -> Te
     return _cumulated(x, number(axis), torch.cumprod, 1, exclusive, reverse)
 
 
-def _cumulated(x: Tensor, axis: int, function: Callable[..., Tensor], start: int, exclusive: int, reverse: int) -> Tensor:
+def _cumulated(
+    x: Tensor, axis: int, function: Callable[..., Tensor], start: int, exclusive: int, reverse: int
+) -> Tensor:
     x = x.flip(axis) if reverse else x
     y = function(x, axis, dtype=x.dtype)
     if exclusive:

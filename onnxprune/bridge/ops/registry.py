@@ -62,7 +62,9 @@ def register(
         _TABLE[(_plain(domain), op_type)] = sorted([*entries, entry], key=lambda item: item.since)
 
 
-def torch_function(*op_types: str, domain: str = "", **facts: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def torch_function(
+    *op_types: str, domain: str = "", **facts: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator form of `register`; public as `onnxprune.torch_op`.
 
     @torch_function("MyScale", domain="my")

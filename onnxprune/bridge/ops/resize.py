@@ -33,9 +33,7 @@ class Kernel:
 @torch_function("Resize", since=10, host=(1,))
 def Resize_10(x: Tensor, scales: Any, *, mode: str = "nearest") -> Tensor:
     """Opset 10 knows neither coordinates nor rounding: asymmetric, floor."""
-    return Resize(
-        x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor"
-    )
+    return Resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
 @torch_function("Upsample", since=9, host=(1,))
@@ -100,7 +98,7 @@ def _to_type(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _targets(
     x: Tensor, axes: list[int], scales: Any, sizes: Any, policy: str
-) -> tuple[list[float], list[int], bool]:
+) -> tuple[Sequence[float], list[int], bool]:
     """Scale and new length for each of `axes`, and whether the sizes were given."""
     lengths = [x.shape[axis] for axis in axes]
     given = ints(scales) if scales is not None else []
@@ -115,10 +113,22 @@ def _targets(
 
 
 def _by_torch(
-    x: Tensor, kernel: Kernel, changed: list[int], axes: list[int], factors: list[float], targets: list[int], by_size: bool
+    x: Tensor,
+    kernel: Kernel,
+    changed: list[int],
+    axes: list[int],
+    factors: Sequence[float],
+    targets: list[int],
+    by_size: bool,
 ) -> Tensor | None:
     """The result from F.interpolate where it computes the same, else None."""
-    if x.ndim not in (4, 5) or min(changed) < 2 or not x.is_floating_point() or kernel.exclude_outside or kernel.antialias:
+    if (
+        x.ndim not in (4, 5)
+        or min(changed) < 2
+        or not x.is_floating_point()
+        or kernel.exclude_outside
+        or kernel.antialias
+    ):
         return None
     size = [targets[axes.index(axis)] if axis in axes else x.shape[axis] for axis in range(2, x.ndim)]
     scale = [float(factors[axes.index(axis)]) if axis in axes else 1.0 for axis in range(2, x.ndim)]
@@ -171,7 +181,7 @@ def _taps(
     length: int, target: int, scale: float, kernel: Kernel, start: float, end: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For each new position: the old positions read (target, taps), their weights, and whether it lies outside."""
-    center = _source_coordinates(length, target, scale, kernel.coordinates, start, end)
+    center = _source_coordinates(length, target, scale, kernel.coordinates, start, end).astype(np.float64)
     outside = np.zeros(target, dtype=bool)
     if kernel.coordinates == "tf_crop_and_resize":
         outside = (center < 0) | (center > length - 1)
@@ -190,20 +200,21 @@ def _taps(
 
 
 def _source_coordinates(length: int, target: int, scale: float, mode: str, start: float, end: float) -> np.ndarray:
-    y = np.arange(target, dtype=np.float64)
-    width = scale * length  # not rounded
+    # In float32, as runtimes compute it: in float64 a scale of 0.6 would put 1.5 / 0.6 on the other side of a tie.
+    y, scale = np.arange(target, dtype=np.float32), np.float32(scale)
     if mode == "align_corners":
-        return y * 0 if width == 1 else y * (length - 1) / (width - 1)
+        return y * (length - 1) / max(target - 1, 1)
     if mode == "asymmetric":
         return y / scale
     if mode == "tf_crop_and_resize":
-        inner = y * 0 + (end - start) / 2 if width == 1 else y * (end - start) / (width - 1)
+        inner = y * (end - start) / (target - 1) if target > 1 else y * 0 + (end - start) / 2
         return (inner + start) * (length - 1)
     if mode == "tf_half_pixel_for_nn":
         return (y + 0.5) / scale
-    if mode == "pytorch_half_pixel" and width == 1:
-        return y * 0 - 0.5
-    offset = length / 2 * (1 - target / width) if mode == "half_pixel_symmetric" else 0.0
+    if mode == "pytorch_half_pixel" and target == 1:
+        return y * 0
+    # scale * length is the width before it was cut to a whole number
+    offset = length / 2 * (1 - target / (scale * length)) if mode == "half_pixel_symmetric" else 0.0
     return offset + (y + 0.5) / scale - 0.5
 
 

@@ -115,7 +115,11 @@ def Slice(x: Tensor, starts: Any, ends: Any, axes: Any = None, steps: Any = None
         length = x.shape[axis]
         first, last, step = slice(start, _open(end, step, length), step).indices(length)
         if step > 0:
-            x = x.narrow(axis, min(first, length), max(0, last - first)) if step == 1 else _strided(x, axis, first, last, step)
+            x = (
+                x.narrow(axis, min(first, length), max(0, last - first))
+                if step == 1
+                else _strided(x, axis, first, last, step)
+            )
         else:
             count = max(0, -(-(first - last) // -step))
             low = first + (count - 1) * step if count else 0
@@ -168,7 +172,9 @@ def Range(start: Tensor, limit: Tensor, delta: Tensor, *, stash_type: int = 1) -
 
 
 @torch_function("Pad")
-def Pad_1(x: Tensor, *, pads: Sizes | None = None, paddings: Sizes | None = None, mode: str = "constant", value: float = 0.0) -> Tensor:
+def Pad_1(
+    x: Tensor, *, pads: Sizes | None = None, paddings: Sizes | None = None, mode: str = "constant", value: float = 0.0
+) -> Tensor:
     return Pad(x, pads if pads is not None else paddings, value, mode=mode)
 
 

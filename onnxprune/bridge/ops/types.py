@@ -140,7 +140,12 @@ def Constant(
         return value
     if value_string is not None or value_strings is not None:
         return np.array(value_string if value_string is not None else value_strings, dtype=object)
-    for number, dtype in ((value_float, np.float32), (value_floats, np.float32), (value_int, np.int64), (value_ints, np.int64)):
+    for number, dtype in (
+        (value_float, np.float32),
+        (value_floats, np.float32),
+        (value_int, np.int64),
+        (value_ints, np.int64),
+    ):
         if number is not None:
             return to_torch(np.array(number, dtype=dtype))
     raise ValueError("Constant has no value attribute")

@@ -15,7 +15,7 @@ def Gelu(n: NodeAxes) -> None:
     n.give(list(n.x(0)))
 
 
-@coupling_rule("FastGelu", "BiasGelu", "BiasAdd", domain=MS)
+@coupling_rule("FastGelu", "BiasGelu", domain=MS)
 def BiasGelu(n: NodeAxes) -> None:
     n.give(n.broadcast(*[n.x(i) for i in n.given()]))
     if n.has(1):
@@ -57,16 +57,6 @@ def SkipLayerNormalization(n: NodeAxes) -> None:
     n.reduce(x[-1], "normalizes over it")
     statistics: Axes = [*x[:-1], ((),)]
     n.give(x, statistics, statistics, x)
-
-
-@coupling_rule("LayerNormalization", "SimplifiedLayerNormalization", domain=MS)
-def LayerNormalization(n: NodeAxes) -> None:
-    x = n.x(0)
-    for index in n.given()[1:]:
-        n.unify(n.x(index)[0], x[-1])
-        n.roles(index, {0: "scales"})
-    n.reduce(x[-1], "normalizes over it")
-    n.give(list(x))
 
 
 @coupling_rule("EmbedLayerNormalization", domain=MS)

@@ -1,41 +1,85 @@
 """Gathers and scatters: positions that are chosen by number must stay."""
 
+from dataclasses import dataclass
+from math import prod
+
 import numpy as np
 
 from onnxprune.coupling.dims import Axis, length
-from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.node import Axes, NodeAxes, Range
 from onnxprune.coupling.registry import coupling_rule
 
 
 @coupling_rule("Gather")
 def Gather(n: NodeAxes) -> None:
-    """data (*A, V, *B), indices (*I) -> y (*A, *I, *B); a constant contiguous range is a cut."""
+    """data (*A, V, *B), indices (*I) -> y (*A, *I, *B); constant indices that form a grid regroup V."""
     data, indices = n.x(0), n.x(1)
     axis = n.attribute("axis", 0) % len(data)
     n.roles(0, {k: "produces" for k in range(len(data)) if k != axis})
     numbers = n.numbers(1)
-    size = length(data[axis])
-    if numbers is not None and numbers.ndim == 1 and len(numbers) and size:
-        positions = numbers % size
-        if np.array_equal(positions, np.arange(size)):
-            n.give(list(data))
-            return
-        if len(positions) > 1 and (np.diff(positions) == 1).all():
-            # The indices themselves would have to be renumbered: the positions stay, those beside them go on.
-            part = n.cut(data[axis], int(positions[0]), int(positions[-1]) + 1)
-            before = n.cut(data[axis], 0, int(positions[0]))
-            n.analysis.ranges.append((n.name, before, part))
-            n.give([*data[:axis], part, *data[axis + 1 :]])
-            return
-    if numbers is not None and numbers.size == 1 and size > 1 and numbers.ndim <= 1:
-        position = int(numbers.ravel()[0]) % size
-        chosen = n.cut(data[axis], position, position + 1)
-        before = n.cut(data[axis], 0, position)
-        n.analysis.ranges.append((n.name, before, chosen))
-        n.give([*data[:axis], *([chosen] if numbers.ndim else []), *data[axis + 1 :]])
+    grid = grid_of(numbers, length(data[axis])) if numbers is not None else None
+    if numbers is None or grid is None:
+        n.freeze(data[axis], "indexed by data" if numbers is None else "indexed by constants")
+        n.give([*data[:axis], *indices, *data[axis + 1 :]])
         return
-    n.freeze(data[axis], "indexed by data" if numbers is None else "indexed by constants")
-    n.give([*data[:axis], *indices, *data[axis + 1 :]])
+    for part in indices:
+        n.freeze(part, "indices, which are numbered anew")
+    n.give([*data[:axis], *choose_grid(n, data[axis], grid, numbers.shape), *data[axis + 1 :]])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Indices start + sum of i_k stride_k, 0 <= i_k < counts[k]: a range of positions, each met equally often."""
+
+    start: int
+    counts: tuple[int, ...]  # outer to inner, as the indices run
+    strides: tuple[int, ...]  # zero where positions are repeated
+
+    @property
+    def stored(self) -> tuple[int, ...]:
+        """The factors that are not repeats, in the order in which the data hold them."""
+        return tuple(sorted((k for k, s in enumerate(self.strides) if s), key=lambda k: -self.strides[k]))
+
+
+def grid_of(numbers: np.ndarray, size: int) -> Grid | None:
+    """The grid that constant indices into `size` positions form, None where they do not."""
+    flat = np.where(numbers < 0, numbers + size, numbers).ravel()
+    if not len(flat) or not size:
+        return None
+    counts: list[int] = []
+    strides: list[int] = []
+    rest = flat
+    while len(rest) > 1:
+        steps = np.diff(rest)
+        breaks = np.flatnonzero(steps != steps[0])
+        run = int(breaks[0]) + 1 if len(breaks) else len(rest)
+        if run == 1 or len(rest) % run:
+            return None
+        if (rest.reshape(-1, run) != rest[::run, None] + np.arange(run) * steps[0]).any():
+            return None
+        counts.insert(0, run)
+        strides.insert(0, int(steps[0]))
+        rest = rest[::run]
+    grid = Grid(int(flat[0]), tuple(counts), tuple(strides))
+    expected = 1
+    for k in reversed(grid.stored):
+        if grid.strides[k] != expected:
+            return None
+        expected *= grid.counts[k]
+    return grid
+
+
+def choose_grid(n: NodeAxes, axis: Axis, grid: Grid, shape: tuple[int, ...]) -> Axes:
+    """The axes that a grid of positions of `axis` has when it is laid out in `shape`."""
+    stored = [grid.counts[k] for k in grid.stored]
+    stop = grid.start + prod(stored)
+    before, _, _ = n.cuts(axis, [0, grid.start, stop, length(axis)])
+    chosen = n.cut(axis, grid.start, stop)
+    factors = dict(zip(grid.stored, n.split(chosen, stored), strict=True)) if stored else {}
+    running = [factors.get(k) or n.fixed(count, "repeated positions") for k, count in enumerate(grid.counts)]
+    y = n.reshape(running, shape)
+    n.analysis.ranges.append(Range(n.name, before, tuple(running), grid.stored, tuple(y)))
+    return y
 
 
 @coupling_rule("GatherElements")

@@ -7,6 +7,42 @@ from onnxprune.coupling.registry import coupling_rule
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
+@coupling_rule("DynamicQuantizeLSTM", domain="com.microsoft")
+def DynamicQuantizeLSTM(n: NodeAxes) -> None:
+    """x (T, N, I), w (D, I, 4 H), r (D, H, 4 H), b (D, 8 H), lengths, h, c, p; scales and zero points per gate or D.
+
+    It quantizes x and h by their own range, which includes zero, so silent positions change nothing.
+    """
+    x, w, r = n.x(0), n.x(1), n.x(2)
+    H = r[1]
+    stacked = n.merge([n.fixed(4, "gates"), H])
+    n.unify(x[2], w[1])
+    n.freeze(w[0], "directions")
+    n.unify(w[0], r[0])
+    for axis in (w[2], r[2]):
+        n.unify(axis, stacked)
+    for index in (1, 2):
+        n.roles(index, {2: "produces", 1: "consumes"})
+    for index, parts in ((3, 8), (7, 3)):
+        if n.has(index):
+            n.unify(n.x(index)[0], w[0])
+            n.unify(n.x(index)[1], n.merge([n.fixed(parts, "gates"), H]))
+    for index in (5, 6):
+        if n.has(index):
+            n.unify(n.x(index)[0], w[0])
+            n.unify(n.x(index)[1], x[1])
+            n.unify(n.x(index)[2], H)
+    for index in (8, 9, 10, 11):
+        parameter = n.x(index)
+        n.unify(parameter[0], w[0])
+        if len(parameter) > 1:
+            n.unify(parameter[1], stacked)
+    n.analysis.contract(n.node, x[2])
+    n.length_attribute("hidden_size", H)
+    D, h = resolve(w[0]), resolve(H)
+    n.give([x[0], D, x[1], h], [D, x[1], h], [D, x[1], h])
+
+
 @coupling_rule("LSTM", "GRU", "RNN")
 def Recurrent(n: NodeAxes) -> None:
     """x (T, N, I), w (D, G H, I), r (D, G H, H), b (D, 2 G H), lengths (N), h (D, N, H), c (D, N, H), p (D, 3 H).

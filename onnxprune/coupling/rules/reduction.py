@@ -46,7 +46,7 @@ def ArgMax(n: NodeAxes) -> None:
     n.give([ONE if k == axis else a for k, a in enumerate(x) if n.attribute("keepdims", 1) or k != axis])
 
 
-@coupling_rule("CumSum", "CumProd")
+@coupling_rule("CumSum")
 def CumSum(n: NodeAxes) -> None:
     """Running sums over `axis`; the others pass."""
     x, axis = n.x(0), n.numbers(1)

@@ -17,8 +17,9 @@ def Reshape(n: NodeAxes) -> None:
         if n.analysis.changes(n.node.outputs[0], position) and not is_dynamic(axis):
             n.analysis.mark_dynamic(axis)
     given = n.probed(1) if n.has(1) else np.array(n.attribute("shape", ()))
+    again = n.probed(1, again=True) if n.has(1) else given
     for entry, axis in enumerate(y):
-        if given is not None and given[entry] <= 0 and (n.numbers(1) is not None or not n.has(1)):
+        if given is not None and again is not None and given[entry] <= 0 and again[entry] <= 0:
             continue  # 0 copies and -1 infers: both stay right
         if n.has(1):
             n.length_input(1, {entry: axis})

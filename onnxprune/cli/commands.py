@@ -1,0 +1,215 @@
+"""What each command does; the modules that do the work are imported when a command needs them."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from onnxprune import commands
+from onnxprune.cli import config
+from onnxprune.cli.parser import Parser, data_arguments, prune_parser, set_logging, settings_of, verbosity
+from onnxprune.cli.values import options_of
+from onnxprune.options import Options
+
+
+def prune(given: list[str]) -> int:
+    """The default command."""
+    parser = prune_parser()
+    if not given:
+        parser.print_usage(sys.stderr)
+        parser.error("a model and the path of the result are required")
+    settings = settings_of(parser, given)
+    if "config" in settings:
+        settings = {**config.read(settings["config"], parser), **settings}
+        set_logging(settings)
+    options = options_of(settings, shlex.join(["onnxprune", *given]))
+    from onnxprune import pipeline
+
+    _print_result(pipeline.prune(settings["input"], settings["output"], options), settings)
+    return 0
+
+
+def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
+    from onnxprune.report import print_report
+
+    print_report(result.report)
+    proof = result.report.verify
+    print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples")
+    if not settings.get("quiet"):
+        for note in result.report.notes:
+            print(f"note: {note}", file=sys.stderr)
+
+
+def _inspect(given: list[str]) -> int:
+    parser = Parser(
+        prog="onnxprune inspect",
+        description="What can be pruned, what not and why, and cost by layer.",
+        epilog="examples:\n  onnxprune inspect model.onnx\n  onnxprune inspect model.onnx --json > dims.json",
+    )
+    parser.add_argument("model", metavar="MODEL.onnx", type=Path)
+    parser.add_argument("--json", action="store_true", help="everything, as JSON (default: a table)")
+    parser.add_argument(
+        "--report", type=Path, action="append", metavar="FILE", help=".html or .svg: widths, as a picture"
+    )
+    data_arguments(parser)
+    verbosity(parser)
+    settings = settings_of(parser, given)
+    options = options_of(settings, "")
+    from rich.console import Console
+
+    from onnxprune import inspection
+    from onnxprune.report import widths
+
+    targets = [widths.check_path(path) for path in settings.get("report", ())]
+    found = inspection.inspect_file(settings["model"], options)
+    for path in targets:
+        widths.write_widths(found, settings["model"], path)
+    if settings["json"]:
+        print(json.dumps(found, indent=1))
+    else:
+        inspection.print_table(found, Console() if sys.stdout.isatty() else Console(width=160))
+    return 0
+
+
+def _normalize(given: list[str]) -> int:
+    parser = Parser(
+        prog="onnxprune normalize",
+        description="Writes the graph that plans refer to; it computes the same numbers.",
+        epilog="examples:\n  onnxprune normalize model.onnx normal.onnx\n  onnxprune normalize model.onnx n.onnx -v",
+    )
+    parser.add_argument("input", metavar="IN.onnx", type=Path)
+    parser.add_argument("output", metavar="OUT.onnx", type=Path)
+    verbosity(parser)
+    settings = settings_of(parser, given)
+    from onnxprune import checks, graph
+
+    checks.check_paths(settings["input"], settings["output"], Options())
+    checks.check_data_file(settings["input"], settings["output"])
+    graph.save(graph.normalize(graph.load(settings["input"])), settings["output"])
+    return 0
+
+
+def _apply(given: list[str]) -> int:
+    parser = Parser(
+        prog="onnxprune apply",
+        description="Cuts this or another checkpoint of a model by a saved plan.",
+        epilog="examples:\n  onnxprune apply model.onnx plan.json small.onnx\n"
+        "  onnxprune apply retrained.onnx plan.json small.onnx --data samples.npz --report report.md",
+    )
+    parser.add_argument("input", metavar="IN.onnx", type=Path)
+    parser.add_argument("plan_file", metavar="PLAN.json", type=Path)
+    parser.add_argument("output", metavar="OUT.onnx", type=Path)
+    data_arguments(parser)
+    parser.add_argument("--recover", metavar="LEVEL", help="(default: the plan's, as far as --data allows)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning (default: chosen)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for training (default: auto)")
+    parser.add_argument("--no-latency", dest="latency", action="store_false", default=None, help="do not measure it")
+    parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
+    parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
+    verbosity(parser)
+    settings = settings_of(parser, given)
+    options = options_of(settings, shlex.join(["onnxprune", "apply", *given]))
+    from onnxprune import pipeline
+
+    result = pipeline.replay(settings["input"], settings["plan_file"], settings["output"], options)
+    _print_result(result, settings)
+    return 0
+
+
+def _verify(given: list[str]) -> int:
+    parser = Parser(
+        prog="onnxprune verify",
+        description="Checks that OUT equals IN masked by the plan: exit code 0, or 3 where it does not.",
+        epilog="examples:\n  onnxprune verify model.onnx small.onnx --plan plan.json\n"
+        "  onnxprune verify model.onnx small.onnx --plan plan.json --data samples.npz",
+    )
+    parser.add_argument("input", metavar="IN.onnx", type=Path)
+    parser.add_argument("output", metavar="OUT.onnx", type=Path)
+    parser.add_argument("--plan", dest="plan_file", metavar="PLAN.json", type=Path, required=True)
+    parser.add_argument("--seed", type=int, metavar="N", help="of the random inputs (default: 0)")
+    parser.add_argument("--any-weights", action="store_true", help="OUT was tuned further after it was written")
+    data_arguments(parser)
+    verbosity(parser)
+    settings = settings_of(parser, given)
+    options = options_of(settings, "")
+    from onnxprune import replaying
+
+    files = (settings["input"], settings["output"], settings["plan_file"])
+    found, what = replaying.check(*files, options, any_weights=settings["any_weights"])
+    print(f"{what}: largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples")
+    return 0
+
+
+def _bench(given: list[str]) -> int:
+    parser = Parser(
+        prog="onnxprune bench",
+        description="Latency of models against the first, in interleaved runs.",
+        epilog="examples:\n  onnxprune bench model.onnx small.onnx --threads 1 --threads 4\n"
+        "  onnxprune bench model.onnx small.onnx --provider cpu,cuda --batch 1 --batch 32 --report bench.json",
+    )
+    parser.add_argument("models", nargs="+", metavar="MODEL.onnx", type=Path)
+    parser.add_argument("--provider", metavar="NAME", help="cpu, cuda, tensorrt; several with commas (default: cpu)")
+    parser.add_argument("--batch", type=int, action="append", metavar="N", help="repeatable (default: 1, or the fixed)")
+    parser.add_argument("--threads", type=int, action="append", metavar="N", help="repeatable (default: the cores)")
+    parser.add_argument("--fp16", action="store_true", help="convert to half precision first (default: off)")
+    parser.add_argument("--cuda-graph", action="store_true", help="capture and replay a CUDA graph (default: off)")
+    parser.add_argument("--prefer-nhwc", action="store_true", help="let the CUDA provider use NHWC (default: off)")
+    parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
+    verbosity(parser)
+    settings = settings_of(parser, given)
+    from onnxprune.bench import run_bench
+    from onnxprune.report import print_report
+
+    found = run_bench(
+        settings["models"],
+        settings.get("provider", "cpu").split(","),
+        settings.get("batch"),
+        settings.get("threads", (None,)),
+        settings.get("report", ()),
+        command=shlex.join(["onnxprune", "bench", *given]),
+        **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc")},
+    )
+    print_report(found)
+    return 0
+
+
+def _methods(given: list[str]) -> int:
+    Parser(prog="onnxprune methods", description="Methods and what they need.").parse_args(given)
+    from onnxprune import methods
+    from onnxprune.methods.base import METHODS
+
+    methods.load_all()
+    for name, method in sorted(METHODS.items()):
+        needs = [f.name for f in fields(method.needs) if getattr(method.needs, f.name)] or ["weights"]
+        print(f"{name:10s} needs {', '.join(needs):28s} {method.summary}")
+    return 0
+
+
+def _ops(given: list[str]) -> int:
+    Parser(prog="onnxprune ops", description="Operators that coupling, torch and cost know.").parse_args(given)
+    from onnxprune import cost
+    from onnxprune.bridge import ops
+    from onnxprune.coupling.registry import RULES
+
+    torch_ops = {key[:2] for key in ops.registered()}
+    print(f"{'operator':44s} couple torch cost")
+    for domain, op_type in sorted(set(RULES) | torch_ops):
+        marks = [(domain, op_type) in RULES, (domain, op_type) in torch_ops, op_type in cost.MACS]
+        name = f"{domain}.{op_type}" if domain else op_type
+        print(f"{name:44s} {'  '.join('yes ' if mark else '-   ' for mark in marks)}".rstrip())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "inspect": _inspect,
+    "normalize": _normalize,
+    "apply": _apply,
+    "verify": _verify,
+    "bench": _bench,
+    "methods": _methods,
+    "ops": _ops,
+    **commands.COMMANDS,
+}

@@ -1,0 +1,92 @@
+"""`main`: finds the command, runs it, and turns whatever goes wrong into one line and an exit code."""
+
+import difflib
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from onnxprune.cli.commands import COMMANDS, prune
+from onnxprune.errors import OnnxPruneError, UsageError
+
+EXIT_BAD_USAGE, EXIT_INTERRUPTED = 2, 130
+LOG = logging.getLogger("onnxprune")
+# How torch and onnxruntime say that memory ran out: neither raises MemoryError.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    verbose = any(a in ("-v", "--verbose") for a in given)
+    with warnings.catch_warnings():
+        if not verbose:  # those of libraries, which no user can act on
+            warnings.simplefilter("ignore")
+        try:
+            code = dispatch(given)
+            sys.stdout.flush()
+            return code
+        except SystemExit as stop:  # argparse after --help
+            return int(stop.code or 0)
+        except BrokenPipeError:  # the reader of our output left: 'onnxprune ops | head'
+            _silence_stdout()
+            return 0
+        except (KeyboardInterrupt, Exception) as error:
+            if verbose and not isinstance(error, KeyboardInterrupt):
+                traceback.print_exc()
+            message, code = explain(error, given)
+            print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
+            return code
+
+
+def dispatch(given: list[str]) -> int:
+    """Runs the command that `given` names: its exit code. A file wins over a command of the same name."""
+    first = given[0] if given else ""
+    if first in COMMANDS and not Path(first).is_file():
+        return COMMANDS[first](given[1:])
+    if first == "--version":
+        from onnxprune.plan import tool_version
+
+        print(tool_version())
+        return 0
+    if first.replace("-", "").isalpha() and not first.startswith("-") and not Path(first).exists():
+        near = difflib.get_close_matches(first, COMMANDS, 1)
+        hint = f"did you mean '{near[0]}'?" if near else f"commands are {', '.join(COMMANDS)}"
+        raise UsageError(f"'{first}' is neither a file nor a command; {hint}")
+    return prune(given)
+
+
+def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
+    """(what to tell the user, exit code) for whatever a command raised."""
+    if isinstance(error, KeyboardInterrupt):
+        goes_on = "; the same command goes on from its checkpoints" if "--resume" in given else ""
+        return f"interrupted; nothing was written{goes_on}", EXIT_INTERRUPTED
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+        return (
+            f"out of memory ({_first_line(error)}); nothing was written. Lower --batch-size, or give fewer samples",
+            2,
+        )
+    if isinstance(error, OnnxPruneError):
+        return text, error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}; nothing was written. Mend that, or choose another place", EXIT_BAD_USAGE
+    # A mistake of ours: still one line, and the way to tell us.
+    told = f"internal error: {type(error).__name__}: {_first_line(error)}"
+    return f"{told}; nothing was written. Run it again with -v and report that", EXIT_BAD_USAGE
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _silence_stdout() -> None:
+    """Sends what is left in the buffer of stdout nowhere, or the interpreter would complain when it exits."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):  # no real file behind it
+        return

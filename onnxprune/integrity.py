@@ -1,0 +1,50 @@
+"""What a file must hold to be a model: names once, and as many numbers as shapes declare."""
+
+from collections import Counter
+from collections.abc import Iterable
+from math import ceil, prod
+from pathlib import Path
+
+import onnx
+from onnx import helper
+
+from onnxprune.errors import GraphError
+
+# Types of which several numbers share a byte, and their bits.
+PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
+
+
+def check(proto: onnx.ModelProto, path: Path) -> None:
+    """Nothing, when `proto` is whole. Raises: GraphError."""
+    graph = proto.graph
+    _once((tensor.name for tensor in graph.initializer), "initializers", path)
+    _once((name for node in graph.node for name in node.output if name), "node outputs", path)
+    for tensor in graph.initializer:
+        declared, held = _declared_bytes(tensor), _held_bytes(tensor)
+        if declared is not None and held is not None and declared != held:
+            raise GraphError(
+                f"{path}: '{tensor.name}' is declared as {list(tensor.dims)}, which takes {declared} bytes, but holds "
+                f"{held}; the file is damaged, export or copy it again"
+            )
+
+
+def _once(names: Iterable[str], what: str, path: Path) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise GraphError(f"{path}: several {what} are called '{twice[0]}'; give each its own name and export again")
+
+
+def _declared_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that the shape and type ask for, None for text and for types that are not known."""
+    names = onnx.TensorProto.DataType
+    if tensor.data_type not in names.values() or tensor.data_type in (names.UNDEFINED, names.STRING):
+        return None
+    bits = PACKED.get(names.Name(tensor.data_type)) or 8 * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return ceil(prod(tensor.dims) * bits / 8) if all(size >= 0 for size in tensor.dims) else -1
+
+
+def _held_bytes(tensor: onnx.TensorProto) -> int | None:
+    """Bytes that are there, None where they are stored as numbers of their type, or the length is not told."""
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return next((int(entry.value) for entry in tensor.external_data if entry.key == "length"), None)
+    return len(tensor.raw_data) if tensor.HasField("raw_data") else None

@@ -1,0 +1,95 @@
+"""The linear layers of a model: which weights may lose single entries, and how they read as matrices.
+
+Legend: O outputs, I inputs, K kernel positions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One Conv, Gemm or MatMul with a constant weight.
+
+    outputs, inputs: axes of the weight. groups: of a convolution. first: it reads a graph input; last: its answer,
+    perhaps through a bias or softmax, is a graph output. bias: initializer that the same node adds, or None.
+    """
+
+    node: str
+    op_type: str
+    weight: str
+    bias: str | None
+    data: str  # name of the value that it reads
+    outputs: int
+    inputs: int
+    groups: int
+    first: bool
+    last: bool
+
+    def matrix(self, w: np.ndarray) -> np.ndarray:
+        """w with its outputs first and its inputs last: (O, *K, I) as a view."""
+        return np.moveaxis(w, (self.outputs, self.inputs), (0, -1))
+
+
+def linear_layers(model: ir.Model) -> list[Layer]:
+    """All layers of `model` in graph order; a weight that several nodes share is left out."""
+    found = (_layer(node) for node in model.graph)
+    return [layer for layer in found if layer is not None]
+
+
+def _layer(node: ir.Node) -> Layer | None:
+    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+        return None
+    data, weight = node.inputs[0], node.inputs[1]
+    w = graph.constant(weight)
+    if w is None or data is None or weight is None or w.dtype.kind != "f" or len(list(weight.uses())) != 1:
+        return None
+    if node.op_type == "Conv":
+        outputs, inputs, groups = 0, 1, _int(node, "group", 1)
+    else:
+        if w.ndim != 2:
+            return None
+        outputs, inputs = (0, 1) if _int(node, "transB", 0) else (1, 0)
+        groups = 1
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    own = bias is not None and graph.constant(bias) is not None and len(list(bias.uses())) == 1
+    first, last = _first(data), _last(node)
+    name = bias.name if own and bias is not None else None
+    return Layer(
+        node.name or "", node.op_type, weight.name or "", name, data.name or "", outputs, inputs, groups, first, last
+    )
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else default
+
+
+PASSING = frozenset("Softmax LogSoftmax Sigmoid Add BatchNormalization Reshape Flatten Squeeze Identity Cast".split())
+
+
+def _first(data: ir.Value) -> bool:
+    """Whether `data` is a graph input, perhaps scaled or cast first."""
+    node = data.producer()
+    while node is not None:
+        if node.op_type not in ("Sub", "Div", "Mul", "Add", "Cast", "Transpose", "Identity"):
+            return False
+        computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        if len(computed) != 1:
+            return False
+        data = computed[0]
+        node = data.producer()
+    return not data.is_initializer()
+
+
+def _last(node: ir.Node) -> bool:
+    value = node.outputs[0]
+    while not value.is_graph_output():
+        users = list(value.uses())
+        if len(users) != 1 or users[0].node.op_type not in PASSING:
+            return False
+        value = users[0].node.outputs[0]
+    return True

@@ -1,0 +1,75 @@
+"""Augmentation of image batches: horizontal flip, shifted crop, mixup. Letters: N batch, C channels, H, W.
+
+Every draw is a function of the seed, the step and the position in the global batch, so that an interrupted run and
+one on several processes see the same images.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from onnxprune.recover.settings import Settings
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Sample n is weight[n] of itself and the rest of sample partner[n]."""
+
+    partner: Tensor
+    weight: Tensor
+
+
+def augment(
+    feeds: dict[str, Tensor], settings: Settings, step: int, rank: int = 0, size: int = 1
+) -> tuple[dict[str, Tensor], Mix | None]:
+    """The batch with its images augmented, and how samples were mixed.
+
+    Inputs of rank 4 are images; without one nothing is done.
+    """
+    images = [name for name, x in feeds.items() if x.ndim == 4 and x.is_floating_point()]
+    if not images or not settings.augments:
+        return feeds, None
+    rng = np.random.default_rng((settings.seed, step))
+    count = len(feeds[images[0]])
+    flips = rng.random(count * size)[rank::size] < 0.5
+    shifts = rng.integers(-settings.crop, settings.crop + 1, (count * size, 2))[rank::size]
+    weights = rng.beta(settings.mixup, settings.mixup, count * size)[rank::size] if settings.mixup else None
+    feeds = dict(feeds)
+    for name in images:
+        feeds[name] = _moved(feeds[name], flips if settings.flip else None, shifts if settings.crop else None)
+    if weights is None:
+        return feeds, None
+    return _mixed(feeds, np.maximum(weights, 1 - weights))
+
+
+def _moved(x: Tensor, flips: np.ndarray | None, shifts: np.ndarray | None) -> Tensor:
+    if flips is not None:
+        chosen = torch.from_numpy(flips).to(x.device)[:, None, None, None]
+        x = torch.where(chosen, x.flip(-1), x)
+    return x if shifts is None else _shifted(x, shifts)
+
+
+def _shifted(x: Tensor, shifts: np.ndarray) -> Tensor:
+    """Each image moved by its (rows, columns); what comes in from outside repeats the border."""
+    reach = int(np.abs(shifts).max(initial=0))
+    height, width = x.shape[-2:]
+    padded = F.pad(x, (reach,) * 4, mode="replicate")
+    parts = [
+        padded[n, :, reach + dy : reach + dy + height, reach + dx : reach + dx + width]
+        for n, (dy, dx) in enumerate(shifts.tolist())
+    ]
+    return torch.stack(parts)
+
+
+def _mixed(feeds: dict[str, Tensor], weights: np.ndarray) -> tuple[dict[str, Tensor], Mix]:
+    first = next(x for x in feeds.values() if x.ndim == 4)
+    weight = torch.from_numpy(weights).to(first)
+    partner = torch.arange(len(first), device=first.device).roll(1)
+    for name, x in feeds.items():
+        if x.is_floating_point() and len(x) == len(first):
+            w = weight.reshape(-1, *([1] * (x.ndim - 1)))
+            feeds[name] = w * x + (1 - w) * x[partner]
+    return feeds, Mix(partner, weight)

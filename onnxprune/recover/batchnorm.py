@@ -1,0 +1,66 @@
+"""BatchNormalization put back behind the convolutions of a cut model while it trains."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from onnxprune import graph
+from onnxprune.bridge import Network
+from onnxprune.bridge.batchnorm import fold_batchnorm, insert_batchnorm, normalizable
+from onnxprune.data import Samples
+from onnxprune.recover.biases import read_bias, write_bias
+from onnxprune.recover.feeding import tensors_of, walk
+from onnxprune.recover.linear import linears
+
+LIMIT = 512  # samples for the statistics
+
+
+def with_batchnorm(cut_model: ir.Model, samples: Samples, device: torch.device, batch_size: int) -> ir.Model:
+    """A copy of `cut_model` that computes the same, with BatchNormalization behind every convolution.
+
+    Convolutions of `cut_model` without a bias get one of zeros: that is where the norm is folded into.
+    """
+    for linear in linears(cut_model).values():
+        b = read_bias(linear)
+        if linear.node.op_type == "Conv" and b is not None and len(linear.node.inputs) < 3:
+            write_bias(cut_model, linear, b)
+    model = cut_model.clone()
+    insert_batchnorm(model, _statistics(model, samples, device, batch_size))
+    return model
+
+
+def take_out(trained: ir.Model, cut_model: ir.Model) -> None:
+    """Folds the norms of `trained` and copies its arrays into `cut_model`, in place."""
+    fold_batchnorm(trained)
+    for name, value in cut_model.graph.initializers.items():
+        other = trained.graph.initializers[name]
+        if not np.array_equal(graph.array_of(value), graph.array_of(other)):
+            graph.set_constant(value, graph.array_of(other))
+
+
+def _statistics(
+    model: ir.Model, samples: Samples, device: torch.device, batch_size: int
+) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+    """Mean (C,) and variance (C,) of what each convolution gives, by output name."""
+    names = normalizable(model)
+    network = Network(model).to(device).eval()
+    sums = dict.fromkeys(names, 0.0)
+    squares, counts = dict(sums), dict.fromkeys(names, 0)
+    some = samples.subset(np.arange(min(LIMIT, len(samples))))
+    with torch.no_grad():
+        for feeds, _ in walk(some, model, batch_size):
+            values = network(tensors_of(feeds, device), capture=names)
+            for name in names:
+                y = values[name].double().transpose(0, 1).flatten(1)
+                sums[name] = sums[name] + y.sum(1)
+                squares[name] = squares[name] + y.square().sum(1)
+                counts[name] += y.shape[1]
+    return {name: _moments(sums[name], squares[name], counts[name]) for name in names}
+
+
+def _moments(total, squares, count: int) -> tuple[np.ndarray, np.ndarray]:
+    mean = total / count
+    var = (squares / count - mean.square()).clamp_min(0)
+    return mean.cpu().numpy().astype(np.float32), var.cpu().numpy().astype(np.float32)

@@ -1,0 +1,184 @@
+"""Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from onnxprune.bridge import Network
+from onnxprune.data import Samples
+from onnxprune.errors import DataError, UsageError
+from onnxprune.recover import checkpoint, distributed, probe
+from onnxprune.recover.batchnorm import take_out, with_batchnorm
+from onnxprune.recover.feeding import tensors_of
+from onnxprune.recover.judging import Judge
+from onnxprune.recover.losses import scales_of, shared_points, task_of
+from onnxprune.recover.settings import Settings, choose
+from onnxprune.recover.teacher import Teacher
+from onnxprune.recover.training import Epoch, Regularizer, Run, check_same, train
+
+__all__ = ["Epoch", "History", "Settings", "choose", "finetune"]
+
+PROBED = 64  # samples on which scales are estimated
+
+
+@dataclass(frozen=True)
+class History:
+    """How a run went: the settings as they were chosen, each epoch, and which one was kept (0: none was better).
+
+    metric: top1, agreement, relative_error or the user's; initial: before the first step.
+    """
+
+    settings: Settings
+    metric: str
+    initial: float
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    best: float
+    seconds: float
+    stopped: str
+
+
+def finetune(
+    cut_model: ir.Model,
+    teacher: ir.Model,
+    samples: Samples,
+    held: Samples,
+    settings: Settings | None = None,
+    *,
+    masks: Mapping[str, np.ndarray] | None = None,
+    regularizer: Regularizer | None = None,
+) -> History:
+    """Trains `cut_model`, in place, to answer as `teacher` does; the epoch that does best on `held` is kept.
+
+    masks: initializer -> booleans of its shape; where False it stays zero. regularizer: of the parameters by name, a
+    number that is added to the loss. settings.loss: of (values, teacher's values, labels or None), all by name.
+    Raises: DataError without samples, UsageError for masks that fit nothing, for a loss that is no longer finite, and
+    for a resume folder that holds another run.
+    """
+    if len(samples) < 2 or len(held) < 1:
+        raise DataError(f"fine-tuning: {len(samples)} samples and {len(held)} held out; give at least 2 and 1")
+    started = time.monotonic()
+    asked = settings or Settings()
+    fingerprint = _fingerprint(cut_model, asked, samples, held, masks)
+    settings = choose(samples, cut_model, asked.device, asked)
+    device = distributed.device_of(settings.device)
+    with distributed.group(device), _deterministic(device):
+        run, model = _prepare(cut_model, teacher, samples, held, settings, device, masks, regularizer, fingerprint)
+        stopped = train(run, fingerprint)
+        run.network.write_back(model)
+    if model is not cut_model:
+        take_out(model, cut_model)
+    return History(
+        run.settings,
+        run.judge.name,
+        run.initial.metric,
+        tuple(run.epochs),
+        run.best_epoch,
+        run.best_verdict.metric,
+        time.monotonic() - started,
+        stopped,
+    )
+
+
+def _prepare(cut_model, teacher, samples, held, settings: Settings, device, masks, regularizer, fingerprint):
+    """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back."""
+    assert settings.batch_size is not None
+    _check_world(settings)
+    torch.manual_seed(settings.seed)
+    model = cut_model
+    if settings.batchnorm == "on":
+        model = with_batchnorm(cut_model, samples, device, settings.batch_size)
+    network = Network(model).to(device)
+    settings = _decide(network, samples, settings, device, fingerprint)
+    if settings.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = _task(model, teacher, samples, settings, device)
+    original = Teacher(teacher, task, settings, device)
+    original.remember(samples)
+    judged = Teacher(teacher, replace(task, points=()), replace(settings, amp="off"), device).all_on(held)
+    if judged is None:
+        raise DataError("fine-tuning: the model's outputs have no row per sample; give a loss and a metric of your own")
+    judge = Judge(model, task, held, judged, device, settings.batch_size, settings.metric)
+    module = distributed.wrap(network, device, all_used=settings.loss is None)
+    if settings.compile:
+        module = torch.compile(module)
+    tensors = _mask_tensors(network, masks or {}, device)
+    return Run(model, network, module, original, task, settings, samples, judge, device, tensors, regularizer), model
+
+
+def _check_world(settings: Settings) -> None:
+    size = distributed.world()[1]
+    assert settings.batch_size is not None
+    if settings.batch_size % size:
+        raise UsageError(
+            f"fine-tuning: a batch of {settings.batch_size} does not divide among {size} processes; "
+            f"give a batch size that is a multiple of {size}"
+        )
+
+
+def _decide(network: Network, samples: Samples, settings: Settings, device, fingerprint: str) -> Settings:
+    """Precision and layout: those of the interrupted run, or what is fastest here."""
+    saved = checkpoint.load(settings.resume_dir) if settings.resume_dir else None
+    if saved is not None:
+        check_same(saved[1], fingerprint, settings)
+        return replace(settings, **saved[1]["settings"])
+    count = min(settings.batch_size or 1, len(samples))
+    feeds = tensors_of(samples.batch(np.arange(count)), device)
+    fast = probe.fastest(network, feeds, settings, device)
+    chosen = distributed.agreed({"amp": fast.amp, "channels_last": fast.channels_last}, device)
+    return replace(settings, **chosen)
+
+
+@torch.no_grad()
+def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device):
+    """What is compared, with the spread of each value on a few samples."""
+    network = Network(teacher, trainable=()).to(device).eval()
+    count = min(PROBED, settings.batch_size or 1, len(samples))
+    feeds = tensors_of(samples.batch(np.arange(count)), device)
+    points = shared_points(model, teacher) if settings.features > 0 else ()
+    task = task_of(teacher, network(feeds))
+    values = network(feeds, capture=points)
+    return replace(task, points=points, scales=scales_of(values, (*task.outputs, *points)))
+
+
+def _mask_tensors(network: Network, masks: Mapping[str, np.ndarray], device) -> dict[str, torch.Tensor]:
+    parameters = network.parameters_by_name
+    for name, mask in masks.items():
+        if name not in parameters or tuple(parameters[name].shape) != mask.shape:
+            have = tuple(parameters[name].shape) if name in parameters else "no such parameter"
+            raise UsageError(f"fine-tuning: the mask of '{name}' has shape {mask.shape}, the parameter {have}")
+    return {name: torch.from_numpy(np.asarray(mask, np.float32)).to(device) for name, mask in masks.items()}
+
+
+def _fingerprint(cut_model: ir.Model, settings: Settings, samples, held, masks) -> str:
+    """What makes two runs the same: everything asked for, but not the weights that it starts from.
+
+    Those may differ in their last bits when an interrupted run repeats the steps before this one.
+    """
+    shapes = [(name, *map(str, value.shape or ())) for name, value in sorted(cut_model.graph.initializers.items())]
+    kept = {name: hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() for name, mask in (masks or {}).items()}
+    facts = [settings.as_json(), shapes, len(samples), samples.labels is None, len(held), kept]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+class _deterministic:  # noqa: N801  a context manager, named as one reads it
+    """The same numbers for the same seed: no kernels chosen by timing; torch's settings return afterwards."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+
+    def __enter__(self) -> None:
+        self.before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+        self.random = torch.get_rng_state()
+        if self.cuda:
+            torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = self.before
+        torch.set_rng_state(self.random)

@@ -1,0 +1,165 @@
+"""What reconstruction refits, in which order, and to which values of the dense model.
+
+A layer is refitted to the dense model's output of the last thing that it can correct alone: its own output, that of
+the BatchNormalization behind it, or the residual sum behind that, whose other branch is then taken as it is now (He
+et al. 2017, section 3.2). So every sum makes good what its shortcut lost.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.recover.biases import output_of, read_bias
+from onnxprune.recover.linear import Linear, linears, number, only_user, read_weights, stored_behind, users
+
+Keep = Mapping[Dim, np.ndarray]
+MOST_FEATURES = 8192  # beyond, the matrix of a layer would be larger than half a gigabyte
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear node of the cut model that is refitted after all nodes of earlier waves.
+
+    y: its output; target: the dense value that it is fitted to; other: the other term of the sum that is the target;
+    kept: positions of the target's channels; scale, shift: of the norm between y and the target, (O,) or None.
+    """
+
+    linear: Linear
+    wave: int
+    y: str
+    target: str
+    kept: np.ndarray
+    other: str | None = None
+    scale: np.ndarray | None = None
+    shift: np.ndarray | None = None
+
+    @property
+    def x(self) -> str:
+        return self.linear.x.name or ""
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNormalization of the cut model that no refitted layer stands before; kept: positions of its channels."""
+
+    node: ir.Node
+    wave: int
+    kept: np.ndarray
+
+    @property
+    def x(self) -> str:
+        value = self.node.inputs[0]
+        assert value is not None
+        return value.name or ""
+
+
+def find(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> list[Layer | Norm]:
+    """All layers and norms that read something changed, in an order in which what they read is ready."""
+    nodes = linears(cut_model)
+    changed = _changed(coupling, keep, cut_model)
+    depth: dict[ir.Value, int] = {}
+    found: list[Layer | Norm] = []
+    normed: set[ir.Node] = set()
+    for node in cut_model.graph:
+        wave = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        item: Layer | Norm | None = None
+        if node.inputs and node.inputs[0] in changed:
+            linear = nodes.get(node.name or "")
+            if linear is not None:
+                item = _layer(linear, wave, coupling, keep, depth)
+            elif node.op_type == "BatchNormalization" and node not in normed and not _intact(node, nodes, changed):
+                item = _norm(node, wave, coupling, keep)
+        if item is not None:
+            found.append(item)
+            wave += 1
+            if isinstance(item, Layer) and item.scale is not None:
+                behind = only_user(item.linear.y)
+                assert behind is not None
+                normed.add(behind)
+        depth.update(dict.fromkeys(node.outputs, wave))
+    return found
+
+
+def waves(items: list[Layer | Norm]) -> Iterator[list[Layer | Norm]]:
+    """Items that do not depend on one another, together."""
+    for wave in sorted({item.wave for item in items}):
+        yield [item for item in items if item.wave == wave]
+
+
+def _intact(norm: ir.Node, nodes: Mapping[str, Linear], changed: set[ir.Value]) -> bool:
+    """Whether what `norm` reads comes of a layer that only lost outputs: the others are as they were."""
+    producer = norm.inputs[0].producer() if norm.inputs[0] is not None else None
+    return producer is not None and (producer.name or "") in nodes and producer.inputs[0] not in changed
+
+
+def _changed(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> set[ir.Value]:
+    """Values that differ from the dense model's: they lost positions, or come of something that did."""
+    lost = {name for name, axes in coupling.axes.items() if any(not dims.keep_mask(a, keep).all() for a in axes)}
+    changed: set[ir.Value] = set()
+    for node in cut_model.graph:
+        # A layer that loses outputs only computes the others as before.
+        if any(v in changed for v in node.inputs if v is not None):
+            changed.update(node.outputs)
+        else:
+            changed.update(value for value in node.outputs if value.name in lost)
+    return changed
+
+
+def _layer(linear: Linear, wave: int, coupling: Coupling, keep: Keep, depth: Mapping[ir.Value, int]) -> Layer | None:
+    w = read_weights(linear)
+    if w.shape[2] * w.shape[3] > MOST_FEATURES or read_bias(linear) is None or len(list(users(linear.stored))) > 1:
+        return None
+    out = output_of(linear)
+    axes = coupling.axes.get(out.name or "")
+    if not axes:
+        return None
+    kept = dims.keep_mask(axes[linear.y_axis], keep)
+    if int(kept.sum()) != w.shape[0] * w.shape[1]:
+        return None
+    scale = shift = None
+    value, norm = out, only_user(out)
+    if norm is not None and norm.op_type == "BatchNormalization":
+        affine = _affine(norm)
+        if affine is not None:
+            scale, shift = affine
+            value = norm.outputs[0]
+    total, other = _sum_behind(value, wave, depth)
+    target = total if total is not None else value
+    return Layer(linear, wave, out.name or "", target.name or "", kept, other, scale, shift)
+
+
+def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:
+    """(scale, shift) of a BatchNormalization with stored statistics, None where a channel is all but switched off."""
+    stored = [stored_behind(value) for value in norm.inputs[1:5]]
+    if any(value is None for value in stored) or number(norm, "training_mode", 0):
+        return None
+    gamma, beta, mean, var = (np.asarray(graph.array_of(v), np.float64) for v in stored if v is not None)
+    scale = gamma / np.sqrt(var + number(norm, "epsilon", 1e-5))
+    if np.abs(scale).min(initial=np.inf) < 1e-4:
+        return None
+    return scale, beta - mean * scale
+
+
+def _sum_behind(value: ir.Value, wave: int, depth: Mapping[ir.Value, int]) -> tuple[ir.Value | None, str | None]:
+    """(the sum that `value` alone goes into, its other term), where that term is ready in this wave."""
+    node = only_user(value)
+    if node is None or node.op_type != "Add":
+        return None, None
+    other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
+    if other is None or other is value or other.is_initializer() or depth.get(other, wave + 1) > wave:
+        return None, None
+    if value.shape is None or other.shape is None or list(value.shape)[1:] != list(other.shape)[1:]:
+        return None, None
+    return node.outputs[0], other.name
+
+
+def _norm(node: ir.Node, wave: int, coupling: Coupling, keep: Keep) -> Norm | None:
+    axes = coupling.axes.get(node.outputs[0].name or "")
+    stored = [stored_behind(value) for value in node.inputs[3:5]]
+    if not axes or any(value is None for value in stored) or number(node, "training_mode", 0):
+        return None
+    return Norm(node, wave, dims.keep_mask(axes[1], keep))

@@ -1,0 +1,69 @@
+"""Which precision and memory layout train fastest here: measured, a few steps each."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from onnxprune.recover.settings import Settings
+from onnxprune.recover.teacher import precision
+
+STEPS = 3
+GAIN = 1.2  # a less plain way must be that much faster, or timing noise would choose
+
+
+def fastest(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> Settings:
+    """`settings` with amp and channels_last decided; `network` is left as it was."""
+    options = [s for s in _options(settings, device) if s.amp != "auto" and s.channels_last is not None]
+    if len(options) == 1:
+        return options[0]
+    times = [_seconds(network, feeds, option, device) for option in options]
+    best = 0
+    for k in range(1, len(options)):
+        if times[k] * GAIN < times[best]:
+            best = k
+    return options[best]
+
+
+def _options(settings: Settings, device: torch.device) -> list[Settings]:
+    """What may be chosen, the plainest first."""
+    layouts = [False, True] if settings.channels_last is None else [settings.channels_last]
+    if settings.amp != "auto":
+        amps = [settings.amp]
+    elif device.type == "cuda":
+        amps = ["bf16" if torch.cuda.is_bf16_supported() else "fp16"]
+    else:
+        amps = ["off", "bf16"]
+    return [replace(settings, amp=amp, channels_last=layout) for amp in amps for layout in layouts]
+
+
+def _seconds(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> float:
+    """The fastest of a few training steps, infinite where this way does not work."""
+    twin = copy.deepcopy(network).train()
+    if settings.channels_last:
+        twin.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        feeds = {n: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in feeds.items()}
+    try:
+        return min(_timed(lambda: _step(twin, feeds, settings, device), device) for _ in range(STEPS))
+    except (RuntimeError, NotImplementedError):  # no kernel for this type or layout
+        return float("inf")
+
+
+def _step(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> None:
+    with precision(settings, device):
+        outputs = network(feeds)
+    loss = torch.stack([y.float().square().mean() for y in outputs.values() if y.is_floating_point()]).sum()
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"not finite in {settings.amp}")
+    loss.backward()
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    start = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start

@@ -1,0 +1,187 @@
+"""Closed-form recovery without labels: each layer refitted by least squares to what the dense model says there.
+
+Layers are taken in topological order with the cut model's own inputs, so that each also makes good what those before
+it could not. Both models are walked once, a wave of layers at a time; of each layer only sums over sampled output
+positions are kept. New weights are taken only where they do better on samples that were not fitted.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from tqdm import tqdm
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, Dim
+from onnxprune.data import Samples
+from onnxprune.recover import layers
+from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
+from onnxprune.recover.constants import batch_within, first_batches
+from onnxprune.recover.layers import Layer, Norm
+from onnxprune.recover.leastsquares import HELD, Sums
+from onnxprune.recover.linear import read_weights, stored_behind, write_weights
+from onnxprune.recover.patches import outputs, window_of, windows
+from onnxprune.recover.segments import Walk
+
+Keep = Mapping[Dim, np.ndarray]
+# Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
+ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 4_000, 20_000, 4
+
+
+@dataclass(frozen=True)
+class Refit:
+    """One layer: its error on held-out samples before and after, as shares of the target's variance.
+
+    `accepted` says whether the new weights are better and were taken; for a norm the errors are 0.
+    """
+
+    node: str
+    before: float
+    after: float
+    ridge: float
+    rows: int
+    accepted: bool
+
+
+def refit(
+    coupling: Coupling,
+    keep: Keep,
+    cut_model: ir.Model,
+    samples: Samples,
+    *,
+    limit: int = 512,
+    ridge: float = 1e-3,
+    seed: int = 0,
+    progress: bool = False,
+) -> list[Refit]:
+    """Refits the layers of `cut_model`, in place, on the first `limit` samples; what became of each.
+
+    ridge: of the features' mean variance; ten and a hundred times as much are tried too.
+    """
+    items = layers.find(coupling, keep, cut_model)
+    if not items:
+        return []
+    feeds = list(first_batches(coupling.model, samples, limit, batch_within(coupling, [item.x for item in items])))
+    cut_targets = [name for item in items for name in _cut_values(item)]
+    dense_targets = [name for item in items for name in _dense_values(item)]
+    rng = np.random.default_rng(seed)
+    records: list[Refit] = []
+    with (
+        closing(Walk(cut_model, feeds, cut_targets)) as cut_walk,
+        closing(Walk(coupling.model, feeds, dense_targets)) as dense_walk,
+        tqdm(total=len(items), disable=not progress, file=sys.stderr, unit="layer", desc="reconstruct") as bar,
+    ):
+        for wave in layers.waves(items):
+            states = [_state(item, len(feeds), rng) for item in wave]
+            pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
+            for cut_values, dense_values in pairs:
+                for state in states:
+                    state.add(cut_values, dense_values)
+            records += [state.finish(cut_model, ridge) for state in states]
+            bar.update(len(wave))
+    return records
+
+
+def _all(values_of, wave: Iterable[Layer | Norm]) -> list[str]:
+    return [name for item in wave for name in values_of(item)]
+
+
+def _cut_values(item: Layer | Norm) -> list[str]:
+    return [item.x] if isinstance(item, Norm) or item.other is None else [item.x, item.other]
+
+
+def _dense_values(item: Layer | Norm) -> list[str]:
+    return [item.x] if isinstance(item, Norm) else [item.target]
+
+
+def _state(item: Layer | Norm, batches: int, rng: np.random.Generator) -> "_LayerState | _NormState":
+    if isinstance(item, Norm):
+        return _NormState(item)
+    features = int(np.prod(read_weights(item.linear).shape[2:]))
+    rows = max(min(max(ROWS_PER_FEATURE * features, FEWEST_ROWS), MOST_ROWS), LEAST_PER_FEATURE * features)
+    return _LayerState(item, -(-rows // batches), rng)
+
+
+@dataclass(eq=False)
+class _LayerState:
+    """The sums of one layer while its wave is walked."""
+
+    layer: Layer
+    rows: int  # of one batch
+    rng: np.random.Generator
+    sums: Sums = field(default_factory=Sums)
+
+    def add(self, cut_values: Mapping[str, np.ndarray], dense_values: Mapping[str, np.ndarray]) -> None:
+        layer, linear = self.layer, self.layer.linear
+        y = dense_values[layer.target].astype(np.float32)
+        positions = y.size // y.shape[linear.y_axis]
+        picks = self.rng.permutation(positions)[: self.rows] if positions > self.rows else np.arange(positions)
+        goal = outputs(y, linear.y_axis, picks)[:, layer.kept]
+        if layer.other is not None:
+            goal = goal - outputs(cut_values[layer.other].astype(np.float32), linear.y_axis, picks)
+        if layer.scale is not None and layer.shift is not None:
+            goal = ((goal - layer.shift) / layer.scale).astype(np.float32)
+        x = _features(layer, cut_values[layer.x].astype(np.float32), y, picks)
+        held = (picks // max(1, positions // len(y))) % HELD == HELD - 1
+        self.sums.add(x, goal.reshape(len(picks), x.shape[1], -1), held)
+
+    def finish(self, cut_model: ir.Model, ridge: float) -> Refit:
+        linear = self.layer.linear
+        w, b = read_weights(linear), read_bias(linear)
+        assert b is not None
+        groups, outs = w.shape[:2]
+        fixed = not takes_bias(linear)
+        fit = self.sums.solve(w.reshape(groups, outs, -1), b.reshape(groups, outs), ridge, fixed_bias=fixed)
+        if fit is None:
+            return Refit(linear.name, 0.0, 0.0, 0.0, self.sums.rows, False)
+        accepted = fit.better and bool(np.isfinite(fit.weights).all())
+        if accepted:
+            write_weights(linear, fit.weights.reshape(w.shape))
+            if not fixed:
+                add_to_bias(cut_model, linear, fit.bias.reshape(-1) - b)
+        scale = max(fit.scale, 1e-30)
+        return Refit(linear.name, fit.before / scale, fit.after / scale, fit.ridge, self.sums.rows, accepted)
+
+
+def _features(layer: Layer, x: np.ndarray, y: np.ndarray, picks: np.ndarray) -> np.ndarray:
+    """What the picked output positions see: (R, G, D)."""
+    linear = layer.linear
+    if linear.spatial:
+        seen = windows(x, window_of(linear, x.shape[2:], y.shape[2:]), picks)
+        return seen.reshape(len(picks), linear.groups, -1)
+    return outputs(x, linear.x_axis, picks)[:, None, :]
+
+
+@dataclass(eq=False)
+class _NormState:
+    """Moments of what a norm reads, in both models."""
+
+    norm: Norm
+    count: int = 0
+    moments: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, cut_values: Mapping[str, np.ndarray], dense_values: Mapping[str, np.ndarray]) -> None:
+        for which, x in (("cut", cut_values[self.norm.x]), ("dense", dense_values[self.norm.x])):
+            rows = outputs(x.astype(np.float64), 1, None)
+            both = np.stack([rows.mean(axis=0), np.square(rows).mean(axis=0)])
+            self.moments[which] = self.moments.get(which, 0.0) + both
+        self.count += 1
+
+    def finish(self, cut_model: ir.Model, ridge: float) -> Refit:
+        """Moves the running statistics as those of these samples moved: they come of far more data than is here."""
+        mean, var = (stored_behind(value) for value in self.norm.node.inputs[3:5])
+        assert mean is not None
+        assert var is not None
+        (m, s), (m0, s0) = (self.moments[which] / self.count for which in ("cut", "dense"))
+        m0, s0 = m0[self.norm.kept], s0[self.norm.kept]
+        ratio = np.clip(s - m * m, 1e-12, None) / np.clip(s0 - m0 * m0, 1e-12, None)
+        _store(mean, graph.array_of(mean) + (m - m0))
+        _store(var, graph.array_of(var) * np.clip(ratio, 0.01, 100.0))
+        return Refit(self.norm.node.name or "", 0.0, 0.0, 0.0, self.count, True)
+
+
+def _store(value: ir.Value, array: np.ndarray) -> None:
+    graph.set_constant(value, np.asarray(array).astype(graph.array_of(value).dtype))

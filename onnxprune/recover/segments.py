@@ -1,0 +1,170 @@
+"""A model run piece by piece in onnxruntime: every node runs once, and only the values that later pieces read are kept.
+
+That makes it cheap to see what a layer reads after all layers before it were changed: the cost of the whole walk is
+one forward pass, the memory one front of the graph over all batches, on disk where that is too much.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune import runtime
+
+MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
+
+
+class Walk:
+    """The walk of one model over batches of feeds; `targets` are all values that will be asked for."""
+
+    def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]], targets: Iterable[str]) -> None:
+        self.model = model
+        self.values = {value.name: value for node in model.graph for value in node.outputs if value.name}
+        self.done: set[ir.Node] = set()
+        self.needed = self._ancestors(targets)
+        self.shelf = _Shelf(memory_bytes() * MEMORY_SHARE)
+        self.batches = 0
+        for index, batch in enumerate(feeds):
+            self.batches += 1
+            for name, array in batch.items():
+                self.shelf.put(index, name, array)
+
+    def to(self, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
+        """The values `names`, batch by batch; the walk then stands behind them. All batches have to be taken."""
+        names = list(dict.fromkeys(names))
+        missing = [name for name in names if name not in self.shelf.names]
+        nodes = self._ancestors(missing) - self.done
+        piece = [node for node in self.model.graph if node in nodes]
+        after = self.done | nodes
+        live = self._live(after)
+        session = self._session(piece, live | set(missing)) if piece else None
+        for index in range(self.batches):
+            new = self._run(session, index)
+            result = {name: new[name] if name in new else self.shelf.get(index, name) for name in names}
+            for name in live & new.keys():
+                self.shelf.put(index, name, new[name])
+            self.shelf.keep_only(index, live)
+            yield result
+        self.done = after
+        self.shelf.names &= live
+
+    def close(self) -> None:
+        self.shelf.close()
+
+    def _ancestors(self, names: Iterable[str]) -> set[ir.Node]:
+        found: set[ir.Node] = set()
+        pending = [self.values[name].producer() for name in names if name in self.values]
+        while pending:
+            node = pending.pop()
+            if node is None or node in found:
+                continue
+            found.add(node)
+            pending += [value.producer() for value in reads(node)]
+        return found
+
+    def _live(self, done: set[ir.Node]) -> set[str]:
+        """Computed values and inputs that nodes not yet run will read."""
+        return {
+            value.name or ""
+            for node in self.needed - done
+            for value in reads(node)
+            if not value.is_initializer() and (value.producer() is None or value.producer() in done)
+        }
+
+    def _session(self, piece: list[ir.Node], outputs: set[str]):
+        made = {value.name for node in piece for value in node.outputs}
+        read = {value.name or "": value for node in piece for value in reads(node)}
+        inputs = [name for name, value in read.items() if name not in made and not value.is_initializer()]
+        proto = onnx.ModelProto(ir_version=self.model.ir_version or 8)
+        for domain, version in self.model.opset_imports.items():
+            proto.opset_import.add(domain=domain, version=version)
+        proto.graph.name = "piece"
+        proto.graph.node.extend(ir.serde.serialize_node(node) for node in piece)
+        proto.graph.initializer.extend(_tensor(value) for value in read.values() if value.is_initializer())
+        for name in inputs:
+            dtype = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(0, name).dtype)
+            proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, None))
+        proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(outputs & made))
+        return runtime.open_session(proto) if proto.graph.output else None
+
+    def _run(self, session, index: int) -> dict[str, np.ndarray]:
+        if session is None:
+            return {}
+        feeds = {entry.name: np.asarray(self.shelf.get(index, entry.name)) for entry in session.get_inputs()}
+        return runtime.run(session, feeds)
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads, those that its subgraphs capture included."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            body = attribute.as_graph()
+            graphs = {body, *(inner.graph for inner in body.all_nodes())}
+            captured = (v for inner in body.all_nodes() for v in inner.inputs if v is not None)
+            yield from (value for value in captured if value.graph not in graphs)
+
+
+def _tensor(value: ir.Value) -> onnx.TensorProto:
+    tensor = value.const_value
+    assert tensor is not None
+    if isinstance(tensor, ir.ExternalTensor):
+        tensor = ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=value.name)
+    proto = ir.serde.serialize_tensor(tensor)
+    proto.name = value.name or ""
+    return proto
+
+
+def memory_bytes() -> float:
+    """Bytes of memory that this machine has; 4 GiB where it does not say."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float(4 << 30)
+
+
+class _Shelf:
+    """Arrays by batch and name, in memory up to a limit, beyond it in files of a temporary folder."""
+
+    def __init__(self, limit_bytes: float) -> None:
+        self.limit = limit_bytes
+        self.arrays: dict[tuple[int, str], np.ndarray] = {}
+        self.files: dict[tuple[int, str], Path] = {}
+        self.names: set[str] = set()
+        self.bytes = 0
+        self.count = 0
+        self.folder: tempfile.TemporaryDirectory | None = None
+
+    def put(self, index: int, name: str, array: np.ndarray) -> None:
+        self.names.add(name)
+        key = (index, name)
+        if self.bytes + array.nbytes <= self.limit or array.dtype.hasobject:
+            self.arrays[key] = array
+            self.bytes += array.nbytes
+            return
+        self.folder = self.folder or tempfile.TemporaryDirectory(prefix="onnxprune.")
+        self.count += 1
+        path = Path(self.folder.name) / f"{self.count}.npy"
+        np.save(path, array)
+        self.files[key] = path
+        self.arrays[key] = np.load(path, mmap_mode="r")
+
+    def get(self, index: int, name: str) -> np.ndarray:
+        return self.arrays[index, name]
+
+    def keep_only(self, index: int, names: set[str]) -> None:
+        for key in [key for key in self.arrays if key[0] == index and key[1] not in names]:
+            array, path = self.arrays.pop(key), self.files.pop(key, None)
+            if path is None:
+                self.bytes -= array.nbytes
+            else:
+                path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        self.arrays.clear()
+        if self.folder is not None:
+            self.folder.cleanup()

@@ -1,0 +1,282 @@
+"""One fine-tuning run: the loop over epochs and steps, its state, and how it is judged on held-out samples."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from onnxprune.bridge import Network
+from onnxprune.data import Samples
+from onnxprune.errors import UsageError
+from onnxprune.recover import checkpoint, distributed
+from onnxprune.recover.augment import Mix, augment
+from onnxprune.recover.feeding import ahead, tensors_of
+from onnxprune.recover.judging import Judge, Verdict
+from onnxprune.recover.losses import Task, classification, distillation, logits_of, regression
+from onnxprune.recover.optimizer import Average, clip, make_optimizer, rate
+from onnxprune.recover.settings import Settings
+from onnxprune.recover.teacher import Teacher, precision
+
+Regularizer = Callable[[Mapping[str, Tensor]], Tensor]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the samples came to; `metric` is of the averaged weights on held-out samples."""
+
+    epoch: int
+    loss: float
+    metric: float
+    held_loss: float
+    lr: float
+    seconds: float
+
+
+@dataclass(eq=False)
+class Run:
+    """All that a run works with, and its state: `step` counts over all epochs."""
+
+    model: ir.Model
+    network: Network
+    module: nn.Module  # the network, under DistributedDataParallel where there are several processes
+    teacher: Teacher
+    task: Task
+    settings: Settings
+    samples: Samples
+    judge: Judge
+    device: torch.device
+    masks: Mapping[str, Tensor]
+    regularizer: Regularizer | None
+    average: Average = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    scaler: torch.amp.GradScaler = field(init=False)
+    best: dict[str, Tensor] = field(init=False)
+    best_verdict: Verdict = field(init=False)
+    initial: Verdict = field(init=False)
+    best_epoch: int = 0
+    epochs: list[Epoch] = field(default_factory=list)
+    step: int = 0
+    lost: float = 0.0  # sum of the losses of this epoch
+    spent: float = 0.0  # seconds of this epoch before it was interrupted
+
+    def __post_init__(self) -> None:
+        self.optimizer = make_optimizer(self.network.parameters_by_name, self.settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == "fp16")
+        self.apply_masks()
+        assert self.settings.ema is not None
+        self.average = Average(self.tensors(), self.settings.ema)
+        self.best = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Parameters and running statistics by initializer name."""
+        return {**self.network.parameters_by_name, **self.network.statistics_by_name}
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def apply_masks(self) -> None:
+        parameters = self.network.parameters_by_name
+        for name, mask in self.masks.items():
+            parameters[name].mul_(mask)
+
+
+def train(run: Run, fingerprint: str) -> str:
+    """Trains to the end, or to where it stops early; why it stopped. The network then holds the best weights."""
+    settings, folder = run.settings, run.settings.resume_dir
+    assert settings.epochs is not None
+    if not resume(run, fingerprint):
+        run.initial = run.best_verdict = _verdict(run)
+    with tqdm(
+        total=settings.epochs * _steps(run), initial=run.step, disable=not _shows(run), file=sys.stderr, unit="step"
+    ) as bar:
+        for epoch in range(len(run.epochs), settings.epochs):
+            if _stale(run):
+                break
+            _train_epoch(run, epoch, fingerprint, bar)
+            if folder:
+                keep(run, fingerprint)
+    run.load(run.best)
+    return "no improvement" if len(run.epochs) < settings.epochs else "all epochs done"
+
+
+def _shows(run: Run) -> bool:
+    return run.settings.progress and distributed.world()[0] == 0
+
+
+def _stale(run: Run) -> bool:
+    """Whether the last `patience` epochs brought nothing."""
+    patience = run.settings.patience
+    return patience > 0 and len(run.epochs) - run.best_epoch >= patience
+
+
+def _local_batch(run: Run) -> int:
+    assert run.settings.batch_size is not None
+    return max(1, run.settings.batch_size // distributed.world()[1])
+
+
+def _steps(run: Run) -> int:
+    return max(1, len(run.samples) // distributed.world()[1] // _local_batch(run))
+
+
+def _train_epoch(run: Run, epoch: int, fingerprint: str, bar: tqdm) -> None:
+    started, saved = time.monotonic() - run.spent, time.monotonic()
+    steps = _steps(run)
+    total = steps * (run.settings.epochs or 1)
+    for feeds, numbers in _batches(run, epoch, run.step - epoch * steps):
+        run.module.train()
+        lr = rate(run.step, total, run.settings)
+        run.lost += _train_step(run, feeds, numbers, lr)
+        run.step += 1
+        bar.update()
+        done = run.step - epoch * steps
+        if done % 10 == 0 or done == steps:
+            bar.set_postfix_str(_postfix(run, run.lost / done))
+        if run.settings.resume_dir and time.monotonic() - saved >= run.settings.checkpoint_seconds and done < steps:
+            run.spent, saved = time.monotonic() - started, time.monotonic()
+            keep(run, fingerprint)
+    _end_epoch(run, epoch, rate(run.step - 1, total, run.settings), started)
+    bar.set_postfix_str(_postfix(run, run.epochs[-1].loss))
+
+
+def _postfix(run: Run, loss: float) -> str:
+    last = run.epochs[-1].metric if run.epochs else run.initial.metric
+    return f"epoch {min(len(run.epochs) + 1, run.settings.epochs or 1)}, loss {loss:.4f}, {run.judge.name} {last:.4f}"
+
+
+def _batches(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
+    """This process's share of the batches of an epoch, from number `first` on."""
+    order = distributed.order(len(run.samples), epoch, run.settings.seed)
+    size = _local_batch(run)
+    return ahead(run.samples, [order[k * size : (k + 1) * size] for k in range(first, _steps(run))])
+
+
+def _train_step(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr: float) -> float:
+    rank, size = distributed.world()
+    torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
+    feeds = tensors_of(arrays, run.device, channels_last=bool(run.settings.channels_last))
+    feeds, mix = augment(feeds, run.settings, run.step, rank, size)
+    targets = run.teacher.targets(feeds, numbers)
+    with precision(run.settings, run.device):
+        values = run.module(feeds, capture=run.task.points)
+    loss = _loss(run, values, targets, _labels(run, numbers), mix)
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.zero_grad(set_to_none=True)
+    run.scaler.scale(loss).backward()
+    run.scaler.unscale_(run.optimizer)
+    clip(run.network.parameters_by_name.values(), run.settings.clip)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.apply_masks()
+    run.average.update(run.tensors(), run.step)
+    number = float(loss.detach())
+    if not np.isfinite(number) and not run.scaler.is_enabled():
+        raise UsageError(
+            f"fine-tuning: the loss became {number} at step {run.step}, learning rate {lr:g}; give a smaller one"
+        )
+    return number
+
+
+def _labels(run: Run, numbers: np.ndarray) -> Tensor | None:
+    labels = run.samples.labels
+    return None if labels is None else torch.from_numpy(labels[numbers]).to(run.device)
+
+
+def _loss(run: Run, values, targets, labels: Tensor | None, mix: Mix | None) -> Tensor:
+    settings, task = run.settings, run.task
+    if settings.loss is not None:
+        loss = settings.loss(values, targets, labels)
+    elif task.logits is not None:
+        z = logits_of(task, values)
+        loss = distillation(z, logits_of(task, targets), settings.temperature)
+        if labels is not None and settings.labels > 0:
+            loss = (1 - settings.labels) * loss + settings.labels * classification(z, labels, mix)
+    else:
+        loss = regression(values, targets, task.outputs, task.scales or {})
+    if task.points:
+        loss = loss + settings.features * regression(values, targets, task.points, task.scales or {})
+    return loss if run.regularizer is None else loss + run.regularizer(run.network.parameters_by_name)
+
+
+def _end_epoch(run: Run, epoch: int, lr: float, started: float) -> None:
+    current = {name: tensor.detach().clone() for name, tensor in run.tensors().items()}
+    run.load(run.average.tensors)
+    verdict = _verdict(run)
+    if verdict.better_than(run.best_verdict):
+        run.best, run.best_verdict, run.best_epoch = (
+            {name: tensor.clone() for name, tensor in run.average.tensors.items()},
+            verdict,
+            epoch + 1,
+        )
+    run.load(current)
+    loss, seconds = run.lost / _steps(run), time.monotonic() - started
+    run.epochs.append(Epoch(epoch + 1, loss, verdict.metric, verdict.loss, lr, seconds))
+    run.lost, run.spent = 0.0, 0.0
+
+
+def _verdict(run: Run) -> Verdict:
+    """The judge's verdict on the network as it is; one process judges for all."""
+    mine = asdict(run.judge(run.network)) if distributed.world()[0] == 0 else None
+    return Verdict(**distributed.agreed(mine, run.device))
+
+
+# State on disk ----------------------------------------------------------------------------------------------------
+
+
+def keep(run: Run, fingerprint: str) -> None:
+    """Saves the state; one process does it for all."""
+    if distributed.world()[0] != 0 or run.settings.resume_dir is None:
+        return
+    parts = {"now": run.tensors(), "average": run.average.tensors, "best": run.best}
+    tensors = {f"{part}/{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
+    tensors |= checkpoint.optimizer_tensors(run.optimizer)
+    facts = {
+        "fingerprint": fingerprint,
+        "settings": {"amp": run.settings.amp, "channels_last": run.settings.channels_last},
+        "step": run.step,
+        "lost": run.lost,
+        "spent": run.spent,
+        "epochs": [asdict(epoch) for epoch in run.epochs],
+        "best_epoch": run.best_epoch,
+        "best_verdict": asdict(run.best_verdict),
+        "initial": asdict(run.initial),
+        "scaler": run.scaler.state_dict(),
+    }
+    checkpoint.save(run.settings.resume_dir, tensors, facts)
+
+
+def resume(run: Run, fingerprint: str) -> bool:
+    """Takes up the state that was saved in the resume folder; False where there is none."""
+    saved = checkpoint.load(run.settings.resume_dir) if run.settings.resume_dir else None
+    if saved is None:
+        return False
+    tensors, facts = saved
+    check_same(facts, fingerprint, run.settings)
+    for part, target in (("now", run.tensors()), ("average", run.average.tensors), ("best", run.best)):
+        for name, tensor in target.items():
+            tensor.data.copy_(tensors[f"{part}/{name}"])
+    checkpoint.restore_optimizer(run.optimizer, tensors)
+    run.scaler.load_state_dict(facts["scaler"])
+    run.step, run.lost, run.spent = facts["step"], facts["lost"], facts["spent"]
+    run.epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
+    run.best_epoch, run.best_verdict = facts["best_epoch"], Verdict(**facts["best_verdict"])
+    run.initial = Verdict(**facts["initial"])
+    return True
+
+
+def check_same(facts: Mapping, fingerprint: str, settings: Settings) -> None:
+    """Raises: UsageError when the saved run is another one."""
+    if facts.get("fingerprint") != fingerprint:
+        raise UsageError(
+            f"--resume {settings.resume_dir}: holds another run (of another model, other samples or other settings); "
+            "give the same options as before, or another folder"
+        )

@@ -1,0 +1,77 @@
+"""Initializers as numpy arrays: read, replace, add, merge."""
+
+import hashlib
+
+import numpy as np
+import onnx_ir as ir
+
+SMALL_BYTES = 4096  # external weights of this size are not worth a file access each
+
+
+def size_bytes(model: ir.Model) -> int:
+    """Bytes of all initializers of `model`."""
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array behind an initializer, or None when the value is computed."""
+    if value is None or value.const_value is None or not value.is_initializer():
+        return None
+    return value.const_value.numpy()
+
+
+def array_of(value: ir.Value) -> np.ndarray:
+    """The array of an initializer."""
+    assert value.const_value is not None, value.name
+    return value.const_value.numpy()
+
+
+def set_constant(value: ir.Value, array: np.ndarray) -> None:
+    """Gives an initializer another array; shape and type follow it."""
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
+    if value.const_value is not None and value.const_value.dtype != tensor.dtype:
+        tensor = ir.Tensor(
+            array.astype(value.const_value.dtype.numpy()), dtype=value.const_value.dtype, name=value.name
+        )
+    value.const_value = tensor
+    value.shape = ir.Shape(array.shape)
+    value.type = ir.TensorType(tensor.dtype)
+
+
+def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer of `graph`; `name` is made unique."""
+    taken, unique, count = graph.initializers, name, 0
+    while unique in taken:
+        count += 1
+        unique = f"{name}.{count}"
+    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
+    value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def tie(model: ir.Model) -> None:
+    """Makes equal initializers one again, as exporters do."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    outputs = set(model.graph.outputs)
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.nbytes < 64 or value in outputs:
+            continue
+        key = (tensor.dtype, tuple(tensor.shape.numpy()), hashlib.sha256(tensor.numpy().tobytes()).digest())
+        other = first.setdefault(key, value)
+        if other is not value:
+            value.replace_all_uses_with(other)
+            del model.graph.initializers[value.name or ""]
+
+
+def read_external(model: ir.Model, limit_bytes: int) -> None:
+    """Reads external weights into memory, in place: all where they are `limit_bytes` at most, else the small ones."""
+    external = [v for v in model.graph.initializers.values() if isinstance(v.const_value, ir.ExternalTensor)]
+    few = sum(value.const_value.nbytes for value in external if value.const_value is not None) <= limit_bytes
+    for value in external:
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        if few or tensor.nbytes <= SMALL_BYTES:
+            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+            tensor.release()

@@ -1,0 +1,117 @@
+"""Prunes one ONNX file with onnxsim's structured pruning at a sparsity of 0.5 and prints what came of it as JSON.
+
+    python onnxsim_worker.py FILE
+
+Whether the result is right is found without knowing what was removed: each smaller initializer is laid onto the
+original, the positions that it keeps are read off, all others are zeroed in the original, and both run on equal inputs.
+`right` stays null where the positions cannot be read off or the original does not run on random inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import feeds
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+Arrays = dict[str, np.ndarray]
+
+
+def float_arrays(model: onnx.ModelProto) -> Arrays:
+    """The float initializers of the main graph by name."""
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {name: array for name, array in arrays.items() if array.dtype.kind == "f"}
+
+
+def parameters(model: onnx.ModelProto) -> int:
+    """Number of elements of all float initializers."""
+    return sum(array.size for array in float_arrays(model).values())
+
+
+def kept_positions(whole: np.ndarray, part: np.ndarray) -> list[np.ndarray] | None:
+    """Positions kept on each axis if `part` is `whole` with positions removed, else None; both of one rank."""
+    order = np.argsort(whole, axis=None)
+    values = whole.ravel()[order]
+    keep = []
+    for axis in range(whole.ndim):
+        if part.shape[axis] == whole.shape[axis]:
+            keep.append(np.arange(whole.shape[axis]))
+            continue
+        fiber = np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1)[:, 0]
+        low, high = np.searchsorted(values, fiber, "left"), np.searchsorted(values, fiber, "right")
+        found = [[np.unravel_index(i, whole.shape) for i in order[a:b]] for a, b in zip(low, high, strict=True)]
+        # Equal values stand in several places; those of one fiber agree on all other axes.
+        others = Counter(tuple(np.delete(place, axis)) for places in found for place in places)
+        if not others:
+            return None
+        line = others.most_common(1)[0][0]
+        chosen = [[p[axis] for p in places if tuple(np.delete(p, axis)) == line] for places in found]
+        if any(not positions for positions in chosen):
+            return None
+        keep.append(np.array([positions[0] for positions in chosen]))
+    return keep if np.array_equal(whole[np.ix_(*keep)], part) else None
+
+
+def mask(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The original with everything zeroed that the pruned model no longer has, or None if that cannot be told."""
+    masked = onnx.ModelProto()
+    masked.CopyFrom(model)
+    parts = float_arrays(pruned)
+    for tensor in masked.graph.initializer:
+        part, whole = parts.get(tensor.name), numpy_helper.to_array(tensor)
+        if part is None or whole.dtype.kind != "f" or part.shape == whole.shape:
+            continue
+        keep = kept_positions(whole, part) if part.ndim == whole.ndim else None
+        if keep is None:
+            return None
+        zeroed = np.zeros_like(whole)
+        zeroed[np.ix_(*keep)] = part
+        tensor.CopyFrom(numpy_helper.from_array(zeroed, tensor.name))
+    return masked
+
+
+def largest_difference(first: Path, second: Path) -> float | None:
+    """max|first - second| over max|first| on random inputs, or None if the first takes none of them."""
+    runs = [feeds.session(str(path)) for path in (first, second)]
+    given = feeds.accepted(runs[0])
+    if given is None:
+        return None
+    pairs = zip(*(run.run(None, given) for run in runs), strict=True)
+    floats = [(a, b) for a, b in pairs if isinstance(a, np.ndarray) and a.dtype.kind == "f" and a.size]
+    return max((float(abs(a - b).max() / (abs(a).max() or 1.0)) for a, b in floats), default=0.0)
+
+
+def main(file: str) -> dict[str, Any]:
+    """changed, kept_params, runs, right, difference and seconds. Raises what onnxsim raises."""
+    from onnxsim.pruning import apply_structured_pruning
+
+    model = onnx.load(file)
+    start = time.perf_counter()
+    pruned = apply_structured_pruning(onnx.load(file), sparsity=0.5)
+    row: dict[str, Any] = {"work_s": time.perf_counter() - start, "kept_params": parameters(pruned) / parameters(model)}
+    row["changed"] = row["kept_params"] < 1
+    with tempfile.TemporaryDirectory() as scratch:
+        out, twin = Path(scratch, "pruned.onnx"), Path(scratch, "masked.onnx")
+        onnx.save(pruned, out)
+        row |= feeds.compare(file, str(out))
+        masked = mask(model, pruned) if row["runs"] else None
+        if masked:
+            onnx.save(masked, twin)
+            row["difference"] = largest_difference(twin, out)
+            row["right"] = None if row["difference"] is None else row["difference"] <= 1e-4
+    return {**row, "ok": bool(row["changed"] and row["runs"] and row.get("right") is not False)}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1] in ("-h", "--help"):
+        print(__doc__)
+        sys.exit(0 if "-h" in sys.argv or "--help" in sys.argv else 2)
+    print(json.dumps(main(sys.argv[1])))

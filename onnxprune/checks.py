@@ -5,11 +5,12 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
-from onnxprune import graph, report
+from onnxprune import graph, report, runtime
 from onnxprune.coupling import Coupling
-from onnxprune.errors import GraphError, UsageError
+from onnxprune.errors import GraphError, ProviderError, UsageError
 from onnxprune.options import Options
 
 ROLES = ("produces", "consumes", "scales")  # of members whose numbers scores are made of
@@ -42,6 +43,26 @@ def _check_writable(path: Path) -> None:
         raise UsageError(
             f"{path}: the folder {path.parent} cannot be written ({error.strerror}); choose another path"
         ) from error
+
+
+def check_devices(device: str, provider: str | None) -> None:
+    """Nothing, when `device` can train and `provider`, where it is to measure, loads: before the work, not after it.
+
+    Raises: ProviderError.
+    """
+    if device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ProviderError("--device cuda: torch sees no CUDA device; check nvidia-smi, or choose --device cpu")
+    if provider is not None and provider != "cpu":
+        value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+        node = onnx.helper.make_node("Identity", ["x"], ["y"])
+        result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+        opset = [onnx.helper.make_opsetid("", 17)]
+        model = onnx.helper.make_model(onnx.helper.make_graph([node], "probe", [value], [result]), opset_imports=opset)
+        model.ir_version = 8
+        runtime.open_session(model, provider=provider)
 
 
 def check_data_file(source: Path, out: Path) -> None:

@@ -81,7 +81,7 @@ def load(path: str | Path) -> ir.Model:
 
 def normalize(model: ir.Model) -> ir.Model:
     """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing."""
-    model = model.clone()
+    meta, model = model.meta, model.clone()
     read_external(model, MEMORY_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
@@ -94,7 +94,7 @@ def normalize(model: ir.Model) -> ir.Model:
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
     _untie(simplified)
-    simplified.meta.update(model.meta)
+    simplified.meta.update(meta)
     return simplified
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,5 +119,13 @@ def alignment_for(align: int | Literal["auto"], provider: str) -> int:
         return measured
     if provider != "cpu":
         return 8
-    features: Mapping[str, bool] = getattr(np._core._multiarray_umath, "__cpu_features__", {})
+    features = _cpu_features()
     return 16 if features.get("AVX512F") else 8 if features.get("AVX2") else 4
+
+
+def _cpu_features() -> Mapping[str, bool]:
+    """What numpy found the CPU to have; nothing where this numpy keeps it elsewhere."""
+    try:
+        return import_module("numpy._core._multiarray_umath").__cpu_features__
+    except (ImportError, AttributeError):
+        return {}

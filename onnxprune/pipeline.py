@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxprune import cost, gates, graph, metrics, plan, report, runtime, select, shapes, sparse, surgery, verify
 from onnxprune.bench import QUICK, machine, measure_file, measure_latency, tool
 from onnxprune.bridge import batchnorm
-from onnxprune.checks import check_data_file, check_finite, check_paths, file_sha256
+from onnxprune.checks import check_data_file, check_devices, check_finite, check_paths, file_sha256
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import InputInfo, Samples, batch_size_of, batches, input_infos, load_samples, split
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("onnxprune")
 HELD_SHARE = 0.2  # of --data, when there is no --val
 CHOOSING_SHARE = 0.1  # of the samples to tune on: they choose the epoch to keep
+PATIENCE = 5  # epochs without improvement after which fine-tuning stops
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 Keep = Mapping[Dim, np.ndarray]
 
@@ -80,6 +81,7 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
     source, out = Path(source), Path(target_path)
     check_paths(source, out, options)
     check_data_file(source, out)
+    check_devices(options.device, provider(options) if options.latency else None)
     chosen = base.get(options.method)
     clock = Clock()
     subject = prepare(source, options, clock)
@@ -99,6 +101,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     source, out = Path(source), Path(target_path)
     check_paths(source, out, options, Path(plan_path))
     check_data_file(source, out)
+    check_devices(options.device, provider(options) if options.latency else None)
     clock = Clock()
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
@@ -110,7 +113,8 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
 
 def _level_again(loaded: plan.Plan, options: Options) -> Level:
     """The recovery that the plan was followed by, as far as the samples at hand allow."""
-    level: Level = next((level for level in LEVELS if level == loaded.recover), "none")
+    names: dict[str, Level] = {level: level for level in LEVELS}
+    level = names.get(loaded.recover, "none")
     return level if options.data is not None or level == "none" else "constants"
 
 
@@ -338,6 +342,7 @@ def _finetune(
         seed=options.seed,
         progress=options.progress,
         resume_dir=str(options.resume) if options.resume else None,
+        patience=PATIENCE,
     )
     # The epoch to keep is chosen on samples of --data; those that the result is measured on stay unseen.
     tune, chosen = split(subject.tune, CHOOSING_SHARE, options.seed)

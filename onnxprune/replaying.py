@@ -87,8 +87,8 @@ def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
     made = 0
     for name, linear in linears(model).items():
         other = nodes.get(name)
-        same = other is not None and other.op_type == linear.node.op_type and f"{name}.add_bias" not in nodes
-        if same and len(other.inputs) <= len(linear.node.inputs):
+        made_here = other is None or other.op_type != linear.node.op_type or f"{name}.add_bias" in nodes
+        if other is not None and not made_here and len(other.inputs) <= len(linear.node.inputs):
             continue
         b = biases.read_bias(linear)
         if b is not None:

@@ -14,6 +14,8 @@ import onnxruntime as ort
 
 from onnxprune.data.inputs import InputInfo
 from onnxprune.errors import GraphError, ProviderError
+from onnxprune.simplify import HIDDEN_BYTES, skeleton
+from onnxprune.tensors import size_bytes
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -25,6 +27,7 @@ FALLBACKS = {
     "CUDAExecutionProvider": ("CPUExecutionProvider",),
     "TensorrtExecutionProvider": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
 
 
@@ -52,8 +55,8 @@ def open_session(
     profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
-    source = _source(model, extra_outputs)
     settings = _settings(threads, inter_threads, optimize, session_options or {})
+    source = _source(model, extra_outputs, settings)
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
@@ -150,20 +153,15 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
         raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
 
 
-def self_contained(model: ir.Model) -> onnx.ModelProto:
-    """`model` as a message with all its weights inside: from bytes onnxruntime does not find those beside a file."""
-    if not any(isinstance(v.const_value, ir.ExternalTensor) for v in model.graph.initializers.values()):
-        return ir.to_proto(model)
-    return ir.to_proto(ir.external_data.load_to_model(model.clone()))
-
-
-def _source(model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_outputs: Sequence[str]) -> str | bytes:
+def _source(
+    model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_outputs: Sequence[str], settings: ort.SessionOptions
+) -> str | bytes:
     if isinstance(model, (str, Path)) and not extra_outputs:
         return str(model)
     if isinstance(model, bytes) and not extra_outputs:
         return model
     if isinstance(model, ir.Model):
-        proto = self_contained(model)
+        proto = lean_proto(model, settings)
     elif isinstance(model, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
@@ -172,6 +170,36 @@ def _source(model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_output
     present = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in present)
     return proto.SerializeToString()
+
+
+def lean_proto(model: ir.Model, settings: ort.SessionOptions) -> onnx.ModelProto:
+    """`model` as a message; the weights of a large one stay where they are, and `settings` lead to them.
+
+    A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
+    """
+    if size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
+        return ir.to_proto(model)
+    proto, hidden = skeleton(model, HIDDEN_BYTES)
+    inputs = [value for value in proto.graph.input if value.name not in hidden]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    values = []
+    for name, value in hidden.items():
+        tensor = value.const_value
+        assert tensor is not None, name
+        entry = proto.graph.initializer.add(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        entry.external_data.add(key="location", value="memory")
+        entry.external_data.add(key="length", value=str(tensor.nbytes))
+        values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_plain(tensor), tensor.dtype))
+    settings.add_external_initializers(list(hidden), values)
+    return proto
+
+
+def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The array of `tensor` in a dtype that numpy itself knows."""
+    array = tensor.numpy()
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 
 
 def _not_loaded(name: str, seen: str) -> str:

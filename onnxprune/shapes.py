@@ -17,7 +17,9 @@ import onnxruntime as ort
 
 from onnxprune import graph, probes, runtime
 from onnxprune.errors import GraphError
+from onnxprune.tensors import size_bytes
 
+MEMORY_BYTES = 256_000_000  # larger models are run without their weights
 SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
 
 MAX_SECONDS = 60.0  # for all tries together
@@ -112,7 +114,7 @@ def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ..
 
 def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None) -> Shapes:
     inputs = list(model.graph.inputs)
-    session = runtime.open_session(_instrumented(model), optimize=False, threads=2)
+    session = _instrumented_session(model)
     failure, end = "no sizes were tried", time.monotonic() + MAX_SECONDS
     for first, seconds in probes.pairs(model, samples):
         one, failure = _attempt(session, inputs, first, failure)
@@ -137,13 +139,36 @@ def _attempt(
         return None, str(error)
 
 
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """`model` with its large weights filled in as it runs: sizes do not depend on their numbers, memory does."""
+    proto, hidden = graph.skeleton(model, 4096)
+    inputs = [value for value in proto.graph.input if value.name not in hidden]
+    nodes = list(proto.graph.node)
+    del proto.graph.input[:], proto.graph.node[:]
+    proto.graph.input.extend(inputs)
+    for name, value in hidden.items():
+        tensor = value.const_value
+        assert tensor is not None, name
+        sizes = np.array(tensor.shape.numpy(), np.int64)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{name}@sizes"))
+        filling = 0.01 if tensor.dtype.is_floating_point() else 0
+        fill = onnx.helper.make_tensor("value", tensor.dtype, [1], [filling])
+        proto.graph.node.append(onnx.helper.make_node("ConstantOfShape", [f"{name}@sizes"], [name], value=fill))
+    proto.graph.node.extend(nodes)
+    return proto
+
+
 def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: len(sizes) for name, sizes in _sizes(outputs).items()}
 
 
-def _instrumented(model: ir.Model) -> onnx.ModelProto:
-    """`model` with the shape of every computed value, and the contents of integer ones, as outputs."""
-    proto = runtime.self_contained(model)
+def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
+    """A session of `model` with the shape of every computed value, and the contents of integer ones, as outputs."""
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = 2
+    proto = _without_weights(model) if size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
     typed = onnx.shape_inference.infer_shapes(graph.skeleton(model, 1024)[0])
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}
@@ -160,7 +185,10 @@ def _instrumented(model: ir.Model) -> onnx.ModelProto:
             if kind is not None and kind.tensor_type.elem_type in INTEGERS and name not in outputs:
                 proto.graph.output.append(onnx.ValueInfoProto(name=name))
     proto.graph.node.extend(extra)
-    return proto
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        raise GraphError(f"onnxruntime refuses the model: {str(error).strip().splitlines()[0][:300]}") from error
 
 
 def _recorded(

@@ -52,11 +52,20 @@ def _is_weight(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" and array.ndim > 1
 
 
+SUMS = frozenset({"Add", "Sub", "Sum"})
+FACTORS = frozenset({"Mul", "Div", "PRelu"})
+ZERO_TO_ZERO = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split Slice "
+    "Resize Upsample Dropout Cast".split()
+)
+
+
 class _Finder:
     """The state of the search: what is kept so far."""
 
     def __init__(self, coupling: Coupling, constants: bool) -> None:
-        self.coupling, self.constants = coupling, constants
+        self.coupling = coupling
         self.keep: Keep = {dim: np.ones(dim.size, bool) for dim in coupling.exact}
         self.nodes = {node.name or "": node for node in coupling.model.graph}
         self.nonzero = {
@@ -66,6 +75,7 @@ class _Finder:
         }
         self.readers = {dim: self._readers(dim) for dim in coupling.exact}
         self.makers = {dim: self._makers(dim) for dim in coupling.exact}
+        self.loud = {dim: np.zeros(dim.size, bool) if constants else self._loud(dim) for dim in coupling.exact}
 
     def sweep(self) -> bool:
         """Looks at every Dim once; whether a unit more is dead."""
@@ -75,7 +85,7 @@ class _Finder:
             if self.readers[dim] is not None:
                 alive &= self._any(dim, self.readers[dim] or ())
             if self.makers[dim] is not None:
-                alive &= self._any(dim, self.makers[dim] or ())
+                alive &= self._any(dim, self.makers[dim] or ()) | self.loud[dim]
             if not alive.any():
                 alive[np.flatnonzero(mask)[0]] = True
             self.keep[dim] = alive
@@ -125,28 +135,30 @@ class _Finder:
             if members is None or node.op_type not in LINEAR or any(m.initializer not in self.nonzero for m in members):
                 return None
             found += members
-        if not found or not (self.constants or self._without_constants(dim)):
-            return None
-        return tuple(found)
+        return tuple(found) or None
 
-    def _without_constants(self, dim: Dim) -> bool:
-        """Whether a unit without weights is zero everywhere: it meets no addend, and no function that moves zero."""
-        addends = [m for m in self.coupling.members[dim] if m.role != "consumes" and m.input >= 1]
-        weights = [m for m in addends if m.role == "produces" and m.input < BIAS_INPUT]
-        if any(
-            self.nonzero[m.initializer].any() for m in addends if m not in weights and m.initializer in self.nonzero
-        ):
+    def _loud(self, dim: Dim) -> np.ndarray:
+        """Units (size,) that are not zero when their weights are: they meet an addend, or a function that moves zero."""
+        through = [n for n in self.coupling.model.graph if self._stands(dim, [v for v in n.inputs if v is not None])]
+        if not all(self._keeps_zero(dim, node) for node in through):
+            return np.ones(dim.size, bool)
+        addends = [m for m in self.coupling.members[dim] if self._adds(m)]
+        if any(m.initializer not in self.nonzero for m in addends):
+            return np.ones(dim.size, bool)
+        return self._any(dim, addends)
+
+    def _keeps_zero(self, dim: Dim, node: ir.Node) -> bool:
+        """Whether a unit that is zero leaves `node` as zero; a sum with what knows no units (x + 3) does not."""
+        if node.op_type in SUMS:
+            return all(value is None or self._stands(dim, [value]) for value in node.inputs)
+        return node.op_type in ZERO_TO_ZERO | LINEAR
+
+    def _adds(self, member: Member) -> bool:
+        if member.role == "consumes" or self.nodes[member.node].op_type in FACTORS:
             return False
-        through = (n for n in self.coupling.model.graph if self._stands(dim, [v for v in n.inputs if v is not None]))
-        return all(node.op_type in ZERO_TO_ZERO | LINEAR for node in through)
+        linear = self.nodes[member.node].op_type in LINEAR
+        return not (linear and member.input < BIAS_INPUT)
 
     def _stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
         axes = (axis for value in values for axis in self.coupling.axes.get(value.name or "", ()))
         return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))
-
-
-ZERO_TO_ZERO = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul Add Sub Sum MaxPool "
-    "AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split Slice Pad "
-    "Resize Upsample Dropout Cast".split()
-)

@@ -5,12 +5,16 @@ zeroes the same slices; nodes that compute statistics over removed positions com
 The two are each other's proof, see verify.py.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
 from onnxprune.repair import Keep, Surgeon
+
+KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
 
 # Quantized input of an operator -> the input that holds its zero point.
 ZERO_POINTS = {
@@ -33,6 +37,9 @@ SCALES = {
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
+
+
+MOVING = frozenset("Gather Reshape Transpose Slice Squeeze Unsqueeze Identity Flatten Expand".split())
 
 
 def cut(coupling: Coupling, keep: Keep) -> ir.Model:
@@ -63,7 +70,20 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
             surgeon.silence_lifted(node)
         else:
             surgeon.compute_over_kept(node)
+    surgeon.model.meta[KEPT] = _kept_positions(surgeon)
     return surgeon.model
+
+
+def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, np.ndarray]]:
+    """For every computed value that loses positions: axis -> kept positions. verify.py compares inside with them."""
+    found: dict[str, dict[int, np.ndarray]] = {}
+    for node in surgeon.coupling.model.graph:
+        for value in node.outputs:
+            axes = surgeon.coupling.axes.get(value.name or "", ())
+            lost = {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in enumerate(axes) if surgeon.loses(axis)}
+            if lost:
+                found[value.name or ""] = lost
+    return found
 
 
 def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
@@ -120,14 +140,20 @@ def _is_scale(value: ir.Value) -> bool:
 
 def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:
     """What stands for zero at each position of `array`, as a broadcast view: the zero points where it is quantized."""
-    for node, index in value.uses():
+    for node, index in _readers(value):
         source = ZERO_POINTS.get((node.op_type, index))
-        if source is None or source >= len(node.inputs):
-            continue
-        points = graph.constant(node.inputs[source])
-        if points is not None:
+        points = graph.constant(node.inputs[source]) if source is not None and source < len(node.inputs) else None
+        if points is not None and (node.inputs[index] is value or points.size == 1):
             return np.broadcast_to(_along(node, points, array), array.shape)
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The uses of `value`, also behind nodes that only move numbers: a quantized table is often gathered first."""
+    for use in value.uses():
+        yield use.node, use.idx
+        if use.idx == 0 and use.node.op_type in MOVING:
+            yield from _readers(use.node.outputs[0])
 
 
 def _along(node: ir.Node, points: np.ndarray, array: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from conftest import CNN, DIGITS, DIGITS_BN, filled
+from networks import CNN, DIGITS, DIGITS_BN, filled
 from onnx import numpy_helper
 
 from onnxprune import cli as command_line
@@ -219,7 +219,8 @@ def test_reader_that_leaves_is_no_error():
 def test_config_gives_options_and_the_command_line_wins(cli, cnn_path, tmp_path):
     config, report = tmp_path / "c.toml", tmp_path / "r.json"
     config.write_text(
-        f'method = "random"\nseed = 5\nno-latency = true\ntarget = {{macs = 0.9}}\nreport = "{report}"\nexact_only = true\n'
+        f'method = "random"\nseed = 5\nno-latency = true\nexact_only = true\n'
+        f'target = {{macs = 0.9}}\nreport = "{report}"\n'
     )
     assert cli(cnn_path, tmp_path / "o.onnx", "--config", config).code == 0
     first = json.loads(report.read_text())

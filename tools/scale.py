@@ -11,6 +11,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import log, log10
@@ -107,17 +108,29 @@ def parameters(model: onnx.ModelProto) -> int:
 # Runs -------------------------------------------------------------------------------------------------------------
 
 
+# The peak is asked of the process itself: what wait4 gives also counts this one, from which it was forked.
+CHILD = """
+import sys
+from onnxprune.cli import main
+code = main(sys.argv[1:])
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(peak)
+sys.exit(code)
+"""
+
+
 def run(*arguments: str | Path) -> tuple[float, int]:
-    """(CPU seconds, peak bytes) of one command. Raises: CalledProcessError when it fails."""
-    command = [sys.executable, "-m", "onnxprune", *map(str, arguments)]
+    """(CPU seconds, peak bytes) of one command. Raises: RuntimeError when it fails."""
+    command = [sys.executable, "-c", CHILD, *map(str, arguments)]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=one_thread)
-    assert process.stderr is not None
-    said = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise subprocess.CalledProcessError(status, command, stderr=said)
-    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(command, stdout=out, stderr=err, env=one_thread)
+        _, status, usage = os.wait4(process.pid, 0)
+        out.seek(0)
+        err.seek(0)
+        if status:
+            raise RuntimeError(f"{arguments} failed: {err.read()}")
+        return usage.ru_utime + usage.ru_stime, 1024 * int(out.read().splitlines()[-1])
 
 
 def by_size(folder: Path, largest: int) -> Iterator[Point]:

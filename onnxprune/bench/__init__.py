@@ -8,6 +8,9 @@ sessions   settings, conversion, IO binding
 memory     peak memory, in a process of its own
 latency    `measure_latency`
 nodes      `profile`: time node by node
+predict    latency of a plan from the times of the nodes
+alignment  what multiple of channels a provider likes
+cache      calibrations, kept in the user's cache folder
 command    `run_bench`: the command's report
 """
 

@@ -5,7 +5,7 @@ and constants only: it stays on the CPU, so that no device has to be waited for.
 """
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Literal
 
 import onnx_ir as ir
@@ -13,46 +13,15 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import host
+from onnxprune.bridge.binding import attribute_value, bind, op_name, where
 from onnxprune.bridge.fusion import Fused, Fusions
-from onnxprune.bridge.ops.registry import IGNORED_ATTRIBUTES, SERVED, TorchFunction
+from onnxprune.bridge.ops.registry import IGNORED_ATTRIBUTES, TorchFunction
 from onnxprune.bridge.program import NOTHING, TRASH, Body, Context, Program, Step, run
-from onnxprune.bridge.tensors import to_torch
+from onnxprune.bridge.store import Store
 from onnxprune.bridge.trainable import bodies, function_of
 from onnxprune.errors import BridgeError
 
 Kind = Literal["host", "device"]
-
-
-class Store:
-    """The tensors that a network holds, by index: parameters and buffers, from all graphs of the model."""
-
-    def __init__(self, opsets: dict[str, int], keys: dict[ir.Value, str], parameters: Collection[ir.Value]) -> None:
-        self.opsets = opsets
-        self.keys = keys
-        self.parameters = set(parameters)
-        self.held: list[tuple[str, ir.Value | None, Tensor | None]] = []
-        self.constants: dict[ir.Value, Any] = {}
-        self.computed: set[str] = set()
-        self._index: dict[ir.Value, int] = {}
-
-    def constant(self, value: ir.Value) -> Any:
-        """The CPU tensor of a constant; KeyError when it is none."""
-        if value not in self.constants:
-            if value in self.parameters or value.const_value is None:
-                raise KeyError(value.name)
-            if value.const_value.dtype == ir.DataType.STRING:
-                self.constants[value] = value.const_value.numpy()
-            else:
-                self.constants[value] = to_torch(value.const_value.numpy())
-        return self.constants[value]
-
-    def index(self, value: ir.Value) -> int:
-        """Where the network holds `value`, which is a parameter or a constant."""
-        if value not in self._index:
-            self._index[value] = len(self.held)
-            tensor = None if value in self.parameters else self.constant(value)
-            self.held.append((self.keys.get(value, value.name or ""), value, tensor))
-        return self._index[value]
 
 
 def compile_graph(graph: ir.Graph, store: Store, fusions: Fusions | None = None) -> tuple[Program, tuple[str, ...]]:
@@ -75,14 +44,10 @@ def _missing(graph: ir.Graph, opsets: dict[str, int]) -> set[str]:
     for node in graph:
         if function_of(node, opsets) is None:
             opset = node.version or opsets.get(node.domain, 1)
-            found.add(f"no torch function for {_op(node)} (opset {opset}), node '{node.name}'")
+            found.add(f"no torch function for {op_name(node)} (opset {opset}), node '{node.name}'")
         for body in bodies(node).values():
             found |= _missing(body, opsets)
     return found
-
-
-def _op(node: ir.Node) -> str:
-    return f"{node.domain}.{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
 class _Builder:
@@ -177,6 +142,10 @@ class _Builder:
         self.kind(value)
         return self.slots[value]
 
+    def has_host_inputs_only(self, entry: TorchFunction, node: ir.Node) -> bool:
+        """Whether the function sees no tensor that would tell it the device."""
+        return all(value is None or index in entry.host for index, value in enumerate(node.inputs))
+
     def is_plain_constant(self, value: ir.Value) -> bool:
         """Whether a constant is a vector or a number of int64, which shape arithmetic takes as Python ints."""
         if not self.is_constant(value):
@@ -197,7 +166,7 @@ class _Builder:
         entry = function_of(node, self.store.opsets)
         assert entry is not None
         attributes, captured = self.attributes(node)
-        function = _bind(entry, node, attributes, self.store.opsets)
+        function = bind(entry, node, attributes, self.store.opsets)
         inputs = [value for value in [*node.inputs, *captured] if value is not None]
         if self.foldable(entry, inputs) and not captured:
             self.fold(entry, node, function)
@@ -212,7 +181,9 @@ class _Builder:
         contextual = "context" in entry.keywords
         if kind == "host" and not contextual:
             function = self.on_host(entry, node, function, attributes)
-        self.steps.append(Step(function, tuple(slots), outputs, (), contextual, names, _where(node)))
+        elif kind == "device" and not contextual and self.has_host_inputs_only(entry, node):
+            function, contextual = functools.partial(_placed, function=function), True
+        self.steps.append(Step(function, tuple(slots), outputs, (), contextual, names, where(node)))
         self.store.computed.update(names)
 
     def on_host(
@@ -230,7 +201,7 @@ class _Builder:
         slots = tuple(self.device_slot(value) for value in fused.inputs)
         function = functools.partial(fused.function, **fused.attributes) if fused.attributes else fused.function
         value = node.outputs[0]
-        place = f"{_where(node)} (with {len(fused.nodes) - 1} nodes before it)"
+        place = f"{where(node)} (with {len(fused.nodes) - 1} nodes before it)"
         self.steps.append(Step(function, slots, (self.define(value, "device"),), (), False, (value.name or "",), place))
 
     def foldable(self, entry: TorchFunction, inputs: list[ir.Value]) -> bool:
@@ -250,7 +221,7 @@ class _Builder:
             (),
             False,
             (),
-            _where(node),
+            where(node),
         )
         program = Program((None, None, *arguments, *([None] * len(node.outputs))), (), (), (step,), step.outputs)
         if all(value in self.store.constants for value in node.outputs):
@@ -304,48 +275,21 @@ class _Builder:
                 builders[name] = builder, builder.build(graph, formal), len(formal)
                 captured += [value for value in builder.captured if value not in captured]
             else:
-                found[name] = _attribute(attribute)
+                found[name] = attribute_value(attribute)
         for name, (builder, program, formal_count) in builders.items():
             picks = tuple(captured.index(value) for value in builder.captured)
             found[name] = Body(program, formal_count, picks)
         return found, captured
 
 
-def _attribute(attribute: ir.Attr) -> Any:
-    if attribute.type == ir.AttributeType.TENSOR:
-        tensor = attribute.as_tensor()
-        return tensor.numpy() if tensor.dtype == ir.DataType.STRING else to_torch(tensor.numpy())
-    if isinstance(attribute.value, (list, tuple)):
-        return tuple(attribute.value)
-    return attribute.value
-
-
-def _bind(
-    entry: TorchFunction, node: ir.Node, attributes: dict[str, Any], opsets: dict[str, int]
-) -> Callable[..., Any]:
-    unknown = sorted(attributes.keys() - entry.keywords)
-    if unknown and not entry.any_keyword:
-        raise BridgeError(
-            f"{_where(node)}: attribute '{unknown[0]}' is not known at this opset; "
-            f"known are {', '.join(sorted(entry.keywords - SERVED)) or 'none'}"
-        )
-    bound = dict(attributes)
-    if "outputs" in entry.keywords:
-        bound["outputs"] = len(node.outputs)
-    if "opset" in entry.keywords:
-        bound["opset"] = node.version or opsets.get(node.domain, 1)
-    if "input_types" in entry.keywords:
-        bound["input_types"] = tuple(None if value is None else value.dtype for value in node.inputs)
-    return functools.partial(entry.function, **bound) if bound else entry.function
-
-
-def _where(node: ir.Node) -> str:
-    return f"{_op(node)} '{node.name}'"
-
-
 def _to_device(value: Any, *, context: Context) -> Any:
     value = host.as_tensor(value)
     return value.to(context.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def _placed(*arguments: Any, function: Callable[..., Any], context: Context) -> Any:
+    result = function(*arguments)
+    return result.to(context.device) if isinstance(result, Tensor) else result
 
 
 def _with_dead(steps: list[Step], keep: set[int]) -> tuple[Step, ...]:

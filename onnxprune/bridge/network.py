@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
-from onnxprune.bridge.compile import Store, compile_graph
+from onnxprune.bridge.compile import compile_graph
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
+from onnxprune.bridge.store import Store
 from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, to_numpy, to_torch
 from onnxprune.bridge.trainable import initializers, trainable
 from onnxprune.errors import BridgeError
@@ -56,6 +57,9 @@ class Network(nn.Module):
         self._computed = frozenset(store.computed | set(self.input_names)) - {""}
         for index, (name, value, tensor) in enumerate(store.held):
             self._hold(index, name, value, tensor)
+        # DistributedDataParallel reads this: constants are equal everywhere, and some of their types cannot be sent.
+        ignored = [attribute for attribute, name, _ in self._held if name not in self._statistics]
+        self._ddp_params_and_buffers_to_ignore = [name for name in ignored if name in self._buffers]
 
     def _hold(self, index: int, name: str, value: ir.Value | None, tensor: Tensor | None) -> None:
         if tensor is None:

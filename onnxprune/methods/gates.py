@@ -23,15 +23,16 @@ class Gates:
     """Gates on all Dims of `context`, put into `network`; `values` holds the factors, Dim -> (N or 1, U).
 
     Dims that no value carries whole (an LSTM's inner state, a packed projection) are gated on their weights.
+    all_makers: gate what depthwise layers add as well; for factors of 0 and 1 alone. Gates that are there stay.
     """
 
-    def __init__(self, context: Context, network: Network) -> None:
+    def __init__(self, context: Context, network: Network, *, all_makers: bool = False) -> None:
         self.values: dict[Dim, Tensor] = {}
         self.batched: dict[Dim, bool] = {}
         hooks: dict[str, list[Hook]] = {}
         overrides: dict[str, list[Hook]] = {}
         for dim in context.dims:
-            found = units.sources(context.coupling, dim)
+            found = units.sources(context.coupling, dim, all_makers=all_makers)
             self.batched[dim] = bool(found) and all(source.batched for source in found)
             for source in found:
                 hooks.setdefault(source.value, []).append(self._hook(dim, source.axis, source.units))
@@ -40,8 +41,10 @@ class Gates:
                     if array.dtype.kind == "f":
                         hook = self._hook(dim, member.axis, positions)
                         overrides.setdefault(member.initializer, []).append(hook)
-        network.gates.update({name: partial(_chain, found) for name, found in hooks.items()})
-        network.overrides.update({name: partial(_chain, found) for name, found in overrides.items()})
+        for table, mine in ((network.gates, hooks), (network.overrides, overrides)):
+            for name, found in mine.items():
+                before = [table[name]] if name in table else []
+                table[name] = partial(_chain, [*before, *found])
 
     def open(self, batch: int, device: str) -> None:
         """Sets every gate to ones that ask for their gradient, one row per sample where values are stacked so."""

@@ -20,6 +20,7 @@ grows and may return until 60 % of the run.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import exp
 
 import numpy as np
 import onnx_ir as ir
@@ -29,7 +30,7 @@ from torch import Tensor
 from onnxprune import graph
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
-from onnxprune.methods import options, reinit, training, units
+from onnxprune.methods import options, reinit, training
 from onnxprune.methods.base import Context, Needs, Outcome, method, slices
 from onnxprune.methods.gates import Gates
 from onnxprune.methods.magnitude import norms
@@ -37,7 +38,7 @@ from onnxprune.methods.paam_network import AttentionNetwork, gate
 from onnxprune.methods.training import Course, Lessons, Step
 
 LEAST_SHARE, LEAST_UNITS = 0.05, 2
-STEERING = 1.1
+STEERING, STEP_LIMIT = 1.0, 0.1  # growth of log lambda per step: by the gap of the mean score, and at most
 RAMP = (0.2, 0.6)  # of a one-stage run: where the budget begins to bite, and where the masks are fixed
 
 
@@ -47,10 +48,10 @@ class Settings(Course):
     weight of the score term starts. mass: share of the sum of scores that stays without a target. width: of queries
     and keys. reinit: one stage from random weights; weights_lr is then the rate of the filters."""
 
-    epochs: int = 4
-    lr: float = 0.02
+    epochs: int = 8
+    lr: float = 0.03
     budget: float = 0.0
-    lambda_score: float = 0.1
+    lambda_score: float = 1.0
     mass: float = 0.95
     width: int = 32
     reinit: bool = False
@@ -95,18 +96,15 @@ def _written(network: Network, working: ir.Model) -> ir.Model:
 
 
 def silence(context: Context, model: ir.Model, masks: Mapping[Dim, Tensor]) -> None:
-    """Multiplies masks into the weights of `model`, in place: masked units emit zero."""
+    """Zeroes what makes masked units in `model`, in place: they emit zero and can be cut without a change."""
     for dim, mask in masks.items():
-        last = units.last_affine(context, dim)
         extended = np.append(mask.cpu().numpy(), 1).astype(np.float32)
-        for member, _, positions in slices(context, dim, "produces", "scales", "follows"):
-            if (member.node, member.input) in last:
-                value = model.graph.initializers[member.initializer]
-                w = graph.array_of(value)
-                shape = [1] * w.ndim
+        for member, array, positions in slices(_with(context, model), dim, "produces", "scales", "follows"):
+            if array.dtype.kind == "f":
+                shape = [1] * array.ndim
                 shape[member.axis] = -1
                 factors = extended[np.where(positions < 0, dim.size, positions)].reshape(shape)
-                graph.set_constant(value, (w * factors).astype(w.dtype))
+                graph.set_constant(model.graph.initializers[member.initializer], (array * factors).astype(array.dtype))
 
 
 def _outcome(context: Context, settings: Settings, history: list[float], run: "Run", model: ir.Model | None) -> Outcome:
@@ -149,6 +147,7 @@ class Run:
         self.attention = AttentionNetwork(context, settings.width).to(context.device)
         gates_context = replace(context, dims=tuple(self.attention.dims))
         self.gates = Gates(gates_context, network)
+        self.silencers = Gates(gates_context, network, all_makers=True) if settings.reinit else None
         shares = {dim: context.cost.marginal("macs", dim) * dim.size for dim in self.attention.dims}
         total = sum(shares.values()) or 1.0
         self.omega = {dim: share / total for dim, share in shares.items()}
@@ -207,10 +206,13 @@ class Run:
         if step.first and 0 < way <= 1:  # once an epoch: filters need time under the same masks
             with torch.no_grad():
                 self.masks = self._highest(1 - (1 - self.budget) * way)
+        assert self.silencers is not None
         if _scores_turn(step):
             gate(self.gates, self.scores)
+            self.silencers.values = {}
         else:
-            self.gates.values = {} if self.masks is None else {dim: mask[None] for dim, mask in self.masks.items()}
+            self.gates.values = {}
+            self.silencers.values = {dim: mask[None] for dim, mask in (self.masks or {}).items()}
 
     def only_the_turn(self, step: Step) -> None:
         """Filters are constant while scores learn, and the other way round."""
@@ -221,7 +223,8 @@ class Run:
         """lambda sum_l omega_l mean S, with lambda steered along a line from 1 to the budget at 70 % of the run."""
         mean = self.mean_score(self.scores)
         wanted = 1 - (1 - self.budget) * min(1.0, step.progress / 0.7)
-        self.weight = self.weight * STEERING if float(mean.detach()) > wanted else self.weight / STEERING
+        gap = float(mean.detach()) - wanted
+        self.weight *= exp(min(max(STEERING * gap, -STEP_LIMIT), STEP_LIMIT))
         return self.weight * mean
 
     def _highest(self, share: float) -> dict[Dim, Tensor]:

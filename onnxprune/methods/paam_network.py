@@ -24,7 +24,8 @@ def leaky_exponential(x: Tensor) -> Tensor:
 
 def standardized(rows: np.ndarray) -> Tensor:
     """Filters (n, D) with mean 0 and deviation 1 over the layer, and their standardized log norm: (n, D + 1)."""
-    norms = np.log(np.linalg.norm(rows, axis=1, keepdims=True) + 1e-12)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    norms = np.log(lengths + 0.01 * lengths.mean() + 1e-12)  # an empty filter must not set the scale of all others
     centered = (rows - rows.mean()) / (rows.std() + 1e-12)
     scale = (norms - norms.mean()) / (norms.std() + 1e-12)
     # A filter is a long row: divided by sqrt(D) its projections keep the size of the norm's column.
@@ -56,23 +57,29 @@ class LayerAttention(nn.Module):
 
 
 class AttentionNetwork(nn.Module):
-    """One LayerAttention per layer that produces a Dim; layers that share a Dim share the mean of their scores."""
+    """One LayerAttention per layer that produces a Dim; layers that share a Dim share the mean of their scores.
+
+    Units without a weight other than zero have nothing to attend to: their score is 0.
+    """
 
     def __init__(self, context: Context, width: int) -> None:
         super().__init__()
         self.dims: list[Dim] = []
         self.heads = nn.ModuleList()
+        self.alive: list[Tensor] = []
         for dim in context.dims:
             found = [rows for rows in _filters(context, dim) if rows is not None]
             if found:
                 self.dims.append(dim)
+                self.alive.append(torch.from_numpy(np.any([rows.any(axis=1) for rows in found], axis=0)).float())
                 self.heads.append(nn.ModuleList(LayerAttention(standardized(rows), width) for rows in found))
 
     def forward(self) -> dict[Dim, Tensor]:
         """Scores by Dim: (U,) each, differentiable."""
         return {
-            dim: torch.stack([head() for head in heads]).mean(0)  # type: ignore[union-attr]
-            for dim, heads in zip(self.dims, self.heads, strict=True)
+            dim: mean * alive.to(mean)
+            for dim, heads, alive in zip(self.dims, self.heads, self.alive, strict=True)
+            for mean in (torch.stack([head() for head in heads]).mean(0),)  # type: ignore[union-attr]
         }
 
 

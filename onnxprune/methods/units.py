@@ -103,16 +103,17 @@ def rows(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarr
 # Values -----------------------------------------------------------------------------------------------------------
 
 
-def sources(coupling: Coupling, dim: Dim) -> list[Source]:
+def sources(coupling: Coupling, dim: Dim, *, all_makers: bool = False) -> list[Source]:
     """The values that first carry the units of `dim`, behind their bias and norm: silencing the units zeroes these.
 
     A node that reads the Dim and gives it on (a depthwise convolution, a residual sum) is not among them, so that a
-    gate on all of them at once scales every unit once.
+    gate on all of them at once scales every unit once. With all_makers it is, if it has weights or a bias of its
+    own: for gates of 0 and 1 that are to silence a unit wholly.
     """
     found: dict[str, Source] = {}
     makers = {member.node for member in coupling.members[dim] if member.role in ("produces", "follows")}
     for node in coupling.model.graph:
-        if node.name not in makers or _reads(coupling, node, dim):
+        if node.name not in makers or (_reads(coupling, node, dim) and not all_makers):
             continue
         source = _source(coupling, _behind_affine(coupling, node.outputs[0], dim), dim)
         if source is not None:

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from onnxprune import graph, verify
 from onnxprune.coupling import Coupling, Dim, dims
-from onnxprune.recover.biases import read_bias, write_bias
+from onnxprune.methods.base import unit_positions
+from onnxprune.recover.biases import has_bias, read_bias, write_bias
 from onnxprune.recover.linear import Linear, linears, number, stored_behind
 
 Keep = Mapping[Dim, np.ndarray]
@@ -27,8 +28,10 @@ def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
     """The dense model in which dropped units have zero kernels, live ones among them zero biases too, and noise
     stands before each normalization."""
     model = coupling.model.clone()
-    for linear in linears(model).values():
-        _silence(model, linear, coupling, keep)
+    live: dict[Dim, np.ndarray] = {}
+    nodes = list(linears(model).values())
+    for linear in sorted(nodes, key=_depthwise):  # what a depthwise node emits depends on the unit that feeds it
+        _silence(model, linear, coupling, keep, live)
     seed = 0
     for node in list(model.graph):
         if node.op_type in NORMS and _takes_noise(node):
@@ -43,23 +46,36 @@ def noise_feeds(model: ir.Model, coupling: Coupling) -> Iterator[Mapping[str, np
         yield verify.random_feeds(model, coupling.shapes, seed)[0]
 
 
-def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep) -> None:
-    axes = coupling.axes.get(linear.stored.name or "")
-    axis = output_axis(linear)
+def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, live: dict[Dim, np.ndarray]) -> None:
+    """Zeroes dropped units of one node; notes in `live` the units that say something, and makes their biases zero."""
+    axes, axis = coupling.axes.get(linear.stored.name or ""), output_axis(linear)
     if not axes:
         return
     dropped = ~dims.keep_mask(axes[axis], keep)
     if not dropped.any():
         return
-    array = graph.array_of(linear.stored).copy()
-    rows = np.moveaxis(array, axis, 0)
-    norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
-    rows[dropped] = 0
-    graph.set_constant(linear.stored, array)
+    if not _depthwise(linear):
+        array = graph.array_of(linear.stored).copy()
+        rows = np.moveaxis(array, axis, 0)
+        norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
+        rows[dropped] = 0
+        graph.set_constant(linear.stored, array)
+        _note(live, axes[axis], dropped & (norms > DEAD * np.median(norms)))
     b = read_bias(linear)
-    live = dropped & (norms > DEAD * np.median(norms))
-    if b is not None and len(b) == len(live) and live.any():
-        write_bias(model, linear, np.where(live, 0.0, b))
+    alive = dropped & ~dims.keep_mask(axes[axis], {dim: ~units for dim, units in live.items()})
+    if b is not None and len(b) == len(alive) and alive.any() and has_bias(linear):
+        write_bias(model, linear, np.where(alive, 0.0, b))
+
+
+def _note(live: dict[Dim, np.ndarray], axis: dims.Axis, positions: np.ndarray) -> None:
+    for dim in dict.fromkeys(dims.leaves(axis)):
+        units = unit_positions(axis, dim)
+        live.setdefault(dim, np.zeros(dim.size, bool))[units[positions & (units >= 0)]] = True
+
+
+def _depthwise(linear: Linear) -> bool:
+    shape = graph.array_of(linear.stored).shape
+    return linear.node.op_type == "Conv" and shape[1] == 1 and linear.groups > 1
 
 
 def output_axis(linear: Linear) -> int:

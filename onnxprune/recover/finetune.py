@@ -71,9 +71,11 @@ def finetune(
     with distributed.group(device), _deterministic(device):
         run, model = _prepare(cut_model, teacher, samples, held, settings, device, masks, regularizer, fingerprint)
         stopped = train(run, fingerprint)
-        run.network.write_back(model)
-    if model is not cut_model:
-        take_out(model, cut_model)
+        # Where no epoch was better nothing is written: norms put in and folded again would change last bits.
+        if run.best_epoch > 0 or masks:
+            run.network.write_back(model)
+            if model is not cut_model:
+                take_out(model, cut_model)
     return History(
         run.settings,
         run.judge.name,
@@ -95,7 +97,7 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     if settings.batchnorm == "on":
         model = with_batchnorm(cut_model, samples, device, settings.batch_size)
     network = Network(model).to(device)
-    settings = _decide(network, samples, settings, device, fingerprint)
+    batch_size, settings = settings.batch_size, _decide(network, samples, settings, device, fingerprint)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = _task(model, teacher, samples, settings, device)
@@ -104,10 +106,10 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     judged = Teacher(teacher, replace(task, points=()), replace(settings, amp="off"), device).all_on(held)
     if judged is None:
         raise DataError("fine-tuning: the model's outputs have no row per sample; give a loss and a metric of your own")
-    judge = Judge(model, task, held, judged, device, settings.batch_size, settings.metric)
+    judge = Judge(model, task, held, judged, device, batch_size, settings.metric)
     module = distributed.wrap(network, device, all_used=settings.loss is None)
     if settings.compile:
-        module = torch.compile(module)
+        module.compile()
     tensors = _mask_tensors(network, masks or {}, device)
     return Run(model, network, module, original, task, settings, samples, judge, device, tensors, regularizer), model
 

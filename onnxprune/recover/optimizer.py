@@ -42,8 +42,8 @@ class Average:
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        floats = [name for name, tensor in tensors.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self.tensors[n] for n in floats], [tensors[n].detach() for n in floats], 1 - decay)
+        for name, tensor in tensors.items():
+            self.tensors[name].lerp_(tensor.detach(), 1 - decay)
 
 
 def clip(parameters: Iterable[Tensor], largest: float) -> None:

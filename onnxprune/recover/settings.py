@@ -12,10 +12,10 @@ from onnxprune.errors import UsageError
 OPTIMIZERS = ("auto", "sgd", "adamw")
 ATTENTION = frozenset({"Softmax", "Attention", "MultiHeadAttention"})
 # Peak learning rates at a batch of 128.
-LEARNING_RATE = {("sgd", True): 0.02, ("sgd", False): 0.005, ("adamw", True): 1e-3, ("adamw", False): 5e-4}
+LEARNING_RATE = {("sgd", True): 0.05, ("sgd", False): 0.01, ("adamw", True): 1e-3, ("adamw", False): 5e-4}
 # Samples seen in all epochs together, and the bounds of the number of epochs.
 BUDGET = {"cpu": (60_000, 2, 20), "cuda": (2_000_000, 5, 60)}
-DEEP = 10  # convolutions; shallower networks train well without BatchNorm
+DEEP = 6  # convolutions; shallower networks train well without BatchNorm
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Set
     optimizer = _optimizer(model) if s.optimizer == "auto" else s.optimizer
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wants_batchnorm(model) else "off")
     normed = batchnorm == "on" or any(_norms(model))
-    lr = s.lr or LEARNING_RATE[optimizer, normed] * (batch / 128) ** (1.0 if optimizer == "sgd" else 0.5)
+    lr = s.lr or LEARNING_RATE[optimizer, normed] * (batch / 128) ** 0.5
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)
     steps = epochs * max(1, count // batch)
     ema = s.ema if s.ema is not None else max(0.0, round(1 - 20 / max(steps, 20), 4))

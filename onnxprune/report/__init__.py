@@ -5,7 +5,8 @@ document   the JSON document, its schema, reading it back
 text       numbers as readers write them
 terminal   the table at the end of a run
 markdown   for pull requests
-html       one page that needs no network; charts holds its pictures
+html       one page that needs no network; sections and charts hold its pictures, curves its sensitivity table
+widths     the widths of an inspected graph, as a page or an image
 write      a report into a file by suffix
 compare    what became worse since an earlier report
 """

@@ -327,6 +327,43 @@ def test_computed_shapes(shape):
     compare(model, {"x": random(*shape)})
 
 
+def test_computed_shapes_need_no_device():
+    """On the meta device reading a value fails, and so does an operation between it and the CPU."""
+    constants = {
+        "zero": np.array(0), "first": ints(0), "two": ints(2), "four": ints(4), "minus": ints(-1),
+        "two_scalar": np.array(2), "minus_scalar": np.array(-1),
+    }  # fmt: skip
+    network = Network(parse(DYNAMIC, constants)).to("meta")
+    results = network({"x": torch.empty(2, 3, 4, 10, device="meta")})
+    assert {name: tuple(tensor.shape) for name, tensor in results.items()} == {
+        "y": (2, 120),
+        "z": (2, 3, 8, 20),
+        "t": (6, 20),
+    }
+    assert {tensor.device.type for tensor in results.values()} == {"meta"}
+
+
+def test_host_values_are_moved_where_device_values_are():
+    text = """
+    g (float[N, 3] x, int64 i) => (float[N, 3] y, float[3] r, int64 d, float[N] o) {
+        s = Shape (x)
+        f = Cast <to=1> (s)
+        n = Gather (f, zero)
+        y = Mul (x, n)
+        r = Gather (x, i)
+        d = Gather (s, i)
+        v = Slice (s, first, one)
+        o = ConstantOfShape (v)
+    }
+    """
+    constants = {"zero": np.array(0), "first": ints(0), "one": ints(1)}
+    model = parse(text, constants)
+    compare(model, {"x": random(4, 3), "i": np.array(1)})
+    feeds = {"x": torch.empty(4, 3, device="meta"), "i": torch.empty((), dtype=torch.int64, device="meta")}
+    results = Network(model).to("meta")(feeds)
+    assert {tensor.device.type for tensor in results.values()} == {"meta"}
+
+
 class Counted(TorchDispatchMode):
     """Notes the torch operators that run."""
 

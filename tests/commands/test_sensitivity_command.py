@@ -2,13 +2,14 @@
 
 import json
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
 
 from onnxprune import cli, pipeline, sensitivity
 from onnxprune.options import Options
-from onnxprune.report import curves
+from onnxprune.report import curves, schema
 from onnxprune.report.record import SensitivityCurve
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
@@ -82,6 +83,7 @@ def test_the_command_prints_a_table_and_writes_reports(model, samples, tmp_path,
     assert out[1].split() == ["removed", "50", "%"]
     assert len(out) == 3
     written = json.loads(files[0].read_text())
+    jsonschema.validate(written, schema())
     assert written["sensitivity"][0]["removed"] == [0.0, 0.5]
     assert written["models"][0]["accuracy"]["samples"] == 8
     assert "| removed | 50 % |" in files[1].read_text()

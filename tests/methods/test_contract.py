@@ -80,7 +80,7 @@ def test_a_dead_unit_scores_lowest(name):
 
 
 def test_bn_scores_a_dead_scale_lowest_and_says_what_it_could_not_score():
-    from conftest import DIGITS_BN
+    from networks import DIGITS_BN
 
     context = digits_context(DIGITS_BN)
     model = context.model

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_text
-from conftest import DIGITS, NETWORKS, filled
+from networks import DIGITS, NETWORKS, filled
 
 from onnxprune import cost, graph, runtime
 from onnxprune.coupling import Coupling, Dim, analyze

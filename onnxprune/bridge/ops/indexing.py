@@ -23,7 +23,7 @@ def Gather(x: Tensor, indices: Tensor, *, axis: int = 0) -> Tensor:
     if indices.ndim == 0 and indices.device.type == "cpu":
         return x.select(axis, int(indices))
     flat = _positive(indices, x.shape[axis]).reshape(-1)
-    return x.index_select(axis, flat).reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return x.index_select(axis, flat).reshape([*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]])
 
 
 @torch_function("GatherElements", fixed=(1,))

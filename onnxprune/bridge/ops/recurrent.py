@@ -11,51 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.bridge.ops.cells import State, activation_functions, clipped, gru_cell, lstm_cell
 from onnxprune.bridge.ops.registry import torch_function
-
-Activation = Callable[[Tensor], Tensor]
-State = tuple[Tensor, ...]
-
-
-def _activations(
-    names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None
-) -> list[Activation]:
-    """The functions by name; alphas and betas are consumed in order by those that take them."""
-    alpha, beta = iter(alphas or ()), iter(betas or ())
-    return [_activation(name, alpha, beta) for name in names]
-
-
-def _activation(name: str, alphas: Any, betas: Any) -> Activation:
-    plain: dict[str, Activation] = {
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-        "relu": torch.relu,
-        "softsign": F.softsign,
-        "softplus": F.softplus,
-    }
-    key = name.lower()
-    if key in plain:
-        return plain[key]
-    if key == "leakyrelu":
-        slope = next(alphas, 0.01)
-        return lambda x: F.leaky_relu(x, slope)
-    if key == "thresholdedrelu":
-        threshold = next(alphas, 1.0)
-        return lambda x: F.threshold(x, threshold, 0)
-    if key == "elu":
-        scale = next(alphas, 1.0)
-        return lambda x: F.elu(x, scale)
-    if key == "hardsigmoid":
-        a, c = next(alphas, 0.2), next(betas, 0.5)
-        return lambda x: torch.clamp(a * x + c, 0, 1)
-    if key in ("affine", "scaledtanh"):
-        a, c = next(alphas, 1.0), next(betas, 0.0 if key == "affine" else 1.0)
-        return (lambda x: a * x + c) if key == "affine" else (lambda x: a * torch.tanh(c * x))
-    raise ValueError(f"unknown activation {name}")
-
-
-def _clipped(x: Tensor, clip: float | None) -> Tensor:
-    return x if clip is None else x.clamp(-clip, clip)
 
 
 def _over_time(
@@ -175,13 +132,13 @@ def RNN(
         if (activations or usual == "tanh") and _is_usual(activations, [usual], clip, sequence_lens):
             y, last = _fused(function, x, w, r, b, states[0], [0], direction)
             return _laid_out(y, [last], layout)
-    functions = _activations(activations or ["Tanh"] * w.shape[0], activation_alpha, activation_beta)
+    functions = activation_functions(activations or ["Tanh"] * w.shape[0], activation_alpha, activation_beta)
     steps = []
     for k in range(w.shape[0]):
 
         def step(xt: Tensor, state: State, k: int = k) -> State:
             total = F.linear(xt, w[k]) + F.linear(state[0], r[k]) + sum(b[k].chunk(2))
-            return (functions[k](_clipped(total, clip)),)
+            return (functions[k](clipped(total, clip)),)
 
         steps.append(step)
     return _run(x, tuple(states), sequence_lens, direction, layout, steps)
@@ -211,31 +168,15 @@ def GRU(
     if linear_before_reset and _is_usual(activations, ["sigmoid", "tanh"], clip, sequence_lens):
         y, last = _fused(torch.gru, x, w, r, b, states[0], [1, 0, 2], direction)
         return _laid_out(y, [last], layout)
-    functions = _activations(activations or ["Sigmoid", "Tanh"] * w.shape[0], activation_alpha, activation_beta)
+    functions = activation_functions(activations or ["Sigmoid", "Tanh"] * w.shape[0], activation_alpha, activation_beta)
     steps = []
     for k in range(w.shape[0]):
 
         def step(xt: Tensor, state: State, k: int = k) -> State:
-            return (_gru_cell(xt, state[0], w[k], r[k], b[k], functions[2 * k : 2 * k + 2], clip, linear_before_reset),)
+            return (gru_cell(xt, state[0], w[k], r[k], b[k], functions[2 * k : 2 * k + 2], clip, linear_before_reset),)
 
         steps.append(step)
     return _run(x, tuple(states), sequence_lens, direction, layout, steps)
-
-
-def _gru_cell(
-    x: Tensor, h: Tensor, w: Tensor, r: Tensor, b: Tensor, functions: list[Activation], clip: float | None, linear: int
-) -> Tensor:
-    size = h.shape[1]
-    wb, rb = b.chunk(2)
-    xz, xr, xn = F.linear(x, w, wb).chunk(3, 1)
-    hz, hr = F.linear(h, r[: 2 * size], rb[: 2 * size]).chunk(2, 1)
-    z, reset = functions[0](_clipped(xz + hz, clip)), functions[0](_clipped(xr + hr, clip))
-    if linear:
-        hn = reset * F.linear(h, r[2 * size :], rb[2 * size :])
-    else:
-        hn = F.linear(reset * h, r[2 * size :], rb[2 * size :])
-    n = functions[1](_clipped(xn + hn, clip))
-    return (1 - z) * n + z * h
 
 
 @torch_function("LSTM", fixed=(4,))
@@ -265,29 +206,17 @@ def LSTM(
         y, *last = _fused(torch.lstm, x, w, r, b, tuple(states), [0, 2, 3, 1], direction)
         return _laid_out(y, last, layout)
     names = activations or ["Sigmoid", "Tanh", "Tanh"] * w.shape[0]
-    functions = _activations(names, activation_alpha, activation_beta)
+    functions = activation_functions(names, activation_alpha, activation_beta)
     peepholes = r.new_zeros(w.shape[0], 3 * r.shape[2]) if p is None else p
     steps = []
     for k in range(w.shape[0]):
 
         def step(xt: Tensor, state: State, k: int = k) -> State:
             gates = F.linear(xt, w[k], b[k].chunk(2)[0]) + F.linear(state[0], r[k], b[k].chunk(2)[1])
-            return _lstm_cell(gates, state[1], peepholes[k], functions[3 * k : 3 * k + 3], clip, input_forget)
+            return lstm_cell(gates, state[1], peepholes[k], functions[3 * k : 3 * k + 3], clip, input_forget)
 
         steps.append(step)
     return _run(x, tuple(states), sequence_lens, direction, layout, steps)
-
-
-def _lstm_cell(
-    gates: Tensor, c: Tensor, peepholes: Tensor, functions: list[Activation], clip: float | None, coupled: int
-) -> State:
-    i, o, f, g = gates.chunk(4, 1)
-    pi, po, pf = peepholes.chunk(3)
-    i = functions[0](_clipped(i + pi * c, clip))
-    f = 1 - i if coupled else functions[0](_clipped(f + pf * c, clip))
-    new = f * c + i * functions[1](_clipped(g, clip))
-    o = functions[0](_clipped(o + po * new, clip))
-    return o * functions[2](new), new
 
 
 @torch_function("DynamicQuantizeLSTM", domain="com.microsoft", fixed=(1, 2, 4, 8, 9, 10, 11))

@@ -201,7 +201,7 @@ def _taps(
 
 def _source_coordinates(length: int, target: int, scale: float, mode: str, start: float, end: float) -> np.ndarray:
     # In float32, as runtimes compute it: in float64 a scale of 0.6 would put 1.5 / 0.6 on the other side of a tie.
-    y, scale = np.arange(target, dtype=np.float32), np.float32(scale)
+    y, scale = np.arange(target, dtype=np.float32), float(np.float32(scale))
     if mode == "align_corners":
         return y * (length - 1) / max(target - 1, 1)
     if mode == "asymmetric":

@@ -1,0 +1,211 @@
+"""Fine-tuning with the original as the teacher."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from onnx_text import model as text_model
+from recovering import Digits, random_keep
+
+from onnxprune import graph, runtime, surgery
+from onnxprune.data import input_infos, load_samples
+from onnxprune.errors import DataError, UsageError
+from onnxprune.recover import constants, reconstruct
+from onnxprune.recover.finetune import Settings, choose, finetune
+
+QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)
+
+
+@pytest.fixture(scope="module")
+def refitted(request: pytest.FixtureRequest):
+    """(digits, keep, a function that makes a cut and refitted model anew)."""
+    digits = request.getfixturevalue("folded")
+    keep = random_keep(digits.coupling, 0.5)
+    cut = surgery.cut(digits.coupling, keep)
+    constants.push(digits.coupling, keep, cut, digits.tune)
+    reconstruct.refit(digits.coupling, keep, cut, digits.tune, limit=128)
+
+    def again():
+        copy = surgery.cut(digits.coupling, keep)
+        for name, value in copy.graph.initializers.items():
+            graph.set_constant(value, graph.array_of(cut.graph.initializers[name]))
+        return copy
+
+    return digits, keep, again
+
+
+def test_without_labels_it_comes_within_half_a_point(folded: Digits):
+    digits, keep = folded, random_keep(folded.coupling, 0.7)  # half of the MACs
+    cut = surgery.cut(digits.coupling, keep)
+    reconstruct.refit(digits.coupling, keep, cut, digits.unlabelled(digits.tune), limit=128)
+    settings = replace(QUICK, epochs=6)
+    history = finetune(cut, digits.model, digits.unlabelled(digits.tune), digits.unlabelled(digits.held), settings)
+    assert history.metric == "agreement"
+    assert digits.accuracy(cut) >= digits.accuracy(digits.model) - 0.005
+    assert history.best >= history.initial
+
+
+def test_labels_are_used_where_there_are_any(refitted):
+    digits, _, again = refitted
+    history = finetune(again(), digits.model, digits.tune, digits.held, QUICK)
+    assert history.metric == "top1"
+    assert len(history.epochs) == 2
+
+
+@pytest.mark.parametrize("extra", [{}, {"batchnorm": "on"}, {"mixup": 0.4, "crop": 1, "flip": True}])
+def test_the_same_seed_gives_the_same_model(refitted, extra):
+    digits, _, again = refitted
+    few = digits.tune.subset(np.arange(256))
+    models, losses = [], []
+    for seed in (0, 0, 1):
+        cut = again()
+        history = finetune(cut, digits.model, few, digits.held, replace(QUICK, seed=seed, **extra))
+        models.append(graph.digest(cut))
+        losses.append([epoch.loss for epoch in history.epochs])
+    assert models[0] == models[1]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_the_best_epoch_is_kept_and_never_a_worse_one(refitted):
+    digits, _, again = refitted
+    cut = again()
+    before = graph.digest(cut)
+    worse = replace(QUICK, epochs=1, metric=lambda outputs, originals, labels: -float(next(worsening)))
+    worsening = iter(range(10))
+    history = finetune(cut, digits.model, digits.tune, digits.held, worse)
+    assert (history.best_epoch, history.best, history.initial) == (0, 0.0, 0.0)
+    assert graph.digest(cut) == before
+
+
+def test_a_loss_that_is_not_finite_is_one_clear_line(refitted):
+    digits, _, again = refitted
+    with pytest.raises(UsageError, match="learning rate"):
+        finetune(again(), digits.model, digits.tune, digits.held, replace(QUICK, lr=1e30, clip=0.0))
+
+
+def test_it_stops_where_nothing_is_gained(refitted):
+    digits, _, again = refitted
+    settings = replace(QUICK, epochs=9, patience=2, metric=lambda outputs, originals, labels: 1.0, lr=1e-12)
+    history = finetune(again(), digits.model, digits.tune.subset(np.arange(64)), digits.held, settings)
+    assert len(history.epochs) < 9
+    assert history.stopped == "no improvement"
+
+
+def test_masked_positions_stay_zero(refitted):
+    digits, _, again = refitted
+    cut = again()
+    name, value = next((n, v) for n, v in cut.graph.initializers.items() if len(v.shape) == 4)
+    mask = np.random.default_rng(0).random(graph.array_of(value).shape) < 0.5
+    for batchnorm in ("off", "on"):
+        finetune(
+            cut,
+            digits.model,
+            digits.tune,
+            digits.held,
+            replace(QUICK, epochs=1, batchnorm=batchnorm),
+            masks={name: mask},
+        )
+        tuned = graph.array_of(cut.graph.initializers[name])
+        assert (tuned[~mask] == 0).all()
+        assert (tuned[mask] != 0).any()
+
+
+def test_a_mask_that_fits_nothing_is_refused(refitted):
+    digits, _, again = refitted
+    with pytest.raises(UsageError, match="'nothing'"):
+        finetune(again(), digits.model, digits.tune, digits.held, QUICK, masks={"nothing": np.ones(3, bool)})
+
+
+def test_batchnorm_is_put_back_and_taken_out_again(refitted):
+    digits, _, again = refitted
+    cut = again()
+    nodes = [(node.op_type, node.name) for node in cut.graph]
+    history = finetune(cut, digits.model, digits.tune, digits.held, replace(QUICK, batchnorm="on", epochs=3))
+    assert [(node.op_type, node.name) for node in cut.graph] == nodes
+    assert history.best_epoch > 0
+    assert digits.accuracy(cut) > 0.97
+
+
+def test_a_regularizer_is_minimized_too(refitted):
+    digits, _, again = refitted
+    name = next(n for n, v in again().graph.initializers.items() if len(v.shape) == 4)
+    sizes = []
+    for weight in (0.0, 10.0):
+        cut = again()
+        finetune(
+            cut,
+            digits.model,
+            digits.tune,
+            digits.unlabelled(digits.tune),
+            replace(QUICK, epochs=1, ema=0.0, metric=lambda outputs, originals, labels: 1.0, loss=_last_wins),
+            regularizer=lambda parameters, w=weight: w * parameters[name].square().mean(),
+        )
+        sizes.append(np.square(graph.array_of(cut.graph.initializers[name])).mean())
+    assert sizes[1] < sizes[0]
+
+
+def _last_wins(values, targets, labels):
+    return torch.nn.functional.mse_loss(values["logits"], targets["logits"])
+
+
+def test_outputs_that_are_no_classes_are_regressed():
+    text = (
+        "(float[N,3,8,8] x, float[8,3,3,3] w, float[8] b, float[2,8,3,3] v, float[2] c)"
+        " => (float[N,2,8,8] y, float[N,8,8,8] z)"
+        "{ a = Conv<pads = [1,1,1,1]>(x, w, b) z = Relu(a) y = Conv<pads = [1,1,1,1]>(z, v, c) }"
+    )
+    dense = text_model(text)
+    student = dense.clone()
+    value = student.graph.initializers["w"]
+    noise = np.random.default_rng(1).normal(size=graph.array_of(value).shape, scale=0.5)
+    graph.set_constant(value, (graph.array_of(value) + noise).astype(np.float32))
+    x = np.random.default_rng(0).normal(size=(160, 3, 8, 8)).astype(np.float32)
+    samples = load_samples({"x": x}, input_infos(dense))
+    settings = replace(QUICK, epochs=8, batch_size=16, optimizer="adamw", lr=0.01)
+    history = finetune(student, dense, samples, samples.subset(np.arange(32)), settings)
+    assert history.metric == "relative_error"
+    assert history.best < 0.5 * history.initial
+    wanted, got = (runtime.run(runtime.open_session(m), {"x": x[:8]})["y"] for m in (dense, student))
+    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < history.initial
+
+
+def test_shared_intermediate_values_can_be_compared(refitted):
+    digits, _, _ = refitted
+    keep = {dim: mask for dim, mask in random_keep(digits.coupling, 0.5).items() if "body" in dim.name}
+    cut = surgery.cut(digits.coupling, keep)
+    history = finetune(cut, digits.model, digits.tune, digits.held, replace(QUICK, epochs=1, features=0.5))
+    assert history.best >= history.initial
+
+
+def test_what_depends_on_data_and_model_is_chosen(folded: Digits, normed: Digits):
+    chosen = choose(folded.tune, folded.model)
+    assert None not in (chosen.epochs, chosen.lr, chosen.batch_size, chosen.ema, chosen.weight_decay)
+    assert (chosen.optimizer, chosen.batchnorm) == ("sgd", "on")
+    assert choose(normed.tune, normed.model).batchnorm == "off"
+    assert choose(folded.tune, folded.model, settings=QUICK).epochs == 2
+    assert choose(folded.tune.subset(np.arange(10)), folded.model).batch_size == 10
+    assert "lr 0." in chosen.described()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"lr": -1.0}, {"optimizer": "lion"}, {"labels": 2.0}, {"amp": "int8"}]
+)
+def test_settings_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        Settings(**wrong)
+
+
+def test_samples_are_needed(folded: Digits):
+    with pytest.raises(DataError, match="1 samples"):
+        finetune(folded.model, folded.model, folded.tune.subset([0]), folded.held, QUICK)
+
+
+def test_progress_goes_to_stderr(refitted, capsys):
+    digits, _, again = refitted
+    few = digits.tune.subset(np.arange(128))
+    finetune(again(), digits.model, few, digits.held, replace(QUICK, epochs=1, progress=True))
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "loss" in said.err
+    assert "top1" in said.err

@@ -1,0 +1,131 @@
+"""Least squares of each layer on what the dense model says there."""
+
+import numpy as np
+import pytest
+from onnx_text import model as text_model
+from recovering import Digits, random_keep
+
+from onnxprune import graph, runtime, surgery, verify
+from onnxprune.coupling import analyze
+from onnxprune.data import input_infos, load_samples
+from onnxprune.recover import biases, constants, reconstruct
+from onnxprune.recover.layers import Layer, find
+
+
+def test_over_half_of_the_lost_accuracy_comes_back(digits: Digits):
+    keep = random_keep(digits.coupling, 0.6)
+    cut = surgery.cut(digits.coupling, keep)
+    constants.push(digits.coupling, keep, cut, digits.tune)
+    lost = digits.accuracy(digits.model) - digits.accuracy(cut)
+    assert lost > 0.2
+    records = reconstruct.refit(digits.coupling, keep, cut, digits.unlabelled(digits.tune), limit=192)
+    assert digits.accuracy(digits.model) - digits.accuracy(cut) < 0.25 * lost
+    assert all(record.after < record.before for record in records if record.accepted and record.rows > 10)
+
+
+def test_the_twin_still_holds(digits: Digits):
+    keep = random_keep(digits.coupling, 0.6)
+    cut = surgery.cut(digits.coupling, keep)
+    reconstruct.refit(digits.coupling, keep, cut, digits.tune, limit=64)
+    twin = surgery.uncut(digits.coupling, keep, cut)
+    assert biases.carry(digits.coupling, keep, cut, twin) == 0
+    assert verify.compare(cut, twin, verify.random_feeds(digits.model, digits.coupling.shapes)).ok
+
+
+def test_the_same_seed_gives_the_same_model(folded: Digits):
+    keep, digests = random_keep(folded.coupling, 0.6), []
+    for _ in range(2):
+        cut = surgery.cut(folded.coupling, keep)
+        reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=48)
+        digests.append(graph.digest(cut))
+    assert digests[0] == digests[1]
+
+
+def test_nothing_lost_changes_nothing(folded: Digits):
+    cut = surgery.cut(folded.coupling, {})
+    assert reconstruct.refit(folded.coupling, {}, cut, folded.tune) == []
+
+
+def test_residual_sums_make_good_what_their_shortcut_lost(folded: Digits):
+    keep = random_keep(folded.coupling, 0.6)
+    cut = surgery.cut(folded.coupling, keep)
+    found = {item.linear.name: item for item in find(folded.coupling, keep, cut) if isinstance(item, Layer)}
+    outputs = {node.name: node.outputs[0].name for node in cut.graph}
+    last = found["/stage1/body/body.3/Conv"]
+    assert (last.target, last.other) == (outputs["/stage1/Add"], outputs["/stem/stem.2/Relu"])
+    assert found["/stage1/body/body.0/Conv"].other is None
+    assert "/stem/stem.0/Conv" not in found  # reads the input, which is as it was
+
+
+# Redundant units: a layer of rank 3 seen through 8 channels is whole again from any 4 of them.
+LAYERS = {
+    "conv": ("(float[N,3,6,6] x, float[8,3,1,1] w, float[5,8,3,3] v, float[5] c) => (float[N,5,6,6] y)"
+             "{ a = Conv(x, w) y = Conv<pads = [1,1,1,1]>(a, v, c) }"),
+    "grouped": ("(float[N,3,6,6] x, float[8,3,1,1] w, float[6,4,3,3] v, float[6] c) => (float[N,6,2,2] y)"
+                "{ a = Conv(x, w) y = Conv<group = 2, strides = [2,2]>(a, v, c) }"),
+    "transposed": ("(float[N,3,6,6] x, float[8,3,1,1] w, float[8,5,2,2] v, float[5] c) => (float[N,5,12,12] y)"
+                   "{ a = Conv(x, w) y = ConvTranspose<strides = [2,2]>(a, v, c) }"),
+    "one axis, dilated": ("(float[N,3,12] x, float[8,3,1] w, float[5,8,3] v, float[5] c) => (float[N,5,8] y)"
+                          "{ a = Conv(x, w) y = Conv<dilations = [2]>(a, v, c) }"),
+    "before a norm": (
+        "(float[N,3,6,6] x, float[8,3,1,1] w, float[5,8,3,3] v, float[5] g, float[5] h, float[5] m, float[5] var)"
+        " => (float[N,5,4,4] y) { a = Conv(x, w) b = Conv(a, v) y = BatchNormalization(b, g, h, m, var) }"),
+    "gemm": ("(float[N,3] x, float[3,8] w, float[5,8] v, float[5] c) => (float[N,5] y)"
+             "{ a = Gemm(x, w) y = Gemm<transB = 1, alpha = 0.5, beta = 2.0>(a, v, c) }"),
+    "matmul": ("(float[N,7,3] x, float[3,8] w, float[8,5] v, float[5] c) => (float[N,7,5] y)"
+               "{ a = MatMul(x, w) m = MatMul(a, v) y = Add(m, c) }"),
+    "matmul without bias": ("(float[N,3] x, float[3,8] w, float[8,5] v) => (float[N,5] y)"
+                            "{ a = MatMul(x, w) y = MatMul(a, v) }"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", LAYERS.values(), ids=LAYERS)
+def test_a_redundant_layer_is_made_whole(text: str):
+    model = text_model(text)
+    coupling = analyze(model)
+    dim = next(d for d in coupling.free if any(m.initializer == "w" for m in coupling.members[d]))
+    keep = {dim: np.arange(dim.size) < (3 if dim.size == 4 else 4)}
+    shape = [size if isinstance(size, int) else 100 for size in model.graph.inputs[0].shape]
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    cut = surgery.cut(coupling, keep)
+    (record,) = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)), ridge=1e-7)
+    y, wanted = (runtime.run(runtime.open_session(m, threads=1), {"x": x[:20]})["y"] for m in (cut, model))
+    assert record.accepted
+    assert record.before > 0.05
+    assert np.abs(y - wanted).max() <= 2e-3 * np.abs(wanted).max()
+
+
+def test_attention_projections_are_refitted():
+    text = (
+        "(float[N,6,8] x, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,5] wo, float[8,8] wi)"
+        " => (float[N,6,5] y) { i = MatMul(x, wi) q = MatMul(i, wq) k = MatMul(i, wk) v = MatMul(i, wv)"
+        " t = Transpose<perm = [0,2,1]>(k) s = MatMul(q, t) p = Softmax<axis = -1>(s) o = MatMul(p, v)"
+        " y = MatMul(o, wo) }"
+    )
+    model = text_model(text)
+    coupling = analyze(model)
+    keep = random_keep(coupling, 0.75)
+    cut = surgery.cut(coupling, keep)
+    found = [item.linear.stored.name for item in find(coupling, keep, cut) if isinstance(item, Layer)]
+    assert found == ["wq", "wk", "wv", "wo"]
+    x = np.random.default_rng(0).normal(size=(64, 6, 8)).astype(np.float32)
+    records = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)))
+    assert any(record.accepted for record in records)
+
+
+def test_a_norm_before_its_layer_follows_the_moments():
+    text = (
+        "(float[N,3,6,6] x, float[8,3,1,1] w, float[6,8,1,1] v, float[6] g, float[6] h, float[6] m, float[6] var,"
+        " float[4,6,1,1] u) => (float[N,4,6,6] y)"
+        "{ a = Conv(x, w) r = Relu(a) b = Conv(r, v) s = Relu(b) n = BatchNormalization(s, g, h, m, var)"
+        "  y = Conv(n, u) }"
+    )
+    model = text_model(text)
+    coupling = analyze(model)
+    keep = random_keep(coupling, 0.5)
+    cut = surgery.cut(coupling, keep)
+    x = np.random.default_rng(0).normal(size=(64, 3, 6, 6)).astype(np.float32)
+    mean = graph.array_of(cut.graph.initializers["m"]).copy()
+    reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)))
+    assert not np.array_equal(mean, graph.array_of(cut.graph.initializers["m"]))
+    assert (graph.array_of(cut.graph.initializers["var"]) > 0).all()

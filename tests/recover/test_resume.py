@@ -1,0 +1,163 @@
+"""A run that was interrupted ends as one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from recovering import Digits, random_keep
+
+from onnxprune import graph, surgery
+from onnxprune.errors import UsageError
+from onnxprune.recover import checkpoint
+from onnxprune.recover.finetune import Settings, finetune
+
+QUICK = Settings(epochs=3, batch_size=64, amp="off", channels_last=False, checkpoint_seconds=0.0)
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {here!r})
+import torch
+torch.set_num_threads(1)
+from recovering import digits_of, random_keep
+from onnxprune import graph, surgery
+from onnxprune.recover.finetune import Settings, finetune
+digits = digits_of("digits.onnx")
+cut = surgery.cut(digits.coupling, random_keep(digits.coupling, 0.5))
+print("started", flush=True)
+finetune(cut, digits.model, digits.tune, digits.held, Settings(
+    epochs=3, batch_size=64, amp="off", channels_last=False, checkpoint_seconds=0.0, batchnorm="on",
+    resume_dir=sys.argv[1] or None))
+graph.save(cut, sys.argv[2])
+"""
+
+
+def _command(folder: Path | str, out: Path) -> list[str]:
+    return [sys.executable, "-c", SCRIPT.format(here=str(Path(__file__).parent)), str(folder), str(out)]
+
+
+def _environment() -> dict[str, str]:
+    root = str(Path(__file__).parents[2])
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+    }
+
+
+def _killed_until_done(folder: Path, out: Path, seed: int, kills: int, span: float) -> int:
+    """Starts the run again and again and kills it at random moments; the number of kills."""
+    rng = np.random.default_rng(seed)
+    for kill in range(kills):
+        process = subprocess.Popen(_command(folder, out), env=_environment(), stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(float(rng.uniform(0.1, span)))
+        if process.poll() is not None:
+            return kill
+        process.send_signal(signal.SIGKILL if kill % 2 else signal.SIGINT)
+        process.wait()
+        process.stdout.close()
+        assert not out.exists()
+    return kills
+
+
+def _same(a: Path, b: Path) -> None:
+    one, two = graph.load(a), graph.load(b)
+    for name, value in one.graph.initializers.items():
+        assert np.array_equal(graph.array_of(value), graph.array_of(two.graph.initializers[name])), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out.onnx"
+    subprocess.run(_command("", out), env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_a_killed_run_ends_equal(uninterrupted: Path, tmp_path: Path, seed: int):
+    out = tmp_path / "out.onnx"
+    _killed_until_done(tmp_path / "state", out, seed, 2, 4.0)
+    subprocess.run(_command(tmp_path / "state", out), env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    _same(uninterrupted, out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 16))
+def test_runs_killed_at_random_moments_end_equal(uninterrupted: Path, tmp_path: Path, seed: int):
+    out = tmp_path / "out.onnx"
+    _killed_until_done(tmp_path / "state", out, seed, 2, 8.0)
+    subprocess.run(_command(tmp_path / "state", out), env=_environment(), check=True, stdout=subprocess.DEVNULL)
+    _same(uninterrupted, out)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("extra", [{}, {"optimizer": "adamw"}, {"batchnorm": "on", "mixup": 0.5, "crop": 1}])
+@pytest.mark.parametrize("at", [3, 17])
+def test_a_run_that_failed_midway_ends_equal(folded: Digits, tmp_path: Path, monkeypatch, extra: dict, at: int):
+    from onnxprune.recover import training
+
+    torch.set_num_threads(1)
+    keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(448))
+    settings = replace(QUICK, **extra)
+    whole = surgery.cut(folded.coupling, keep)
+    finetune(whole, folded.model, few, folded.held, settings)
+    calls, step = 0, training._train_step
+
+    def failing(*args):
+        nonlocal calls
+        calls += 1
+        if calls == at:
+            raise StopError
+        return step(*args)
+
+    monkeypatch.setattr(training, "_train_step", failing)
+    settings = replace(settings, resume_dir=str(tmp_path / "state"))
+    with pytest.raises(StopError):
+        finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, settings)
+    resumed = surgery.cut(folded.coupling, keep)
+    history = finetune(resumed, folded.model, few, folded.held, settings)
+    assert calls == 21 + 1  # only the step that failed was done again
+    assert len(history.epochs) == 3
+    assert graph.digest(resumed) == graph.digest(whole)
+
+
+def test_a_finished_run_is_not_run_again(folded: Digits, tmp_path: Path):
+    keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
+    settings = replace(QUICK, resume_dir=str(tmp_path))
+    models = []
+    for _ in range(2):
+        cut = surgery.cut(folded.coupling, keep)
+        models.append((finetune(cut, folded.model, few, folded.held, settings).epochs, graph.digest(cut)))
+    assert models[0] == models[1]
+
+
+def test_another_run_is_refused(folded: Digits, tmp_path: Path):
+    keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
+    settings = replace(QUICK, epochs=1, resume_dir=str(tmp_path))
+    finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, settings)
+    with pytest.raises(UsageError, match="another run"):
+        finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, replace(settings, seed=1))
+
+
+def test_a_broken_checkpoint_is_one_clear_line(tmp_path: Path):
+    checkpoint.save(tmp_path, {"a": torch.ones(2)}, {"b": 1})
+    tensors, facts = checkpoint.load(tmp_path) or ({}, {})
+    assert tensors["a"].tolist() == [1, 1]
+    assert facts == {"b": 1}
+    path = tmp_path / checkpoint.NAME
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UsageError, match="not a checkpoint"):
+        checkpoint.load(tmp_path)
+    assert checkpoint.load(tmp_path / "nowhere") is None
+    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.NAME]

@@ -1,0 +1,136 @@
+"""What each level of recovery brings back: accuracy of a trained CIFAR-10 network after the cut and after each level.
+
+    python tools/recovery.py --model cifar10-resnet56-folded --method l1 --macs 0.5 --samples 5000 --epochs 1 2 4
+
+Units are chosen at random or by the L1 norm of their kernels, the same share in every dimension. Tuning sees training
+images only; accuracy is measured on test images. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import cifar
+
+from onnxprune import cost, graph, metrics, runtime, surgery
+from onnxprune.coupling import Coupling, Dim, analyze
+from onnxprune.data import Samples, input_infos, load_samples, split
+from onnxprune.recover import constants, reconstruct
+from onnxprune.recover.finetune import Settings, finetune
+
+Keep = dict[Dim, np.ndarray]
+Row = tuple[str, float, float]  # step, seconds, accuracy
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cifar10-resnet56-folded", help="name of a model of the data folder")
+    parser.add_argument("--method", choices=("l1", "random"), default="l1")
+    parser.add_argument("--macs", type=float, default=0.5, help="share of the MACs that remains")
+    parser.add_argument("--samples", type=int, default=5000, help="training images to tune on")
+    parser.add_argument("--limit", type=int, default=512, help="of them for least squares")
+    parser.add_argument("--test", type=int, default=10_000, help="test images to measure on")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[1], help="lengths of the fine-tunings to try")
+    parser.add_argument("--unlabelled", action="store_true", help="tune without labels")
+    parser.add_argument("--batchnorm", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = graph.normalize(graph.load(cifar.DATA / "models" / f"{args.model}.onnx"))
+    coupling = analyze(model)
+    keep = share_of_macs(coupling, args.method, args.macs, args.seed)
+    print(f"{args.model}, {args.method}, MACs x {macs_left(coupling, keep):.3f}\n")
+    print("| step | seconds | accuracy, % |\n|---|---|---|")
+    for step, seconds, accuracy in table(model, coupling, keep, args):
+        print(f"| {step} | {seconds:.0f} | {100 * accuracy:.2f} |", flush=True)
+
+
+def table(model: ir.Model, coupling: Coupling, keep: Keep, args: argparse.Namespace) -> Iterator[Row]:
+    """The accuracy after each step, in order."""
+    tune, test = _samples(model, "train", args.samples), _samples(model, "test", args.test)
+    yield "original", 0.0, accuracy_of(model, test)
+    cut_model = surgery.cut(coupling, keep)
+    yield "cut", 0.0, accuracy_of(cut_model, test)
+    start = time.monotonic()
+    constants.push(coupling, keep, cut_model, tune)
+    yield "constants", time.monotonic() - start, accuracy_of(cut_model, test)
+    start = time.monotonic()
+    reconstruct.refit(coupling, keep, cut_model, tune, limit=args.limit, progress=True)
+    yield "reconstruct", time.monotonic() - start, accuracy_of(cut_model, test)
+    tune, held = split(tune, 0.1, args.seed)
+    for epochs in args.epochs:
+        tuned = surgery.cut(coupling, keep)
+        for name, value in cut_model.graph.initializers.items():
+            graph.set_constant(tuned.graph.initializers[name], graph.array_of(value))
+        settings = Settings(
+            epochs=epochs,
+            lr=args.lr,
+            labels=0.0 if args.unlabelled else 0.5,
+            batchnorm=args.batchnorm,
+            seed=args.seed,
+            progress=True,
+        )
+        history = finetune(tuned, model, tune, held, settings)
+        print(history.settings.described(), file=sys.stderr)
+        yield f"finetune, {epochs} epochs", history.seconds, accuracy_of(tuned, test)
+
+
+def _samples(model: ir.Model, part: str, count: int) -> Samples:
+    kind = "vgg" if model.graph.inputs[0].name == "x" else "resnet"
+    return load_samples(cifar.load(kind, part, 0, count), input_infos(model))
+
+
+def accuracy_of(model: ir.Model, test: Samples) -> float:
+    found = metrics.evaluate(runtime.open_session(model), test)
+    assert found is not None
+    return found.value
+
+
+def share_of_macs(coupling: Coupling, method: str, target: float, seed: int) -> Keep:
+    """The largest equal share of every free Dim, chosen by `method`, that leaves at most `target` of the MACs."""
+    scores = {dim: _scores(coupling, dim, method, seed) for dim in coupling.free}
+    low, high = 0.0, 1.0
+    for _ in range(20):
+        middle = (low + high) / 2
+        low, high = (middle, high) if macs_left(coupling, _best(scores, middle)) <= target else (low, middle)
+    return _best(scores, low)
+
+
+def _best(scores: dict[Dim, np.ndarray], share: float) -> Keep:
+    keep = {}
+    for dim, values in scores.items():
+        mask = np.zeros(dim.size, bool)
+        mask[np.argsort(-values, kind="stable")[: max(1, round(share * dim.size))]] = True
+        keep[dim] = mask
+    return keep
+
+
+def _scores(coupling: Coupling, dim: Dim, method: str, seed: int) -> np.ndarray:
+    if method == "random":
+        return np.random.default_rng([seed, dim.size]).random(dim.size)
+    total = np.zeros(dim.size)
+    for member in coupling.members[dim]:
+        array = graph.array_of(coupling.model.graph.initializers[member.initializer])
+        if member.role == "produces" and array.ndim > 1 and array.shape[member.axis] == dim.size:
+            total += np.abs(array).sum(axis=tuple(k for k in range(array.ndim) if k != member.axis))
+    return total
+
+
+def macs_left(coupling: Coupling, keep: Keep) -> float:
+    """MACs that remain, as a share."""
+    found = cost.of(coupling)
+    before, after = found.totals(), found.totals(cost.keep_sizes(keep))
+    return after["macs"] / before["macs"]
+
+
+if __name__ == "__main__":
+    main()

@@ -75,7 +75,8 @@ def of(coupling: Coupling) -> Cost:
             counted = rule(NodeCost(coupling, node))
             if counted is not None:
                 macs.append(Term(node.name or "", counted[0], tuple(counted[1])))
-    params, sizes = [], []
+    params: list[Term] = []
+    sizes: list[Term] = []
     for name, value in coupling.model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
+from onnx import external_data_helper
 
 from onnxprune import integrity
 from onnxprune.errors import GraphError, UsageError
@@ -170,7 +171,7 @@ def _check_opsets(proto: onnx.ModelProto, path: Path) -> None:
 
 def _check_external(proto: onnx.ModelProto, path: Path) -> None:
     folder = path.parent.resolve()
-    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+    for tensor in external_data_helper._get_all_tensors(proto):
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}

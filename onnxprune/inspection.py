@@ -8,7 +8,7 @@ import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import cost, graph, pipeline, shapes
+from onnxprune import cost, graph, pipeline, reporting, shapes
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.options import Options
@@ -39,7 +39,7 @@ def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = 
                 "reason": str(dim.frozen),
                 "node": dim.frozen.node if dim.frozen else "",
             }
-            for dim in pipeline.frozen_dims(coupling)
+            for dim in reporting.frozen_dims(coupling)
         ],
         "layers": [
             {
@@ -50,7 +50,7 @@ def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = 
                 "macs": row.macs_before,
                 **wide.get(row.node, {}),
             }
-            for row in pipeline.layers(coupling, costs, {})
+            for row in reporting.layers(coupling, costs, {})
         ],
     }
 

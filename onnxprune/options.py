@@ -104,6 +104,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
+def provider_for(options: Options) -> str:
+    """cpu or another provider, for measuring: what trains on CUDA is measured there too."""
+    if options.provider != "auto":
+        return options.provider
+    return "cuda" if options.device == "cuda" else "cpu"
+
+
 def alignment_for(align: int | Literal["auto"], provider: str) -> int:
     """The multiple that kept sizes are held to on `provider`.
 

@@ -64,7 +64,7 @@ def smallest(array: np.ndarray) -> Form | None:
 
 
 def _bitmap(array: np.ndarray) -> Form:
-    return Form(np.count_nonzero(array) * array.itemsize + -(-array.size // 8))
+    return Form(int(np.count_nonzero(array)) * array.itemsize + -(-array.size // 8))
 
 
 def _groups(array: np.ndarray) -> list[Form]:

@@ -1,7 +1,7 @@
 """The straight line: load, normalize, analyze, score, select, cut, verify, recover, finish, save, measure, report."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import cost, gates, graph, metrics, plan, report, runtime, select, shapes, sparse, surgery, verify
-from onnxprune.bench import QUICK, machine, measure_file, measure_latency, tool
+from onnxprune import cost, gates, graph, measuring, plan, report, reporting, shapes, sparse, surgery, verify
 from onnxprune.bridge import batchnorm
 from onnxprune.checks import check_data_file, check_devices, check_finite, check_paths, file_sha256
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, analyze
-from onnxprune.data import InputInfo, Samples, batch_size_of, batches, input_infos, load_samples, split
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.data import Samples, batch_size_of, batches, input_infos, load_samples, split
+from onnxprune.errors import UsageError
 from onnxprune.methods import base
-from onnxprune.options import LEVELS, TARGETS, Level, Options, alignment_for
+from onnxprune.options import LEVELS, Level, Options, alignment_for, provider_for
 from onnxprune.recover import biases
 from onnxprune.staging import staged
 
@@ -81,7 +80,7 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
     source, out = Path(source), Path(target_path)
     check_paths(source, out, options)
     check_data_file(source, out)
-    check_devices(options.device, provider(options) if options.latency else None)
+    check_devices(options.device, provider_for(options) if options.latency else None)
     chosen = base.get(options.method)
     clock = Clock()
     subject = prepare(source, options, clock)
@@ -101,7 +100,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     source, out = Path(source), Path(target_path)
     check_paths(source, out, options, Path(plan_path))
     check_data_file(source, out)
-    check_devices(options.device, provider(options) if options.latency else None)
+    check_devices(options.device, provider_for(options) if options.latency else None)
     clock = Clock()
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
@@ -217,7 +216,7 @@ def score(subject: Subject, chosen: base.Method, options: Options, clock: Clock)
         options.method_options,
         options.progress,
         options.level,
-        alignment_for(options.align, provider(options)),
+        alignment_for(options.align, provider_for(options)),
     )
     with clock("score"):
         return base.run(chosen, context)
@@ -230,13 +229,6 @@ def device(options: Options) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def provider(options: Options) -> str:
-    """cpu or another provider, for measuring: what trains on CUDA is measured there too."""
-    if options.provider != "auto":
-        return options.provider
-    return "cuda" if options.device == "cuda" else "cpu"
 
 
 # Producing --------------------------------------------------------------------------------------------------------
@@ -280,10 +272,12 @@ def produce(
         graph.save(finished, places[out])
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
-        before, after, ratios = measure(subject, made, places[out], out, options, clock)
+        before, after, ratios = measuring.measure(subject, made, places[out], out, options, clock)
         gate_notes = gates.check(before, after, ratios, options)
         all_notes = (*notes, *gate_notes)
-        made_report = _report(subject, made, before, after, ratios, proof, history, clock, options, all_notes)
+        made_report = reporting.describe(
+            subject, made, (before, after), ratios, proof, history, clock, options, all_notes
+        )
         if options.plan is not None:
             plan.save(made, places[options.plan])
         for path in options.report:
@@ -350,135 +344,3 @@ def _finetune(
     history = finetune.finetune(cut_model, subject.model, tune, chosen, settings, masks=stays or None)
     LOG.info("  %s", history.settings.described())
     return history
-
-
-# Measuring --------------------------------------------------------------------------------------------------------
-
-
-def measure(
-    subject: Subject, made: plan.Plan, temporary: Path, out: Path, options: Options, clock: Clock
-) -> tuple[report.Measurement, report.Measurement, tuple[report.LatencyRatio, ...]]:
-    """The original and the written file: cost, accuracy on samples that tuning never saw, interleaved latency."""
-    with clock("measure cost"):
-        before = measure_file("original", subject.path, made.before)
-        written = graph.load(temporary)
-        after = measure_file("pruned", temporary, cost.of(analyze(written)).totals())
-        after = replace(after, path=str(out))
-    if subject.held is not None:
-        with clock("measure accuracy"):
-            one, two = accuracies(subject.path, temporary, subject.held)
-            before, after = replace(before, accuracy=one), replace(after, accuracy=two)
-    if not options.latency:
-        return before, after, ()
-    with clock("measure latency"):
-        batch = batch_size_of(input_infos(subject.model)) or 1
-        feeds = latency_feeds(subject, batch)
-        table = measure_latency(
-            {"original": subject.path, "pruned": temporary},
-            feeds,
-            provider=provider(options),
-            threads=options.threads,
-            batch=batch,
-            rounds=QUICK,
-            memory=False,
-            sessions=1,
-        )
-    before, after = report.with_latencies((before, after), (table,))
-    return before, after, table.ratios
-
-
-def latency_feeds(subject: Subject, batch: int) -> dict[str, np.ndarray] | None:
-    """One batch of real samples, else random arrays of the size at which the model was observed."""
-    samples = subject.tune or subject.held
-    if samples is not None:
-        return samples.batch(np.arange(batch) % len(samples))
-    return None if batch_size_of(input_infos(subject.model)) is None else subject.feeds[0]
-
-
-def accuracies(
-    original: Path | ir.Model, pruned: Path | ir.Model, held: Samples
-) -> tuple[metrics.Accuracy | None, metrics.Accuracy | None]:
-    """Accuracy of both models; without labels the pruned one's agreement with, or error to, the original."""
-    one, two = runtime.open_session(original), runtime.open_session(pruned)
-    first = metrics.evaluate(one, held) if held.labels is not None else None
-    return first, metrics.evaluate(two, held, None if held.labels is not None else one)
-
-
-# Reporting --------------------------------------------------------------------------------------------------------
-
-
-def _report(
-    subject: Subject,
-    made: plan.Plan,
-    before: report.Measurement,
-    after: report.Measurement,
-    ratios: tuple[report.LatencyRatio, ...],
-    proof: verify.Verification,
-    history: "History | None",
-    clock: Clock,
-    options: Options,
-    notes: Sequence[str],
-) -> report.Report:
-    coupling = subject.coupling
-    keep = plan.masks(made, coupling)
-    return report.Report(
-        options.command,
-        (before, after),
-        ratios,
-        proof,
-        layers(coupling, subject.cost, keep),
-        tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
-        tuple(clock.steps),
-        _tuning_points(history),
-        plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
-        method=made.method,
-        seed=made.seed,
-        data=str(options.data) if options.data is not None else None,
-        notes=tuple(notes),
-        tool=tool(),
-        machine=machine(),
-    )
-
-
-def _tuning_points(history: "History | None") -> tuple[report.TuningPoint, ...]:
-    if history is None:
-        return ()
-    start = report.TuningPoint(0, None, history.initial)
-    return (start, *(report.TuningPoint(k + 1, e.loss, e.metric, e.lr) for k, e in enumerate(history.epochs)))
-
-
-def layers(coupling: Coupling, costs: Cost, keep: Keep) -> tuple[report.Layer, ...]:
-    """Every node with MACs and a weight, before and after."""
-    sizes = cost.keep_sizes(keep)
-    before, after = costs.by_node(), costs.by_node(sizes)
-    rows: list[report.Layer] = []
-    for node in coupling.model.graph:
-        weight = next(
-            (v for v in node.inputs[1:] if v is not None and len(coupling.axes.get(v.name or "", ())) > 1), None
-        )
-        if node.name not in before or weight is None:
-            continue
-        axes = coupling.axes[weight.name or ""]
-        names = tuple(d.name for axis in axes for d in dict.fromkeys(cost.dims.leaves(axis)) if d.frozen is None)
-        rows.append(
-            report.Layer(
-                node.name or "",
-                node.op_type,
-                names,
-                tuple(cost.dims.length(axis) for axis in axes),
-                tuple(cost.dims.kept_length(axis, sizes) for axis in axes),
-                before[node.name or ""],
-                after[node.name or ""],
-            )
-        )
-    return tuple(rows)
-
-
-def frozen_dims(coupling: Coupling) -> list[Dim]:
-    """Dims that someone might expect to be pruned: those that a weight produces or consumes."""
-    roles = ("produces", "consumes")
-    return [d for d in coupling.dims if d.frozen is not None and any(m.role in roles for m in coupling.members[d])]
-
-
-Progress = Callable[[str], None]
-__all__ = ["TARGETS", "InputInfo", "OnnxPruneError", "Options", "Result", "alignment_for", "prune", "replay", "select"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -126,7 +126,8 @@ def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
         if dim is None or dim.size != entry.size:
             seen = "it has none" if dim is None else f"there it has {dim.size}"
             raise UsageError(
-                f"the plan has '{entry.name}' with {entry.size} positions, but in the model {seen}: it was made for another model"
+                f"the plan has '{entry.name}' with {entry.size} positions, but in the model {seen}: "
+                "it was made for another model"
             )
         if dim.frozen is not None:
             raise UsageError(f"the plan removes positions of '{entry.name}', which must stay: {dim.frozen}")
@@ -148,16 +149,17 @@ def save(plan: Plan, path: str | Path) -> None:
 def load(path: str | Path) -> Plan:
     """The plan in file `path`. Raises: UsageError when it is missing, not JSON, not a plan, or inconsistent."""
     try:
-        data = json.loads(Path(path).read_text())
+        data: Any = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such plan file; 'onnxprune IN OUT --plan FILE' writes one") from error
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: not a plan file ({type(error).__name__}); write it again with --plan") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        seen = data.get("format") if isinstance(data, dict) else type(data).__name__
+    record = cast(dict[str, Any], data) if isinstance(data, dict) else {"format": type(data).__name__}
+    if record.get("format") != FORMAT:
+        seen = record.get("format")
         raise UsageError(f"{path}: format is '{seen}', expected '{FORMAT}'; write the plan again with this version")
     try:
-        return _parse(data)
+        return _parse(record)
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path}: the plan is damaged ({type(error).__name__}: {error}); write it again") from error
 
@@ -185,7 +187,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         {str(k): int(v) for k, v in cost["after"].items()},
         str(data.get("recover", "none")),
         str(data.get("tool", "")),
-        str((data.get("result") or {}).get("sha256") or ""),
+        str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
     )
 
 

@@ -76,8 +76,13 @@ def pairs(
     # States that are carried from call to call often start as one zero, which is broadcast.
     ones = [(_ones_behind(one, inputs), tuple(_ones_behind(probe, inputs) for probe in two)) for one, two in tries]
     for one, two in (*tries[:3], *ones[:3], *tries[3:], *ones[3:]):
-        if max((prod(shape) for shape in one.values()), default=0) <= MAX_ELEMENTS:
-            yield one, tuple(probe for k, probe in enumerate(two) if probe != one and probe not in two[:k])
+        if _fits(one):
+            others = tuple(probe for k, probe in enumerate(two) if probe != one and probe not in two[:k])
+            yield one, tuple(filter(_fits, others))
+
+
+def _fits(probe: Probe) -> bool:
+    return all(prod(shape) <= MAX_ELEMENTS for shape in probe.values())
 
 
 def _ones_behind(probe: Probe, inputs: Sequence[ir.Value]) -> Probe:

@@ -11,14 +11,15 @@ from typing import cast
 
 import numpy as np
 
-from onnxprune import gates, graph, pipeline, surgery
+from onnxprune import gates, graph, measuring, pipeline, surgery
 from onnxprune.bench import QUICK, measure_file, measure_latency, profile
 from onnxprune.bench.predict import node_table, share_for
 from onnxprune.cost import Kind
 from onnxprune.coupling import Dim
+from onnxprune.data import batch_size_of, input_infos
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Level, Options, alignment_for
+from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
 from onnxprune.select import Budget, aligned, select
 
 LOG = logging.getLogger("onnxprune")
@@ -108,7 +109,7 @@ def one_shot(subject: "pipeline.Subject", outcome: Outcome, options: Options, ta
 
 
 def _budget(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Budget:
-    align = alignment_for(options.align, pipeline.provider(options))
+    align = alignment_for(options.align, provider_for(options))
     budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits)
     if "bytes" not in targets:
         return budget
@@ -187,9 +188,9 @@ def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
 def _by_latency(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
     """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
     wanted = options.target["latency"]
-    batch = pipeline.batch_size_of(pipeline.input_infos(subject.model)) or 1
-    feeds = pipeline.latency_feeds(subject, batch)
-    setting = {"provider": pipeline.provider(options), "threads": options.threads, "batch": batch}
+    batch = batch_size_of(input_infos(subject.model)) or 1
+    feeds = measuring.latency_feeds(subject, batch)
+    setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
 
     def measured(share: float) -> float:
         choice = one_shot(subject, outcome, options, _with_macs(targets, share))
@@ -237,7 +238,7 @@ def _by_accuracy(subject: "pipeline.Subject", outcome: Outcome, options: Options
             model = surgery.cut(subject.coupling, keep)
             quick = replace(options, recover=level, epochs=1, resume=None, progress=False)
             pipeline.recover(few, keep, model, quick, pipeline.Clock(), outcome.zeros)
-            measured = gates.drop(*pipeline.accuracies(subject.path, model, held))
+            measured = gates.drop(*measuring.accuracies(subject.path, model, held))
             if measured is None:
                 raise UsageError("--max-drop: the samples do not tell right from wrong; give labelled ones with --val")
             lost = min(lost, measured)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import metrics, pipeline, report, runtime, surgery
+from onnxprune import metrics, pipeline, report, reporting, runtime, surgery
 from onnxprune.bench import machine, measure_file, tool
 from onnxprune.coupling import Dim
 from onnxprune.data import Samples
@@ -58,7 +58,7 @@ def sensitivity(
     with clock("sensitivity"):
         curves = tuple(_curves(subject, outcome.scores, reference, sorted(fractions)))
     original = replace(measure_file("original", path), macs=subject.cost.totals()["macs"], accuracy=reference.accuracy)
-    frozen = tuple(report.Frozen(d.name, str(d.frozen), d.size) for d in pipeline.frozen_dims(subject.coupling))
+    frozen = tuple(report.Frozen(d.name, str(d.frozen), d.size) for d in reporting.frozen_dims(subject.coupling))
     return report.Report(
         options.command,
         (original,),

@@ -6,7 +6,7 @@ constant of the model; what differs is dynamic.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
@@ -20,6 +20,7 @@ from onnxprune.errors import GraphError
 from onnxprune.tensors import size_bytes
 
 MEMORY_BYTES = 256_000_000  # larger models are run without their weights
+FILLED_BYTES = 4096  # in these, larger initializers are filled with one number as they are needed
 SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
 
 MAX_SECONDS = 60.0  # for all tries together
@@ -141,21 +142,35 @@ def _attempt(
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
     """`model` with its large weights filled in as it runs: sizes do not depend on their numbers, memory does."""
-    proto, hidden = graph.skeleton(model, 4096)
+    proto, hidden = graph.skeleton(model, FILLED_BYTES)
     inputs = [value for value in proto.graph.input if value.name not in hidden]
     nodes = list(proto.graph.node)
     del proto.graph.input[:], proto.graph.node[:]
     proto.graph.input.extend(inputs)
-    for name, value in hidden.items():
-        tensor = value.const_value
-        assert tensor is not None, name
-        sizes = np.array(tensor.shape.numpy(), np.int64)
-        proto.graph.initializer.append(onnx.numpy_helper.from_array(sizes, f"{name}@sizes"))
-        filling = 0.01 if tensor.dtype.is_floating_point() else 0
-        fill = onnx.helper.make_tensor("value", tensor.dtype, [1], [filling])
-        proto.graph.node.append(onnx.helper.make_node("ConstantOfShape", [f"{name}@sizes"], [name], value=fill))
-    proto.graph.node.extend(nodes)
+    waiting = dict(hidden)
+    for node in nodes:
+        for name in _names_read(node):
+            if name in waiting:  # right in front of its first use, so few are held at a time
+                _fill(proto.graph, waiting.pop(name))
+        proto.graph.node.append(node)
     return proto
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The inputs of `node` and of all nodes in its bodies."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _names_read(inner)
+
+
+def _fill(graph_: onnx.GraphProto, value: ir.Value) -> None:
+    name, tensor = value.name or "", value.const_value
+    assert tensor is not None, name
+    sizes = np.array(tensor.shape.numpy(), np.int64)
+    graph_.initializer.append(onnx.numpy_helper.from_array(sizes, f"{name}@sizes"))
+    fill = onnx.helper.make_tensor("value", tensor.dtype, [1], [0.01 if tensor.dtype.is_floating_point() else 0])
+    graph_.node.append(onnx.helper.make_node("ConstantOfShape", [f"{name}@sizes"], [name], value=fill))
 
 
 def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -168,7 +183,9 @@ def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4
     settings.intra_op_num_threads = 2
-    proto = _without_weights(model) if size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
+    settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # shapes are taken at once, and values let go
+    on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+    proto = _without_weights(model) if on_disk or size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
     typed = onnx.shape_inference.infer_shapes(graph.skeleton(model, 1024)[0])
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}

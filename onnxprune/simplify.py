@@ -9,7 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError
-from onnxprune.tensors import size_bytes
+from onnxprune.tensors import size_bytes, tensor_of
 
 SKELETON_BYTES = 256_000_000  # larger models are simplified without their weights, which are then never held twice
 HIDDEN_BYTES = 4096  # in these, larger initializers are hidden
@@ -65,11 +65,11 @@ def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, d
     hidden = {
         name: value
         for name, value in model.graph.initializers.items()
-        if _arrives_through_node(value) or (threshold is not None and value.const_value.nbytes > threshold)
+        if _arrives_through_node(value) or (threshold is not None and tensor_of(value).nbytes > threshold)
     }
     if not hidden:
         return ir.to_proto(model), {}
-    tensors = {name: value.const_value for name, value in hidden.items()}
+    tensors = {name: tensor_of(value) for name, value in hidden.items()}
     inputs = list(model.graph.inputs)
     try:
         for name, value in hidden.items():

@@ -56,8 +56,8 @@ SUMS = frozenset({"Add", "Sub", "Sum"})
 FACTORS = frozenset({"Mul", "Div", "PRelu"})
 ZERO_TO_ZERO = frozenset(
     "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split Slice "
-    "Resize Upsample Dropout Cast".split()
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
+    "Slice Resize Upsample Dropout Cast".split()
 )
 
 
@@ -138,7 +138,7 @@ class _Finder:
         return tuple(found) or None
 
     def _loud(self, dim: Dim) -> np.ndarray:
-        """Units (size,) that are not zero when their weights are: they meet an addend, or a function that moves zero."""
+        """Units (size,) not zero though their weights are: they meet an addend, or a function that moves zero."""
         through = [n for n in self.coupling.model.graph if self._stands(dim, [v for v in n.inputs if v is not None])]
         if not all(self._keeps_zero(dim, node) for node in through):
             return np.ones(dim.size, bool)

@@ -20,10 +20,15 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     return value.const_value.numpy()
 
 
+def tensor_of(value: ir.Value) -> ir.TensorProtocol:
+    """The tensor of an initializer."""
+    assert value.const_value is not None, value.name
+    return value.const_value
+
+
 def array_of(value: ir.Value) -> np.ndarray:
     """The array of an initializer."""
-    assert value.const_value is not None, value.name
-    return value.const_value.numpy()
+    return tensor_of(value).numpy()
 
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:

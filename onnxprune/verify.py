@@ -96,14 +96,21 @@ def _excused(masked: ir.Model, inside: Mapping[str, tuple[np.ndarray, np.ndarray
         if any(value in excused for value in node.inputs if value is not None):
             excused.update(node.outputs)
         elif node.op_type in DECIDING or node.op_type in SATURATING:
-            if not all(_same(*inside[v.name]) for v in node.inputs if v is not None and v.name in inside):
+            if not all(_same(*pair) for pair in _pairs(node.inputs, inside)):
                 return None
-            pairs = [inside[value.name] for value in node.outputs if value.name in inside]
+            pairs = _pairs(node.outputs, inside)
             if node.op_type in SATURATING and any(_difference(*pair)[0] > ROUNDING for pair in pairs):
                 return None
             if not all(_same(*pair) for pair in pairs):
                 excused.update(node.outputs)
     return excused
+
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _pairs(values: Iterable[ir.Value | None], inside: Mapping[str, Pair]) -> list[Pair]:
+    return [inside[value.name] for value in values if value is not None and value.name and value.name in inside]
 
 
 def _same(cut: np.ndarray, masked: np.ndarray) -> bool:

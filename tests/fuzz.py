@@ -302,6 +302,10 @@ def models(draw: Draw, steps: int = 8) -> ir.Model:
         outputs.append(net.node("Gemm", net.reshape(other, oc * oh * ow), net.weight(4, oc * oh * ow), transB=1))
     value = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n" if net.dynamic else 2, 3, 4, 4])
     graph = helper.make_graph(
-        net.nodes, "g", [value], [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs], net.weights
+        net.nodes,
+        "g",
+        [value],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs],
+        net.weights,
     )
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))

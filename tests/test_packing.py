@@ -29,7 +29,8 @@ def one_weight(array: np.ndarray, opset: int = 17) -> ir.Model:
     """y = x + w, so that y - 0 shows w."""
     kind = {np.dtype(np.float32): "float", np.dtype(np.float16): "float16", np.dtype(np.float64): "double"}[array.dtype]
     shape = ",".join(map(str, array.shape))
-    text = f'<ir_version: 8, opset_import: ["" : {opset}]> g ({kind}[{shape}] x) => ({kind}[{shape}] y) {{ y = Add(x, w) }}'
+    head = f'<ir_version: 8, opset_import: ["" : {opset}]>'
+    text = f"{head} g ({kind}[{shape}] x) => ({kind}[{shape}] y) {{ y = Add(x, w) }}"
     proto = onnx.parser.parse_model(text)
     proto.graph.initializer.append(onnx.numpy_helper.from_array(array, "w"))
     return ir.from_proto(proto)

@@ -31,9 +31,7 @@ def same(coupling: Coupling, keep) -> None:
     info = input_infos(coupling.model)[0]
     shape = [d if isinstance(d, int) else 3 for d in info.shape]
     x = {info.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    y, z = (
-        runtime.run(runtime.open_session(m, threads=1), x) for m in (coupling.model, surgery.cut(coupling, keep))
-    )
+    y, z = (runtime.run(runtime.open_session(m, threads=1), x) for m in (coupling.model, surgery.cut(coupling, keep)))
     for name in y:
         np.testing.assert_allclose(z[name], y[name], atol=1e-5 * np.abs(y[name]).max())
 

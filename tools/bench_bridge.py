@@ -1,7 +1,7 @@
 """A training step through the bridge beside the same network in plain torch, interleaved: the ratio of the times.
 
 python tools/bench_bridge.py [--device cuda] [--models resnet50,vit_tiny] [--steps 20] [--batch 8]
-    [--size 128] [--threads 1] [--autocast] [--channels-last] [--compile] [--dynamo]
+    [--size 128] [--threads 1] [--cpu-time] [--autocast] [--channels-last] [--compile] [--dynamo]
 """
 
 import argparse
@@ -72,21 +72,24 @@ def make_step(module: nn.Module, x: Tensor, y: Tensor, arguments: argparse.Names
     return step
 
 
-def interleaved(first: Step, second: Step, steps: int) -> tuple[list[float], list[float], float]:
-    """Seconds of each step of both, in turn, and the largest difference of their losses over the first five."""
+def interleaved(
+    first: Step, second: Step, steps: int, clock: Callable[[], float]
+) -> tuple[list[float], list[float], float]:
+    """Seconds of each step of both, in turn, and the difference of their first losses.
+
+    clock: wall time, or the process's own time, which other programs on the machine disturb less.
+    """
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(3):
-        first(), second()
-    difference = 0.0
+    difference = abs(first() - second())
+    for _ in range(2):
+        first()
+        second()
     for number in range(steps):
-        losses = []
         order = (0, 1) if number % 2 else (1, 0)  # neither always profits from the other's warm caches
         for which in order:
-            start = time.perf_counter()
-            losses.append((first, second)[which]())
-            times[which].append(time.perf_counter() - start)
-        if number < 5:
-            difference = max(difference, abs(losses[0] - losses[1]))
+            start = clock()
+            (first, second)[which]()
+            times[which].append(clock() - start)
     return *times, difference
 
 
@@ -98,7 +101,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--threads", type=int, default=1)
-    for flag in ("autocast", "channels-last", "compile", "dynamo"):
+    for flag in ("cpu-time", "autocast", "channels-last", "compile", "dynamo"):
         parser.add_argument(f"--{flag}", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -111,7 +114,9 @@ def main() -> None:
         copy = bridged(module, x, dynamo=arguments.dynamo)
         x = x.to(arguments.device)
         plain, bridge = make_step(module, x, y, arguments), make_step(copy, x, y, arguments)
-        first, second, difference = interleaved(plain, bridge, arguments.steps)
+        first, second, difference = interleaved(
+            plain, bridge, arguments.steps, time.process_time if arguments.cpu_time else time.perf_counter
+        )
         ratios = [b / a for a, b in zip(first, second, strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
         print(

@@ -1,6 +1,6 @@
 """Writes a synthetic transformer with external data, prunes it, and reports the peak memory against the file size.
 
-    python tools/big.py FOLDER --billions 0.3
+python tools/big.py FOLDER --billions 0.3
 """
 
 import argparse
@@ -48,7 +48,11 @@ def write_transformer(path: Path, width: int, layers: int, vocabulary: int, sequ
             offset = file.tell()
             for _ in range(shape[0]):
                 file.write((rng.random(shape[1:], np.float32) - 0.5) * np.float32(0.05))
-            for key, value in (("location", file.name.split("/")[-1]), ("offset", offset), ("length", file.tell() - offset)):
+            for key, value in (
+                ("location", file.name.split("/")[-1]),
+                ("offset", offset),
+                ("length", file.tell() - offset),
+            ):
                 tensor.external_data.add(key=key, value=str(value))
             weights.append(tensor)
             return name
@@ -82,7 +86,9 @@ def write_transformer(path: Path, width: int, layers: int, vocabulary: int, sequ
     inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, ["batch", sequence])]
     outputs = [helper.make_tensor_value_info(y, TensorProto.FLOAT, ["batch", sequence, 512])]
     graph = helper.make_graph(nodes, "big", inputs, outputs, weights)
-    path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString())
+    path.write_bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
     return size
 
 

@@ -14,7 +14,7 @@ from onnxprune.bridge.compile import compile_graph
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
 from onnxprune.bridge.store import Store
-from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, to_numpy, to_torch
+from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, TRAINABLE_TYPES, to_numpy, to_torch
 from onnxprune.bridge.trainable import initializers, trainable
 from onnxprune.errors import BridgeError
 from onnxprune.graph import set_constant
@@ -175,6 +175,9 @@ def _chosen(
     unknown = sorted(set(names) - named.keys())
     if unknown:
         raise BridgeError(f"'{unknown[0]}' is no initializer of the model ({len(named)} are); check the name")
+    whole = sorted(name for name in names if named[name].dtype not in TRAINABLE_TYPES)
+    if whole:
+        raise BridgeError(f"'{whole[0]}' is of type {named[whole[0]].dtype}, which cannot be trained; leave it out")
     return [named[name] for name in names]
 
 

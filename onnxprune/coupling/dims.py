@@ -292,7 +292,8 @@ def cut(axis: Axis, start: int, stop: int, explain: Callable[[str], Reason] = Re
     """The sub-axis of positions start <= p < stop, refining where a boundary falls inside a Dim."""
     while True:
         axis = resolve(axis)
-        position, parts = 0, []
+        position = 0
+        parts: list[Segment] = []
         for segment in axis:
             size = segment_length(segment)
             inside = [b - position for b in (start, stop) if position < b < position + size]
@@ -330,7 +331,8 @@ def _sum_dim(axis: Axis) -> Dim:
 def split(axis: Axis, sizes: Sequence[int], explain: Callable[[str], Reason] = Reason) -> list[Axis]:
     """One axis as several of the given sizes, outer to inner."""
     assert prod(sizes) == length(axis), (sizes, axis)
-    rest, parts = resolve(axis), []
+    rest = resolve(axis)
+    parts: list[Axis] = []
     for size in reversed(sizes[1:]):
         peeled = _peel(rest, size, explain)
         if peeled is None:

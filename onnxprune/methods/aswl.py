@@ -96,7 +96,9 @@ def aswl(context: Context) -> Outcome:
 class Attention:
     """The attentions of all layers with their masks, hooked into a network."""
 
-    def __init__(self, model: ir.Model, network: Network, chosen: list[Layer], settings: Settings, density: float) -> None:
+    def __init__(
+        self, model: ir.Model, network: Network, chosen: list[Layer], settings: Settings, density: float
+    ) -> None:
         known = network.parameters_by_name
         self.network, self.settings, self.target = network, settings, density
         self.layers = [layer for layer in chosen if layer.weight in known]

@@ -117,7 +117,8 @@ def run(chosen: Method, context: Context) -> Outcome:
     samples = context.samples
     if chosen.needs.data and samples is None:
         raise UsageError(
-            f"--method {chosen.name} needs samples: give --data, or choose a method that looks at weights only (l1, l2, fpgm)"
+            f"--method {chosen.name} needs samples: give --data, "
+            "or choose a method that looks at weights only (l1, l2, fpgm)"
         )
     if chosen.needs.labels and (samples is None or samples.labels is None):
         raise UsageError(f"--method {chosen.name} needs labelled samples: give --data with labels")
@@ -126,13 +127,13 @@ def run(chosen: Method, context: Context) -> Outcome:
         outcome = Outcome(outcome)
     for dim in context.dims:
         scores = outcome.scores.get(dim)
-        if scores is None or np.shape(scores) != (dim.size,):
-            raise UsageError(
-                f"method {chosen.name} gave scores of shape {np.shape(scores)} for '{dim.name}' of size {dim.size}"
-            )
+        shape = None if scores is None else np.shape(scores)
+        if scores is None or shape != (dim.size,):
+            raise UsageError(f"method {chosen.name} gave scores of shape {shape} for '{dim.name}' of size {dim.size}")
         if not np.isfinite(scores).all():
             raise UsageError(
-                f"method {chosen.name} gave scores of '{dim.name}' that are not finite: the weights or samples hold NaN or infinity"
+                f"method {chosen.name} gave scores of '{dim.name}' that are not finite: "
+                "the weights or samples hold NaN or infinity"
             )
     return outcome
 

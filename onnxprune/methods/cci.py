@@ -65,16 +65,22 @@ def cci(context: Context) -> Outcome:
     settings = options.read(Settings, context, "cci")
     size, kept = pattern(settings, context.target)
     chosen = [layer for layer in layers.linear_layers(context.model) if fits(context.model, layer, settings, size)]
-    options.require(bool(chosen), "cci", f"no layer's {settings.axis} channels divide by {size}; choose a smaller group")
+    options.require(
+        bool(chosen), "cci", f"no layer's {settings.axis} channels divide by {size}; choose a smaller group"
+    )
     model = context.model
-    notes = [f"cci: {kept} of every {size} weights along {settings.axis} channels in {len(chosen)} layers: {_names(chosen)}"]
+    notes = [
+        f"cci: {kept} of every {size} weights along {settings.axis} channels in {len(chosen)} layers: {_names(chosen)}"
+    ]
     if settings.permute:
         model, before, after = permute(context, chosen, settings.axis, size, kept)
         notes.append(f"cci: channel permutation raised the kept energy from {before:.4f} to {after:.4f}")
     torch.manual_seed(context.seed)
     if settings.closed:
         model, zeros, errors = fit(context, model, chosen, settings.axis, size, kept, settings.calibration)
-        notes.append(f"cci: relative output error of the layers {np.mean(errors):.4f} on average, {max(errors):.4f} at most")
+        notes.append(
+            f"cci: relative output error of the layers {np.mean(errors):.4f} on average, {max(errors):.4f} at most"
+        )
         return zeroed.outcome(context, model, zeros, notes)
     network = Network(model, freeze_norm=True).to(context.device).train()
     trainer = Trainer(network, chosen, settings, size, kept)

@@ -74,7 +74,7 @@ def solve(w: np.ndarray, h: np.ndarray, size: int, kept: int, *, rows: bool) -> 
 
 
 def refined(w: np.ndarray, start: np.ndarray, h: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The minimizer of |(W - W^) X|^2 over W^ (O, D) that is zero outside `mask`, from `start`, every row on its own."""
+    """The minimizer of |(W - W^) X|^2 over W^ (O, D), zero outside `mask`, from `start`, every row on its own."""
     h = h + np.eye(len(h)) * (DAMPING * max(float(np.diag(h).mean()), 1e-12))
     # Scaled by the diagonal: inputs differ in size by orders of magnitude.
     scale = mask / np.diag(h)

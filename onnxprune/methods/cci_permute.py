@@ -111,7 +111,7 @@ def _segment_positions(segment: dims.Segment, dim: Dim, order: np.ndarray) -> np
 
 
 def _grouped(coupling: Coupling, chosen: list[Layer], axis: str) -> dict[Dim, list[Layer]]:
-    """The free Dims that alone form the grouped axis of chosen layers; nodes that look at neighbors keep their order."""
+    """The free Dims that alone form the grouped axis of chosen layers, but for those of which nodes see the order."""
     ordered = {name for name, _, _ in coupling.lifts}
     fixed = {
         leaf

@@ -9,7 +9,7 @@ from torch import Tensor
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim, Member
 from onnxprune.methods import units
-from onnxprune.methods.base import Context, slices
+from onnxprune.methods.base import Context
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def of(context: Context, network: Network, dim: Dim, role: str = "produces", *, 
     """
     nodes = {node.name: node for node in context.model.graph}
     known = network.parameters_by_name
-    found = [entry for entry in slices(context, dim, role) if not units.is_bias(entry[0], entry[1])]
+    found = [entry for entry in units.in_role(context, dim, role) if not units.is_bias(entry[0], entry[1])]
     found = [entry for entry in found if entry[0].initializer in known]
     parts, size = [], 0.0
     for member, array, positions in found:

@@ -12,9 +12,10 @@ s_g = sum of w^2 over the weights that produce unit g:
 
 Deviations, and why. Scale-free is the default: 1/V of the paper is met by growing all weights alike, and dies out as
 1/V^2 (Distiller's authors saw no effect). Groups are summed over all tensors that share a Dim, so residual sums are
-handled, where the paper has none; scale-free measures each tensor in units of its rms norm at the start. Dims of fewer than 4 units are left alone, 1e-12 and 1e-8 guard root and fraction.
-The paper cuts single weights below 1e-3 at evaluation; here groups are ranked by norm and the budget cuts.
-With `outputs` u_g is multiplied by the rms of the unit's values, the second motive of the abstract.
+handled, where the paper has none; scale-free measures each tensor in units of its rms norm at the start. Dims of
+fewer than 4 units are left alone, 1e-12 and 1e-8 guard root and fraction. The paper cuts single weights below 1e-3 at
+evaluation; here groups are ranked by norm and the budget cuts. With `outputs` u_g is multiplied by the rms of the
+unit's values, the second motive of the abstract.
 """
 
 from dataclasses import dataclass, fields, replace

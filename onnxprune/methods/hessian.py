@@ -15,8 +15,8 @@ import torch
 
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim, Member
-from onnxprune.methods import objective, options
-from onnxprune.methods.base import Context, Needs, Outcome, method, slices, sum_by_unit
+from onnxprune.methods import objective, options, units
+from onnxprune.methods.base import Context, Needs, Outcome, method, sum_by_unit
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,11 @@ def hessian(context: Context) -> Outcome:
 
 def _producing(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.ndarray]]:
     """Float arrays that vanish with a unit and make its values; statistics and scales of norms are not counted."""
-    found = [entry for entry in slices(context, dim, "produces", "follows") if _is_float(entry[1])]
-    return found or [entry for entry in slices(context, dim, "scales", "consumes") if _is_float(entry[1])]
+    for roles in (("produces", "follows"), ("scales", "consumes")):
+        found = [entry for role in roles for entry in units.in_role(context, dim, role) if _is_float(entry[1])]
+        if found:
+            return found
+    return []
 
 
 def _is_float(array: np.ndarray) -> bool:

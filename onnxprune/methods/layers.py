@@ -44,9 +44,9 @@ def linear_layers(model: ir.Model) -> list[Layer]:
 def _layer(node: ir.Node) -> Layer | None:
     if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
         return None
-    data, weight = node.inputs[0], node.inputs[1]
+    data, weight = node.inputs[0], _held(node.inputs[1])
     w = graph.constant(weight)
-    if w is None or data is None or weight is None or w.dtype.kind != "f" or len(list(weight.uses())) != 1:
+    if w is None or data is None or weight is None or w.dtype.kind != "f":
         return None
     if node.op_type == "Conv":
         outputs, inputs, groups = 0, 1, _int(node, "group", 1)
@@ -55,13 +55,22 @@ def _layer(node: ir.Node) -> Layer | None:
             return None
         outputs, inputs = (0, 1) if _int(node, "transB", 0) else (1, 0)
         groups = 1
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    own = bias is not None and graph.constant(bias) is not None and len(list(bias.uses())) == 1
+    bias = _held(node.inputs[2]) if len(node.inputs) > 2 else None
     first, last = _first(data), _last(node)
-    name = bias.name if own and bias is not None else None
+    name = bias.name if bias is not None else None
     return Layer(
         node.name or "", node.op_type, weight.name or "", name, data.name or "", outputs, inputs, groups, first, last
     )
+
+
+def _held(value: ir.Value | None) -> ir.Value | None:
+    """The initializer that `value` is, or is cast from, where nothing else reads it."""
+    while value is not None and len(list(value.uses())) == 1:
+        if graph.constant(value) is not None:
+            return value
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in ("Cast", "Identity") else None
+    return None
 
 
 def _int(node: ir.Node, name: str, default: int) -> int:

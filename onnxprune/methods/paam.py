@@ -58,7 +58,9 @@ class Settings(Course):
     weights_lr: float = 2e-3
 
 
-@method("paam", needs=Needs(data=True, gradients=True, training=True), summary="an attention network scores filters (PAAM)")
+@method(
+    "paam", needs=Needs(data=True, gradients=True, training=True), summary="an attention network scores filters (PAAM)"
+)
 def paam(context: Context) -> Outcome:
     """Trains the attention network; returns its scores, and the units that hold most of their sum."""
     settings = options.read(Settings, context, "paam")
@@ -134,7 +136,9 @@ def kept_by_mass(scores: dict[Dim, np.ndarray], mass: float) -> dict[Dim, np.nda
     keep = {}
     for dim, values in scores.items():
         mask = values >= threshold
-        mask[np.argsort(-values, kind="stable")[: max(min(LEAST_UNITS, dim.size), round(LEAST_SHARE * dim.size))]] = True
+        mask[np.argsort(-values, kind="stable")[: max(min(LEAST_UNITS, dim.size), round(LEAST_SHARE * dim.size))]] = (
+            True
+        )
         keep[dim] = mask
     return keep
 

@@ -4,7 +4,7 @@ Legend: U units of the Dim, L length of the axis on which it stands, R everythin
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,8 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, dims
 from onnxprune.methods.base import Context, slices, unit_positions
 
+CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Identity"})
+LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ELEMENTWISE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div", "BiasAdd"})
 
 
@@ -32,15 +34,43 @@ def weights(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.nda
     Biases are left out, quantized weights are dequantized, and the scale of a BatchNormalization that follows is
     multiplied in. Where nothing produces the units (a norm's own scale), what follows or consumes them stands in.
     """
-    found = list(slices(context, dim, "produces"))
+    found = in_role(context, dim, "produces")
     solid = [entry for entry in found if not is_bias(entry[0], entry[1])]
     for role in ("follows", "scales", "consumes"):
-        solid = solid or list(slices(context, dim, role))
+        solid = solid or in_role(context, dim, role)
     nodes = {node.name: node for node in context.model.graph}
     return [
         (member, folded(nodes[member.node], member, as_float(context, member, array)), units)
         for member, array, units in solid or found
     ]
+
+
+def in_role(context: Context, dim: Dim, role: str) -> list[tuple[Member, np.ndarray, np.ndarray]]:
+    """Like `slices`, for initializers that reach their layer through Cast or DequantizeLinear as well."""
+    nodes = {node.name: node for node in context.model.graph}
+    places = slices(context, dim, role, "follows")
+    found = [(_behind(nodes[member.node], member), array, positions) for member, array, positions in places]
+    return [entry for entry in found if entry[0].role == role]
+
+
+def _behind(node: ir.Node, member: Member) -> Member:
+    """`member` with its role and input index at the layer that alone reads the converted weight, if that is so."""
+    users = list(node.outputs[0].uses())
+    if member.role != "follows" or node.op_type not in CONVERSIONS or member.input or len(users) != 1:
+        return member
+    user, index = users[0]
+    if user.op_type not in LAYERS or index == 0:
+        return member
+    if index == 1:
+        produced = {"ConvTranspose": 1, "Gemm": 1 - _int(user, "transB"), "MatMul": 1}.get(user.op_type, 0)
+        if member.axis > 1:
+            return member
+        return replace(member, role="produces" if member.axis == produced else "consumes")
+    return replace(member, role="produces", input=index)
+
+
+def _int(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 def is_bias(member: Member, array: np.ndarray) -> bool:
@@ -80,6 +110,8 @@ def folded(node: ir.Node, member: Member, w: np.ndarray) -> np.ndarray:
 def norm_scale(node: ir.Node) -> np.ndarray | None:
     """gamma / sqrt(var + eps) (C,) of the BatchNormalization that alone reads the output of `node`."""
     users = list(node.outputs[0].uses())
+    if node.op_type in CONVERSIONS and len(users) == 1 and users[0].node.op_type in LAYERS:
+        users = list(users[0].node.outputs[0].uses())
     if len(users) != 1 or users[0].node.op_type != "BatchNormalization" or users[0].idx != 0:
         return None
     norm = users[0].node
@@ -160,23 +192,3 @@ def _batch_axes(coupling: Coupling) -> list[dims.Axis]:
     """The first axis of every graph input: samples are stacked there."""
     names: Iterator[str] = (value.name or "" for value in coupling.model.graph.inputs)
     return [coupling.axes[name][0] for name in names if coupling.axes.get(name)]
-
-
-def last_affine(context: Context, dim: Dim) -> set[tuple[str, int]]:
-    """(node, input) of the initializers that, multiplied by a factor per unit, multiply the sources of `dim` by it."""
-    found: set[tuple[str, int]] = set()
-    values = {value.name: value for node in context.model.graph for value in node.outputs}
-    for source in sources(context.coupling, dim):
-        node = values[source.value].producer()
-        while node is not None:
-            scaled = {"BatchNormalization": (1, 2), "Div": (0,)}.get(node.op_type, range(len(node.inputs)))
-            held = [k for k in scaled if k < len(node.inputs) and _is_held(node.inputs[k])]
-            found |= {(node.name or "", k) for k in held}
-            # A sum scales both sides; everything else is done with its own factor.
-            computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
-            node = computed[0].producer() if node.op_type in ("Add", "Sub", "BiasAdd") and computed else None
-    return found
-
-
-def _is_held(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer()

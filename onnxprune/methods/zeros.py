@@ -18,6 +18,7 @@ def outcome(context: Context, model: ir.Model, zeros: Mapping[str, np.ndarray], 
     keep = {dim: dead.get(dim, np.ones(dim.size, bool)) for dim in context.dims}
     lost = sum(int((~mask).sum()) for mask in keep.values())
     share = sum(mask.sum() for mask in zeros.values()) / max(1, sum(mask.size for mask in zeros.values()))
-    line = f"{share:.1%} of the weights in {len(zeros)} initializers are zero; {lost} of {sum(map(len, keep.values()))} units are dead"
+    total = sum(map(len, keep.values()))
+    line = f"{share:.1%} of the weights in {len(zeros)} initializers are zero; {lost} of {total} units are dead"
     scores = {dim: norms(learned, dim, 2) for dim in context.dims}
     return Outcome(scores, keep=keep, model=model, zeros=dict(zeros), notes=(*notes, line))

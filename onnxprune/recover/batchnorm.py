@@ -12,7 +12,7 @@ from onnxprune.bridge.batchnorm import fold_batchnorm, insert_batchnorm, normali
 from onnxprune.data import Samples
 from onnxprune.recover.biases import read_bias, write_bias
 from onnxprune.recover.feeding import tensors_of, walk
-from onnxprune.recover.linear import linears
+from onnxprune.recover.linear import linears, stored_behind, users
 
 LIMIT = 512  # samples for the statistics
 
@@ -20,13 +20,15 @@ LIMIT = 512  # samples for the statistics
 def with_batchnorm(cut_model: ir.Model, samples: Samples, device: torch.device, batch_size: int) -> ir.Model:
     """A copy of `cut_model` that computes the same, with BatchNormalization behind every convolution.
 
-    Convolutions of `cut_model` without a bias get one of zeros: that is where the norm is folded into.
+    Convolutions of `cut_model` without a bias get one of zeros: that is where the norm is folded into. Weights that
+    are stored small behind Cast are float32 in the copy.
     """
     for linear in linears(cut_model).values():
         b = read_bias(linear)
         if linear.node.op_type == "Conv" and b is not None and len(linear.node.inputs) < 3:
             write_bias(cut_model, linear, b)
     model = cut_model.clone()
+    _without_casts(model)
     insert_batchnorm(model, _statistics(model, samples, device, batch_size))
     return model
 
@@ -38,6 +40,19 @@ def take_out(trained: ir.Model, cut_model: ir.Model) -> None:
         other = trained.graph.initializers[name]
         if not np.array_equal(graph.array_of(value), graph.array_of(other)):
             graph.set_constant(value, graph.array_of(other))
+
+
+def _without_casts(model: ir.Model) -> None:
+    """Weights in the type in which they are used, under their own names."""
+    for linear in linears(model).values():
+        for slot in range(1, len(linear.node.inputs)):
+            used = linear.node.inputs[slot]
+            stored = stored_behind(used)
+            if used is None or stored is None or used is stored or used.dtype is None or len(list(users(stored))) > 1:
+                continue
+            stored.const_value = ir.Tensor(graph.array_of(stored).astype(used.dtype.numpy()), name=stored.name)
+            stored.type = ir.TensorType(used.dtype)
+            linear.node.replace_input_with(slot, stored)
 
 
 def _statistics(

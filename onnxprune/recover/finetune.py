@@ -16,15 +16,14 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.recover import checkpoint, distributed, probe
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
-from onnxprune.recover.judging import Judge
+from onnxprune.recover.judging import Epoch, Judge
 from onnxprune.recover.losses import scales_of, shared_points, task_of
 from onnxprune.recover.settings import Settings, choose
+from onnxprune.recover.state import check_same
 from onnxprune.recover.teacher import Teacher
-from onnxprune.recover.training import Epoch, Regularizer, Run, check_same, train
+from onnxprune.recover.training import Regularizer, Run, train
 
 __all__ = ["Epoch", "History", "Settings", "choose", "finetune"]
-
-PROBED = 64  # samples on which scales are estimated
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,7 @@ def _decide(network: Network, samples: Samples, settings: Settings, device, fing
     if saved is not None:
         check_same(saved[1], fingerprint, settings)
         return replace(settings, **saved[1]["settings"])
-    count = min(settings.batch_size or 1, len(samples))
-    feeds = tensors_of(samples.batch(np.arange(count)), device)
+    feeds = tensors_of(samples.batch(_first(samples, settings)), device)
     fast = probe.fastest(network, feeds, settings, device)
     chosen = distributed.agreed({"amp": fast.amp, "channels_last": fast.channels_last}, device)
     return replace(settings, **chosen)
@@ -141,12 +139,16 @@ def _decide(network: Network, samples: Samples, settings: Settings, device, fing
 def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device):
     """What is compared, with the spread of each value on a few samples."""
     network = Network(teacher, trainable=()).to(device).eval()
-    count = min(PROBED, settings.batch_size or 1, len(samples))
-    feeds = tensors_of(samples.batch(np.arange(count)), device)
+    feeds = tensors_of(samples.batch(_first(samples, settings)), device)
     points = shared_points(model, teacher) if settings.features > 0 else ()
     task = task_of(teacher, network(feeds))
     values = network(feeds, capture=points)
     return replace(task, points=points, scales=scales_of(values, (*task.outputs, *points)))
+
+
+def _first(samples: Samples, settings: Settings) -> np.ndarray:
+    """The numbers of one batch."""
+    return np.resize(np.arange(len(samples)), settings.batch_size or 1)
 
 
 def _mask_tensors(network: Network, masks: Mapping[str, np.ndarray], device) -> dict[str, torch.Tensor]:

@@ -30,6 +30,18 @@ class Verdict:
         return (self.sign * self.metric, -self.loss) > (other.sign * other.metric, -other.loss)
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """What one pass over the samples came to; `metric` is of the averaged weights on held-out samples."""
+
+    epoch: int
+    loss: float
+    metric: float
+    held_loss: float
+    lr: float
+    seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Judge:
     """Runs a network on `samples` in full precision; `originals` (N, ...) is what the teacher says there."""

@@ -5,6 +5,7 @@ it could not. Both models are walked once, a wave of layers at a time; of each l
 positions are kept. New weights are taken only where they do better on samples that were not fitted.
 """
 
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import closing
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim
 from onnxprune.data import Samples
+from onnxprune.errors import GraphError
 from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
@@ -27,6 +29,7 @@ from onnxprune.recover.patches import outputs, window_of, windows
 from onnxprune.recover.segments import Walk
 
 Keep = Mapping[Dim, np.ndarray]
+LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
 ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 4_000, 20_000, 4
 
@@ -67,22 +70,31 @@ def refit(
     feeds = list(first_batches(coupling.model, samples, limit, batch_within(coupling, [item.x for item in items])))
     cut_targets = [name for item in items for name in _cut_values(item)]
     dense_targets = [name for item in items for name in _dense_values(item)]
-    rng = np.random.default_rng(seed)
     records: list[Refit] = []
     with (
         closing(Walk(cut_model, feeds, cut_targets)) as cut_walk,
         closing(Walk(coupling.model, feeds, dense_targets)) as dense_walk,
         tqdm(total=len(items), disable=not progress, file=sys.stderr, unit="layer", desc="reconstruct") as bar,
     ):
-        for wave in layers.waves(items):
-            states = [_state(item, len(feeds), rng) for item in wave]
-            pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
-            for cut_values, dense_values in pairs:
-                for state in states:
-                    state.add(cut_values, dense_values)
-            records += [state.finish(cut_model, ridge) for state in states]
-            bar.update(len(wave))
+        rng = np.random.default_rng(seed)
+        try:
+            for wave in layers.waves(items):
+                records += _refit_wave(wave, cut_walk, dense_walk, rng, ridge)
+                bar.update(len(wave))
+        except GraphError as error:  # each layer done so far is better than before
+            LOG.warning("reconstruct: %d of %d layers, then %s", len(records), len(items), error)
     return records
+
+
+def _refit_wave(
+    wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float
+) -> list[Refit]:
+    states = [_state(item, cut_walk.batches, rng) for item in wave]
+    pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
+    for cut_values, dense_values in pairs:
+        for state in states:
+            state.add(cut_values, dense_values)
+    return [state.finish(cut_walk.model, ridge) for state in states]
 
 
 def _all(values_of, wave: Iterable[Layer | Norm]) -> list[str]:

@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import runtime
+from onnxprune.errors import GraphError
 
 MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
 
@@ -46,6 +47,8 @@ class Walk:
             new = self._run(session, index)
             result = {name: new[name] if name in new else self.shelf.get(index, name) for name in names}
             for name in live & new.keys():
+                if not isinstance(new[name], np.ndarray):
+                    raise GraphError(f"'{name}' is no tensor; what reads it is not reconstructed")
                 self.shelf.put(index, name, new[name])
             self.shelf.keep_only(index, live)
             yield result

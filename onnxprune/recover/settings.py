@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, batch_size_of, input_infos
 from onnxprune.errors import UsageError
+from onnxprune.recover.linear import linears
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
 ATTENTION = frozenset({"Softmax", "Attention", "MultiHeadAttention"})
@@ -109,8 +110,7 @@ def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Set
     """
     s = replace(settings or Settings(), device=device)
     count = len(samples)
-    batch = s.batch_size or batch_size_of(input_infos(model)) or _batch_size(count)
-    batch = min(batch, count)
+    batch = batch_size_of(input_infos(model)) or min(s.batch_size or _batch_size(count), count)
     epochs = s.epochs or _epochs(count, device)
     optimizer = _optimizer(model) if s.optimizer == "auto" else s.optimizer
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wants_batchnorm(model) else "off")
@@ -159,4 +159,5 @@ def _norms(model: ir.Model) -> Iterator[ir.Node]:
 
 def wants_batchnorm(model: ir.Model) -> bool:
     """True for a deep convolutional network without any normalization: its BatchNorm was folded away."""
-    return not any(_norms(model)) and sum(node.op_type == "Conv" for node in model.graph) >= DEEP
+    convolutions = [linear for linear in linears(model).values() if linear.node.op_type == "Conv"]
+    return not any(_norms(model)) and len(convolutions) >= DEEP

@@ -14,28 +14,17 @@ from tqdm import tqdm
 from onnxprune.bridge import Network
 from onnxprune.data import Samples
 from onnxprune.errors import UsageError
-from onnxprune.recover import checkpoint, distributed
+from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
 from onnxprune.recover.feeding import ahead, tensors_of
-from onnxprune.recover.judging import Judge, Verdict
+from onnxprune.recover.judging import Epoch, Judge, Verdict
 from onnxprune.recover.losses import Task, classification, distillation, logits_of, regression
 from onnxprune.recover.optimizer import Average, clip, make_optimizer, rate
 from onnxprune.recover.settings import Settings
+from onnxprune.recover.state import keep, resume
 from onnxprune.recover.teacher import Teacher, precision
 
 Regularizer = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one pass over the samples came to; `metric` is of the averaged weights on held-out samples."""
-
-    epoch: int
-    loss: float
-    metric: float
-    held_loss: float
-    lr: float
-    seconds: float
 
 
 @dataclass(eq=False)
@@ -156,6 +145,8 @@ def _batches(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np
     """This process's share of the batches of an epoch, from number `first` on."""
     order = distributed.order(len(run.samples), epoch, run.settings.seed)
     size = _local_batch(run)
+    # Fewer samples than a model's fixed batch: they are repeated.
+    order = np.resize(order, max(len(order), size))
     return ahead(run.samples, [order[k * size : (k + 1) * size] for k in range(first, _steps(run))])
 
 
@@ -227,56 +218,3 @@ def _verdict(run: Run) -> Verdict:
     """The judge's verdict on the network as it is; one process judges for all."""
     mine = asdict(run.judge(run.network)) if distributed.world()[0] == 0 else None
     return Verdict(**distributed.agreed(mine, run.device))
-
-
-# State on disk ----------------------------------------------------------------------------------------------------
-
-
-def keep(run: Run, fingerprint: str) -> None:
-    """Saves the state; one process does it for all."""
-    if distributed.world()[0] != 0 or run.settings.resume_dir is None:
-        return
-    parts = {"now": run.tensors(), "average": run.average.tensors, "best": run.best}
-    tensors = {f"{part}/{name}": tensor for part, group in parts.items() for name, tensor in group.items()}
-    tensors |= checkpoint.optimizer_tensors(run.optimizer)
-    facts = {
-        "fingerprint": fingerprint,
-        "settings": {"amp": run.settings.amp, "channels_last": run.settings.channels_last},
-        "step": run.step,
-        "lost": run.lost,
-        "spent": run.spent,
-        "epochs": [asdict(epoch) for epoch in run.epochs],
-        "best_epoch": run.best_epoch,
-        "best_verdict": asdict(run.best_verdict),
-        "initial": asdict(run.initial),
-        "scaler": run.scaler.state_dict(),
-    }
-    checkpoint.save(run.settings.resume_dir, tensors, facts)
-
-
-def resume(run: Run, fingerprint: str) -> bool:
-    """Takes up the state that was saved in the resume folder; False where there is none."""
-    saved = checkpoint.load(run.settings.resume_dir) if run.settings.resume_dir else None
-    if saved is None:
-        return False
-    tensors, facts = saved
-    check_same(facts, fingerprint, run.settings)
-    for part, target in (("now", run.tensors()), ("average", run.average.tensors), ("best", run.best)):
-        for name, tensor in target.items():
-            tensor.data.copy_(tensors[f"{part}/{name}"])
-    checkpoint.restore_optimizer(run.optimizer, tensors)
-    run.scaler.load_state_dict(facts["scaler"])
-    run.step, run.lost, run.spent = facts["step"], facts["lost"], facts["spent"]
-    run.epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
-    run.best_epoch, run.best_verdict = facts["best_epoch"], Verdict(**facts["best_verdict"])
-    run.initial = Verdict(**facts["initial"])
-    return True
-
-
-def check_same(facts: Mapping, fingerprint: str, settings: Settings) -> None:
-    """Raises: UsageError when the saved run is another one."""
-    if facts.get("fingerprint") != fingerprint:
-        raise UsageError(
-            f"--resume {settings.resume_dir}: holds another run (of another model, other samples or other settings); "
-            "give the same options as before, or another folder"
-        )

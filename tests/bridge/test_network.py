@@ -63,6 +63,10 @@ def test_trainable_can_be_chosen():
     assert set(network.parameters_by_name) == {"fc.weight", "factor"}
     with pytest.raises(BridgeError, match="'nothing' is no initializer"):
         Network(convnet(), trainable=["nothing"])
+    with pytest.raises(BridgeError, match="'zero' is of type INT64"):
+        Network(
+            parse("g (float[3] x) => (float y) { y = Gather (x, zero) }", {"zero": np.array(0)}), trainable=["zero"]
+        )
 
 
 def test_dead_and_non_finite_initializers_are_not_trained():

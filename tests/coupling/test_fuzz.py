@@ -76,7 +76,11 @@ def bias_of_another_channel(n):
     n.give(list(x))
 
 
-BROKEN = {"Add": add_without_unifying, "Transpose": shuffle_without_turning, "BatchNormalization": bias_of_another_channel}
+BROKEN = {
+    "Add": add_without_unifying,
+    "Transpose": shuffle_without_turning,
+    "BatchNormalization": bias_of_another_channel,
+}
 
 
 @pytest.mark.parametrize("op_type", BROKEN)

@@ -13,7 +13,8 @@ from onnxprune.methods import aswl, base, layers
 torch = pytest.importorskip("torch")
 
 # Two branches of equal size, of which the second is scaled away: only the first matters.
-BRANCHES = """(float[16,6] x, float[6,12] w1, float[12,12] wp, float[12,12] wq, float[1] small, float[12,4] wh) => (float[16,4] y) {
+BRANCHES = """(float[16,6] x, float[6,12] w1, float[12,12] wp, float[12,12] wq, float[1] small, float[12,4] wh)
+    => (float[16,4] y) {
     a = MatMul(x, w1)
     r = Relu(a)
     p = MatMul(r, wp)

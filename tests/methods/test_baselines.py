@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from networks import DIGITS_BN
-from toys import context_of, digits_context, outputs, scaled, toy, with_model
+from toys import context_of, digits_context, last_affine, outputs, scaled, toy, with_model
 
 from onnxprune import graph
 from onnxprune.methods import base, fpgm, gates, objective, units
@@ -32,7 +32,9 @@ def test_biases_do_not_count():
     graph.set_constant(louder.graph.initializers["b1"], np.full(16, 50, np.float32))
     for name in ("l1", "l2", "fpgm"):
         for dim in context.dims:
-            np.testing.assert_array_equal(scores_of(name, context)[dim], scores_of(name, with_model(context, louder))[dim])
+            np.testing.assert_array_equal(
+                scores_of(name, context)[dim], scores_of(name, with_model(context, louder))[dim]
+            )
 
 
 def test_a_residual_dim_joins_its_tensors_relatively():
@@ -42,7 +44,9 @@ def test_a_residual_dim_joins_its_tensors_relatively():
     louder = context.model.clone()
     value = louder.graph.initializers["w1"]
     graph.set_constant(value, graph.array_of(value) * 100)
-    np.testing.assert_allclose(scores_of("l2", context)[dim], scores_of("l2", with_model(context, louder))[dim], rtol=1e-6)
+    np.testing.assert_allclose(
+        scores_of("l2", context)[dim], scores_of("l2", with_model(context, louder))[dim], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", ["l1", "l2", "fpgm", "taylor"])
@@ -95,20 +99,21 @@ def test_taylor_gates_agree_with_finite_differences(network):
     for dim in context.dims:
         sources = units.sources(context.coupling, dim)
         assert sources, dim.name
-        makers = {name for name, _ in units.last_affine(context, dim)}
         for unit in range(0, dim.size, 3):
             values = [
                 float((outputs(_scaled_last(context, dim, unit, 1 + s * h), x) * direction.numpy()).sum())
                 for s in (1, -1)
             ]
             expected = (values[0] - values[1]) / (2 * h)
-            assert found[dim][unit] == pytest.approx(expected, rel=0.03, abs=0.03 * float(np.abs(found[dim]).max())), dim.name
+            assert found[dim][unit] == pytest.approx(expected, rel=0.03, abs=0.03 * float(np.abs(found[dim]).max())), (
+                dim.name
+            )
 
 
 def _scaled_last(context, dim, unit, factor):
     from dataclasses import replace
 
-    members = tuple(m for m in context.coupling.members[dim] if (m.node, m.input) in units.last_affine(context, dim))
+    members = tuple(m for m in context.coupling.members[dim] if (m.node, m.input) in last_affine(context, dim))
     coupling = replace(context.coupling, members={**context.coupling.members, dim: members})
     return scaled(coupling, dim, unit, factor)
 
@@ -156,6 +161,6 @@ def replace_options(context: base.Context, **options: object) -> base.Context:
 def test_random_is_uniform_and_differs_between_dims():
     context = digits_context()
     scores = np.concatenate(list(scores_of("random", context).values()))
-    assert 0 <= scores.min()
+    assert scores.min() >= 0
     assert scores.max() < 1
     assert abs(scores.mean() - 0.5) < 0.06

@@ -28,7 +28,9 @@ def counts(outcome: base.Outcome, axis: str, size: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("closed", ["no", "yes"])
-@pytest.mark.parametrize(("axis", "size", "kept"), [("output", 16, 8), ("input", 4, 2), ("output", 8, 1), ("input", 16, 5)])
+@pytest.mark.parametrize(
+    ("axis", "size", "kept"), [("output", 16, 8), ("input", 4, 2), ("output", 8, 1), ("input", 16, 5)]
+)
 def test_exactly_k_in_every_group(axis, size, kept, closed):
     options = {"axis": axis, "group": size, "kept": kept, "closed": closed}
     outcome = run(digits_context(train_samples=128, epochs=1, calibration=64, **options))
@@ -179,7 +181,12 @@ def test_second_moments_are_those_of_the_patches():
     node = next(node for node in context.model.graph if node.name == chosen[0].node)
     session = runtime.open_session(context.model, threads=1, extra_outputs=[chosen[0].data, node.outputs[0].name])
     values = runtime.run(session, {"image": feeds["image"].numpy()})
-    w = chosen[0].matrix(graph.array_of(context.model.graph.initializers["onnx::Conv_84"])).reshape(32, -1).astype(float)
+    w = (
+        chosen[0]
+        .matrix(graph.array_of(context.model.graph.initializers["onnx::Conv_84"]))
+        .reshape(32, -1)
+        .astype(float)
+    )
     b = graph.array_of(context.model.graph.initializers["onnx::Conv_85"])
     y = values[node.outputs[0].name] - b[None, :, None, None]
     expected = np.einsum("nohw,nphw->op", y, y) / (y.size / y.shape[1])

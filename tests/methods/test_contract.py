@@ -130,7 +130,7 @@ def test_an_unknown_method_lists_those_there_are():
 
 
 def test_listing_the_names_imports_no_torch():
-    code = "import sys, onnxprune, onnxprune.methods.base; assert 'torch' not in sys.modules; print(*onnxprune.methods.MODULES)"
+    code = "import sys, onnxprune.methods.base as b; assert 'torch' not in sys.modules; print(*b.methods.MODULES)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == set(methods.MODULES)
 

@@ -82,7 +82,9 @@ def test_outputs_weigh_norms_by_activity():
     context = digits_context(train_samples=128, epochs=1, outputs="yes")
     outcome = base.run(base.get("gss"), context)
     plain = base.run(base.get("gss"), digits_context(train_samples=128, epochs=1))
-    assert any(not np.allclose(outcome.scores[a], plain.scores[b]) for a, b in zip(outcome.scores, plain.scores, strict=True))
+    assert any(
+        not np.allclose(outcome.scores[a], plain.scores[b]) for a, b in zip(outcome.scores, plain.scores, strict=True)
+    )
 
 
 def test_without_samples_it_ranks_by_norm_and_says_so():

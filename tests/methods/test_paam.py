@@ -69,7 +69,13 @@ def test_at_equal_macs_its_choice_loses_less_than_l2s():
     context = digits_context(target=0.5)
     ours, theirs = run(context), base.run(base.get("l2"), context)
     kept = [
-        accuracy(context, surgery.cut(context.coupling, select.select(o.scores, context.cost, select.Budget({"macs": 0.5}), comparable=o.comparable)))
+        accuracy(
+            context,
+            surgery.cut(
+                context.coupling,
+                select.select(o.scores, context.cost, select.Budget({"macs": 0.5}), comparable=o.comparable),
+            ),
+        )
         for o in (ours, theirs)
     ]
     assert kept[0] > kept[1] + 0.3
@@ -95,4 +101,6 @@ def test_one_stage_from_random_weights_decides_and_trains():
     whole = accuracy(context, outcome.model)
     assert whole > 0.8
     # What the masks silenced can be cut without a change.
-    assert accuracy(context, surgery.cut(with_model(context, outcome.model).coupling, outcome.keep)) == pytest.approx(whole, abs=0.01)
+    assert accuracy(context, surgery.cut(with_model(context, outcome.model).coupling, outcome.keep)) == pytest.approx(
+        whole, abs=0.01
+    )

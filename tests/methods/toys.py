@@ -11,11 +11,12 @@ from networks import DIGITS, NETWORKS, filled
 from onnxprune import cost, graph, runtime
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import input_infos, load_samples
+from onnxprune.methods import units
 from onnxprune.methods.base import Context, unit_positions
 
 # Two heads of width 4: q, k and v from one matrix, as exporters write it.
-ATTENTION = """(float[2,5,8] x, float[8,24] wqkv, float[24] bqkv, float[8,8] wo, float[8,3] wh, int64[4] split, int64[3] join,
-    float[1] scale, int64[1] last) => (float[2,5,3] y) {
+ATTENTION = """(float[2,5,8] x, float[8,24] wqkv, float[24] bqkv, float[8,8] wo, float[8,3] wh, int64[4] split,
+    int64[3] join, float[1] scale, int64[1] last) => (float[2,5,3] y) {
     qkv0 = MatMul(x, wqkv)
     qkv = Add(qkv0, bqkv)
     q0, k0, v0 = Split<axis=2, num_outputs=3>(qkv)
@@ -48,14 +49,19 @@ def toy(name: str, seed: int = 0) -> ir.Model:
     return graph.normalize(ir.from_proto(proto))
 
 
-def context_of(model: ir.Model, samples: int = 64, *, seed: int = 0, labelled: bool = True, **options: object) -> Context:
+def context_of(
+    model: ir.Model, samples: int = 64, *, seed: int = 0, labelled: bool = True, **options: object
+) -> Context:
     """All free Dims of `model`, with random samples; labels are the model's own answers where it classifies."""
     coupling = analyze(model)
     target = options.pop("target", None)
     rng = np.random.default_rng(7)
     infos = input_infos(model)
     x = rng.normal(size=(samples, *(d if isinstance(d, int) else 4 for d in infos[0].shape[1:]))).astype(np.float32)
-    first = runtime.run(runtime.open_session(model, threads=1), {infos[0].name: x[: len(x) if isinstance(infos[0].shape[0], str) else infos[0].shape[0]]})
+    first = runtime.run(
+        runtime.open_session(model, threads=1),
+        {infos[0].name: x[: len(x) if isinstance(infos[0].shape[0], str) else infos[0].shape[0]]},
+    )
     y = next(iter(first.values()))
     data = (x, y.argmax(1)) if labelled and y.ndim == 2 and len(y) == samples else x
     return Context(coupling, cost.of(coupling), coupling.free, load_samples(data, infos), seed, "cpu", target, options)
@@ -73,7 +79,9 @@ def with_model(context: Context, model: ir.Model) -> Context:
     return replace(context, coupling=replace(context.coupling, model=model))
 
 
-def scaled(coupling: Coupling, dim: Dim, unit: int, factor: float = 0.0, roles=("produces", "scales", "follows", "consumes")) -> ir.Model:
+def scaled(
+    coupling: Coupling, dim: Dim, unit: int, factor: float = 0.0, roles=("produces", "scales", "follows", "consumes")
+) -> ir.Model:
     """A copy of the model in which everything that stands on `unit` of `dim` in `roles` is multiplied by `factor`."""
     model = coupling.model.clone()
     for member in coupling.members[dim]:
@@ -91,3 +99,23 @@ def scaled(coupling: Coupling, dim: Dim, unit: int, factor: float = 0.0, roles=(
 def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
     name = input_infos(model)[0].name
     return next(iter(runtime.run(runtime.open_session(model, threads=1), {name: x}).values()))
+
+
+def last_affine(context: Context, dim: Dim) -> set[tuple[str, int]]:
+    """(node, input) of the initializers that, multiplied by a factor per unit, multiply the sources of `dim` by it."""
+    found: set[tuple[str, int]] = set()
+    values = {value.name: value for node in context.model.graph for value in node.outputs}
+    for source in units.sources(context.coupling, dim):
+        node = values[source.value].producer()
+        while node is not None:
+            scaled = {"BatchNormalization": (1, 2), "Div": (0,)}.get(node.op_type, range(len(node.inputs)))
+            held = [k for k in scaled if k < len(node.inputs) and _is_held(node.inputs[k])]
+            found |= {(node.name or "", k) for k in held}
+            # A sum scales both sides; everything else is done with its own factor.
+            computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+            node = computed[0].producer() if node.op_type in ("Add", "Sub", "BiasAdd") and computed else None
+    return found
+
+
+def _is_held(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer()

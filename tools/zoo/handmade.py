@@ -102,7 +102,6 @@ class TorchEncoder(nn.Module):
 
     def __init__(self, words: int = 500, width: int = 64, heads: int = 4, depth: int = 2, classes: int = 7) -> None:
         super().__init__()
-        torch.backends.mha.set_fastpath_enabled(False)  # the fused fast path has no ONNX form
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, batch_first=True, activation="gelu", norm_first=True
         )

@@ -47,6 +47,7 @@ class Network:
 
     def random(self, seed: int) -> nn.Module:
         """The network with random weights (see weights.py), in evaluation mode; the same for the same seed."""
+        torch.backends.mha.set_fastpath_enabled(False)  # the fused fast path has no ONNX form
         torch.manual_seed(seed)
         return randomize(self.build(), self.inputs(8), seed)
 
@@ -106,7 +107,7 @@ def torchvision_networks() -> list[Network]:
     return [
         *(image(name, build, size(name)) for name in models.list_models(module=models)),
         *(image(name, segmenter, 96) for name in models.list_models(module=models.segmentation)),
-        *(image(name, backbone, 128, "_backbone") for name in DETECTORS),
+        *(image(name, backbone, 300 if name == "ssd300_vgg16" else 128, "_backbone") for name in DETECTORS),
         *(
             Network(f"tv_{name}", "torchvision", lambda name=name: build(name), (3, frames, pixels, pixels))
             for name, (frames, pixels) in VIDEOS.items()

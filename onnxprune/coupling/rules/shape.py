@@ -200,7 +200,8 @@ def is_padding_repairable(n: NodeAxes) -> bool:
 
 def pad_amounts(n: NodeAxes, rank: int) -> tuple[np.ndarray | None, list[int]]:
     pads = n.probed(1) if n.opset >= 11 else np.array(n.attribute("pads", n.attribute("paddings")))
-    axes = n.numbers(3).ravel() if n.has(3) and n.numbers(3) is not None else range(rank)
+    given = n.numbers(3)
+    axes = given.ravel() if given is not None else range(rank)
     return pads, [int(axis) % rank for axis in axes]
 
 

@@ -1,0 +1,91 @@
+"""The report of a run, put together from what its steps made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnxprune import cost, plan, report, verify
+from onnxprune.bench import machine, tool
+from onnxprune.cost import Cost
+from onnxprune.coupling import Coupling, Dim
+from onnxprune.options import Options
+
+if TYPE_CHECKING:
+    from onnxprune.pipeline import Clock, Subject
+    from onnxprune.recover.finetune import History
+
+
+def describe(
+    subject: Subject,
+    made: plan.Plan,
+    models: tuple[report.Measurement, report.Measurement],
+    ratios: tuple[report.LatencyRatio, ...],
+    proof: verify.Verification,
+    history: History | None,
+    clock: Clock,
+    options: Options,
+    notes: Sequence[str],
+) -> report.Report:
+    """Everything that a reader needs to judge a run and to repeat it."""
+    coupling = subject.coupling
+    keep = plan.masks(made, coupling)
+    return report.Report(
+        options.command,
+        models,
+        ratios,
+        proof,
+        layers(coupling, subject.cost, keep),
+        tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
+        tuple(clock.steps),
+        _tuning_points(history),
+        plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
+        method=made.method,
+        seed=made.seed,
+        data=str(options.data) if options.data is not None else None,
+        notes=tuple(notes),
+        tool=tool(),
+        machine=machine(),
+    )
+
+
+def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:
+    if history is None:
+        return ()
+    start = report.TuningPoint(0, None, history.initial)
+    return (start, *(report.TuningPoint(k + 1, e.loss, e.metric, e.lr) for k, e in enumerate(history.epochs)))
+
+
+def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> tuple[report.Layer, ...]:
+    """Every node with MACs and a weight, before and after."""
+    sizes = cost.keep_sizes(keep)
+    before, after = costs.by_node(), costs.by_node(sizes)
+    rows: list[report.Layer] = []
+    for node in coupling.model.graph:
+        weight = next(
+            (v for v in node.inputs[1:] if v is not None and len(coupling.axes.get(v.name or "", ())) > 1), None
+        )
+        if node.name not in before or weight is None:
+            continue
+        axes = coupling.axes[weight.name or ""]
+        names = tuple(d.name for axis in axes for d in dict.fromkeys(cost.dims.leaves(axis)) if d.frozen is None)
+        rows.append(
+            report.Layer(
+                node.name or "",
+                node.op_type,
+                names,
+                tuple(cost.dims.length(axis) for axis in axes),
+                tuple(cost.dims.kept_length(axis, sizes) for axis in axes),
+                before[node.name or ""],
+                after[node.name or ""],
+            )
+        )
+    return tuple(rows)
+
+
+def frozen_dims(coupling: Coupling) -> list[Dim]:
+    """Dims that someone might expect to be pruned: those that a weight produces or consumes."""
+    roles = ("produces", "consumes")
+    return [d for d in coupling.dims if d.frozen is not None and any(m.role in roles for m in coupling.members[d])]

@@ -1,0 +1,85 @@
+"""Shapes are observed at two sizes: what stays, what changes, and which sizes are tried."""
+
+import numpy as np
+import pytest
+from onnx_text import model
+
+from onnxprune import probes, shapes
+from onnxprune.errors import GraphError
+
+
+def test_static_shapes_are_inferred_without_a_run(monkeypatch):
+    monkeypatch.setattr(shapes, "_run", lambda *_: pytest.fail("the model was run"))
+    observed = shapes.observe(model("(float[2,3] x, float[3,4] w) => (float[2,4] y) { a = MatMul(x, w) y = Relu(a) }"))
+    assert observed.sizes["a"] == (2, 4)
+    assert not observed.dynamic
+
+
+def test_symbolic_sizes_are_told_from_fixed_ones():
+    observed = shapes.observe(model("(float[n,3] x, float[3,4] w) => (float[n,4] y) { a = MatMul(x, w) y = Relu(a) }"))
+    assert observed.dynamic["a"] == (True, False)
+    assert observed.probe["x"][0] != observed.second["x"][0]
+
+
+def test_contents_of_computed_shapes_are_recorded():
+    text = (
+        "(float[n,8] x, int64[1] s) => (float[p,q,r] y) "
+        "{ a = Shape<start = 0, end = 1>(x) b = Concat<axis = 0>(a, s) y = Reshape(x, b) }"
+    )
+    with pytest.raises(GraphError):
+        shapes.observe(model(text, {"s": [7]}))
+    text = text.replace("int64[1] s", "int64[2] s")
+    observed = shapes.observe(model(text, {"s": [2, 4]}))
+    assert observed.contents["b"].tolist()[1:] == [2, 4]
+    assert "b" in observed.again
+
+
+def test_a_size_that_the_model_mentions_is_tried():
+    text = "(float[n,t] x, float[20,5] w, int64[2] s) => (float[p,q] y) { a = Reshape(x, s) y = MatMul(a, w) }"
+    observed = shapes.observe(model(text, {"s": [-1, 20]}))
+    assert observed.probe["x"][0] * observed.probe["x"][1] % 20 == 0
+
+
+def test_a_model_that_runs_at_no_size_is_refused(monkeypatch):
+    monkeypatch.setattr(probes, "MAX_TRIES", 6)
+    text = "(float[n,8] x, int64[2] s) => (float[p,q] y) { y = Reshape(x, s) }"
+    with pytest.raises(GraphError, match="none of the sizes"):
+        shapes.observe(model(text, {"s": [5, 977]}))
+
+
+def test_samples_come_first():
+    text = "(float[n,t] x, float[1] c) => (float[n,t] y) { y = Add(x, c) }"
+    observed = shapes.observe(model(text), {"x": (5, 9)})
+    assert observed.probe["x"] == (5, 9)
+    assert observed.second["x"][1] == 9
+
+
+def test_a_large_model_is_observed_without_its_weights(monkeypatch):
+    text = "(float[n,3] x, float[3,400] w, float[400,4] v) => (float[n,4] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    small = shapes.observe(model(text))
+    monkeypatch.setattr(shapes, "MEMORY_BYTES", 100)
+    large = shapes.observe(model(text))
+    assert large.dynamic == small.dynamic
+    assert {name: large.sizes[name] for name in ("a", "y", "w")} == {
+        name: small.sizes[name] for name in ("a", "y", "w")
+    }
+
+
+def test_expressions_of_symbols_are_computed():
+    source = model("(float[n,past] x, float[n,more] x2) => (float[n,q] y) { y = Concat<axis = 1>(x, x2) }")
+    source.graph.inputs[1].shape = type(source.graph.inputs[1].shape)(["n", "past + 1"])
+    first, seconds = next(iter(probes.pairs(source)))
+    assert first["x2"][1] == first["x"][1] + 1
+    assert all(probe["x2"][1] == probe["x"][1] + 1 for probe in seconds)
+
+
+def test_no_probe_is_too_large():
+    source = model("(float[n,c,t,h,w] x) => (float[n,c,t,h,w] y) { y = Relu(x) }")
+    for first, seconds in probes.pairs(source):
+        assert all(np.prod(probe["x"], dtype=float) <= probes.MAX_ELEMENTS for probe in (first, *seconds))
+
+
+def test_unknown_sizes_may_be_written_as_minus_one():
+    source = model("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }")
+    source.graph.inputs[0].shape = type(source.graph.inputs[0].shape)([-1, 3])
+    assert probes.symbolic_shape(source.graph.inputs[0]) == [None, 3]

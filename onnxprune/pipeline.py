@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("onnxprune")
 HELD_SHARE = 0.2  # of --data, when there is no --val
 CHOOSING_SHARE = 0.1  # of the samples to tune on: they choose the epoch to keep
-PATIENCE = 5  # epochs without improvement after which fine-tuning stops
+PATIENCE = 3  # epochs without improvement after which fine-tuning stops
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 Keep = Mapping[Dim, np.ndarray]
 

@@ -60,12 +60,12 @@ def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, d
     """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
 
     Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), and, with a
-    threshold, all initializers of more bytes.
+    threshold, all initializers of more bytes and all that are still on disk.
     """
     hidden = {
         name: value
         for name, value in model.graph.initializers.items()
-        if _arrives_through_node(value) or (threshold is not None and tensor_of(value).nbytes > threshold)
+        if _arrives_through_node(value) or (threshold is not None and _is_large(tensor_of(value), threshold))
     }
     if not hidden:
         return ir.to_proto(model), {}
@@ -85,6 +85,10 @@ def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, d
             value.const_value = tensors[name]
             model.graph.register_initializer(value)
         assert list(model.graph.inputs) == inputs
+
+
+def _is_large(tensor: ir.TensorProtocol, threshold: int) -> bool:
+    return tensor.nbytes > threshold or isinstance(tensor, ir.ExternalTensor)
 
 
 def _detached(name: str, tensor: ir.TensorProtocol) -> ir.Value:

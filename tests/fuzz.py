@@ -295,7 +295,7 @@ def models(draw: Draw, steps: int = 8) -> ir.Model:
     for name in draw(st.lists(st.sampled_from(sorted(STEPS)), min_size=2, max_size=steps)):
         image, shape = net.pick()
         STEPS[name](net, image, *shape)
-    last, (c, h, w) = net.images[-1]
+    last, (c, *_) = net.images[-1]
     outputs = [net.conv(last, c, 3)]
     if draw(st.booleans()):
         other, (oc, oh, ow) = net.pick()

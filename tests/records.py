@@ -52,7 +52,8 @@ def tokens(body: str, extra: str = "", out: int = 8, kind: str = "float") -> str
 # Elementwise ----------------------------------------------------------------------------------------------------
 
 PLAIN = (
-    ("Abs Asin Asinh Atan Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor HardSigmoid " "HardSwish Identity LeakyRelu Mish ")
+    "Abs Asin Asinh Atan Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor HardSigmoid "
+    "HardSwish Identity LeakyRelu Mish "
     "Neg Relu Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Tan Tanh ThresholdedRelu Acos Atanh"
 ).split()
 for op in PLAIN:
@@ -95,7 +96,10 @@ for op in ("And", "Or", "Xor"):
 for op in ("BitwiseAnd", "BitwiseOr", "BitwiseXor"):
     body = f"c = Conv(x, u) s = Cast<to = 6>(a) r = Cast<to = 6>(c) t = {op}(s, r) b = Cast<to = 1>(t)"
     record(op, image(body, "float[8,3,1,1] u"), {"w": 8})
-body = ('c = Abs(a) s = Cast<to = 13>(c) r = Constant<value = uint64 {1}>() t = ' 'BitShift<direction = "LEFT">(s, r) b = Cast<to = 1>(t)')
+body = (
+    "c = Abs(a) s = Cast<to = 13>(c) r = Constant<value = uint64 {1}>() t = "
+    'BitShift<direction = "LEFT">(s, r) b = Cast<to = 1>(t)'
+)
 record("BitShift", image(body), {"w": 8})
 record("Where", image("c = Conv(x, u) t = Greater(a, c) b = Where(t, a, c)", "float[8,3,1,1] u"), {"w": 8})
 record("PRelu", image("b = PRelu(a, u)", "float[8,1,1] u"), {"w": 8})
@@ -127,7 +131,8 @@ record("Conv grouped", image("b = Conv<group = 2>(a, u)", "float[6,4,3,3] u", ou
 record(
     "Conv over channels",
     image(
-        ("p = GlobalAveragePool(a) q = Reshape(p, s) r = Conv<pads = [1, 1]>(q, u) g = Sigmoid(r) " "h = Reshape(g, t) b = Mul(a, h)"),
+        "p = GlobalAveragePool(a) q = Reshape(p, s) r = Conv<pads = [1, 1]>(q, u) g = Sigmoid(r) "
+        "h = Reshape(g, t) b = Mul(a, h)",
         "float[1,1,3] u, int64[3] s, int64[4] t",
     ),
     {"w": 8},
@@ -141,7 +146,8 @@ record(
 )
 record(
     "ConvInteger",
-    ("(uint8[2,3,6,6] x, int8[8,3,1,1] w, float[5,8,1,1] v) => (float[p,q,r,s] y) { a = " "ConvInteger(x, w) b = Cast<to = 1>(a) y = Conv(b, v) }"),
+    "(uint8[2,3,6,6] x, int8[8,3,1,1] w, float[5,8,1,1] v) => (float[p,q,r,s] y) { a = "
+    "ConvInteger(x, w) b = Cast<to = 1>(a) y = Conv(b, v) }",
     {"w": 8},
 )
 record(
@@ -177,7 +183,8 @@ for op in ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"):
 record(
     "MaxUnpool",
     image(
-        ("p, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) b = MaxUnpool<kernel_shape = " "[2, 2], strides = [2, 2]>(p, i)")
+        "p, i = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) b = MaxUnpool<kernel_shape = "
+        "[2, 2], strides = [2, 2]>(p, i)"
     ),
     {},
     "indices of the flattened tensor",
@@ -245,7 +252,8 @@ record(
 )
 record(
     "MatMulInteger",
-    ("(uint8[2,4] x, uint8[4,8] w, uint8 az, uint8 bz, float[8,5] v) => (float[p,q] y) { a = " "MatMulInteger(x, w, az, bz) b = Cast<to = 1>(a) y = MatMul(b, v) }"),
+    "(uint8[2,4] x, uint8[4,8] w, uint8 az, uint8 bz, float[8,5] v) => (float[p,q] y) { a = "
+    "MatMulInteger(x, w, az, bz) b = Cast<to = 1>(a) y = MatMul(b, v) }",
     {"w": 8},
     constants={"az": 7},
 )
@@ -362,12 +370,14 @@ record(
 )
 record(
     "Flatten",
-    ("(float[2,3,4,4] x, float[8,3,1,1] w, float[128,5] v) => (float[p,q] y) { a = Conv(x, w) " "f = Flatten(a) y = MatMul(f, v) }"),
+    "(float[2,3,4,4] x, float[8,3,1,1] w, float[128,5] v) => (float[p,q] y) { a = Conv(x, w) "
+    "f = Flatten(a) y = MatMul(f, v) }",
     {"w": 8},
 )
 record(
     "Squeeze",
-    ("(float[2,3,4,4] x, float[8,3,1,1] w, int64[2] s, float[8,5] v) => (float[p,q] y) { a = " "Conv(x, w) g = GlobalAveragePool(a) f = Squeeze(g, s) y = MatMul(f, v) }"),
+    "(float[2,3,4,4] x, float[8,3,1,1] w, int64[2] s, float[8,5] v) => (float[p,q] y) { a = "
+    "Conv(x, w) g = GlobalAveragePool(a) f = Squeeze(g, s) y = MatMul(f, v) }",
     {"w": 8},
     constants={"s": [2, 3]},
 )
@@ -395,7 +405,8 @@ record(
 record(
     "Split of stacked q, k, v",
     tokens(
-        ("q, k, v1 = Split<axis = 2, num_outputs = 3>(a) t = Transpose<perm = [0, 2, 1]>(k) s = " "MatMul(q, t) p = Softmax(s) b = MatMul(p, v1)"),
+        "q, k, v1 = Split<axis = 2, num_outputs = 3>(a) t = Transpose<perm = [0, 2, 1]>(k) s = "
+        "MatMul(q, t) p = Softmax(s) b = MatMul(p, v1)",
         out=4,
     )
     .replace("w,", "w,")
@@ -485,7 +496,11 @@ record(
 )
 record(
     "Range",
-    (("(float[2,6,4] x, float[4,8] w, int64 s, int64 e, int64 d, float[8,5] v) => (float[p,q,r] " "") ("y) { i = Range(s, e, d) f = Cast<to = 1>(i) a = MatMul(x, w) b = Add(a, f) y = MatMul(b, " "") "v) }"),
+    (
+        "(float[2,6,4] x, float[4,8] w, int64 s, int64 e, int64 d, float[8,5] v) => (float[p,q,r] "
+        "y) { i = Range(s, e, d) f = Cast<to = 1>(i) a = MatMul(x, w) b = Add(a, f) y = MatMul(b, "
+        "v) }"
+    ),
     {},
     "made from numbers",
     constants={"s": 0, "e": 8, "d": 1},
@@ -494,7 +509,9 @@ for op in ("HannWindow", "HammingWindow", "BlackmanWindow"):
     record(op, tokens(f"h = {op}(s) b = Mul(a, h)", "int64 s"), {}, "made from numbers", constants={"s": 8})
 record(
     "MelWeightMatrix",
-    ("(float[2,9] x, int64 m, int64 d, int64 r, float lo, float hi, float[4,5] v) => " "(float[p,q] y) { w = MelWeightMatrix(m, d, r, lo, hi) a = MatMul(x, w) y = MatMul(a, v) " "}"),
+    "(float[2,9] x, int64 m, int64 d, int64 r, float lo, float hi, float[4,5] v) => "
+    "(float[p,q] y) { w = MelWeightMatrix(m, d, r, lo, hi) a = MatMul(x, w) y = MatMul(a, v) "
+    "}",
     {},
     "made from numbers",
     constants={"m": 4, "d": 16, "r": 8192, "lo": 0, "hi": 4096},
@@ -504,7 +521,8 @@ for op in ("RandomNormal", "RandomUniform"):
     record(f"{op}Like", tokens(f"n = {op}Like(a) b = Add(a, n)"), {}, "random numbers", random=True)
 record(
     "Multinomial",
-    ("(float[2,4] x, float[4,8] w, float[1,5] v) => (float[p,q] y) { a = MatMul(x, w) i = " "Multinomial(a) f = Cast<to = 1>(i) y = MatMul(f, v) }"),
+    "(float[2,4] x, float[4,8] w, float[1,5] v) => (float[p,q] y) { a = MatMul(x, w) i = "
+    "Multinomial(a) f = Cast<to = 1>(i) y = MatMul(f, v) }",
     {"w": 8},
     random=True,
 )
@@ -519,15 +537,18 @@ record(
 )
 record(
     "Gather of one position",
-    ("(float[2,6,4] x, float[4,8] w, int64 i, float[8,5] v) => (float[p,q] y) { a = MatMul(x, " "w) b = Gather<axis = 1>(a, i) y = MatMul(b, v) }"),
+    "(float[2,6,4] x, float[4,8] w, int64 i, float[8,5] v) => (float[p,q] y) { a = MatMul(x, "
+    "w) b = Gather<axis = 1>(a, i) y = MatMul(b, v) }",
     {"w": 8},
     constants={"i": 0},
 )
 record(
     "Gather of stacked q, k, v",
-    ("(float[2,6,4] x, float[4,24] w, int64[4] s, int64[4] p0, int64 i, int64 j, int64 k, " "float[8,5] v) => (float[p,q,r,t] y) { a = MatMul(x, w) h = Reshape(a, s) t0 = " "Transpose<perm = [2, 0, 1, 3]>(h) q0 = Gather(t0, i) k0 = Gather(t0, j) v0 = Gather(t0, " "k) kt = Transpose<perm = [0, 2, 1]>(k0) sc = MatMul(q0, kt) m = MatMul(sc, v0) z = " "Unsqueeze(m, i1) y = MatMul(z, v) }").replace(
-        "int64 k, ", "int64 k, int64[1] i1, "
-    ),
+    "(float[2,6,4] x, float[4,24] w, int64[4] s, int64[4] p0, int64 i, int64 j, int64 k, "
+    "float[8,5] v) => (float[p,q,r,t] y) { a = MatMul(x, w) h = Reshape(a, s) t0 = "
+    "Transpose<perm = [2, 0, 1, 3]>(h) q0 = Gather(t0, i) k0 = Gather(t0, j) v0 = Gather(t0, "
+    "k) kt = Transpose<perm = [0, 2, 1]>(k0) sc = MatMul(q0, kt) m = MatMul(sc, v0) z = "
+    "Unsqueeze(m, i1) y = MatMul(z, v) }".replace("int64 k, ", "int64 k, int64[1] i1, "),
     {"w": 8},
     constants={"s": [2, 6, 3, 8], "p0": [0, 0, 0, 0], "i": 0, "j": 1, "k": 2, "i1": [0]},
 )
@@ -602,7 +623,8 @@ record(
 )
 record(
     "TensorScatter",
-    ("(float[2,1,4] x, float[4,8] w, float[2,6,8] c, float[8,5] v, int64[2] i) => " "(float[p,q,r] y) { a = MatMul(x, w) b = TensorScatter(c, a, i) y = MatMul(b, v) }"),
+    "(float[2,1,4] x, float[4,8] w, float[2,6,8] c, float[8,5] v, int64[2] i) => "
+    "(float[p,q,r] y) { a = MatMul(x, w) b = TensorScatter(c, a, i) y = MatMul(b, v) }",
     {},
     "writes at positions",
     constants={"i": [1, 2]},
@@ -617,7 +639,8 @@ record(
 record("Unique", tokens("n = Unique(a) o = ReduceMax(n) b = Mul(a, o)"), {}, "depends on the data")
 record(
     "NonMaxSuppression",
-    ("(float[1,6,4] x, float[4,4] w, float[1,2,6] s) => (int64[p,q] y) { a = MatMul(x, w) b = " "Abs(a) y = NonMaxSuppression(b, s) }"),
+    "(float[1,6,4] x, float[4,4] w, float[1,2,6] s) => (int64[p,q] y) { a = MatMul(x, w) b = "
+    "Abs(a) y = NonMaxSuppression(b, s) }",
     {},
     "depends on the data",
 )
@@ -642,7 +665,11 @@ record("StringNormalizer", "(string[2] x) => (string[p] y) { y = StringNormalize
 
 # Attention ------------------------------------------------------------------------------------------------------------
 
-QKV = ("(float[2,6,8] x, float[8,8] w, float[8,8] k, float[8,8] u, float[8,5] v{more}) => " "(float[p,q,r] y) {{ q1 = MatMul(x, w) k1 = MatMul(x, k) v1 = MatMul(x, u) {body} y = " "MatMul(b, v) }}")
+QKV = (
+    "(float[2,6,8] x, float[8,8] w, float[8,8] k, float[8,8] u, float[8,5] v{more}) => "
+    "(float[p,q,r] y) {{ q1 = MatMul(x, w) k1 = MatMul(x, k) v1 = MatMul(x, u) {body} y = "
+    "MatMul(b, v) }}"
+)
 record(
     "Attention",
     QKV.format(more="", body="b = Attention<q_num_heads = 2, kv_num_heads = 2>(q1, k1, v1)"),
@@ -680,13 +707,16 @@ record(
     "Softmax of attention by hand",
     QKV.format(
         more=", int64[4] s, int64[3] r",
-        body=heads
-        + ("kk = Transpose<perm = [0, 1, 3, 2]>(kt) sc = MatMul(qt, kk) p = Softmax(sc) o = " "MatMul(p, vt) ot = Transpose<perm = [0, 2, 1, 3]>(o) b = Reshape(ot, r)"),
+        body=heads + "kk = Transpose<perm = [0, 1, 3, 2]>(kt) sc = MatMul(qt, kk) p = Softmax(sc) o = "
+        "MatMul(p, vt) ot = Transpose<perm = [0, 2, 1, 3]>(o) b = Reshape(ot, r)",
     ),
     {"w": 2, "w#2": 4, "u": 4},
     constants={"s": [0, 0, 2, 4], "r": [0, 0, -1]},
 )
-rotary = ("qh = Reshape(q1, s) qt = Transpose<perm = [0, 2, 1, 3]>(qh) ro = RotaryEmbedding{a}(qt, " "c, n) rt = Transpose<perm = [0, 2, 1, 3]>(ro) rr = Reshape(rt, r) b = Add(rr, k1)")
+rotary = (
+    "qh = Reshape(q1, s) qt = Transpose<perm = [0, 2, 1, 3]>(qh) ro = RotaryEmbedding{a}(qt, "
+    "c, n) rt = Transpose<perm = [0, 2, 1, 3]>(ro) rr = Reshape(rt, r) b = Add(rr, k1)"
+)
 more = ", int64[4] s, int64[3] r, float[2,6,2] c, float[2,6,2] n"
 
 # Recurrent ------------------------------------------------------------------------------------------------------------
@@ -696,7 +726,8 @@ for op, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1)):
         body = (
             f"(float[5,2,4] x, float[6,4] w, float[{directions},{gates * 3},6] k, float[{directions},{gates * 3},3] u, "
             f"float[{directions},{2 * gates * 3}] c, int64[3] s, float[{3 * directions},5] v) => (float[p,q,r] y) {{ "
-            ((f'a1 = Transpose<perm = [1, 0]>(w) a = MatMul(x, a1) h = {op}<hidden_size = 3, direction = ' f'') f'"{direction}">(a, k, u, c) ')
+            f"a1 = Transpose<perm = [1, 0]>(w) a = MatMul(x, a1) "
+            f'h = {op}<hidden_size = 3, direction = "{direction}">(a, k, u, c) '
             f"t = Transpose<perm = [0, 2, 1, 3]>(h) b = Reshape(t, s) y = MatMul(b, v) }}"
         )
         record(
@@ -731,16 +762,22 @@ record(
 record(
     "DynamicQuantizeLinear",
     "(float[2,4] x, float[4,8] w, uint8[8,6] u, uint8 z, float[6,5] v) => (float[p,q] y) "
-    ("{ a = MatMul(x, w) t, s, o = DynamicQuantizeLinear(a) i = MatMulInteger(t, u, o, z) f = " "Cast<to = 1>(i) b = Mul(f, s) y = MatMul(b, v) }"),
+    "{ a = MatMul(x, w) t, s, o = DynamicQuantizeLinear(a) i = MatMulInteger(t, u, o, z) f = "
+    "Cast<to = 1>(i) b = Mul(f, s) y = MatMul(b, v) }",
     {"w": 8, "u": 6},
     constants={"z": 128},
 )
-QLINEAR = ("(float[2,3,4,4] x, float s, uint8 z, uint8[8,3,1,1] w, float[5,8,1,1] v) => " ("(float[p,q,r,t] y) {{ xq = QuantizeLinear(x, s, z) a = QLinearConv(xq, s, z, w, s, z, s, " "") "z) b = DequantizeLinear(a, s, z) y = Conv(b, v) }}")
+QLINEAR = (
+    "(float[2,3,4,4] x, float s, uint8 z, uint8[8,3,1,1] w, float[5,8,1,1] v) => "
+    "(float[p,q,r,t] y) {{ xq = QuantizeLinear(x, s, z) a = QLinearConv(xq, s, z, w, s, z, s, "
+    "z) b = DequantizeLinear(a, s, z) y = Conv(b, v) }}"
+)
 record("QLinearConv", QLINEAR.format(), {}, "convert the model to QDQ", constants={"s": 0.1, "z": 128})
 record(
     "QLinearMatMul",
     "(float[2,4] x, float s, uint8 z, uint8[4,8] w, float[8,5] v) => (float[p,q] y) "
-    ("{ xq = QuantizeLinear(x, s, z) a = QLinearMatMul(xq, s, z, w, s, z, s, z) b = " "DequantizeLinear(a, s, z) y = MatMul(b, v) }"),
+    "{ xq = QuantizeLinear(x, s, z) a = QLinearMatMul(xq, s, z, w, s, z, s, z) b = "
+    "DequantizeLinear(a, s, z) y = MatMul(b, v) }",
     {},
     "convert the model to QDQ",
     constants={"s": 0.1, "z": 128},
@@ -785,7 +822,9 @@ for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
 record("LayerNormalization", tokens("b = LayerNormalization(a, g)", "float[8] g"), {"~w": 8})
 record(
     "EmbedLayerNormalization",
-    ("(int32[2,6] x, int32[2,6] s, float[20,8] w, float[10,8] o, float[2,8] t, float[8] g, " "float[8] c, float[8,5] v) => (float[p,q,r] y) { a, m = " "com.microsoft.EmbedLayerNormalization(x, s, w, o, t, g, c) y = MatMul(a, v) }"),
+    "(int32[2,6] x, int32[2,6] s, float[20,8] w, float[10,8] o, float[2,8] t, float[8] g, "
+    "float[8] c, float[8,5] v) => (float[p,q,r] y) { a, m = "
+    "com.microsoft.EmbedLayerNormalization(x, s, w, o, t, g, c) y = MatMul(a, v) }",
     {"~w": 8},
     "indexed by data",
     constants={"s": [[0] * 6] * 2},
@@ -815,13 +854,17 @@ record(
 )
 record(
     "DynamicQuantizeMatMul",
-    ("(float[2,4] x, float[4,8] w, uint8[8,6] u, float[6] var, uint8[6] z, float[6,5] v) => " "(float[p,q] y) { a = MatMul(x, w) b = com.microsoft.DynamicQuantizeMatMul(a, u, var, z) " "y = MatMul(b, v) }"),
+    "(float[2,4] x, float[4,8] w, uint8[8,6] u, float[6] var, uint8[6] z, float[6,5] v) => "
+    "(float[p,q] y) { a = MatMul(x, w) b = com.microsoft.DynamicQuantizeMatMul(a, u, var, z) "
+    "y = MatMul(b, v) }",
     {"w": 8, "u": 6},
     domain=MS,
 )
 record(
     "MatMulIntegerToFloat",
-    ("(float[2,4] x, float[4,8] w, uint8[8,6] u, float[6] var, uint8[6] z, float[6,5] v) => " "(float[p,q] y) { a = MatMul(x, w) t, s, o = DynamicQuantizeLinear(a) b = " "com.microsoft.MatMulIntegerToFloat(t, u, s, var, o, z) y = MatMul(b, v) }"),
+    "(float[2,4] x, float[4,8] w, uint8[8,6] u, float[6] var, uint8[6] z, float[6,5] v) => "
+    "(float[p,q] y) { a = MatMul(x, w) t, s, o = DynamicQuantizeLinear(a) b = "
+    "com.microsoft.MatMulIntegerToFloat(t, u, s, var, o, z) y = MatMul(b, v) }",
     {"w": 8, "u": 6},
     domain=MS,
 )
@@ -847,8 +890,10 @@ record(
 )
 record(
     "DynamicQuantizeLSTM",
-    ("(float[5,2,4] x, float[4,6] w, uint8[1,6,12] u, uint8[1,3,12] k, float[1] s1, uint8[1] " "z1, float[3,5] v, int64[1] i) => (float[p,q,r] y) ")
-    (("{ a = MatMul(x, w) h = com.microsoft.DynamicQuantizeLSTM<hidden_size = 3>(a, u, k, , , , " "") ", , s1, z1, s1, z1) b = Squeeze(h, i) y = MatMul(b, v) }"),
+    "(float[5,2,4] x, float[4,6] w, uint8[1,6,12] u, uint8[1,3,12] k, float[1] s1, uint8[1] "
+    "z1, float[3,5] v, int64[1] i) => (float[p,q,r] y) "
+    "{ a = MatMul(x, w) h = com.microsoft.DynamicQuantizeLSTM<hidden_size = 3>(a, u, k, , , , "
+    ", , s1, z1, s1, z1) b = Squeeze(h, i) y = MatMul(b, v) }",
     {"w": 6, "u": 3},
     "gates",
     constants={"i": [1], "s1": [0.1], "z1": [7]},
@@ -856,7 +901,8 @@ record(
 )
 record(
     "Col2Im",
-    ("(float[2,3,9] x, float[8,3,1] w, int64[2] i, int64[2] k, float[5,2,1,1] v) => " "(float[p,q,r,s] y) { a = Conv(x, w) b = Col2Im(a, i, k) y = Conv(b, v) }"),
+    "(float[2,3,9] x, float[8,3,1] w, int64[2] i, int64[2] k, float[5,2,1,1] v) => "
+    "(float[p,q,r,s] y) { a = Conv(x, w) b = Col2Im(a, i, k) y = Conv(b, v) }",
     {"w": 2},
     "kernel positions",
     constants={"i": [4, 4], "k": [2, 2]},
@@ -871,8 +917,10 @@ record(
 )
 record(
     "RotaryEmbedding",
-    ("(float[2,6,8] x, float[8,8] w, float[8,8] k, int64[4] s, int64[3] r, float[2,6,2] c, " "float[2,6,2] n, float[6,5] v) => (float[p,q,t] y) ")
-    ("{ q1 = MatMul(x, w) h = Reshape(q1, s) qt = Transpose<perm = [0, 2, 1, 3]>(h) ro = " "RotaryEmbedding(qt, c, n) rt = Transpose<perm = [0, 2, 1, 3]>(ro) ")
+    "(float[2,6,8] x, float[8,8] w, float[8,8] k, int64[4] s, int64[3] r, float[2,6,2] c, "
+    "float[2,6,2] n, float[6,5] v) => (float[p,q,t] y) "
+    "{ q1 = MatMul(x, w) h = Reshape(q1, s) qt = Transpose<perm = [0, 2, 1, 3]>(h) ro = "
+    "RotaryEmbedding(qt, c, n) rt = Transpose<perm = [0, 2, 1, 3]>(ro) "
     "q2 = Reshape(rt, r) k1 = MatMul(x, k) kt = Transpose<perm = [0, 2, 1]>(k1) b = MatMul(q2, kt) y = MatMul(b, v) }",
     {"w": 2, "w#2": 2},
     "pairs turn together",
@@ -881,7 +929,9 @@ record(
 )
 record(
     "RotaryEmbedding interleaved and flat",
-    ("(float[2,6,8] x, float[8,8] w, float[2,6,2] c, float[2,6,2] n, float[8,5] v) => " "(float[p,q,t] y) { q1 = MatMul(x, w) b = RotaryEmbedding<interleaved = 1, num_heads = " "2>(q1, c, n) y = MatMul(b, v) }"),
+    "(float[2,6,8] x, float[8,8] w, float[2,6,2] c, float[2,6,2] n, float[8,5] v) => "
+    "(float[p,q,t] y) { q1 = MatMul(x, w) b = RotaryEmbedding<interleaved = 1, num_heads = "
+    "2>(q1, c, n) y = MatMul(b, v) }",
     {"w": 2, "w#2": 2},
     "pairs turn together",
     opset=23,

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from onnx_text import model, proto, prove, random_keep
 
-from onnxprune import graph, repair, runtime, shapes, surgery, verify
+from onnxprune import graph, repair, runtime, simplify, surgery, verify
 from onnxprune.coupling import analyze
 from onnxprune.errors import CouplingError
 
@@ -83,7 +83,8 @@ def test_uncut_puts_tuned_weights_back_among_the_silent_ones():
 def test_a_computed_shape_is_scaled_where_it_is_a_multiple_of_the_batch():
     """torch's MultiheadAttention reshapes to (time, batch x heads, width): the entry is a product of both."""
     text = (
-        ("(float[4,n,6] x, float[6,8] w, int64[1] i, int64[1] h, int64[1] t, int64[1] d, " "float[4,5] v) => (float[p,q,r] y) ")
+        "(float[4,n,6] x, float[6,8] w, int64[1] i, int64[1] h, int64[1] t, int64[1] d, "
+        "float[4,5] v) => (float[p,q,r] y) "
         "{ a = MatMul(x, w) s = Shape(x) b = Gather(s, i) k = Mul(b, h) z = Concat<axis = 0>(t, k, d) "
         "r = Reshape(a, z) y = MatMul(r, v) }"
     )
@@ -133,7 +134,7 @@ def test_weights_on_disk_are_cut_as_they_are_read(tmp_path, monkeypatch):
     onnx.save(proto(CHAIN), tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
     monkeypatch.setattr(graph, "MEMORY_BYTES", 0)
     monkeypatch.setattr("onnxprune.tensors.SMALL_BYTES", 0)
-    monkeypatch.setattr(shapes, "FILLED_BYTES", 0)
+    monkeypatch.setattr(simplify, "SKELETON_BYTES", 0)
     coupling = analyze(graph.normalize(graph.load(tmp_path / "e.onnx")))
     keep = halves(coupling)
     cut = surgery.cut(coupling, keep)

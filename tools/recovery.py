@@ -2,8 +2,8 @@
 
     python tools/recovery.py --model cifar10-resnet56-folded --method l1 --macs 0.5 --samples 5000 --epochs 1 2 4
 
-Units are chosen at random or by the L1 norm of their kernels, the same share in every dimension. Tuning sees training
-images only; accuracy is measured on test images. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
+Units are chosen as the command line does with that method. Tuning sees training images only; accuracy is measured on
+test images. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
 
 import argparse
@@ -22,8 +22,10 @@ import cifar
 from onnxprune import cost, graph, metrics, runtime, surgery
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Samples, input_infos, load_samples, split
+from onnxprune.methods import base
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, finetune
+from onnxprune.select import Budget, select
 
 Keep = dict[Dim, np.ndarray]
 Row = tuple[str, float, float]  # step, seconds, accuracy
@@ -32,7 +34,7 @@ Row = tuple[str, float, float]  # step, seconds, accuracy
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-resnet56-folded", help="name of a model of the data folder")
-    parser.add_argument("--method", choices=("l1", "random"), default="l1")
+    parser.add_argument("--method", choices=("l1", "l2", "random"), default="l1")
     parser.add_argument("--macs", type=float, default=0.5, help="share of the MACs that remains")
     parser.add_argument("--samples", type=int, default=5000, help="training images to tune on")
     parser.add_argument("--limit", type=int, default=512, help="of them for least squares")
@@ -47,7 +49,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = graph.normalize(graph.load(cifar.DATA / "models" / f"{args.model}.onnx"))
     coupling = analyze(model)
-    keep = share_of_macs(coupling, args.method, args.macs, args.seed)
+    keep = chosen(coupling, args.method, args.macs, args.seed)
     print(f"{args.model}, {args.method}, MACs x {macs_left(coupling, keep):.3f}\n")
     print("| step | seconds | accuracy, % |\n|---|---|---|")
     for step, seconds, accuracy in table(model, coupling, keep, args):
@@ -95,41 +97,18 @@ def accuracy_of(model: ir.Model, test: Samples) -> float:
     return found.value
 
 
-def share_of_macs(coupling: Coupling, method: str, target: float, seed: int) -> Keep:
-    """The largest equal share of every free Dim, chosen by `method`, that leaves at most `target` of the MACs."""
-    scores = {dim: _scores(coupling, dim, method, seed) for dim in coupling.free}
-    low, high = 0.0, 1.0
-    for _ in range(20):
-        middle = (low + high) / 2
-        low, high = (middle, high) if macs_left(coupling, _best(scores, middle)) <= target else (low, middle)
-    return _best(scores, low)
-
-
-def _best(scores: dict[Dim, np.ndarray], share: float) -> Keep:
-    keep = {}
-    for dim, values in scores.items():
-        mask = np.zeros(dim.size, bool)
-        mask[np.argsort(-values, kind="stable")[: max(1, round(share * dim.size))]] = True
-        keep[dim] = mask
-    return keep
-
-
-def _scores(coupling: Coupling, dim: Dim, method: str, seed: int) -> np.ndarray:
-    if method == "random":
-        return np.random.default_rng([seed, dim.size]).random(dim.size)
-    total = np.zeros(dim.size)
-    for member in coupling.members[dim]:
-        array = graph.array_of(coupling.model.graph.initializers[member.initializer])
-        if member.role == "produces" and array.ndim > 1 and array.shape[member.axis] == dim.size:
-            total += np.abs(array).sum(axis=tuple(k for k in range(array.ndim) if k != member.axis))
-    return total
+def chosen(coupling: Coupling, method: str, target: float, seed: int) -> Keep:
+    """The units that `method` and the selection of the command line keep, to `target` of the MACs."""
+    found = cost.of(coupling)
+    context = base.Context(coupling, found, coupling.free, seed=seed)
+    outcome = base.run(base.get(method), context)
+    return select(outcome.scores, found, Budget({"macs": target}), comparable=outcome.comparable)
 
 
 def macs_left(coupling: Coupling, keep: Keep) -> float:
     """MACs that remain, as a share."""
     found = cost.of(coupling)
-    before, after = found.totals(), found.totals(cost.keep_sizes(keep))
-    return after["macs"] / before["macs"]
+    return found.totals(cost.keep_sizes(keep))["macs"] / found.totals()["macs"]
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from onnxprune.methods.layers import Layer
 
 DAMPING = 0.01  # of the mean diagonal
 BATCH = 32
-CG_STEPS = 30
+BLOCK = 128  # columns
+CG_STEPS, CG_STEPS_WIDE, WIDE = 30, 8, 1200
 
 
 def fit(
@@ -61,15 +62,20 @@ def solve(w: np.ndarray, h: np.ndarray, size: int, kept: int, *, rows: bool) -> 
     original, w = w, w.copy()
     mask = np.ones(w.shape, bool)
     u = _factor(h)
-    for j in range(w.shape[1]):
-        if rows:
-            mask[:, j] = _largest(np.abs(w[:, j]).reshape(-1, size), kept).reshape(-1)
-        elif j % size == 0:
-            saliency = (w[:, j : j + size] / np.diag(u)[j : j + size]) ** 2
-            mask[:, j : j + size] = _largest(saliency, kept)
-        error = np.where(mask[:, j], 0.0, w[:, j]) / u[j, j]
-        w[:, j + 1 :] -= np.outer(error, u[j, j + 1 :])
-        w[~mask[:, j], j] = 0.0
+    width = max(BLOCK // size, 1) * size
+    for start in range(0, w.shape[1], width):
+        end = min(start + width, w.shape[1])
+        errors = np.zeros((len(w), end - start))
+        for j in range(start, end):
+            if rows:
+                mask[:, j] = _largest(np.abs(w[:, j]).reshape(-1, size), kept).reshape(-1)
+            elif j % size == 0:
+                saliency = (w[:, j : j + size] / np.diag(u)[j : j + size]) ** 2
+                mask[:, j : j + size] = _largest(saliency, kept)
+            errors[:, j - start] = np.where(mask[:, j], 0.0, w[:, j]) / u[j, j]
+            w[:, j + 1 : end] -= np.outer(errors[:, j - start], u[j, j + 1 : end])
+            w[~mask[:, j], j] = 0.0
+        w[:, end:] -= errors @ u[start:end, end:]  # what comes later is updated once a block
     return refined(original, w, h, mask), mask
 
 
@@ -82,7 +88,7 @@ def refined(w: np.ndarray, start: np.ndarray, h: np.ndarray, mask: np.ndarray) -
     residual = ((w - found) @ h) * mask
     z = residual * scale
     direction, rho = z, (residual * z).sum(1)
-    for _ in range(CG_STEPS):
+    for _ in range(CG_STEPS if len(h) < WIDE else CG_STEPS_WIDE):
         if rho.max(initial=0) <= 1e-18:
             break
         image = (direction @ h) * mask

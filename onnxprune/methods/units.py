@@ -144,8 +144,13 @@ def sources(coupling: Coupling, dim: Dim, *, all_makers: bool = False) -> list[S
     """
     found: dict[str, Source] = {}
     makers = {member.node for member in coupling.members[dim] if member.role in ("produces", "follows")}
+    constants = _constants(coupling.model)
     for node in coupling.model.graph:
-        if node.name not in makers or (_reads(coupling, node, dim) and not all_makers):
+        if node.outputs[0] in constants:  # a weight on its way: the layer behind it is the maker
+            if node.name in makers:
+                makers |= {user.name or "" for user, _ in node.outputs[0].uses()}
+            continue
+        if node.name not in makers or (_reads(coupling, node, dim, constants) and not all_makers):
             continue
         source = _source(coupling, _behind_affine(coupling, node.outputs[0], dim), dim)
         if source is not None:
@@ -153,10 +158,20 @@ def sources(coupling: Coupling, dim: Dim, *, all_makers: bool = False) -> list[S
     return list(found.values())
 
 
-def _reads(coupling: Coupling, node: ir.Node, dim: Dim) -> bool:
+def _reads(coupling: Coupling, node: ir.Node, dim: Dim, constants: set[ir.Value]) -> bool:
     """Whether a computed input of `node` carries `dim`."""
-    computed = (value for value in node.inputs if value is not None and not value.is_initializer())
+    computed = (value for value in node.inputs if value is not None and value not in constants)
     return any(stands_in(coupling, value, dim) for value in computed)
+
+
+def _constants(model: ir.Model) -> set[ir.Value]:
+    """Initializers, and what is computed from them alone."""
+    found = set(model.graph.initializers.values())
+    for node in model.graph:
+        inputs = [value for value in node.inputs if value is not None]
+        if inputs and all(value in found for value in inputs):
+            found |= set(node.outputs)
+    return found
 
 
 def stands_in(coupling: Coupling, value: ir.Value, dim: Dim) -> bool:

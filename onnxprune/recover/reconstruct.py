@@ -31,7 +31,7 @@ from onnxprune.recover.segments import Walk
 Keep = Mapping[Dim, np.ndarray]
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
-ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 4_000, 20_000, 4
+ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 8_000, 20_000, 4
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def refit(
 ) -> list[Refit]:
     """Refits the layers of `cut_model`, in place, on the first `limit` samples; what became of each.
 
-    ridge: of the features' mean variance; ten and a hundred times as much are tried too.
+    ridge: of the features' mean variance; ten, a hundred and a thousand times as much are tried too.
     """
     items = layers.find(coupling, keep, cut_model)
     if not items:

@@ -1,4 +1,4 @@
-"""The algebra: unify is an equivalence, lengths are invariant, frozen only grows, the order of rules does not matter."""
+"""The algebra: unify is an equivalence, lengths are invariant, the order of rules does not matter."""
 
 from itertools import permutations
 

@@ -57,7 +57,7 @@ def test_attentions_follow_importance_not_size():
 
 
 def test_accuracy_survives_at_thirty_percent_of_the_weights():
-    context = digits_context(density=0.3)
+    context = digits_context(density=0.3, train_samples=640)
     outcome = run(context)
     accuracy = metrics.evaluate(
         runtime.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))
@@ -120,7 +120,7 @@ def test_shares_are_capped_and_rise_as_attentions_fall():
 
 
 def test_from_random_weights_it_learns_the_task():
-    context = digits_context(reinit="yes", epochs=6, density=0.5)
+    context = digits_context(reinit="yes", epochs=8, train_samples=640, density=0.5)
     outcome = run(context)
     accuracy = metrics.evaluate(
         runtime.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))

@@ -50,7 +50,7 @@ def test_first_grouped_and_last_layers_stay_dense_unless_asked():
 
 @pytest.mark.parametrize(("options", "floor"), [({"kept": 8}, 0.98), ({"kept": 4}, 0.95), ({"axis": "input"}, 0.98)])
 def test_accuracy_survives_training(options, floor):
-    context = digits_context(**options)
+    context = digits_context(train_samples=640, **options)
     held = load_samples("digits:test", input_infos(context.model))
     found = metrics.evaluate(runtime.open_session(run(context).model, threads=1), held)
     assert found is not None

@@ -58,9 +58,9 @@ def test_permuted_channels_permute_the_scores(name, network):
         cci_permute.apply(context.coupling, model, dim, order)
     found = run(name, with_model(context, model))
     for dim, order in orders.items():
-        scale = np.abs(expected.scores[dim]).max()
         # Sums in another order round otherwise, and training carries that on.
-        np.testing.assert_allclose(found.scores[dim], expected.scores[dim][order], atol=1e-3 * scale)
+        tolerance = (1e-2 if name in TRAINED else 1e-4) * np.abs(expected.scores[dim]).max()
+        np.testing.assert_allclose(found.scores[dim], expected.scores[dim][order], atol=tolerance)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n not in ("bn", "random")])

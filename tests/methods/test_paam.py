@@ -66,7 +66,7 @@ def test_redundant_filters_score_below_critical_ones():
 
 
 def test_at_equal_macs_its_choice_loses_less_than_l2s():
-    context = digits_context(target=0.5)
+    context = digits_context(target=0.5, train_samples=640)
     ours, theirs = run(context), base.run(base.get("l2"), context)
     kept = [
         accuracy(
@@ -92,7 +92,7 @@ def test_mass_selection_pools_all_dims_and_keeps_a_floor():
 
 
 def test_one_stage_from_random_weights_decides_and_trains():
-    context = digits_context(reinit="yes", epochs=10, target=0.6)
+    context = digits_context(reinit="yes", epochs=12, train_samples=640, target=0.6)
     outcome = run(context)
     assert outcome.model is not None
     assert outcome.keep is not None

@@ -151,6 +151,13 @@ record(
     {"w": 8},
 )
 record(
+    "ConvInteger with zero points",
+    "(uint8[2,3,6,6] x, uint8[8,3,1,1] w, uint8 az, uint8 wz, float[5,8,1,1] v) => (float[p,q,r,s] y) { a = "
+    "ConvInteger(x, w, az, wz) b = Cast<to = 1>(a) y = Conv(b, v) }",
+    {"w": 8},
+    constants={"az": 7, "wz": 9},
+)
+record(
     "ConvTranspose",
     image("b = ConvTranspose<strides = [2, 2]>(a, u, c)", "float[8,4,2,2] u, float[4] c", out=4),
     {"w": 8, "u": 4},
@@ -253,6 +260,13 @@ record(
 record(
     "MatMulInteger",
     "(uint8[2,4] x, uint8[4,8] w, uint8 az, uint8 bz, float[8,5] v) => (float[p,q] y) { a = "
+    "MatMulInteger(x, w, az, bz) b = Cast<to = 1>(a) y = MatMul(b, v) }",
+    {"w": 8},
+    constants={"az": 7},
+)
+record(
+    "MatMulInteger per column",
+    "(uint8[2,4] x, uint8[4,8] w, uint8 az, uint8[8] bz, float[8,5] v) => (float[p,q] y) { a = "
     "MatMulInteger(x, w, az, bz) b = Cast<to = 1>(a) y = MatMul(b, v) }",
     {"w": 8},
     constants={"az": 7},

@@ -1,6 +1,7 @@
 """`main`: finds the command, runs it, and turns whatever goes wrong into one line and an exit code."""
 
 import difflib
+import importlib
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not verbose:  # those of libraries, which no user can act on
             warnings.simplefilter("ignore")
         try:
-            code = dispatch(given)
+            code = dispatch(without_plugins(given))
             sys.stdout.flush()
             return code
         except SystemExit as stop:  # argparse after --help
@@ -40,6 +41,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             message, code = explain(error, given)
             print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
             return code
+
+
+def without_plugins(given: list[str]) -> list[str]:
+    """The arguments less each `--plugin MODULE`, which is imported: users' operators and methods register there."""
+    rest = list(given)
+    while "--plugin" in rest:
+        at = rest.index("--plugin")
+        if at + 1 == len(rest):
+            raise UsageError("--plugin: give the module that registers your operators or methods, such as my_ops")
+        name = rest[at + 1]
+        del rest[at : at + 2]
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise UsageError(f"--plugin {name}: cannot be imported ({error}); run where the module lies") from error
+    return rest
 
 
 def dispatch(given: list[str]) -> int:

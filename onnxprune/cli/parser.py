@@ -27,6 +27,8 @@ other commands:
   onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align auto
   onnxprune methods | onnxprune ops                what there is
 
+--plugin MODULE with any command imports a module that registers your operators or methods, see docs/extending.md
+
 exit codes: 0 done; 1 a gate was missed; 2 bad usage or input; 3 verification failed; 130 interrupted
 """
 

@@ -14,9 +14,9 @@ from onnxprune.coupling import Coupling, Dim, dims
 from onnxprune.methods.base import Context
 from onnxprune.methods.layers import Layer
 
-TRIALS_PER_CHANNEL = 40  # random swaps that are tried
+TRIALS_PER_CHANNEL = 30  # random swaps that are tried
 MOST_TRIALS = 6000
-ROWS = 2048  # weights of a channel that are looked at; more are sampled
+ROWS = 256  # weights of a channel that are looked at; more are sampled
 
 
 def permute(context: Context, chosen: list[Layer], axis: str, size: int, kept: int) -> tuple[ir.Model, float, float]:

@@ -119,6 +119,7 @@ def test_shares_are_capped_and_rise_as_attentions_fall():
     assert attention.pruned_shares()[1].item() == pytest.approx((1 - 0.505) ** 2)
 
 
+@pytest.mark.slow
 def test_from_random_weights_it_learns_the_task():
     context = digits_context(reinit="yes", epochs=8, train_samples=640, density=0.5)
     outcome = run(context)

@@ -135,12 +135,12 @@ def test_taylor_does_not_depend_on_how_samples_are_batched():
 
 def test_hessian_is_the_fisher_diagonal_of_a_softmax_layer():
     """For y = W2' tanh-free h the Fisher of logits is diag(p) - pp': checked on the last hidden layer by hand."""
-    context = context_of(toy("mlp"), samples=4096, score_batch=1)
+    context = context_of(toy("mlp"), samples=1500, score_batch=1)
     dim = next(dim for dim in context.dims if dim.size == 10)
-    found = base.run(base.get("hessian"), replace_options(context, samples=4096)).scores[dim]
+    found = base.run(base.get("hessian"), replace_options(context, samples=1500)).scores[dim]
     w1, b1, w2, w3 = (weight(context, name) for name in ("w1", "b1", "w2", "w3"))
     assert context.samples is not None
-    x = context.samples.batch(np.arange(4096))["x"].astype(np.float64)
+    x = context.samples.batch(np.arange(1500))["x"].astype(np.float64)
     h = np.maximum(x @ w1 + b1, 0)
     t = np.tanh(h @ w2)
     z = t @ w3
@@ -149,7 +149,7 @@ def test_hessian_is_the_fisher_diagonal_of_a_softmax_layer():
     # E_y[(dL/dt_u)^2] = sum_ab w_ua F_ab w_ub; times tanh'^2 h_i^2 w_iu^2, summed over i
     fisher = np.einsum("ua,na,ua->nu", w3, p, w3) - np.einsum("ua,na->nu", w3, p) ** 2
     expected = np.einsum("nu,ni,iu->u", fisher * (1 - t**2) ** 2, h**2, w2**2) / len(x) / 2
-    np.testing.assert_allclose(found, expected, rtol=0.15)
+    np.testing.assert_allclose(found, expected, rtol=0.25)
 
 
 def replace_options(context: base.Context, **options: object) -> base.Context:

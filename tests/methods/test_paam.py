@@ -91,6 +91,7 @@ def test_mass_selection_pools_all_dims_and_keeps_a_floor():
     assert (np.sort(scores[a])[::-1][: keep[a].sum()] == np.sort(scores[a][keep[a]])[::-1]).all()
 
 
+@pytest.mark.slow
 def test_one_stage_from_random_weights_decides_and_trains():
     context = digits_context(reinit="yes", epochs=12, train_samples=640, target=0.6)
     outcome = run(context)

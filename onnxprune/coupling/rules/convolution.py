@@ -20,6 +20,9 @@ def Conv(n: NodeAxes) -> None:
         G = grouped(n, x[1], w[1], w[0], groups)
         n.length_attribute("group", G)
     n.roles(1, {0: "produces", 1: "consumes"})
+    if n.op_type == "ConvInteger" and n.has(3) and n.x(3) and length(n.x(3)[0]) > 1:
+        n.unify(n.x(3)[0], w[0])
+        n.roles(3, {0: "scales"})
     if n.op_type == "Conv" and n.has(2):
         n.unify(n.x(2)[0], w[0])
         n.roles(2, {0: "produces"})

@@ -1,6 +1,6 @@
 """Matrix products: contracted axes are unified, batch axes broadcast."""
 
-from onnxprune.coupling.dims import Axis, resolve
+from onnxprune.coupling.dims import Axis, length, resolve
 from onnxprune.coupling.node import Axes, NodeAxes
 from onnxprune.coupling.registry import coupling_rule
 
@@ -28,7 +28,11 @@ def Gemm(n: NodeAxes) -> None:
 
 @coupling_rule("MatMul", "MatMulInteger")
 def MatMul(n: NodeAxes) -> None:
-    """a (..., M, K), b (..., K, N) -> y (..., M, N); vectors as in numpy."""
+    """a (..., M, K), b (..., K, N) -> y (..., M, N); vectors as in numpy. Zero points: one, or (M,) and (N,)."""
+    for index, axes, position in ((2, n.x(0), -2), (3, n.x(1), -1)):
+        if n.has(index) and n.x(index) and length(n.x(index)[0]) > 1:
+            n.unify(n.x(index)[0], axes[position])
+            n.roles(index, {0: "scales"})
     matmul(n, n.x(0), n.x(1))
 
 

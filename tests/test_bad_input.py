@@ -484,7 +484,7 @@ STEPS = {
     "finish": (graph, "finish"),
     "verify the result": (pipeline.surgery, "uncut"),
     "save": (graph, "save"),
-    "measure": (pipeline, "measure"),
+    "measure": (pipeline.measuring, "measure"),
     "plan": (pipeline.plan, "save"),
     "report": (pipeline.report, "write_report"),
 }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from networks import DIGITS
 
-from onnxprune import pipeline, schedule, search
+from onnxprune import measuring, pipeline, schedule, search
 from onnxprune.errors import BudgetError
 from onnxprune.methods import base
 from onnxprune.options import Options
@@ -170,7 +170,7 @@ def timed(monkeypatch, ratio_of):
         return LatencyTable({}, (LatencyRatio(name, "CPUExecutionProvider", 1, 1, value, value, value),))
 
     monkeypatch.setattr(search, "measure_latency", measure)
-    monkeypatch.setattr(pipeline, "measure_latency", measure)
+    monkeypatch.setattr(measuring, "measure_latency", measure)
 
 
 def test_latency_search_keeps_as_much_as_is_fast_enough(cli, tmp_path, monkeypatch):

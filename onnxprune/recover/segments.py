@@ -92,7 +92,9 @@ class Walk:
             dtype = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(0, name).dtype)
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, None))
         proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in sorted(outputs & made))
-        return runtime.open_session(proto) if proto.graph.output else None
+        # Two models take turns here: threads that spin while they wait would take the other's cores.
+        calm = {"session.intra_op.allow_spinning": "0"}
+        return runtime.open_session(proto, session_options=calm) if proto.graph.output else None
 
     def _run(self, session, index: int) -> dict[str, np.ndarray]:
         if session is None:

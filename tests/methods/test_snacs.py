@@ -24,7 +24,8 @@ def planted(dead: int, weak: int, seed: int = 0) -> tuple[ir.Model, np.ndarray]:
     w2[:, weak] *= 0.02
     text = f"""
         <ir_version: 8, opset_import: ["" : 17]>
-        g (float[batch, 8] x, float[{P}, 8] w1, float[{P}] b1, float[{C}, {P}] w2, float[{C}] b2, float[3, {C}] w3, float[3] b3)
+        g (float[batch, 8] x, float[{P}, 8] w1, float[{P}] b1, float[{C}, {P}] w2,
+           float[{C}] b2, float[3, {C}] w3, float[3] b3)
         => (float[batch, 3] y) {{
             h1 = Gemm<transB=1>(x, w1, b1)
             a1 = Relu(h1)
@@ -33,7 +34,14 @@ def planted(dead: int, weak: int, seed: int = 0) -> tuple[ir.Model, np.ndarray]:
             y = Gemm<transB=1>(a2, w3, b3)
         }}"""
     proto = onnx.parser.parse_model(text)
-    arrays = {"w1": w1, "b1": rng.normal(size=P), "w2": w2, "b2": rng.normal(size=C), "w3": w3, "b3": rng.normal(size=3)}
+    arrays = {
+        "w1": w1,
+        "b1": rng.normal(size=P),
+        "w2": w2,
+        "b2": rng.normal(size=C),
+        "w3": w3,
+        "b3": rng.normal(size=3),
+    }
     del proto.graph.input[1:]
     for name, array in arrays.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array.astype(np.float32), name))
@@ -115,8 +123,13 @@ def test_limit_of_a_layer_grows_when_most_parents_are_useless():
     labels = activations[layer.child_value].argmax(1)
     useful = snacs.filter_limit(layer, units, np.arange(P, dtype=float), activations, labels)
     layer.weights[:, :12] = 0  # children then depend on four parents alone, which score highest
-    activations = {**activations, layer.child_value: activations[layer.parent_value] @ layer.weights.T.astype(np.float32)}
-    useless = snacs.filter_limit(layer, units, np.arange(P, dtype=float), activations, activations[layer.child_value].argmax(1))
+    activations = {
+        **activations,
+        layer.child_value: activations[layer.parent_value] @ layer.weights.T.astype(np.float32),
+    }
+    useless = snacs.filter_limit(
+        layer, units, np.arange(P, dtype=float), activations, activations[layer.child_value].argmax(1)
+    )
     assert dim.size == P
     assert useless >= 0.75
     assert useless >= useful

@@ -56,7 +56,8 @@ def open_session(
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
     settings = _settings(threads, inter_threads, optimize, session_options or {})
-    source = _source(model, extra_outputs, settings)
+    weights: list[np.ndarray] = []
+    source = _source(model, extra_outputs, settings, weights)
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
@@ -70,6 +71,7 @@ def open_session(
             session = ort.InferenceSession(source, settings, providers=wanted)
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
         raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
+    session.weights = weights  # type: ignore[attr-defined]  # it reads them where they are, so they have to stay
     if name not in session.get_providers():
         raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
     return session
@@ -154,14 +156,17 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
 
 
 def _source(
-    model: ir.Model | onnx.ModelProto | bytes | str | Path, extra_outputs: Sequence[str], settings: ort.SessionOptions
+    model: ir.Model | onnx.ModelProto | bytes | str | Path,
+    extra_outputs: Sequence[str],
+    settings: ort.SessionOptions,
+    weights: list[np.ndarray],
 ) -> str | bytes:
     if isinstance(model, (str, Path)) and not extra_outputs:
         return str(model)
     if isinstance(model, bytes) and not extra_outputs:
         return model
     if isinstance(model, ir.Model):
-        proto = lean_proto(model, settings)
+        proto = lean_proto(model, settings, weights)
     elif isinstance(model, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
@@ -172,10 +177,11 @@ def _source(
     return proto.SerializeToString()
 
 
-def lean_proto(model: ir.Model, settings: ort.SessionOptions) -> onnx.ModelProto:
+def lean_proto(model: ir.Model, settings: ort.SessionOptions, weights: list[np.ndarray]) -> onnx.ModelProto:
     """`model` as a message; the weights of a large one stay where they are, and `settings` lead to them.
 
     A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
+    weights: takes the arrays that must live as long as the session.
     """
     if size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
         return ir.to_proto(model)
@@ -191,7 +197,8 @@ def lean_proto(model: ir.Model, settings: ort.SessionOptions) -> onnx.ModelProto
         entry.data_location = onnx.TensorProto.EXTERNAL
         entry.external_data.add(key="location", value="memory")
         entry.external_data.add(key="length", value=str(tensor.nbytes))
-        values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(_plain(tensor), tensor.dtype))
+        weights.append(np.ascontiguousarray(_plain(tensor)))
+        values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weights[-1], tensor.dtype))
     settings.add_external_initializers(list(hidden), values)
     return proto
 

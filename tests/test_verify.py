@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx_text import model, random_keep
 
-from onnxprune import graph, surgery, verify
+from onnxprune import graph, runtime, surgery, verify
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 
@@ -101,3 +101,15 @@ def test_values_inside_are_compared_at_the_kept_positions():
     kept = masked.meta[surgery.KEPT]["a"]
     assert list(kept) == [1]
     assert np.array_equal(kept[1], np.flatnonzero(next(iter(keep.values()))))
+
+
+def test_large_weights_stay_alive_with_their_session(monkeypatch):
+    """onnxruntime reads them where they are; arrays that were freed too early once ended the process."""
+    monkeypatch.setattr(runtime, "LEAN_BYTES", 0)
+    monkeypatch.setattr(runtime, "HIDDEN_BYTES", 0)
+    coupling = analyze(model(TEXT))
+    keep = random_keep(coupling, 0)
+    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    feeds = verify.random_feeds(coupling.model, coupling.shapes)
+    assert len(runtime.open_session(cut).weights) == 2
+    assert verify.compare(cut, masked, feeds).ok

@@ -1,7 +1,6 @@
 """The bias of a linear node: read, added to, or made where there is none.
 
-A bias that was made is a place that the dense model lacks: `carry` gives it to the masked twin of a recovered model,
-`match` gives the dense model zeros there, so that the two can be compared node by node.
+A bias that was made is a place that the dense model lacks: `carry` gives it to the masked twin of a recovered model.
 """
 
 from collections.abc import Iterator, Mapping
@@ -102,14 +101,6 @@ def carry(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Mode
         _make(masked, mine, full)
         made += 1
     return made
-
-
-def match(model: ir.Model, like: ir.Model) -> int:
-    """Gives `model` a bias of zeros wherever the node of the same name in `like` has one and it has none; how many."""
-    found = list(_beyond(model, like))
-    for _, linear, _ in found:
-        _make(model, linear, np.zeros(_width(linear), np.float32))
-    return len(found)
 
 
 def _beyond(model: ir.Model, like: ir.Model) -> Iterator[tuple[str, Linear, Linear]]:

@@ -113,18 +113,6 @@ def test_the_twin_carries_biases_that_were_made(text: str):
     assert verify.compare(cut, twin, verify.random_feeds(model, coupling.shapes)).ok
 
 
-def test_match_gives_the_dense_model_zeros_where_a_bias_was_made():
-    model = text_model(CASES["conv without bias"])
-    coupling, keep = _dead(model)
-    cut = surgery.cut(coupling, keep)
-    constants.push(coupling, keep, cut)
-    feeds = verify.random_feeds(model, coupling.shapes)[0]
-    dense = model.clone()
-    assert biases.match(dense, cut) == 1
-    assert np.array_equal(_run(dense, feeds), _run(model, feeds))
-    assert biases.match(dense, cut) == 0
-
-
 def test_half_precision_weights_stay_half_precision():
     text = CASES["conv with bias"].replace("float[8,3", "float16[8,3").replace("float[8]", "float16[8]")
     text = text.replace("float[5", "float16[5").replace("float[N,3", "float16[N,3").replace("float[N,5", "float16[N,5")

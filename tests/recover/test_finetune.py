@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
 from onnxprune import graph, runtime, surgery
+from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import DataError, UsageError
 from onnxprune.recover import constants, reconstruct
@@ -209,3 +211,29 @@ def test_progress_goes_to_stderr(refitted, capsys):
     assert said.out == ""
     assert "loss" in said.err
     assert "top1" in said.err
+
+
+def test_weights_stored_small_behind_casts_are_trained_and_stay_small(folded: Digits):
+    model = folded.model.clone()
+    for node in list(model.graph):
+        value = node.inputs[1] if node.op_type == "Conv" else None
+        if value is None:
+            continue
+        small = graph.add_constant(model.graph, f"{value.name}.half", graph.array_of(value).astype(np.float16))
+        cast = ir.Node("", "Cast", [small], {"to": ir.AttrInt64("to", 1)}, name=f"{node.name}.cast")
+        cast.outputs[0].name, cast.outputs[0].dtype = f"{value.name}.wide", ir.DataType.FLOAT
+        model.graph.insert_before(node, cast)
+        node.replace_input_with(1, cast.outputs[0])
+        del model.graph.initializers[value.name or ""]
+    coupling = analyze(model)
+    keep = random_keep(coupling, 0.6)
+    cut = surgery.cut(coupling, keep)
+    constants.push(coupling, keep, cut, folded.tune, limit=64)
+    reconstruct.refit(coupling, keep, cut, folded.tune, limit=128)
+    before = folded.accuracy(cut)
+    history = finetune(cut, model, folded.tune, folded.held, replace(QUICK, batchnorm="on"))
+    kinds = {value.const_value.dtype for name, value in cut.graph.initializers.items() if name.endswith(".half")}
+    assert kinds == {ir.DataType.FLOAT16}
+    assert sum(node.op_type == "Cast" for node in cut.graph) == 8
+    assert history.best_epoch > 0
+    assert folded.accuracy(cut) >= before - 0.01

@@ -16,7 +16,7 @@ See docs/methods/snacs.md.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,8 +215,13 @@ def filter_limit(
         # A removed unit leaves its mean behind, in the bias: the constants that every run pushes.
         return children - (parents[:, gone] - means[gone]) @ layer.weights[:, gone].T.astype(np.float32)
 
-    if classes is not None and len(np.unique(classes[rows])) > 1:
-        accuracy = rules.class_accuracy(children, classes[rows])
+    return largest_share(pruned, children, None if classes is None else classes[rows])
+
+
+def largest_share(pruned: Callable[[float], np.ndarray], children: np.ndarray, classes: np.ndarray | None) -> float:
+    """Largest share at which `pruned(share)` (N, C) serves like `children` (N, C): by classes (N,), else by error."""
+    if classes is not None and len(np.unique(classes)) > 1:
+        accuracy = rules.class_accuracy(children, classes)
         return rules.accuracy_limit(lambda share: accuracy(pruned(share)), LIMIT_GRID)
     norm = max(float(np.linalg.norm(children - children.mean(0))), 1e-12)
     return rules.error_limit(lambda share: float(np.linalg.norm(pruned(share) - children)) / norm, 0.5, LIMIT_GRID)

@@ -97,7 +97,7 @@ def _limit(
     classes: np.ndarray | None,
 ) -> float:
     """Largest share of the layer's connections that its children can lose, lowest scores first."""
-    from onnxprune.methods.snacs import LIMIT_GRID, LIMIT_SAMPLES
+    from onnxprune.methods.snacs import LIMIT_SAMPLES, largest_share
 
     parents, children = activations[layer.parent_value], activations[layer.child_value]
     rows = np.linspace(0, len(parents) - 1, min(LIMIT_SAMPLES, len(parents))).astype(int)
@@ -107,11 +107,7 @@ def _limit(
         gone = ~rules.lowest_pruned(scores, share)[groups[0]][:, groups[1]]
         return children - centered @ (layer.weights * gone).T.astype(np.float32)
 
-    if classes is not None and len(np.unique(classes[rows])) > 1:
-        accuracy = rules.class_accuracy(children, classes[rows])
-        return rules.accuracy_limit(lambda share: accuracy(pruned(share)), LIMIT_GRID)
-    norm = max(float(np.linalg.norm(children - children.mean(0))), 1e-12)
-    return rules.error_limit(lambda share: float(np.linalg.norm(pruned(share) - children)) / norm, 0.5, LIMIT_GRID)
+    return largest_share(pruned, children, None if classes is None else classes[rows])
 
 
 def _protected(

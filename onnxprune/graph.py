@@ -19,7 +19,7 @@ from onnx import external_data_helper
 
 from onnxprune import integrity
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.simplify import simplify, skeleton
+from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 
 MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
@@ -70,6 +70,7 @@ def load(path: str | Path) -> ir.Model:
     _check_opsets(proto, path)
     integrity.check(proto, path)
     _check_external(proto, path)
+    _check_types(proto, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
@@ -80,15 +81,22 @@ def load(path: str | Path) -> ir.Model:
     return model
 
 
-def normalize(model: ir.Model) -> ir.Model:
-    """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing."""
+def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
+    """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing.
+
+    rewrite: onnxsim may fold constants and rewrite nodes.
+    """
     meta, model = model.meta, model.clone()
     read_external(model, MEMORY_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    simplified = simplify(model, skipped=KEPT_APART)
+    simplified = model
+    if rewrite and is_plain(model):
+        infer_shapes(model)
+    elif rewrite:
+        simplified = simplify(model, skipped=KEPT_APART)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
     passes.RemoveUnusedNodesPass()(simplified)
@@ -99,9 +107,9 @@ def normalize(model: ir.Model) -> ir.Model:
     return simplified
 
 
-def finish(model: ir.Model) -> ir.Model:
-    """`model` after onnxsim with all its fusions, ready to be written; the interface is unchanged."""
-    finished = simplify(model, skipped=["fuse_qkv", "fuse_attention"])
+def finish(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
+    """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged."""
+    finished = simplify(model, skipped=["fuse_qkv", "fuse_attention"], bake=True) if rewrite else model.clone()
     _drop_unused_initializers(finished)
     tie(finished)
     finished.meta.update(model.meta)
@@ -166,6 +174,17 @@ def _check_opsets(proto: onnx.ModelProto, path: Path) -> None:
         if opset.domain in ("", "ai.onnx") and not 1 <= opset.version <= newest:
             raise GraphError(
                 f"{path}: opset {opset.version} is unknown (newest known: {newest}); export at {newest} or lower"
+            )
+
+
+def _check_types(proto: onnx.ModelProto, path: Path) -> None:
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value")).elem_type
+        if kind.WhichOneof("value") == "map_type":
+            raise GraphError(
+                f"{path}: '{value.name}' is a map, not a tensor: not supported; export without ZipMap (zipmap=False)"
             )
 
 

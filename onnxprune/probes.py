@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.data.inputs import axis_of
 from onnxprune.errors import GraphError
 
 Probe = dict[str, tuple[int, ...]]  # graph input -> shape
@@ -30,8 +31,7 @@ def symbolic_shape(value: ir.Value) -> list[int | str | None]:
     """The shape of a graph input: integers, names, None where nothing is known (some exporters write -1 or 0)."""
     if value.shape is None:
         return [None] * _rank_by_use(value)
-    sizes = [size if isinstance(size, int) else size.value for size in value.shape]
-    return [(size if size > 0 else None) if isinstance(size, int) else size or None for size in sizes]
+    return [axis_of(size) for size in value.shape]
 
 
 def _rank_by_use(value: ir.Value) -> int:

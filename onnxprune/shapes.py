@@ -5,6 +5,7 @@ run in onnxruntime at two probe sizes with every intermediate value recorded. Wh
 constant of the model; what differs is dynamic.
 """
 
+import mmap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +17,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune import graph, probes, runtime
-from onnxprune.errors import GraphError
+from onnxprune.errors import GraphError, OutOfMemoryError
+from onnxprune.isolation import CrashedError, isolated
 from onnxprune.tensors import size_bytes
 
 MEMORY_BYTES = 256_000_000  # larger models are run without their weights
@@ -114,10 +116,31 @@ def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ..
 
 
 def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None) -> Shapes:
+    """Shapes from two runs. Sizes at which onnxruntime ends the process (it divides by zero) are passed over."""
+    current = mmap.mmap(-1, 8)  # seen from the copy of this process in which the model runs
+    start, end = 0, time.monotonic() + MAX_SECONDS
+    while True:
+        current[:] = start.to_bytes(8, "little")
+        try:
+            return isolated(lambda: _search(model, symbolic, samples, current, end))
+        except CrashedError as crash:
+            at = int.from_bytes(current[:], "little")
+            if at == start or time.monotonic() > end:
+                raise GraphError(f"onnxruntime ends with {crash} on this model; it cannot be observed") from crash
+            start = at
+
+
+def _search(
+    model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None, current: mmap.mmap, end: float
+) -> Shapes:
+    """Shapes at the first sizes that the model accepts. `current` counts those tried, some before this call."""
     inputs = list(model.graph.inputs)
     session = _instrumented_session(model)
-    failure, end = "no sizes were tried", time.monotonic() + MAX_SECONDS
-    for first, seconds in probes.pairs(model, samples):
+    failure, start = "no sizes were tried", int.from_bytes(current[:], "little")
+    for number, (first, seconds) in enumerate(probes.pairs(model, samples)):
+        if number < start:
+            continue
+        current[:] = (number + 1).to_bytes(8, "little")
         one, failure = _attempt(session, inputs, first, failure)
         if one is None and time.monotonic() < end:
             continue
@@ -128,7 +151,15 @@ def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] |
             if two is not None and _ranks(two) == _ranks(one):
                 return _recorded(model, one, two, first, second)
         return _recorded(model, one, one, first, {} if symbolic else first)
+    if not any(_is_weight(value) for value in model.graph.initializers.values()):
+        raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
     raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether an initializer is more than a setting: floats, or integers that a quantized layer multiplies with."""
+    tensor = value.const_value
+    return tensor is not None and tensor.size > 16 and (tensor.dtype.is_floating_point() or tensor.dtype.itemsize == 1)
 
 
 def _attempt(
@@ -136,7 +167,7 @@ def _attempt(
 ) -> tuple[dict[str, np.ndarray] | None, str]:
     try:
         return runtime.run(session, feeds(inputs, probe)), failure
-    except GraphError as error:
+    except (GraphError, OutOfMemoryError) as error:
         return None, str(error)
 
 
@@ -182,7 +213,7 @@ def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
     settings = ort.SessionOptions()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4
-    settings.intra_op_num_threads = 2
+    settings.intra_op_num_threads = runtime.few_threads()
     settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # shapes are taken at once, and values let go
     on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
     proto = _without_weights(model) if on_disk or size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)

@@ -1,7 +1,8 @@
-"""onnxsim on a model of which the weights that it must not touch, or hold twice, are hidden from it."""
+"""onnxsim on a model of which the weights that it must not touch, or copy, are hidden from it."""
 
 import importlib
 import sys
+from collections.abc import Collection, Iterable
 from types import ModuleType
 
 import onnx
@@ -9,27 +10,87 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError
+from onnxprune.isolation import isolated
 from onnxprune.tensors import size_bytes, tensor_of
 
-SKELETON_BYTES = 256_000_000  # larger models are simplified without their weights, which are then never held twice
-HIDDEN_BYTES = 4096  # in these, larger initializers are hidden
+# In a network of these alone, without constant expressions, onnxsim finds nothing that would help the analysis.
+PLAIN = frozenset(
+    "Conv ConvTranspose BatchNormalization InstanceNormalization Gemm Flatten GlobalAveragePool GlobalMaxPool MaxPool "
+    "AveragePool Concat Add Sub Mul Div Relu LeakyRelu PRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Clip Softplus "
+    "Mish Softmax LRN Erf Sqrt Gelu".split()
+)
+HIDDEN_BYTES = 4096  # larger initializers are hidden: they would be copied a dozen times, and held at least twice
+SKELETON_BYTES = 256_000_000  # in larger models also those that stand in constant expressions
 
 
-def simplify(model: ir.Model, skipped: list[str]) -> ir.Model:
-    """`model` through onnxsim; weights that it must not bake or hold twice are hidden from it as inputs."""
+def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.Model:
+    """`model` through onnxsim; weights that it must not bake or copy are hidden from it as inputs.
+
+    bake: it may compute with all weights of a model that is not large, as its value-baking fusions do.
+    """
     onnxsim = _import_onnxsim()
-    threshold = HIDDEN_BYTES if size_bytes(model) > SKELETON_BYTES else None
-    proto, hidden = skeleton(model, threshold)
+    shown: Collection[str] = ()
+    if size_bytes(model) <= SKELETON_BYTES:
+        shown = list(model.graph.initializers) if bake else _folded_away(model)
+    proto, hidden = skeleton(model, shown=shown)
+    _forget_placeholders(proto)
     try:
-        simplified, _ = onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)
-    except Exception:  # it raises bare RuntimeErrors; a model that it cannot simplify is pruned as it is
+        rewritten = isolated(lambda: _rewritten(onnxsim, proto, skipped))
+        simplified = onnx.ModelProto.FromString(rewritten)
+    except Exception:  # it raises bare RuntimeErrors, or crashes; a model that it cannot simplify is pruned as it is
         simplified = proto
     if not _loads(simplified):  # it has been seen to write nodes that no runtime accepts
         simplified = proto
     result = ir.from_proto(simplified)
     _unhide(result, hidden)
+    _order(result, model.graph.initializers)
     _restore_interface(result, model)
     return result
+
+
+def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> bytes:
+    return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
+
+
+def _forget_placeholders(proto: onnx.ModelProto) -> None:
+    """Sizes of -1 and 0, by which some exporters mean 'any', become unknown: shape inference would reckon with them."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.ClearField("dim_value")
+
+
+def is_plain(model: ir.Model) -> bool:
+    """Whether onnxsim has nothing to do for the normal form of `model`: no constants to fold, no shapes to compute."""
+    plain = all(node.op_type in PLAIN and node.domain in ("", "ai.onnx") for node in model.graph)
+    return plain and not _folded_away(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Writes types and shapes, as far as onnx infers them, to the values of `model`, as onnxsim would."""
+    proto = skeleton(model)[0]
+    _forget_placeholders(proto)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # of the inference of some operator: then nothing is known
+        return
+    known = {value.name: value.type for value in inferred.graph.value_info}
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.name in known:
+            value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
+            value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
+
+
+def _folded_away(model: ir.Model) -> set[str]:
+    """Names of initializers that stand in constant expressions: onnxsim computes these, for which it needs numbers."""
+    constant = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
+    found: set[str] = set()
+    for node in model.graph:
+        read = [value for value in node.inputs if value is not None]
+        if all(value in constant for value in read):
+            constant.update(node.outputs)
+            found.update(value.name or "" for value in read)
+    return found
 
 
 def _loads(proto: onnx.ModelProto) -> bool:
@@ -56,21 +117,23 @@ def _import_onnxsim() -> ModuleType:
             del sys.modules["torch"]
 
 
-def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
+def skeleton(
+    model: ir.Model, threshold: int = HIDDEN_BYTES, shown: Collection[str] = ()
+) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
     """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
 
-    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), and, with a
-    threshold, all initializers of more bytes and all that are still on disk.
+    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), all initializers
+    of more bytes than the threshold, and all that are still on disk; but for those in `shown`.
     """
     hidden = {
         name: value
         for name, value in model.graph.initializers.items()
-        if _arrives_through_node(value) or (threshold is not None and _is_large(tensor_of(value), threshold))
+        if _arrives_through_node(value) or (name not in shown and _is_large(tensor_of(value), threshold))
     }
     if not hidden:
         return ir.to_proto(model), {}
     tensors = {name: tensor_of(value) for name, value in hidden.items()}
-    inputs = list(model.graph.inputs)
+    inputs, names = list(model.graph.inputs), list(model.graph.initializers)
     try:
         for name, value in hidden.items():
             value.shape = ir.Shape(tensors[name].shape.numpy())
@@ -85,6 +148,7 @@ def skeleton(model: ir.Model, threshold: int | None) -> tuple[onnx.ModelProto, d
             value.const_value = tensors[name]
             model.graph.register_initializer(value)
         assert list(model.graph.inputs) == inputs
+        _order(model, names)
 
 
 def _is_large(tensor: ir.TensorProtocol, threshold: int) -> bool:
@@ -102,6 +166,14 @@ def _unhide(model: ir.Model, hidden: dict[str, ir.Value]) -> None:
         model.graph.inputs.remove(value)
         value.const_value = hidden[value.name or ""].const_value
         model.graph.register_initializer(value)
+
+
+def _order(model: ir.Model, names: Iterable[str]) -> None:
+    """Puts the initializers into the order of `names`, new ones first."""
+    initializers = model.graph.initializers
+    for name in list(names):
+        if name in initializers:
+            initializers[name] = initializers.pop(name)
 
 
 def _arrives_through_node(value: ir.Value) -> bool:

@@ -327,6 +327,21 @@ record("LpNormalization", tokens("b = LpNormalization(a)"), {"~w": 8})
 record("MeanVarianceNormalization", image("b = MeanVarianceNormalization(a)"), {"~w": 8})
 record("LRN", image("b = LRN<size = 3>(a)"), {"w": 8})
 record("LRN of what is not zero", image("e = Exp(a) b = LRN<size = 3>(e)"), {"~w": 8})
+record(
+    "PRelu of what has no weights",
+    "(float[2,3,4,4] x, int64[5] e, int64[4] f, int64[5] s, float[12,1,1] p, float[5,12,1,1] v) => (float[q,r,t,u] y) "
+    "{ a = Reshape(x, s) b = Expand(a, e) c = Reshape(b, f) d = PRelu(c, p) l = LRN<size = 3>(d) y = Conv(l, v) }",
+    {"~p": 4},
+    constants={"s": [0, 3, 1, 4, 4], "e": [1, 1, 4, 1, 1], "f": [0, 12, 4, 4]},
+)
+record(
+    "LayerNormalization with a bias, summed over heads",
+    "(float[2,6,4] x, float[4,8] w, int64[4] s, float[2] g, float[2] c, int64[1] k, float[2,5] v) => (float[q,r,t] y) "
+    "{ a = MatMul(x, w) b = Reshape(a, s) d = LayerNormalization(b, g, c) e = ReduceSum<keepdims = 0>(d, k) "
+    "y = MatMul(e, v) }",
+    {"~w": 4, "~w#2": 2},
+    constants={"s": [2, 6, 4, 2], "k": [2]},
+)
 for op in ("Softmax", "LogSoftmax", "Hardmax"):
     record(op, tokens(f"b = {op}<axis = 1>(a)"), {"w": 8})
     record(f"{op} over channels", tokens(f"b = {op}(a)"), {}, "runs over it")
@@ -811,6 +826,14 @@ record(
     domain=MS,
 )
 record(
+    "FusedConv with a Sigmoid, summed over",
+    "(float[2,3,6,6] x, float[8,3,1,1] w, int64[1] k, float[5,1,1,1] v) => (float[q,r,t,u] y) "
+    '{ a = com.microsoft.FusedConv<activation = "Sigmoid">(x, w) b = ReduceSum(a, k) y = Conv(b, v) }',
+    {"~w": 8},
+    constants={"k": [1]},
+    domain=MS,
+)
+record(
     "FusedGemm",
     DENSE.format(more="", body='a = com.microsoft.FusedGemm<activation = "Relu">(x, w, c) y = Gemm<transB = 1>(a, v)'),
     {"w": 8},
@@ -882,26 +905,17 @@ record(
     {"w": 8, "u": 6},
     domain=MS,
 )
-record(
-    "QuantizeLinear with 16 bits",
-    image(
-        "t = com.microsoft.QuantizeLinear(a, var, z) b = com.microsoft.DequantizeLinear(t, var, z)",
-        "float var, uint16 z",
-    ),
-    {"w": 8},
-    constants={"z": 32768, "var": 0.001},
-    domain=MS,
-)
-record(
-    "DequantizeLinear with 16 bits",
-    image(
-        "t = com.microsoft.QuantizeLinear(a, var, z) b = com.microsoft.DequantizeLinear(t, var, z)",
-        "float var, uint16 z",
-    ),
-    {"w": 8},
-    constants={"z": 32768, "var": 0.001},
-    domain=MS,
-)
+for op in ("QuantizeLinear", "DequantizeLinear"):
+    record(
+        f"{op} with 16 bits",
+        image(
+            "t = com.microsoft.QuantizeLinear(a, var, z) b = com.microsoft.DequantizeLinear(t, var, z)",
+            "float var, uint16 z",
+        ),
+        {"w": 8},
+        constants={"z": 32768, "var": 0.001},
+        domain=MS,
+    )
 record(
     "DynamicQuantizeLSTM",
     "(float[5,2,4] x, float[4,6] w, uint8[1,6,12] u, uint8[1,3,12] k, float[1] s1, uint8[1] "

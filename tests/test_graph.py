@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from onnx import helper
 from onnx_text import model, proto
 
 from onnxprune import graph, runtime
@@ -188,3 +189,35 @@ def test_tied_initializers_are_one_again():
     source.graph.initializers["v"].const_value = source.graph.initializers["w"].const_value
     graph.tie(source)
     assert set(source.graph.initializers) == {"w", "c", "d"}
+
+
+def test_sizes_of_minus_one_are_not_reckoned_with():
+    """Shape inference made 0 of -1 by a pooling, and onnxruntime refused the pruned model for it."""
+    given = proto(
+        "(float[n,3,h,w] x, float[4,3,1,1] k) => (float[n,4,p,q] y) "
+        "{ a = Conv(x, k) b = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(a) y = Relu(b) }"
+    )
+    for value in (*given.graph.input, *given.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = -1
+    found = ir.to_proto(graph.normalize(ir.from_proto(given)))
+    sizes = [
+        d.dim_value for v in found.graph.value_info for d in v.type.tensor_type.shape.dim if d.HasField("dim_value")
+    ]
+    assert min(sizes, default=1) > 0
+    assert [d.dim_value for d in found.graph.input[0].type.tensor_type.shape.dim] == [-1, 3, -1, -1]
+
+
+def test_maps_are_refused_by_name(tmp_path):
+    tensor = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])
+    kind = helper.make_map_type_proto(
+        onnx.TensorProto.INT64, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    )
+    output = helper.make_value_info("p", helper.make_sequence_type_proto(kind))
+    node = helper.make_node("ZipMap", ["x"], ["p"], domain="ai.onnx.ml", classlabels_int64s=[0, 1, 2])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 1)]
+    path = tmp_path / "map.onnx"
+    onnx.save(helper.make_model(helper.make_graph([node], "g", [tensor], [output]), opset_imports=opsets), path)
+    with pytest.raises(GraphError, match="'p' is a map"):
+        graph.load(path)

@@ -1,10 +1,13 @@
 """Shapes are observed at two sizes: what stays, what changes, and which sizes are tried."""
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+from networks import filled
 from onnx_text import model
 
-from onnxprune import probes, shapes
+from onnxprune import graph, probes, shapes
+from onnxprune.data.inputs import axis_of
 from onnxprune.errors import GraphError
 
 
@@ -42,7 +45,7 @@ def test_a_size_that_the_model_mentions_is_tried():
 
 def test_a_model_that_runs_at_no_size_is_refused(monkeypatch):
     monkeypatch.setattr(probes, "MAX_TRIES", 6)
-    text = "(float[n,8] x, int64[2] s) => (float[p,q] y) { y = Reshape(x, s) }"
+    text = "(float[n,8] x, float[977,20] w, int64[2] s) => (float[p,q] y) { a = Reshape(x, s) y = MatMul(a, w) }"
     with pytest.raises(GraphError, match="none of the sizes"):
         shapes.observe(model(text, {"s": [5, 977]}))
 
@@ -83,3 +86,31 @@ def test_unknown_sizes_may_be_written_as_minus_one():
     source = model("(float[n,3] x) => (float[n,3] y) { y = Relu(x) }")
     source.graph.inputs[0].shape = type(source.graph.inputs[0].shape)([-1, 3])
     assert probes.symbolic_shape(source.graph.inputs[0]) == [None, 3]
+
+
+def test_a_model_without_weights_is_refused_as_such(monkeypatch):
+    monkeypatch.setattr(probes, "MAX_TRIES", 6)
+    text = "(float[n,8] x, int64[2] s) => (float[p,q] y) { y = Reshape(x, s) }"
+    with pytest.raises(GraphError, match="holds no weights"):
+        shapes.observe(model(text, {"s": [5, 977]}))
+
+
+@pytest.mark.parametrize("size", [-1, 0, "?", "-1", "", None])
+def test_sizes_that_only_mean_any_are_unknown(size):
+    assert axis_of(size) is None
+
+
+@pytest.mark.parametrize("size", [1, 640, "N", "_", "2 * width"])
+def test_sizes_and_names_stay(size):
+    assert axis_of(size) == size
+
+
+def test_unnamed_axes_of_one_mark_are_not_one_size():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3, H, W] x) => (float[N, 4, H, W] y)
+    <float[4, 3, 3, 3] w> { y = Conv <pads = [1, 1, 1, 1]> (x, w) }"""
+    proto = filled(text)
+    for value in (*proto.graph.input, *proto.graph.output):
+        for k in (0, 2, 3):
+            value.type.tensor_type.shape.dim[k].dim_param = "?"
+    probe = shapes.observe(graph.normalize(ir.from_proto(proto))).probe["x"]
+    assert probe[0] != probe[2]

@@ -54,6 +54,16 @@ class Coupling:
         """Free Dims whose removal equals silencing, to the last bit of arithmetic."""
         return tuple(dim for dim in self.free if dim.reduced is None)
 
+    @property
+    def residual(self) -> frozenset[Dim]:
+        """Dims along which computed values are added to one another: the widths of residual streams."""
+        found: set[Dim] = set()
+        for node in self.model.graph:
+            if node.op_type in ("Add", "Sum") and sum(_computed(value) for value in node.inputs) > 1:
+                axes = [self.axes.get(value.name or "", ()) for value in (*node.inputs, *node.outputs) if value]
+                found.update(set.intersection(*(set(dims.all_leaves(some)) for some in axes)))
+        return frozenset(found)
+
     def dim(self, name: str) -> Dim:
         """The Dim called `name`. Raises: CouplingError when there is none."""
         found = self._names.get(name)
@@ -68,6 +78,11 @@ class Coupling:
     def matching(self, patterns: Sequence[str]) -> set[Dim]:
         """Dims of which the name, a node or an initializer that produces or consumes them matches a glob."""
         return {dim for dim in self.dims if any(_matches(dim, self.members[dim], pattern) for pattern in patterns)}
+
+
+def _computed(value: ir.Value | None) -> bool:
+    """Whether `value` depends on the model's inputs by more than a constant."""
+    return value is not None and value.const_value is None and value.producer() is not None
 
 
 def _matches(dim: Dim, members: Iterable[Member], pattern: str) -> bool:

@@ -233,6 +233,8 @@ def unify(a: Axis, b: Axis, explain: Callable[[str], Reason] = Reason) -> None:
         freeze(a, why)
         freeze(b, why)
         return
+    if is_frozen(a) and is_frozen(b):
+        return  # nothing to gain, and overlapping windows of one axis would be refined without end
     # Segments are aligned from the first on: what is already the same is dropped, the first difference is refined.
     left, right = list(reversed(a)), list(reversed(b))  # the next segment stands last
     while _expand_last(left) and _expand_last(right):
@@ -290,6 +292,9 @@ def _unify_factor(a: Segment, b: Segment, explain: Callable[[str], Reason]) -> b
 
 def cut(axis: Axis, start: int, stop: int, explain: Callable[[str], Reason] = Reason) -> Axis:
     """The sub-axis of positions start <= p < stop, refining where a boundary falls inside a Dim."""
+    first = next(leaves(axis), None)
+    if 0 < stop - start < length(axis) and first is not None and first.frozen is not None and is_frozen(axis):
+        return fixed(stop - start, first.frozen, dynamic=is_dynamic(axis))
     while True:
         axis = resolve(axis)
         position = 0

@@ -28,8 +28,8 @@ NOTHING: Silent = frozenset()
 PRESERVING = frozenset(
     (
         "Abs Asin Asinh Atan Atanh Cast CastLike Ceil Celu Elu Erf Floor Gelu HardSwish Identity LeakyRelu Mish Neg "
-        "Relu Round Selu Sign Sin Sinh Softsign Sqrt Swish Tan Tanh Dropout Shrink ThresholdedRelu QuickGelu Reshape "
-        "Flatten Squeeze Unsqueeze Transpose Split Slice Tile Expand DepthToSpace SpaceToDepth Concat MaxPool "
+        "PRelu Relu Round Selu Sign Sin Sinh Softsign Sqrt Swish Tan Tanh Dropout Shrink ThresholdedRelu QuickGelu "
+        "Reshape Flatten Squeeze Unsqueeze Transpose Split Slice Tile Expand DepthToSpace SpaceToDepth Concat MaxPool "
         "AveragePool LpPool GlobalAveragePool GlobalMaxPool GlobalLpPool Resize Upsample GridSample RoiAlign Col2Im "
         "ReduceSum ReduceMean ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare ReduceProd CumSum Trilu TopK Add "
         "Sub Sum Max Min Mean Or Xor Where BiasGelu FastGelu Gather GatherElements GatherND ScatterND "
@@ -38,14 +38,23 @@ PRESERVING = frozenset(
         "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding"
     ).split()
 )
-ANY = frozenset("Mul And PRelu BatchNormalization".split())  # one silent operand silences the result
+ANY = frozenset(("Mul", "And"))  # one silent operand silences the result
 CONTRACTING = frozenset("MatMul Gemm Einsum FusedMatMul FusedGemm MatMulInteger".split())
-PRODUCING = frozenset(
-    "Conv FusedConv ConvTranspose ConvInteger DeformConv DynamicQuantizeMatMul MatMulIntegerToFloat".split()
-)
+# The inputs whose silence, all together, silences the result: the weights, and what is added.
+PRODUCING = {
+    "BatchNormalization": (1, 2),
+    "Conv": (1, 2),
+    "ConvInteger": (1,),
+    "ConvTranspose": (1, 2),
+    "DeformConv": (1, 3),
+    "DynamicQuantizeMatMul": (1, 4),
+    "FusedConv": (1, 2, 3),
+    "MatMulIntegerToFloat": (1, 6),
+}
 # No number, or none that is exact, comes from zeros.
 POLES = frozenset("Reciprocal Log Acosh ReduceLogSum MeanVarianceNormalization".split())
-RECURRENT_ACTIVATIONS = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
+# Activations inside recurrent and fused operators that map zero to zero.
+KEEPING_ZERO = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
 ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
 
 
@@ -105,12 +114,15 @@ class _Walk:
 
     def _result(self, node: ir.Node, out: Silent) -> Silent:
         op = node.op_type
+        fused = node.attributes.get("activation")
+        if fused is not None and fused.value and fused.value not in KEEPING_ZERO:
+            return NOTHING
         if op in CONTRACTING:
             return self._contracting(node, out)
         if op in ("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"):
             return self._recurrent(node, out)
         if op in PRODUCING:
-            return self._union(node, out, (1, 2))
+            return out.intersection(*(self.of(node, k) for k in self.present(node) if k in PRODUCING[op]))
         if op in ATTENTION:
             return self._union(node, out, (2,) if op == "MultiHeadAttention" or not node.domain else (1,))
         if op in ANY:
@@ -148,7 +160,7 @@ class _Walk:
         op = node.op_type
         if op == "Where":
             return index > 0
-        if op in ("ScatterND", "ScatterElements", "Scatter"):
+        if op in ("ScatterND", "ScatterElements", "Scatter", "LayerNormalization"):
             return index in (0, 2)
         if op == "EmbedLayerNormalization":
             return index in (2, 3, 4, 5, 6)
@@ -175,7 +187,7 @@ class _Walk:
             # The first of each direction's functions is that of the gates, which multiply; RNN has no gates.
             count, gates = {"GRU": (2, 1), "RNN": (1, 0)}.get(node.op_type, (3, 1))
             used = {name for k, name in enumerate(activations.as_strings()) if k % count >= gates}
-            if not used <= RECURRENT_ACTIVATIONS:
+            if not used <= KEEPING_ZERO:
                 return NOTHING
         states = [index for index in (5, 6) if index < len(node.inputs) and node.inputs[index] is not None]
         return self._union(node, out, (1,)).intersection(*(self.of(node, index) for index in states))

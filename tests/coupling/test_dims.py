@@ -226,3 +226,25 @@ def test_a_sum_is_split_into_rows_only_where_it_can_be(parts, size):
             dims.split(axis, [total // size, size])
     else:
         assert [dims.length(part) for part in dims.split(axis, [total // size, size])] == [total // size, size]
+
+
+def test_overlapping_windows_of_a_frozen_axis_are_not_refined():
+    """A signal is cut into two overlapping windows, both seen as 900 rows: each row is the next one of the other."""
+    why = Reason("graph input 'x'")
+    x = dims.fixed(144160, why)
+    one, two = dims.cut(x, 0, 144000), dims.cut(x, 160, 144160)
+    rows, others = dims.split(one, (900, 160)), dims.split(two, (900, 160))
+    dims.unify(rows[0], others[0])
+    assert [dims.length(axis) for axis in (*rows, *others)] == [900, 160, 900, 160]
+    assert all(leaf.frozen == why for axis in (*rows, *others) for leaf in dims.leaves(axis))
+
+
+def test_a_window_of_a_frozen_axis_stays_dynamic():
+    x = dims.fixed(10, Reason("graph input 'x'"), dynamic=True)
+    assert dims.is_dynamic(dims.cut(x, 2, 6))
+
+
+def test_a_frozen_axis_freezes_a_free_one():
+    free = leaf(8)
+    dims.unify(dims.fixed(8, Reason("here")), free)
+    assert dims.is_frozen(free)

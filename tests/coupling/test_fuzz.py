@@ -1,5 +1,7 @@
 """Cut equals mask on random networks, and three broken rules that the twin must catch."""
 
+import os
+
 import numpy as np
 import pytest
 from fuzz import models
@@ -39,7 +41,7 @@ def test_cut_equals_mask_on_random_networks(source, seed):
 
 @pytest.mark.slow
 @given(models(steps=14), st.integers(0, 2**32 - 1), st.booleans())
-@settings(max_examples=2000, **{**LAX, "derandomize": False})
+@settings(max_examples=2000, **{**LAX, "derandomize": "CI" in os.environ})  # elsewhere other networks in every run
 def test_cut_equals_mask_on_many_random_networks(source, seed, normalized):
     check(graph.normalize(source) if normalized else source, seed)
 

@@ -1,0 +1,74 @@
+"""The normal form, proven: it computes what the model does as it was given."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, runtime, shapes, verify
+from onnxprune.differences import TOLERANCE
+from onnxprune.errors import GraphError, VerificationError
+
+LOG = logging.getLogger("onnxprune")
+
+
+def form_of(original: ir.Model) -> ir.Model:
+    """The normal form that pruning works on; unproven where the model does not run, which only pruning refuses."""
+    model = graph.normalize(original)
+    try:
+        return proven(original, model, shapes.observe(model))[0]
+    except GraphError as error:
+        LOG.warning("the normal form was not compared with the model: %s", error)
+        return model
+
+
+def proven(
+    original: ir.Model,
+    model: ir.Model,
+    observed: shapes.Shapes,
+    samples: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+) -> tuple[ir.Model, shapes.Shapes]:
+    """(a normal form that equals `original` in numbers, its shapes): `model`, or one without rewritings.
+
+    Raises: VerificationError when that one differs as well, GraphError when it alone does not run.
+    """
+    feeds = verify.random_feeds(model, observed, seed)
+    found = _compare(original, model, feeds)
+    if _holds(found):
+        return model, observed
+    LOG.info("  onnxsim changes the numbers of this model: it is pruned without its rewritings")
+    model = graph.normalize(original, rewrite=False)
+    observed = shapes.observe(model, samples)
+    found = _compare(original, model, feeds)
+    if isinstance(found, GraphError):
+        raise found
+    if not _holds(found):
+        assert found is not None
+        raise VerificationError(
+            f"the model's normal form differs from the model as it was given at '{found.worst}' by "
+            f"{found.max_abs:.3g} where {TOLERANCE:g} x {found.scale:.3g} is allowed; nothing was written. "
+            "Please report this model"
+        )
+    return model, observed
+
+
+def _holds(found: verify.Verification | GraphError | None) -> bool:
+    return found is None or (isinstance(found, verify.Verification) and found.ok)
+
+
+def _compare(
+    original: ir.Model, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> verify.Verification | GraphError | None:
+    """How far `model` is from `original`, or why it does not run; None where there is nothing to compare with."""
+    try:
+        return verify.compare(model, original, feeds)
+    except GraphError as error:
+        failed = error
+    try:
+        runtime.run(runtime.open_session(original), feeds[0])
+    except GraphError as error:  # an operator that onnxruntime lacks may stand where nothing needs it
+        LOG.info("  the model as it was given does not run: %s", error)
+        return None
+    return failed

@@ -9,6 +9,7 @@ OnnxPruneError
 |- BridgeError        no torch function: op, domain, opset, node
 |- DataError          samples do not fit the model: which input, both shapes
 |- ProviderError      an execution provider was asked for and did not load
+|- OutOfMemoryError   memory does not do, not even for the smallest batch: where, and what to do
 """
 
 
@@ -46,9 +47,17 @@ class BridgeError(OnnxPruneError):
     """No torch function for an operator: op, domain, opset and node are in the message."""
 
 
+class UnsupportedFormError(BridgeError):
+    """A form of an operator that its torch function does not have; the bridge adds the node."""
+
+
 class DataError(OnnxPruneError):
     """Samples that do not fit the model, or cannot be read."""
 
 
 class ProviderError(OnnxPruneError):
     """An onnxruntime execution provider that was asked for and did not load."""
+
+
+class OutOfMemoryError(OnnxPruneError):
+    """Memory ran out, and no smaller batch was left to try."""

@@ -3,17 +3,20 @@
 import contextlib
 import ctypes
 import io
+import os
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune.data.inputs import InputInfo
-from onnxprune.errors import GraphError, ProviderError
+from onnxprune.data.inputs import InputInfo, axis_of
+from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError
+from onnxprune.memory import out_of_memory
 from onnxprune.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.tensors import size_bytes
 
@@ -27,8 +30,24 @@ FALLBACKS = {
     "CUDAExecutionProvider": ("CPUExecutionProvider",),
     "TensorrtExecutionProvider": ("CUDAExecutionProvider", "CPUExecutionProvider"),
 }
+# What each session was opened with, and the arrays it reads where they are, so that they have to stay.
+_ORIGINS: weakref.WeakKeyDictionary[ort.InferenceSession, "_Origin"] = weakref.WeakKeyDictionary()
+# Sessions that ran out of memory, to be opened again before they next run.
+_SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
+
+
+class _Origin(NamedTuple):
+    settings: ort.SessionOptions
+    providers: list[tuple[str, dict[str, Any]]]
+    weights: list[np.ndarray]
+
+
+def few_threads() -> int:
+    """Threads of sessions that are not measured: two, or fewer where OMP_NUM_THREADS says so, as on a busy machine."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return min(2, int(given)) if given.isdecimal() and int(given) else 2
 
 
 def provider_name(provider: str) -> str:
@@ -70,8 +89,13 @@ def open_session(
         with contextlib.redirect_stdout(said) if len(wanted) > 1 else contextlib.nullcontext():
             session = ort.InferenceSession(source, settings, providers=wanted)
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        if out_of_memory(error):
+            raise OutOfMemoryError(
+                f"onnxruntime: out of memory while it opens the model ({_first_line(error)}); nothing was written. "
+                "Free memory, or use a machine with more"
+            ) from error
         raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
-    session.weights = weights  # type: ignore[attr-defined]  # it reads them where they are, so they have to stay
+    _ORIGINS[session] = _Origin(settings, wanted, weights)
     if name not in session.get_providers():
         raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
     return session
@@ -95,7 +119,7 @@ def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: 
 def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:
     """The inputs that `session` must be fed, in the order of the graph."""
     return [
-        InputInfo(arg.name, tuple(arg.shape), ort_dtype(arg.type))
+        InputInfo(arg.name, tuple(map(axis_of, arg.shape)), ort_dtype(arg.type))
         for arg in session.get_inputs()
         if arg.type.startswith("tensor(")
     ]
@@ -145,14 +169,36 @@ def _fallback_reason(said: str) -> str:
 def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """All outputs of `session` by name.
 
-    Raises: GraphError when the model fails on these inputs.
+    Raises: GraphError when the model fails on these inputs, OutOfMemoryError when memory runs out.
     """
-    names = [output.name for output in session.get_outputs()]
     try:
-        return dict(zip(names, cast("list[np.ndarray]", session.run(names, dict(feeds))), strict=True))
+        if session in _SPENT:
+            _reopen(session)
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(names, dict(feeds))
+        return dict(zip(names, cast("list[np.ndarray]", values), strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feeds.items())
+        if out_of_memory(error):
+            if session in _ORIGINS:
+                _SPENT.add(session)
+            raise OutOfMemoryError(
+                f"onnxruntime: out of memory on inputs {shapes} ({_first_line(error)}); nothing was written. "
+                "Give smaller samples, or free memory"
+            ) from error
         raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
+
+
+def _reopen(session: ort.InferenceSession) -> None:
+    """Opens `session` again so that it holds no more memory than a run needs.
+
+    Arenas keep what they took, take the double of what is asked for, and lose what an allocation that fails midway had.
+    """
+    origin = _ORIGINS[session]
+    origin.settings.enable_cpu_mem_arena = False
+    frugal = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
+    session.set_providers([(name, {**options, **frugal.get(name, {})}) for name, options in origin.providers])
+    _SPENT.discard(session)
 
 
 def _source(
@@ -189,8 +235,10 @@ def lean_proto(model: ir.Model, settings: ort.SessionOptions, weights: list[np.n
     inputs = [value for value in proto.graph.input if value.name not in hidden]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
-    values = []
+    names, values = [], []
     for name, value in hidden.items():
+        if not model.graph.initializers[name].uses():  # onnxruntime drops it, and then misses it
+            continue
         tensor = value.const_value
         assert tensor is not None, name
         entry = proto.graph.initializer.add(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())
@@ -198,8 +246,9 @@ def lean_proto(model: ir.Model, settings: ort.SessionOptions, weights: list[np.n
         entry.external_data.add(key="location", value="memory")
         entry.external_data.add(key="length", value=str(tensor.nbytes))
         weights.append(np.ascontiguousarray(_plain(tensor)))
+        names.append(name)
         values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weights[-1], tensor.dtype))
-    settings.add_external_initializers(list(hidden), values)
+    settings.add_external_initializers(names, values)
     return proto
 
 

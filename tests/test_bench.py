@@ -383,3 +383,11 @@ def test_run_bench_takes_the_batch_that_models_are_fixed_to_and_tells_equal_name
 def test_the_quick_plan_is_quick():
     assert QUICK.max_seconds <= 5
     assert QUICK.enough(QUICK.least, QUICK.max_seconds)
+
+
+def test_an_output_of_another_rank_than_declared_is_timed():
+    text = """<ir_version: 8, opset_import: ["" : 17]> g (float[1, N] x) => (float[1, M] y)
+    <int64[3] shape = {1, -1, 1}> { y = Reshape (x, shape) }"""
+    model = onnx.parser.parse_model(text)
+    table = measure_latency({"odd": model}, {"x": np.ones((1, 4), np.float32)}, threads=1, rounds=SHORT, sessions=1)
+    assert table.latencies["odd"].median_ms > 0

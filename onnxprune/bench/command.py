@@ -16,7 +16,7 @@ from onnxprune.bench.latency import doubts, measure_latency
 from onnxprune.bench.nodes import profile
 from onnxprune.bench.timing import Rounds
 from onnxprune.coupling import analyze
-from onnxprune.data.inputs import batch_size_of, input_infos
+from onnxprune.data.inputs import fixed_batch
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.report.record import LatencyTable, Measurement, Profile, Report, Step, with_latencies
 from onnxprune.report.write import check_report_path, write_report
@@ -105,7 +105,7 @@ def _named(models: Sequence[str | Path]) -> dict[str, Path]:
 
 
 def _default_batch(paths: Mapping[str, Path]) -> int:
-    fixed = [batch_size_of(input_infos(graph.load(path))) for path in paths.values()]
+    fixed = [fixed_batch(graph.load(path)) for path in paths.values()]
     return next((size for size in fixed if size is not None), 1)
 
 

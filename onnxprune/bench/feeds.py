@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxprune.data.inputs import InputInfo, batch_axes, batch_size_of, random_feeds
-from onnxprune.errors import GraphError, UsageError
+from onnxprune.errors import GraphError, OnnxPruneError, OutOfMemoryError, UsageError
 from onnxprune.runtime import run, session_inputs
 
 Feeds = dict[str, np.ndarray]
@@ -27,13 +27,13 @@ def bench_feeds(
     fixed = batch_size_of(inputs)
     if fixed is not None and fixed != batch:
         raise UsageError(f"the model is fixed to batch {fixed}, so batch {batch} cannot be timed; use --batch {fixed}")
-    failure: GraphError | None = None
+    failure: OnnxPruneError | None = None
     for size in TYPICAL_SIZES if _free_axes(inputs, sizes or {}) else (None,):
         guess = dict.fromkeys(_free_axes(inputs, sizes or {}), size) if size else {}
         feeds = random_feeds(inputs, batch, seed, {**guess, **(sizes or {})})
         try:
             run(session, feeds)
-        except GraphError as error:
+        except (GraphError, OutOfMemoryError) as error:
             failure = failure or error
         else:
             return feeds

@@ -114,7 +114,9 @@ def bind(
         binding.bind_ortvalue_input(name, held[-1])
     for output in session.get_outputs():
         array = outputs.get(output.name)
-        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub":
+        # Memory of a rank that the model does not declare, though it makes it, is refused.
+        declared = isinstance(array, np.ndarray) and array.ndim == len(output.shape)
+        if isinstance(array, np.ndarray) and array.dtype.kind in "fiub" and declared:
             held.append(ort.OrtValue.ortvalue_from_numpy(np.zeros_like(array), device, 0))
             binding.bind_ortvalue_output(output.name, held[-1])
         else:

@@ -10,7 +10,7 @@
 torch is never imported here: its tensors, datasets and loaders are known by what they can do.
 """
 
-from onnxprune.data.inputs import InputInfo, batch_axes, batch_size_of, input_infos, random_feeds
+from onnxprune.data.inputs import InputInfo, batch_axes, batch_size_of, fixed_batch, input_infos, random_feeds
 from onnxprune.data.samples import ArraySamples, Samples, batches, split
 from onnxprune.data.spec import load_samples
 
@@ -21,6 +21,7 @@ __all__ = [
     "batch_axes",
     "batch_size_of",
     "batches",
+    "fixed_batch",
     "input_infos",
     "load_samples",
     "random_feeds",

@@ -51,19 +51,26 @@ def _info(value: ir.Value) -> InputInfo:
         raise DataError(
             f"input '{value.name}' of the model is {value.type}, not a tensor of numbers; samples cannot feed it"
         )
-    shape = None if value.shape is None else tuple(_axis(axis) for axis in value.shape)
+    shape = None if value.shape is None else tuple(axis_of(axis) for axis in value.shape)
     return InputInfo(value.name or "", shape, np.dtype(value.dtype.numpy()))
 
 
-def _axis(axis: int | ir.SymbolicDim) -> Axis:
-    # Some exporters write 0 or -1 where they mean "any".
+def axis_of(axis: int | str | ir.SymbolicDim | None) -> Axis:
+    """A size or a name. Some exporters write 0, -1 or '?' where they mean "any": those are no names, of one size."""
     size = axis.value if isinstance(axis, ir.SymbolicDim) else axis
-    return None if isinstance(size, int) and size <= 0 else size
+    if isinstance(size, int):
+        return size if size > 0 else None
+    return size if size and any(letter.isalpha() or letter == "_" for letter in size) else None
 
 
 def is_float(dtype: np.dtype) -> bool:
     """True for every floating type, those of ml_dtypes (bfloat16, float8) too."""
     return dtype.kind == "f" or "float" in dtype.name
+
+
+def fixed_batch(model: ir.Model) -> int | None:
+    """The one batch size that `model` takes, None where it takes any."""
+    return batch_size_of(input_infos(model))
 
 
 def batch_axes(inputs: Sequence[InputInfo]) -> dict[str, int | None]:

@@ -1,6 +1,5 @@
 """Samples from files of arrays, and from a function of the user's."""
 
-import importlib
 import random
 import re
 import sys
@@ -14,6 +13,7 @@ from onnxprune.data.fit import Target, by_input_name, log, one_line
 from onnxprune.data.objects import from_object, told
 from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
+from onnxprune.functions import import_here, is_absent
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NPY = b"\x93NUMPY"
@@ -81,13 +81,10 @@ def load_function(spec: str, target: Target, seed: int) -> Samples:
 
 def _find(spec: str, where: str) -> Any:
     module_name, name = spec.split(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    importlib.invalidate_caches()
     try:
-        module = importlib.import_module(module_name)
+        module = import_here(module_name)
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name and f"{module_name}.".startswith(f"{error.name}."):
+        if isinstance(error, ModuleNotFoundError) and is_absent(error, module_name):
             raise DataError(
                 f"{where}: no module '{error.name}' in {Path.cwd()} or on the Python path; check the name"
             ) from error

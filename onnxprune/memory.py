@@ -1,0 +1,119 @@
+"""When memory runs out: the same work again in smaller batches, and in the end one clear line.
+
+torch, onnxruntime and numpy each say it in their own way; `out_of_memory` knows them all. `halving` repeats work that
+is given its batch; `retrying` repeats a whole step, in which every batch is chosen through `at_most`.
+"""
+
+import gc
+import logging
+import sys
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TypeVar
+
+from onnxprune.errors import OutOfMemoryError
+
+LOG = logging.getLogger("onnxprune")
+T = TypeVar("T")
+# RuntimeError of torch on the CPU and of CUDA, onnxruntime's arenas, C++ below both. numpy raises MemoryError.
+WORDS = (
+    *("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation"),
+    *("not enough memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed"),
+)
+
+
+def out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or what it came from, says that memory ran out."""
+    while error is not None:
+        if isinstance(error, MemoryError | OutOfMemoryError):
+            return True
+        if isinstance(error, Exception) and any(word in str(error).lower() for word in WORDS):
+            return True
+        error = error.__cause__
+    return False
+
+
+def halving(action: Callable[[int], T], batch: int, where: str, *, fixed: bool = False) -> T:
+    """action(batch); when memory runs out, again with half the batch, down to 1. fixed: the model takes no other.
+
+    Raises: OutOfMemoryError when memory does not even do for the smallest batch.
+    """
+    while True:
+        try:
+            return action(batch)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if batch <= 1 or fixed:
+                raise give_up(error, where, batch, fixed=fixed) from error
+        batch = smaller(batch, where)
+
+
+@dataclass
+class _Cap:
+    """The largest batch that is allowed now, and the largest that was used."""
+
+    allowed: int | None
+    used: int = 0
+
+
+_CAP: ContextVar[_Cap | None] = ContextVar("batch cap", default=None)
+
+
+def at_most(batch: int) -> int:
+    """`batch`, or less where a step is being repeated because memory did not do."""
+    cap = _CAP.get()
+    if cap is None:
+        return batch
+    batch = batch if cap.allowed is None else min(batch, cap.allowed)
+    cap.used = max(cap.used, batch)
+    return batch
+
+
+def retrying(action: Callable[[], T], where: str, *, fixed: bool = False) -> T:
+    """action(); when memory runs out, again with `at_most` half of the largest batch that it used, down to 1.
+
+    Raises: OutOfMemoryError when memory does not even do for the smallest batch.
+    """
+    cap = _Cap(None)
+    while True:
+        token = _CAP.set(cap)
+        try:
+            return action()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            if cap.used <= 1 or fixed:
+                raise give_up(error, where, max(1, cap.used), fixed=fixed) from error
+        finally:
+            _CAP.reset(token)
+        cap = _Cap(smaller(cap.used, where))
+
+
+def smaller(batch: int, where: str) -> int:
+    """Half of `batch`, with a note; what the failed attempt left is freed."""
+    half = max(1, batch // 2)
+    LOG.warning("%s: out of memory with a batch of %d; goes on with %d", where, batch, half)
+    free()
+    return half
+
+
+def give_up(error: BaseException, where: str, batch: int, *, fixed: bool = False) -> OutOfMemoryError:
+    """What to raise when there is no smaller batch."""
+    while isinstance(error, OutOfMemoryError) and error.__cause__ is not None:
+        error = error.__cause__
+    told = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    which = "which the model is fixed to" if fixed else "which cannot be split here" if batch > 1 else "the smallest"
+    return OutOfMemoryError(
+        f"{where}: out of memory with a batch of {batch}, {which} ({told[:200]}); nothing was written. "
+        "Give smaller samples, free memory, or use a machine with more"
+    )
+
+
+def free() -> None:
+    """Gives back what nobody uses any more, on the GPU as well."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -21,6 +21,7 @@ Letters: N samples, C children, P parents, G groups, J child groups, S shifts, R
 from __future__ import annotations
 
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -30,13 +31,13 @@ from ..errors import UsageError
 from .acmi_cells import Scratch, count, joint_cells, x_cells
 from .acmi_groups import Groups, grouped
 from .acmi_hash import by_hash
-from .acmi_math import bounded, middle
+from .acmi_math import TINY, bounded, middle
 from .acmi_phi import sample_phi, weight_phi
 from .acmi_threads import workers
 
 BLOCK_PAIRS, BLOCK_SAMPLES = 64, 1 << 20  # pairs of a block, and their samples
-TINY = 1e-12
 CHILDREN = 8  # child groups whose contributions are computed at once
+WORTH_COMPILING = 1 << 22  # pairs times samples; less takes torch under a tenth of a second
 
 
 def connection_scores(
@@ -75,8 +76,41 @@ def connection_scores(
         if z == "hash":
             information = by_hash(layer, divergence, inside, spread, seed)
         else:
-            information = spread(partial(_by_weights, layer, divergence, inside))
+            kernel = compiled(layer) if inside is None else None
+            rows = (
+                partial(_by_weights, layer, divergence, inside)
+                if kernel is None
+                else partial(_by_kernel, layer, divergence, kernel)
+            )
+            information = spread(rows)
         return (factor * information).cpu().numpy()
+
+
+def compiled(layer: Groups) -> ModuleType | None:
+    """acmi_kernel where it can be had and pays: on a CPU, with numba, for a layer that is worth its import."""
+    work = layer.child_groups * layer.parent_groups * layer.samples
+    if layer.device.type != "cpu" or work < WORTH_COMPILING:
+        return None
+    try:
+        from . import acmi_kernel
+    except (ImportError, RuntimeError):  # numba is optional, and says RuntimeError where it cannot keep what it made
+        return None
+    return acmi_kernel
+
+
+@torch.inference_mode()
+def _by_kernel(layer: Groups, divergence: str, kernel: ModuleType, share: list[int]) -> Tensor:
+    """Information (share, G) of some child groups, as many at once as the memory is bounded to."""
+    information = np.empty((len(share), layer.parent_groups), np.float32)
+    step = max(1, min(CHILDREN, CHILDREN * BLOCK_SAMPLES // (layer.parent_groups * layer.samples)))
+    for first in range(0, len(share), step):
+        some = share[first : first + step]
+        x = x_cells(layer.x[some]).numpy().astype(np.uint16)
+        totals = layer.totals(some).numpy()
+        contributions = layer.contributions(some, 0, layer.parent_groups).transpose(0, 1).contiguous().numpy()
+        for i in range(len(some)):
+            kernel.information(x[i], contributions[i], totals[i], divergence == "shannon", information[first + i])
+    return torch.from_numpy(information)
 
 
 @torch.inference_mode()

@@ -17,6 +17,8 @@ BINS_XY, BINS_Z, SHIFTS = 8, 16, 4  # methods: 8 cells for x and y, 16 for z, sh
 CELLS = BINS_XY * BINS_XY * BINS_Z
 TAIL = 0.02  # cells span the 2 % to 98 % quantiles; the tails join the outer cells
 LEVELS = 512  # of the histogram that the quantiles are read from
+# Cantelli: at most 2 % of samples lie beyond 7 standard deviations on one side, so the levels reach no farther.
+REACH = 7.01
 COUNT_ROWS = 16  # rows of one bincount: its int64 result is then half a MiB
 
 
@@ -90,9 +92,8 @@ def quantile_range(v: Tensor, real: Tensor, levels: Tensor) -> tuple[Tensor, Ten
 
     real and levels (R, N) are overwritten.
     """
-    # Cantelli: at most 2 % of samples lie beyond 7 standard deviations on one side, so the levels reach no farther.
     rows, samples = v.shape
-    reach = torch.linalg.vector_norm(v, dim=1, keepdim=True) * (7.01 / samples**0.5)
+    reach = torch.linalg.vector_norm(v, dim=1, keepdim=True) * (REACH / samples**0.5)
     scale = torch.where(reach > 0, LEVELS / 2 / reach, 0.0)
     torch.mul(v, scale, out=real).add_(LEVELS / 2).clamp_(0, LEVELS - 1)
     tables = torch.arange(0, rows * LEVELS, LEVELS, dtype=torch.int32, device=v.device)

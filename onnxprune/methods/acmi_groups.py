@@ -23,7 +23,6 @@ class Groups:
     norm: Tensor  # (G, N) L2 norm of each group's activations
     weights: Tensor  # (J, G, K) mean over the child group of its summed kernels
     magnitude: Tensor  # (J, G) mean |w| of the slices between two groups
-    children: tuple[Tensor, ...]  # per child group (N, channels of the group)
 
     @property
     def samples(self) -> int:
@@ -59,14 +58,14 @@ def grouped(parents, children, weights, magnitude, parent_groups, child_groups, 
     to_children = _members(group_ids(child_groups, w.shape[0], "child"), device)
     over_children, over_parents = _means(to_children, w.shape[0]), _means(to_parents, w.shape[1])
     present = to_parents >= 0
-    centered = (a - a.mean(0)).T  # a shift changes no information, and rows of mean zero save passes later
+    a = a.T.contiguous()
+    centered = a - a.mean(1, keepdim=True)  # a shift changes no information, and rows of mean zero save passes later
     return Groups(
         x=over_children @ (x - x.mean(0)).T,
         parents=torch.where(present[..., None], centered[to_parents], 0),
-        norm=torch.where(present[..., None], a.T[to_parents], 0).square_().sum(1).sqrt_(),
+        norm=torch.where(present[..., None], a[to_parents], 0).square_().sum(1).sqrt_(),
         weights=torch.where(present, (over_children @ w)[:, to_parents], 0),
         magnitude=over_children @ size @ over_parents.T,
-        children=tuple(x[:, members[members >= 0]] for members in to_children),
     )
 
 

@@ -8,6 +8,9 @@ The median of the members is taken. After a first run gamma is scaled by 2^(-sqr
 mean over the layer and hold the exponent in [-2, 2], because a single near-zero I would put all samples in one cell.
 Cells are told apart exactly (no second hash to a table), so two cells never share a count.
 
+A group of children is one coordinate, the mean of its channels, as in acmi.py [ours]: cells widen with d, and with 8
+channels of their own most samples share one cell, so that scores carry no order, or are all zero.
+
 Nearly every cell of a high-dimensional Z holds one sample: expect noise, ranked mostly by phi.
 
 Letters: N samples, d dimensions, R rows, G parent groups, J child groups, L members.
@@ -107,17 +110,15 @@ def _run_sizes(ordered: Tensor) -> Tensor:
 
 
 def _projections(layer: Groups, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Coordinates of x (J, N, d), y (G, N, d) and z (G, N, d), the last without the group's own channels."""
+    """Coordinates of x (J, N, 1), y (G, N, d) and z (G, N, d), the last without the group's own channels."""
     most = max(1, int(torch.log2(torch.tensor(layer.samples / 10))))
     groups, channels, _ = layer.parents.shape
     parents = _standardized(layer.parents)  # (G, K, N)
     y = _projection(channels, most, generator, layer.device)
     z = _projection(groups * channels, most, generator, layer.device).view(groups, channels, -1)
     parts = torch.einsum("gkn,gkd->gnd", parents, z)
-    x = [_standardized(v.T) for v in layer.children]
-    widest = _projection(max(len(v) for v in x), most, generator, layer.device)
     return (
-        torch.stack([torch.einsum("kn,kd->nd", v, widest[: len(v)]) for v in x]),
+        _standardized(layer.x)[..., None],
         torch.einsum("gkn,kd->gnd", parents, y),
         parts.sum(0) - parts,
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 UPPER = 10.0  # bound U on g, as in EDGE
+TINY = 1e-12
 
 
 def bounded(n: Tensor, m: Tensor, divergence: str, out: Tensor) -> Tensor:

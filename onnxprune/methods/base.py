@@ -15,8 +15,9 @@ import onnx_ir as ir
 from onnxprune import graph, methods
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, Member, dims
-from onnxprune.data import Samples
+from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
+from onnxprune.memory import retrying
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Context:
 
     coupling: Coupling
     cost: Cost
-    dims: tuple[Dim, ...]  # those to be scored: free, and chosen by --include, --exclude and --exact-only
+    dims: tuple[Dim, ...]  # those to be scored: free, and chosen by --include, --exclude, --exact-only, --inner-only
     samples: Samples | None = None
     seed: int = 0
     device: str = "cpu"
@@ -56,6 +57,7 @@ class Outcome:
 
     scores: Dim -> (size,) floats, larger = keep.
     comparable: whether a score means the same in every Dim; otherwise they are compared after normalization.
+    losses: whether a score is what the loss loses when that unit alone goes; see `ranking`.
     limits: largest share of a Dim that may be removed. keep: the method's own decision (size,) booleans, for
     methods that need no target. model: the normalized model with other weights. zeros: initializer -> positions
     that are zero, for sparse methods. notes: lines for the report.
@@ -63,11 +65,31 @@ class Outcome:
 
     scores: Mapping[Dim, np.ndarray]
     comparable: bool = False
+    losses: bool = False
     limits: Mapping[Dim, float] = field(default_factory=dict)
     keep: Mapping[Dim, np.ndarray] | None = None
     model: ir.Model | None = None
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+    @property
+    def ranking(self) -> Mapping[Dim, np.ndarray]:
+        """The scores as selection compares them: losses as what each unit adds to those that went before it."""
+        return {dim: together(values) for dim, values in self.scores.items()} if self.losses else self.scores
+
+
+def together(losses: np.ndarray) -> np.ndarray:
+    """Losses (size,) of units that go alone -> what each adds when all cheaper ones of its Dim have gone.
+
+    A loss is the square of a change, and changes of one layer's units add up: together they cost up to
+    (sum of sqrt(loss))^2, not the sum. Taken one by one, cheap units of one Dim would go until it collapses. [ours]
+    """
+    losses = np.maximum(np.asarray(losses, np.float64), 0.0)
+    order = np.argsort(losses, kind="stable")
+    changes = np.sqrt(losses[order])
+    added = np.empty_like(losses)
+    added[order] = changes * (2 * np.cumsum(changes) - changes)
+    return added
 
 
 Run = Callable[[Context], Outcome]
@@ -122,7 +144,8 @@ def run(chosen: Method, context: Context) -> Outcome:
         )
     if chosen.needs.labels and (samples is None or samples.labels is None):
         raise UsageError(f"--method {chosen.name} needs labelled samples: give --data with labels")
-    outcome = chosen.run(context)
+    fixed = fixed_batch(context.model) is not None
+    outcome = retrying(lambda: chosen.run(context), f"--method {chosen.name}", fixed=fixed)
     if isinstance(outcome, Mapping):
         outcome = Outcome(outcome)
     for dim in context.dims:

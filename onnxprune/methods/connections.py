@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from onnxprune import graph, runtime
 from onnxprune.coupling import Dim, dims
-from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.memory import at_most
 from onnxprune.methods.base import Context, unit_positions
 
 BATCH = 64
@@ -141,11 +142,11 @@ def mean_activations(
     session = runtime.open_session(
         context.model, extra_outputs=[name for name in names if name not in outputs], threads=2
     )
-    fixed = batch_size_of(input_infos(context.model))
+    fixed = fixed_batch(context.model)
     chosen = samples.subset(indices)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     seen = 0
-    for block in batches(chosen, min(BATCH, len(chosen)), fixed=fixed):
+    for block in batches(chosen, at_most(min(BATCH, len(chosen))), fixed=fixed):
         rows = min(len(block), len(chosen) - seen)
         found = runtime.run(session, chosen.batch(block))
         for name in names:

@@ -21,9 +21,13 @@ from onnxprune.methods.base import Context, Needs, Outcome, method, sum_by_unit
 
 @dataclass(frozen=True)
 class Settings:
-    """samples: how many are looked at. score_batch: how many share one draw of the gradient."""
+    """samples: how many are looked at. score_batch: how many share one draw of the gradient.
+
+    joint: rank by what units of a Dim lose together, see base.together.
+    """
 
     samples: int = 512
+    joint: bool = True
     score_batch: int = 8
 
 
@@ -42,7 +46,7 @@ def hessian(context: Context) -> Outcome:
             for member, array, positions in found
         ]
         scores[dim] = np.sum(terms, axis=0) / 2 if terms else np.zeros(dim.size)
-    return Outcome(scores, comparable=True)
+    return Outcome(scores, comparable=True, losses=settings.joint)
 
 
 def _producing(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.ndarray]]:

@@ -49,11 +49,11 @@ def _layer(node: ir.Node) -> Layer | None:
     if w is None or data is None or weight is None or w.dtype.kind != "f":
         return None
     if node.op_type == "Conv":
-        outputs, inputs, groups = 0, 1, _int(node, "group", 1)
+        outputs, inputs, groups = 0, 1, node.attributes.get_int("group", 1)
     else:
         if w.ndim != 2:
             return None
-        outputs, inputs = (0, 1) if _int(node, "transB", 0) else (1, 0)
+        outputs, inputs = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
         groups = 1
     bias = _held(node.inputs[2]) if len(node.inputs) > 2 else None
     first, last = _first(data), _last(node)
@@ -71,10 +71,6 @@ def _held(value: ir.Value | None) -> ir.Value | None:
         node = value.producer()
         value = node.inputs[0] if node is not None and node.op_type in ("Cast", "Identity") else None
     return None
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else default
 
 
 PASSING = frozenset("Softmax LogSoftmax Sigmoid Add BatchNormalization Reshape Flatten Squeeze Identity Cast".split())

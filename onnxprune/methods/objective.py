@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.memory import at_most
 from onnxprune.methods.base import Context
 
 Feeds = dict[str, Tensor]
@@ -69,8 +70,8 @@ def walk(
     samples = context.samples
     assert samples is not None
     chosen = samples.subset(picked(samples, count, context.seed))
-    fixed = batch_size_of(input_infos(context.model))
-    for block in batches(chosen, batch_size, fixed=fixed, shuffle=seed is not None, seed=seed or 0):
+    fixed = fixed_batch(context.model)
+    for block in batches(chosen, at_most(batch_size), fixed=fixed, shuffle=seed is not None, seed=seed or 0):
         yield tensors(chosen, block, context.device)
 
 

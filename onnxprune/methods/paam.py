@@ -7,15 +7,17 @@ multiply the feature maps. Only it is trained; the scores of all layers are lear
     S = LE(c + 1/n sum_j e_ij u(F_j)),  e_ij = v tanh(Wq F_i + Wk F_j + b),  u(F) = Wv F
     LE(x) = exp(x) for x <= 0, 1 + 0.01 x above
 
-LE is the "leaky exponential": positive, starting dense at exactly 1, with a gradient everywhere. Selection is global:
-units of all layers in order of their scores, until their sum reaches `mass` of the whole, or a target is met.
+LE is the "leaky exponential": positive, starting dense at exactly 1, with a gradient everywhere. Selection is global.
+With a target: units of all layers in order of their score's mean over the run, until it is met; without one: the
+highest scores, until their sum reaches `mass` of the whole or their MACs the budget, whichever prunes less.
 
 Deviations, and why. Query, key and value as wired here, LE's formula and omega are ours: the paper's are not
 public. Filters are standardized per layer with their log norm as one column more, gates end at 1.05 and stand
 behind bias and norm. lambda is steered so that the weighted mean score falls along a line to the budget, where the
-paper leaves its tuning open. Units that share a Dim share one score, the mean over its layers. Without labels the task
-is distillation. `reinit` trains filters and scores in one stage from random weights, units leave as the budget
-grows and may return until 60 % of the run.
+paper leaves its tuning open. Scores are averaged over that way: a unit that holds out longer ranks higher, and the
+order no longer depends on where the way ends. Units that share a Dim share one score, the mean over its layers.
+Without labels the task is distillation. `reinit` trains filters and scores in one stage from random weights, units
+leave as the budget grows and may return until 60 % of the run.
 """
 
 from collections.abc import Mapping
@@ -27,7 +29,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from onnxprune import graph
+from onnxprune import cost, graph
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
 from onnxprune.methods import options, reinit, training
@@ -36,6 +38,7 @@ from onnxprune.methods.gates import Gates
 from onnxprune.methods.magnitude import norms
 from onnxprune.methods.paam_network import AttentionNetwork, gate
 from onnxprune.methods.training import Course, Lessons, Step
+from onnxprune.select import aligned
 
 LEAST_SHARE, LEAST_UNITS = 0.05, 2
 STEERING, STEP_LIMIT = 1.0, 0.1  # growth of log lambda per step: by the gap of the mean score, and at most
@@ -114,13 +117,14 @@ def _outcome(context: Context, settings: Settings, history: list[float], run: "R
         learned = {dim: score.double().cpu().numpy() for dim, score in run.attention().items()}
     unseen = [dim for dim in context.dims if dim not in learned]
     raw = {**learned, **{dim: np.minimum(norms(context, dim, 2), 1) for dim in unseen}}
-    keep = kept_by_mass(raw, settings.mass)
+    keep = decided(context, raw, settings.mass, run.budget)
     if run.masks is not None:  # a one-stage run has decided already, and trained under its decision
         keep.update({dim: mask.bool().cpu().numpy() for dim, mask in run.masks.items()})
         raw = {dim: values * keep[dim] for dim, values in raw.items()}
-    # Scores are comparable as they are; selection divides by what a removal saves, so that is multiplied in here.
-    scores = {dim: raw[dim] * max(context.cost.marginal("macs", dim), 1e-9) for dim in context.dims}
     mean = float(np.concatenate(list(raw.values())).mean())
+    ranks = {**raw, **run.means()}
+    # Ranks are comparable as they are; selection divides by what a removal saves, so that is multiplied in here.
+    scores = {dim: ranks[dim] * max(context.cost.marginal("macs", dim), 1e-9) for dim in context.dims}
     losses = ", ".join(f"{value:.3g}" for value in history)
     notes = [f"paam: mean score 1 -> {mean:.3f}, lambda {run.weight:.3g}, loss by epoch {losses}"]
     if unseen:
@@ -128,7 +132,25 @@ def _outcome(context: Context, settings: Settings, history: list[float], run: "R
     return Outcome(scores, comparable=True, keep=keep, model=model, notes=tuple(notes))
 
 
-def kept_by_mass(scores: dict[Dim, np.ndarray], mass: float) -> dict[Dim, np.ndarray]:
+def decided(context: Context, scores: Mapping[Dim, np.ndarray], mass: float, budget: float) -> dict[Dim, np.ndarray]:
+    """What stays without a target: the highest scores by `mass`, or by the `budget` of MACs, whichever prunes less."""
+
+    def at(share: float) -> tuple[dict[Dim, np.ndarray], float]:
+        keep = kept_by_mass(scores, share)
+        keep = {dim: aligned(mask, scores[dim], context.align) for dim, mask in keep.items()}
+        return keep, context.cost.total("macs", cost.keep_sizes(keep)) / max(1.0, context.cost.total("macs"))
+
+    keep, left = at(mass)
+    low, high = mass, 1.0
+    if left >= budget:
+        return keep
+    for _ in range(20):  # along the cumulative distribution of the scores: more mass, more MACs
+        middle = (low + high) / 2
+        low, high = (low, middle) if at(middle)[1] >= budget else (middle, high)
+    return at(high)[0]
+
+
+def kept_by_mass(scores: Mapping[Dim, np.ndarray], mass: float) -> dict[Dim, np.ndarray]:
     """The highest scores of all Dims together that hold `mass` of their sum; 5 % of each Dim, at least 2, stay."""
     pooled = np.sort(np.concatenate(list(scores.values())))[::-1]
     reached = np.searchsorted(np.cumsum(pooled), mass * pooled.sum())
@@ -157,6 +179,8 @@ class Run:
         self.omega = {dim: share / total for dim, share in shares.items()}
         self.weight = settings.lambda_score
         self.masks: dict[Dim, Tensor] | None = None
+        self.sums: dict[Dim, Tensor] = {}
+        self.steps = 0
 
     def mean_score(self, scores: dict[Dim, Tensor]) -> Tensor:
         """sum_l omega_l mean_i S_l,i."""
@@ -166,7 +190,7 @@ class Run:
         """Trains the attention network with the filters frozen; loss by epoch."""
         self.network.eval()
         optimizer = torch.optim.Adam(self.attention.parameters(), lr=self.settings.lr)
-        return training.run(
+        history = training.run(
             self.context,
             self.network,
             lessons,
@@ -176,6 +200,9 @@ class Run:
             before=self.apply,
             penalty=self.penalty,
         )
+        with torch.no_grad():  # the last step's scores count as well
+            self._count(self.attention())
+        return history
 
     def one_stage(self, lessons: Lessons, working: ir.Model) -> list[float]:
         """Trains filters under the masks of the growing budget, and scores by every fourth batch; loss by epoch."""
@@ -200,6 +227,16 @@ class Run:
     def apply(self, step: Step) -> None:
         self.scores = self.attention()
         gate(self.gates, self.scores)
+        self._count(self.scores)
+
+    def _count(self, scores: dict[Dim, Tensor]) -> None:
+        self.steps += 1
+        for dim, score in scores.items():
+            self.sums[dim] = self.sums.get(dim, 0) + score.detach().double().clamp_max(1)
+
+    def means(self) -> dict[Dim, np.ndarray]:
+        """The mean score of every unit over the run; only where nothing but scores was trained."""
+        return {dim: total.cpu().numpy() / self.steps for dim, total in self.sums.items()}
 
     def apply_masked(self, step: Step) -> None:
         """Scores on their turn, without masks so that units may return; on the filters' turn masks alone."""

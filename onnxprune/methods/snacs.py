@@ -11,7 +11,8 @@ Without a target the method decides how much to remove: one global threshold, ca
 until the network with all layers pruned together loses `tolerance` of its answers before any training.
 
 Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
-(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05).
+(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), density (in
+connection mode: share of the connections that stays; 0 takes --target, else the method decides).
 See docs/methods/snacs.md.
 """
 
@@ -54,6 +55,7 @@ class Settings:
     limits: str = "auto"
     tolerance: float = 0.0  # 0: TOLERANCE
     protect: float = 0.05
+    density: float = 0.0
 
 
 @method(
@@ -64,6 +66,8 @@ def snacs(context: Context) -> Outcome:
     for name, allowed in (("mode", ("filter", "connection")), ("limits", ("auto", "labels", "pseudo", "error"))):
         options.require(getattr(settings, name) in allowed, "snacs", f"{name} is one of {', '.join(allowed)}")
     options.require(0 <= settings.tolerance < 1, "snacs", "tolerance is a share of answers, between 0 and 1")
+    options.require(0 <= settings.density <= 1, "snacs", "density is a share of the connections, between 0 and 1")
+    options.require(not settings.density or settings.mode == "connection", "snacs", "density is for mode=connection")
     samples = context.samples
     assert samples is not None
     layers = connections.find(context)

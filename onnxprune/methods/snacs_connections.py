@@ -72,10 +72,11 @@ def prune_connections(
     def error(fraction: float) -> float:
         return snacs.disagreement(metrics.outputs_on(runtime.open_session(zeroed(fraction)[0]), few), reference)
 
-    if context.target is None:
+    target = settings.density or context.target
+    if target is None:
         fraction = rules.automatic_fraction(error, snacs.tolerance(context, settings))
     else:  # the smallest fraction that leaves at most the target's share of the scored weights
-        fraction = _fraction_for(context.target, layers, scores, limits, shielded, groups)
+        fraction = _fraction_for(target, layers, scores, limits, shielded, groups)
     model, masks = zeroed(fraction)
     zeros = {layer.initializer: ~_expand(layer, masks[layer.node], groups[layer.node], model) for layer in layers}
     stays = 1 - sum(int(z.sum()) for z in zeros.values()) / sum(z.size for z in zeros.values())

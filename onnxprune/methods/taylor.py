@@ -19,9 +19,13 @@ from onnxprune.methods.gates import Gates
 
 @dataclass(frozen=True)
 class Settings:
-    """samples: how many are looked at. score_batch: how many at once."""
+    """samples: how many are looked at. score_batch: how many at once.
+
+    joint: rank by what units of a Dim lose together, see base.together.
+    """
 
     samples: int = 512
+    joint: bool = True
     score_batch: int = 32
 
 
@@ -48,4 +52,4 @@ def taylor(context: Context) -> Outcome:
         else "taylor used the model's own answers as labels"
     )
     scores = {dim: (total / max(1, count[dim])).numpy() for dim, total in totals.items()}
-    return Outcome(scores, comparable=True, notes=(note,) if note else ())
+    return Outcome(scores, comparable=True, losses=settings.joint, notes=(note,) if note else ())

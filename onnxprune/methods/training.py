@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from onnxprune.bridge.network import Network
-from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.memory import at_most
 from onnxprune.methods import objective
 from onnxprune.methods.base import Context
 
@@ -57,8 +58,8 @@ class Lessons:
         count = course.train_samples or len(context.samples)
         self.samples: Samples = context.samples.subset(objective.picked(context.samples, count, context.seed))
         self.device, self.seed = context.device, context.seed
-        self.fixed = batch_size_of(input_infos(context.model))
-        self.batch_size = self.fixed or min(course.batch_size, len(self.samples))
+        self.fixed = fixed_batch(context.model)
+        self.batch_size = self.fixed or at_most(min(course.batch_size, len(self.samples)))
         self.label_weight = course.label_weight
         self.answers = self._taught(context) if teach else {}
 

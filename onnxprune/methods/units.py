@@ -62,15 +62,13 @@ def _behind(node: ir.Node, member: Member) -> Member:
     if user.op_type not in LAYERS or index == 0:
         return member
     if index == 1:
-        produced = {"ConvTranspose": 1, "Gemm": 1 - _int(user, "transB"), "MatMul": 1}.get(user.op_type, 0)
+        produced = {"ConvTranspose": 1, "Gemm": 1 - user.attributes.get_int("transB", 0), "MatMul": 1}.get(
+            user.op_type, 0
+        )
         if member.axis > 1:
             return member
         return replace(member, role="produces" if member.axis == produced else "consumes")
     return replace(member, role="produces", input=index)
-
-
-def _int(node: ir.Node, name: str) -> int:
-    return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 def is_bias(member: Member, array: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """The ACMI scores: planted layers, the plain estimator as a twin, and what the estimator must not depend on."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 
 from onnxprune.errors import UsageError
+from onnxprune.methods import acmi
 from onnxprune.methods.acmi import connection_scores
 from onnxprune.methods.acmi_cells import quantile_range
 from onnxprune.methods.acmi_hash import neighbor_distance, runs
@@ -55,6 +57,17 @@ def test_a_parent_the_children_do_not_use_scores_lowest(z):
     w[:, 3] = 0
     scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, z=z)
     assert (scores.argmin(1) == 3).all()
+
+
+@pytest.mark.parametrize("child_groups", [4, 1])
+def test_hash_ranks_parents_for_child_groups_of_many_channels_too(child_groups):
+    """With a coordinate for each of 8 channels nearly all samples shared one cell, and scores had no order."""
+    random = np.random.default_rng(0)
+    gain = np.exp(random.normal(size=16))
+    a, w = np.maximum(random.normal(size=(400, 16)), 0), random.normal(size=(32, 16)) * gain
+    scores = connection_scores(a, a @ w.T, w, parent_groups=16, child_groups=child_groups, phi="one", z="hash")
+    wanted = gain if child_groups > 1 else np.abs(w.mean(0))
+    assert spearmanr(scores.mean(0), wanted).statistic > 0.7
 
 
 def test_a_dead_parent_scores_zero_without_phi():
@@ -215,3 +228,30 @@ def test_cuda_gives_the_scores_of_the_cpu():
     options = {"parent_groups": 64, "child_groups": 8}
     cpu, cuda = (connection_scores(a, x, w, device=d, **options) for d in ("cpu", "cuda"))
     np.testing.assert_allclose(cuda, cpu, atol=0.01 * cpu.max())
+
+
+@pytest.mark.parametrize("divergence", ["geometric", "shannon"])
+@pytest.mark.parametrize("shape", [(64, 16), (64, 64), (100, 10)], ids=str)
+def test_the_compiled_kernel_agrees_with_torch(monkeypatch, divergence, shape):
+    pytest.importorskip("numba")
+    parents, groups = shape
+    a, x, w = planted(2, parents)
+    a[:, 3], w[5] = 1.0, 0.0  # constant rows
+    scores = []
+    for worth in (1, 1 << 62):
+        monkeypatch.setattr(acmi, "WORTH_COMPILING", worth)
+        layer = acmi.grouped(a, x, w, None, groups, 8, torch.device("cpu"))
+        assert (acmi.compiled(layer) is not None) == (worth == 1)
+        scores.append(connection_scores(a, x, w, parent_groups=groups, child_groups=8, divergence=divergence))
+    # Rounding moves a few samples to the next cell.
+    np.testing.assert_allclose(scores[0], scores[1], rtol=0.01, atol=2e-3 * scores[1].max())
+
+
+def test_without_numba_torch_does_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "onnxprune.methods.acmi_kernel", raising=False)
+    monkeypatch.delattr("onnxprune.methods.acmi_kernel", raising=False)
+    monkeypatch.setattr(acmi, "WORTH_COMPILING", 1)
+    a, x, w = planted(0, samples=300)
+    assert acmi.compiled(acmi.grouped(a, x, w, None, 16, 8, torch.device("cpu"))) is None
+    assert connection_scores(a, x, w, parent_groups=16, child_groups=8).shape == (8, 16)

@@ -1,5 +1,7 @@
 """Each baseline's own mechanism, against numbers computed another way."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from networks import DIGITS_BN
@@ -7,6 +9,7 @@ from toys import context_of, digits_context, last_affine, outputs, scaled, toy, 
 
 from onnxprune import graph
 from onnxprune.methods import base, fpgm, gates, objective, units
+from onnxprune.select import Budget, select
 
 
 def scores_of(name: str, context: base.Context) -> dict:
@@ -164,3 +167,29 @@ def test_random_is_uniform_and_differs_between_dims():
     assert scores.min() >= 0
     assert scores.max() < 1
     assert abs(scores.mean() - 0.5) < 0.06
+
+
+def test_losses_of_units_that_go_together_add_up_as_changes():
+    """k units of equal loss cost k^2 of it in all; the order of a Dim's own units stays."""
+    np.testing.assert_allclose(base.together(np.full(4, 0.5)), [0.5, 1.5, 2.5, 3.5])
+    losses = np.random.default_rng(0).gamma(0.5, size=50)
+    added = base.together(losses)
+    assert (np.argsort(added) == np.argsort(losses)).all()
+    assert added.sum() == pytest.approx(np.sqrt(losses).sum() ** 2)
+
+
+def test_first_order_scores_do_not_let_one_layer_collapse():
+    """All units of one Dim alike and a little cheaper than any other: it does not lose all that may go."""
+    context = digits_context()
+    outcome = base.run(base.get("taylor"), context)
+    assert outcome.losses
+    first = max(context.dims, key=lambda dim: dim.size * context.cost.marginal("macs", dim, {}))
+    flat = {}
+    for dim in context.dims:  # per operation saved, as selection compares them
+        price = context.cost.marginal("macs", dim, {})
+        flat[dim] = np.full(dim.size, price if dim is first else 1.1 * price)
+    alone, joint = (
+        select(scores, context.cost, Budget({"macs": 0.8}), comparable=True)[first].sum()
+        for scores in (flat, replace(outcome, scores=flat).ranking)
+    )
+    assert joint - alone > 0.25 * first.size

@@ -91,6 +91,21 @@ def test_mass_selection_pools_all_dims_and_keeps_a_floor():
     assert (np.sort(scores[a])[::-1][: keep[a].sum()] == np.sort(scores[a][keep[a]])[::-1]).all()
 
 
+def test_without_a_target_no_more_goes_than_the_budget():
+    """Scores that were driven far down hold 95 % of their sum in few units; the budget of MACs then decides."""
+    context = context_of(toy("mlp"))
+    scores = {dim: np.geomspace(1e-4, 1, dim.size) for dim in context.dims}
+
+    def left(keep):
+        sizes = {dim: int(mask.sum()) for dim, mask in keep.items()}
+        return context.cost.total("macs", sizes) / context.cost.total("macs")
+
+    assert left(paam.kept_by_mass(scores, 0.95)) < 0.3
+    assert 0.5 <= left(paam.decided(context, scores, 0.95, 0.5)) < 0.7
+    even = {dim: np.linspace(0.9, 1, dim.size) for dim in context.dims}
+    assert left(paam.decided(context, even, 0.95, 0.5)) > 0.8  # the mass prunes less
+
+
 @pytest.mark.slow
 def test_one_stage_from_random_weights_decides_and_trains():
     context = digits_context(reinit="yes", epochs=12, train_samples=640, target=0.6)

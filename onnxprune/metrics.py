@@ -3,35 +3,44 @@
 Legend: N samples, C classes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from onnxprune.data.inputs import batch_size_of
 from onnxprune.data.samples import Samples, batches
-from onnxprune.errors import DataError
+from onnxprune.errors import DataError, UsageError
+from onnxprune.functions import name_of
+from onnxprune.memory import halving
+from onnxprune.options import RELATIVE_ERROR
 from onnxprune.runtime import run, session_inputs
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
-TOP1, AGREEMENT, RELATIVE_ERROR = "top1", "agreement", "relative_error"
+TOP1, AGREEMENT = "top1", "agreement"
 LOWER_IS_BETTER = frozenset({RELATIVE_ERROR})
+BATCH = 64
 Original = Mapping[str, np.ndarray] | ort.InferenceSession
+# The user's own: of (outputs, the original's outputs, labels or None) by name, a number or one per sample, larger is
+# better. Outputs without a row per sample, such as detections, are lists of one array per sample.
+Metric = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Accuracy:
     """A metric's mean over samples, with the interval that holds the true mean in 95 of 100 such samples.
 
-    `metric` is top1 or agreement (fractions, larger is better) or relative_error (smaller is better).
+    `metric` is top1 or agreement (fractions, larger is better), relative_error (smaller is better), or the user's own
+    as module:function (larger is better; no interval where it gives one number for all samples).
     """
 
     metric: str
     value: float
     samples: int
-    interval95: tuple[float, float]
+    interval95: tuple[float, float] | None
 
     def drop_from(self, original: "Accuracy") -> float:
         """Points lost against `original` (1 point = 0.01), negative where better."""
@@ -57,9 +66,14 @@ def wilson_interval(correct: float, n: int) -> tuple[float, float]:
 
 def mean_interval(values: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean of non-negative `values` (N,) by the normal approximation; N = 1 gives the value."""
+    low, high = _normal_interval(values)
+    return max(0.0, low), high
+
+
+def _normal_interval(values: np.ndarray) -> tuple[float, float]:
     mean = float(np.mean(values))
     half = Z95 * float(np.std(values, ddof=1)) / sqrt(len(values)) if len(values) > 1 else 0.0
-    return max(0.0, mean - half), mean + half
+    return mean - half, mean + half
 
 
 def top1(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -100,22 +114,30 @@ def evaluate(
     samples: Samples,
     original_outputs: Original | None = None,
     *,
-    batch_size: int = 64,
+    batch_size: int = BATCH,
+    regression: bool = False,
 ) -> Accuracy | None:
     """The session's accuracy on `samples`, batch by batch; None where nothing tells right from wrong.
 
     With labels: top1. Without: agreement with the original if the first output is a row of classes, else the
-    relative error of all outputs. `original_outputs` is the original's session, run beside this one, or all its
-    outputs by name in the order of the samples.
+    relative error of all outputs that have a row per sample. `original_outputs` is the original's session, run beside
+    this one, or all its outputs by name in the order of the samples. regression: the relative error, labels or not.
     """
-    if samples.labels is None and original_outputs is None:
+    if original_outputs is None and (regression or samples.labels is None):
         return None
-    parts = [
-        _compare(rows, outputs, samples.labels, reference)
-        for rows, outputs, reference in _walk(session, samples, original_outputs, batch_size)
-    ]
-    if not parts:
+    labels = None if regression else samples.labels
+
+    def compared(batch: int) -> list[tuple[str, np.ndarray]]:
+        walked = _walk(session, samples, original_outputs, batch, strict=labels is not None)
+        return [
+            _compare(rows, outputs, labels, reference, regression) for rows, outputs, reference in walked if outputs
+        ]
+
+    if not len(samples):
         raise DataError("no samples to measure on; give at least one")
+    parts = halving(compared, min(batch_size, len(samples)), "measuring accuracy", fixed=_fixed(session) is not None)
+    if not parts:  # no output has a row per sample
+        return None
     return summarize(parts[0][0], np.concatenate([values for _, values in parts]))
 
 
@@ -127,56 +149,132 @@ def summarize(metric: str, values: np.ndarray) -> Accuracy:
     return Accuracy(metric, mean, count, wilson_interval(float(np.sum(values)), count))
 
 
-def outputs_on(session: ort.InferenceSession, samples: Samples, *, batch_size: int = 64) -> dict[str, np.ndarray]:
+def outputs_on(session: ort.InferenceSession, samples: Samples, *, batch_size: int = BATCH) -> dict[str, np.ndarray]:
     """All outputs of `session` on `samples` by name, (N, ...), in the order of the samples."""
-    parts = [outputs for _, outputs, _ in _walk(session, samples, None, batch_size)]
+
+    def walked(batch: int) -> list[dict[str, np.ndarray]]:
+        return [outputs for _, outputs, _ in _walk(session, samples, None, batch)]
+
+    parts = halving(walked, batch_size, "running the model", fixed=_fixed(session) is not None)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _walk(session, samples: Samples, original: Original | None, batch_size: int) -> Iterator[tuple]:
+# The user's own metric --------------------------------------------------------------------------------------------
+
+
+def by_user(metric: Metric, session: ort.InferenceSession, samples: Samples, original: Any = None) -> Accuracy:
+    """The session's accuracy by the user's own `metric`; `original` is what `everything` says of the original."""
+    outputs = everything(session, samples)
+    values = judged(metric, outputs, outputs if original is None else original, samples.labels)
+    interval = _normal_interval(values) if values.ndim else None
+    return Accuracy(name_of(metric), float(values.mean()), len(samples), interval)
+
+
+def judged(metric: Metric, outputs: Any, originals: Any, labels: np.ndarray | None) -> np.ndarray:
+    """What `metric` says: () or (N,) finite numbers. Raises: UsageError for anything else."""
+    found = metric(outputs, originals, labels)
+    try:
+        values = np.asarray(found, np.float64)
+    except (TypeError, ValueError):
+        values = np.full(1, np.nan)
+    if values.ndim > 1 or not values.size or not np.isfinite(values).all():
+        told = f"numbers of shape {values.shape}" if values.ndim > 1 else repr(found)[:80]
+        raise UsageError(f"--metric {name_of(metric)}: gave {told}; return one finite number, or one per sample")
+    return values
+
+
+def everything(session: ort.InferenceSession, samples: Samples) -> dict[str, np.ndarray | list[np.ndarray]]:
+    """All outputs by name: (N, ...), or lists of one array per sample where they have no row for each."""
+    fixed = _fixed(session)
+
+    def walked(batch: int) -> tuple[list[dict[str, np.ndarray]], list[int]]:
+        blocks = list(batches(samples, batch, fixed=fixed))
+        return [run(session, samples.batch(block)) for block in blocks], [len(block) for block in blocks]
+
+    def both(batch: int) -> dict[str, np.ndarray | list[np.ndarray]]:
+        found = joined(*walked(batch), len(samples))
+        return joined(*walked(1), len(samples)) if batch > 1 and not fixed and has_lists(found) else found
+
+    return halving(both, min(BATCH, max(1, len(samples))), "measuring accuracy", fixed=fixed is not None)
+
+
+def has_lists(outputs: Mapping[str, Any]) -> bool:
+    return any(isinstance(y, list) for y in outputs.values())
+
+
+def joined(
+    parts: Sequence[Mapping[str, np.ndarray]], sizes: Sequence[int], count: int
+) -> dict[str, np.ndarray | list[np.ndarray]]:
+    """Outputs of batches of `sizes` as those of `count` samples: (N, ...), or lists of one array per batch."""
+    found: dict[str, np.ndarray | list[np.ndarray]] = {}
+    for name in parts[0]:
+        arrays = [np.asarray(part[name]) for part in parts]
+        rows = all(y.shape[:1] == (size,) for y, size in zip(arrays, sizes, strict=True))
+        alike = len({y.shape[1:] for y in arrays}) == 1
+        found[name] = np.concatenate(arrays)[:count] if rows and alike else arrays
+    return found
+
+
+def _fixed(*sessions: Any) -> int | None:
+    """The batch size that one of the sessions is fixed to."""
+    both = [s for s in sessions if isinstance(s, ort.InferenceSession)]
+    return next((size for s in both if (size := batch_size_of(session_inputs(s))) is not None), None)
+
+
+def _walk(
+    session, samples: Samples, original: Original | None, batch_size: int, *, strict: bool = True
+) -> Iterator[tuple]:
     """(sample numbers, outputs, the original's outputs or None) batch by batch; filled-up rows are cut off again."""
-    both = [s for s in (session, original) if isinstance(s, ort.InferenceSession)]
-    fixed = next((size for s in both if (size := batch_size_of(session_inputs(s))) is not None), None)
+    fixed = _fixed(session, original)
     start, count = 0, len(samples)
     for block in batches(samples, batch_size, fixed=fixed):
         feeds, rows = samples.batch(block), min(len(block), count - start)
-        outputs = _rows(run(session, feeds), rows, len(block))
+        outputs = _rows(run(session, feeds), rows, len(block), strict)
         reference = None
         if isinstance(original, ort.InferenceSession):
-            reference = _rows(run(original, feeds), rows, len(block))
+            reference = _rows(run(original, feeds), rows, len(block), strict)
         elif original is not None:
             reference = {name: original[name][start : start + rows] for name in outputs}
         yield block[:rows], outputs, reference
         start += rows
 
 
-def _rows(outputs: Mapping[str, np.ndarray], rows: int, batch: int) -> dict[str, np.ndarray]:
-    for name, y in outputs.items():
-        if np.shape(y)[:1] != (batch,):
+def _rows(outputs: Mapping[str, np.ndarray], rows: int, batch: int, strict: bool) -> dict[str, np.ndarray]:
+    """The first `rows` rows; an output without a row per sample is an error, or left out where not `strict`."""
+    fits = {name: np.shape(y)[:1] == (batch,) for name, y in outputs.items()}
+    for name, fit in fits.items():
+        if strict and not fit:
             raise DataError(
-                f"output '{name}' has shape {np.shape(y)} for a batch of {batch} samples; "
-                "accuracy needs one row per sample"
+                f"output '{name}' has shape {np.shape(outputs[name])} for a batch of {batch} samples; "
+                "accuracy needs one row per sample, or a --metric of your own"
             )
-    return {name: np.asarray(y)[:rows] for name, y in outputs.items()}
+    return {name: np.asarray(y)[:rows] for name, y in outputs.items() if fits[name]}
 
 
-def _compare(rows: np.ndarray, outputs, labels: np.ndarray | None, reference) -> tuple[str, np.ndarray]:
+def _compare(
+    rows: np.ndarray, outputs, labels: np.ndarray | None, reference, regression: bool
+) -> tuple[str, np.ndarray]:
     """(metric, values per sample) of one batch."""
     y = next(iter(outputs.values()))
     if labels is not None:
         return TOP1, top1(_classes(y), labels[rows])
-    if _is_classes(y):
+    if _is_classes(y) and not regression:
         name = next(iter(outputs))
         return AGREEMENT, agreement(_classes(y), _classes(np.asarray(reference[name])))
-    joined, original = (
-        np.concatenate([np.asarray(side[name], np.float64).reshape(len(rows), -1) for name in outputs], axis=1)
+    # Outputs whose size depends on the input cannot be subtracted where the sizes differ.
+    names = [name for name in outputs if name in reference and outputs[name].shape == reference[name].shape]
+    if not names:
+        return RELATIVE_ERROR, np.ones(len(rows))
+    y_all, original = (
+        np.concatenate([np.asarray(side[name], np.float64).reshape(len(rows), -1) for name in names], axis=1)
         for side in (outputs, reference)
     )
-    return RELATIVE_ERROR, relative_error(joined, original)
+    return RELATIVE_ERROR, relative_error(y_all, original)
 
 
 def _is_classes(y: np.ndarray) -> bool:
-    return y.dtype.kind == "f" and y.ndim >= 2 and y.shape[1] > 1 and all(size == 1 for size in y.shape[2:])
+    # (N, A, 1) is a number for each of A places, as detectors give.
+    return y.dtype.kind == "f" and y.ndim in (2, 4) and y.shape[1] > 1 and all(size == 1 for size in y.shape[2:])
 
 
 def _classes(y: np.ndarray) -> np.ndarray:

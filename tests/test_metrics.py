@@ -11,6 +11,7 @@ from onnxprune.metrics import (
     Accuracy,
     agreement,
     evaluate,
+    everything,
     mean_interval,
     outputs_on,
     relative_error,
@@ -148,3 +149,31 @@ def test_drop_counts_points_and_turns_round_for_errors():
     assert Accuracy("top1", 0.9, 10, (0, 1)).drop_from(Accuracy("top1", 0.92, 10, (0, 1))) == pytest.approx(2.0)
     errors = [Accuracy("relative_error", v, 10, (0, 1)) for v in (0.3, 0.1)]
     assert errors[0].drop_from(errors[1]) == pytest.approx(20.0)
+
+
+PLACES = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (float[N, 3, 1] y, float[1] total)
+<int64[1] at = {2}> { z = Mul (x, x) y = Unsqueeze (z, at) total = ReduceSum <keepdims = 0> (z) }"""
+
+
+def test_a_number_for_each_of_several_places_is_no_row_of_classes():
+    found = evaluate(
+        open_session(onnx.parser.parse_model(PLACES)), samples(), open_session(onnx.parser.parse_model(PLACES))
+    )
+    assert found is not None
+    assert (found.metric, found.value) == ("relative_error", 0.0)
+
+
+def test_the_relative_error_can_be_asked_for_where_outputs_look_like_classes():
+    found = evaluate(session(last=1.0), samples(labels=np.zeros(11, int)), session(), regression=True)
+    assert found is not None
+    assert found.metric == "relative_error"
+    assert 0 < found.value < 1
+
+
+def test_the_users_metric_gets_lists_where_there_is_no_row_per_sample():
+    own = samples(5)
+    outputs = everything(open_session(onnx.parser.parse_model(PLACES)), own)
+    x = own.batch(np.arange(5))["x"]
+    np.testing.assert_allclose(outputs["y"], x[:, :, None] ** 2, rtol=1e-6)
+    assert isinstance(outputs["total"], list)
+    np.testing.assert_allclose(np.stack(outputs["total"]), (x**2).sum(1), rtol=1e-5)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import host
-from onnxprune.errors import BridgeError
+from onnxprune.errors import BridgeError, UnsupportedFormError
 
 NOTHING, TRASH = 0, 1
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -95,6 +95,11 @@ def _run_guarded(steps: Sequence[Step], values: list[Any], context: Context, hoo
     for step in steps:
         try:
             _execute(step, values, context, hooked)
+        except UnsupportedFormError as error:
+            raise BridgeError(
+                f"{step.node}: {error}; it can be pruned, but not trained through: "
+                "choose a method that needs weights only, such as l1, and --recover reconstruct"
+            ) from error
         except (BridgeError, torch.OutOfMemoryError):
             raise
         except _FAILURES as error:

@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from onnxprune import runtime
 from onnxprune.coupling import Coupling, Dim, dims
-from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.memory import at_most
 from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
@@ -77,7 +78,7 @@ def consumers(coupling: Coupling, keep: Keep) -> Iterator[Consumer]:
 def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> Iterator[Mapping[str, np.ndarray]]:
     """Feeds of the first `limit` samples."""
     some = samples.subset(np.arange(min(limit, len(samples))))
-    for block in batches(some, size, fixed=batch_size_of(input_infos(model))):
+    for block in batches(some, at_most(size), fixed=fixed_batch(model)):
         yield some.batch(block)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,19 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
+from onnxprune.processes import launched
+
+PATIENCE = timedelta(days=7)  # until the first process has scored, searched and cut
+
 
 def world() -> tuple[int, int]:
-    """(rank of this process, number of processes), as torchrun set them; (0, 1) without it."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    """(rank of this process, number of processes) inside `group`; (0, 1) outside, where each works for itself."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def device_of(device: str) -> torch.device:
     """The device of this process; under torchrun 'cuda' means the one of its local rank."""
-    if device == "cuda" and world()[1] > 1:
+    if device == "cuda" and launched()[1] > 1:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device(device)
 
@@ -32,11 +37,12 @@ def device_of(device: str) -> torch.device:
 @contextlib.contextmanager
 def group(device: torch.device) -> Iterator[None]:
     """The process group, where there is more than one process and none was made yet."""
-    mine = world()[1] > 1 and not dist.is_initialized()
+    mine = launched()[1] > 1 and not dist.is_initialized()
     if mine:
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # messages between them go over the CPU
+        dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield
     finally:

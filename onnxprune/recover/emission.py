@@ -54,15 +54,17 @@ def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, li
     dropped = ~dims.keep_mask(axes[axis], keep)
     if not dropped.any():
         return
+    array = graph.array_of(linear.stored).copy()
+    rows = np.moveaxis(array, axis, 0)
+    norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
     if not _depthwise(linear):
-        array = graph.array_of(linear.stored).copy()
-        rows = np.moveaxis(array, axis, 0)
-        norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
         rows[dropped] = 0
         graph.set_constant(linear.stored, array)
         _note(live, axes[axis], dropped & (norms > DEAD * np.median(norms)))
     b = read_bias(linear)
     alive = dropped & ~dims.keep_mask(axes[axis], {dim: ~units for dim, units in live.items()})
+    if _depthwise(linear):  # a kernel of zeros emits its bias, whatever feeds it
+        alive &= norms > 0
     if b is not None and len(b) == len(alive) and alive.any() and has_bias(linear):
         write_bias(model, linear, np.where(alive, 0.0, b))
 

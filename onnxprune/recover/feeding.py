@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge.tensors import to_torch
-from onnxprune.data import Samples, batch_size_of, batches, input_infos
+from onnxprune.data import Samples, batches, fixed_batch
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -26,7 +26,7 @@ def tensors_of(feeds: Feeds, device: torch.device, *, channels_last: bool = Fals
 
 def walk(samples: Samples, model: ir.Model, batch_size: int) -> Iterator[tuple[Feeds, np.ndarray]]:
     """(feeds, sample numbers) of all samples in order; a model of fixed batch gets its last one filled up."""
-    fixed = batch_size_of(input_infos(model))
+    fixed = fixed_batch(model)
     return ahead(samples, list(batches(samples, batch_size, fixed=fixed)))
 
 

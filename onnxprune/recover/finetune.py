@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,12 +11,13 @@ import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import Network
-from onnxprune.data import Samples
+from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import DataError, UsageError
+from onnxprune.memory import halving
 from onnxprune.recover import checkpoint, distributed, probe
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
-from onnxprune.recover.judging import Epoch, Judge
+from onnxprune.recover.judging import Epoch, Judge, all_outputs
 from onnxprune.recover.losses import scales_of, shared_points, task_of
 from onnxprune.recover.settings import Settings, choose
 from onnxprune.recover.state import check_same
@@ -92,20 +93,33 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     assert settings.batch_size is not None
     _check_world(settings)
     torch.manual_seed(settings.seed)
-    model = cut_model
+    model, fixed = cut_model, fixed_batch(cut_model) is not None
     if settings.batchnorm == "on":
-        model = with_batchnorm(cut_model, samples, device, settings.batch_size)
-    network = Network(model).to(device)
+        model = halving(
+            lambda batch: with_batchnorm(cut_model, samples, device, batch),
+            settings.batch_size,
+            "statistics for BatchNorm",
+            fixed=fixed,
+        )
+    network = Network(model, freeze_norm=settings.statistics == "frozen").to(device)
     batch_size, settings = settings.batch_size, _decide(network, samples, settings, device, fingerprint)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    task = _task(model, teacher, samples, settings, device)
+    task = halving(
+        lambda batch: _task(model, teacher, samples, replace(settings, batch_size=batch), device),
+        batch_size,
+        "fine-tuning",
+        fixed=fixed,
+    )
     original = Teacher(teacher, task, settings, device)
     original.remember(samples)
-    judged = Teacher(teacher, replace(task, points=()), replace(settings, amp="off"), device).all_on(held)
+    plain = Teacher(teacher, replace(task, points=()), replace(settings, amp="off"), device)
+    judged, said = plain.all_on(held), None
     if judged is None:
-        raise DataError("fine-tuning: the model's outputs have no row per sample; give a loss and a metric of your own")
-    judge = Judge(model, task, held, judged, device, batch_size, settings.metric)
+        raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
+    if settings.metric is not None:
+        said = all_outputs(plain.network, held, teacher, device, batch_size)
+    judge = Judge(model, task, held, judged, device, batch_size, settings.metric, said)
     module = distributed.wrap(network, device, all_used=settings.loss is None)
     if settings.compile:
         module.compile()
@@ -141,8 +155,22 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
     network = Network(teacher, trainable=()).to(device).eval()
     feeds = tensors_of(samples.batch(_first(samples, settings)), device)
     points = shared_points(model, teacher) if settings.features > 0 else ()
-    task = task_of(teacher, network(feeds))
-    values = network(feeds, capture=points)
+    count = settings.batch_size or 1
+    cut = Network(model, trainable=()).to(device).eval()
+    mine = {value.name for node in model.graph for value in node.outputs}
+
+    def seen(names: Sequence[str]) -> Mapping[str, torch.Tensor]:
+        both = [name for name in names if name in mine]
+        one, two = network(feeds, capture=both), cut(feeds, capture=both)
+        return {name: one[name] for name in both if one[name].shape == two[name].shape}
+
+    task = task_of(teacher, network(feeds), count, seen, regression=settings.regression)
+    if not task.outputs and settings.loss is None:
+        raise DataError(
+            "fine-tuning: no output has a row per sample, and nothing that it is made of can be compared; "
+            "give --recover reconstruct, or a --loss and a --metric of your own"
+        )
+    values = network(feeds, capture=(*task.inner, *points))
     return replace(task, points=points, scales=scales_of(values, (*task.outputs, *points)))
 
 

@@ -3,7 +3,7 @@
 Letters: N batch, C classes, T temperature; z the tuned model's logits, t the original's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onnxprune.recover.augment import Mix
-
 Values = Mapping[str, Tensor]
 SMALL = 1e-6
+DEEPEST = 32  # nodes between an output and the values that stand in for it
 
 
 @dataclass(frozen=True)
 class Task:
     """What the outputs are: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
 
+    outputs: the values compared; `inner` those of them that are no outputs of the model but stand in for some.
     points: intermediate values of equal shape in both models; scales: their spread and that of regressed outputs.
     """
 
@@ -29,6 +29,12 @@ class Task:
     probabilities: bool = False
     points: tuple[str, ...] = ()
     scales: Mapping[str, float] | None = None
+    inner: tuple[str, ...] = ()
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names of the intermediate values that the loss compares."""
+        return (*self.inner, *self.points)
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -36,19 +42,58 @@ class Task:
         return (*self.outputs, *self.points)
 
 
-def task_of(model: ir.Model, outputs: Values) -> Task:
-    """The task of a model, seen on its outputs for one batch: one float (N, C) output, C > 1, is a classifier."""
-    names = tuple(name for name, y in outputs.items() if y.is_floating_point())
+def task_of(
+    model: ir.Model,
+    outputs: Values,
+    count: int,
+    seen: Callable[[Sequence[str]], Values],
+    *,
+    regression: bool = False,
+) -> Task:
+    """The task of a model, seen on its outputs for `count` samples: one float (N, C) output, C > 1, is a classifier.
+
+    Outputs that have no row per sample, or no gradient, such as what NonMaxSuppression selects, are compared by the
+    values that they are made of. seen: intermediate values by name, of those that both models have in equal shape.
+    """
+    names = tuple(name for name, y in outputs.items() if comparable(y, count))
+    rest = [value for value in model.graph.outputs if value.name in outputs and value.name not in names]
+    inner = tuple(_behind(rest, names, count, seen))
     first = outputs[names[0]] if names else None
     if (
-        len(outputs) != 1
+        regression
+        or len(outputs) != 1
         or first is None
+        or first.ndim < 2
         or first.flatten(1).shape[1] < 2
         or first.flatten(1).shape[1] != first.shape[1]
     ):
-        return Task(names, None)
+        return Task((*names, *inner), None, inner=inner)
     producer = next(value.producer() for value in model.graph.outputs if value.name == names[0])
     return Task(names, names[0], probabilities=producer is not None and producer.op_type == "Softmax")
+
+
+def comparable(y: Tensor, count: int) -> bool:
+    """Whether `y` is a float tensor with a row for each of `count` samples."""
+    return isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0 and len(y) == count
+
+
+def _behind(
+    values: Sequence[ir.Value], known: Sequence[str], count: int, seen: Callable[[Sequence[str]], Values]
+) -> list[str]:
+    """Names of the comparable values nearest to `values` on every way back to the inputs, up to those `known`."""
+    found: list[str] = []
+    visited: set[ir.Value] = set(values)
+    front = list(values)
+    for _ in range(DEEPEST):
+        before = [v for value in front if (node := value.producer()) is not None for v in node.inputs if v is not None]
+        front = [v for v in dict.fromkeys(before) if v not in visited and v.producer() and v.name not in known]
+        visited.update(front)
+        if not front:
+            break
+        good = {name for name, y in seen([v.name or "" for v in front]).items() if comparable(y, count)}
+        found += [v.name or "" for v in front if v.name in good]
+        front = [v for v in front if v.name not in good]
+    return found
 
 
 def logits_of(task: Task, values: Values) -> Tensor:
@@ -70,12 +115,12 @@ def regression(values: Values, targets: Values, names: Sequence[str], scales: Ma
     return torch.stack(terms).mean()
 
 
-def classification(z: Tensor, labels: Tensor, mix: Mix | None) -> Tensor:
-    """Cross-entropy with labels (N,), those of mixed samples by their shares."""
-    if mix is None:
+def classification(z: Tensor, labels: Tensor, others: Tensor | None = None, weight: Tensor | None = None) -> Tensor:
+    """Cross-entropy with labels (N,); of a mixed sample `weight` with its own, the rest with its partner's (others)."""
+    if others is None or weight is None:
         return F.cross_entropy(z, labels)
-    own, other = (F.cross_entropy(z, y, reduction="none") for y in (labels, labels[mix.partner]))
-    return (mix.weight * own + (1 - mix.weight) * other).mean()
+    own, other = (F.cross_entropy(z, y, reduction="none") for y in (labels, others))
+    return (weight * own + (1 - weight) * other).mean()
 
 
 def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:

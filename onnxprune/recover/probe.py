@@ -52,7 +52,7 @@ def _seconds(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, d
         feeds = {n: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in feeds.items()}
     try:
         return min(_timed(lambda: _step(twin, feeds, settings, device), device) for _ in range(STEPS))
-    except (RuntimeError, NotImplementedError):  # no kernel for this type or layout
+    except (RuntimeError, NotImplementedError, MemoryError):  # no kernel for this type or layout, or no memory
         return float("inf")
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from onnxprune.data import Samples, batch_size_of, input_infos
+from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.recover.linear import linears
 
@@ -14,6 +14,9 @@ OPTIMIZERS = ("auto", "sgd", "adamw")
 ATTENTION = frozenset({"Softmax", "Attention", "MultiHeadAttention"})
 # Peak learning rates at a batch of 128.
 LEARNING_RATE = {("sgd", True): 0.05, ("sgd", False): 0.01, ("adamw", True): 1e-3, ("adamw", False): 5e-4}
+# Steps; a shorter run has no time to come back from high rates or from the noise of batch statistics, after least
+# squares least of all.
+SHORT = 1000
 # Samples seen in all epochs together, and the bounds of the number of epochs.
 BUDGET = {"cpu": (60_000, 2, 20), "cuda": (2_000_000, 5, 60)}
 DEEP = 6  # convolutions; shallower networks train well without BatchNorm
@@ -27,8 +30,10 @@ class Settings:
     features: weight of the intermediate values that both models share. temperature: of the softmax.
     ema: decay of the average of weights per step. warmup: share of the steps. clip: largest gradient norm.
     amp: 'bf16', 'fp16' or 'off'. batchnorm: 'on' puts BatchNorm back behind convolutions while training.
+    statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
     flip, crop, mixup: augmentation of images; crop is in pixels, mixup the parameter of the Beta distribution.
     patience: epochs without improvement after which it stops, 0 for never. loss, metric: the user's own.
+    regression: outputs are compared as numbers, not as classes, even where they look like those.
     """
 
     epochs: int | None = None
@@ -48,6 +53,7 @@ class Settings:
     channels_last: bool | None = None
     compile: bool = False
     batchnorm: str = "auto"
+    statistics: str = "auto"
     flip: bool = False
     crop: int = 0
     mixup: float = 0.0
@@ -56,7 +62,8 @@ class Settings:
     checkpoint_seconds: float = 60.0
     progress: bool = False
     loss: Callable[..., Any] | None = None
-    metric: Callable[..., float] | None = None
+    metric: Callable[..., Any] | None = None
+    regression: bool = False
 
     def __post_init__(self):
         _check(self)
@@ -67,7 +74,7 @@ class Settings:
 
     def described(self) -> str:
         """One line for the terminal and the report: what was chosen."""
-        shown = ("epochs", "batch_size", "optimizer", "lr", "amp", "channels_last", "batchnorm", "ema", "device")
+        shown = "epochs batch_size optimizer lr amp channels_last batchnorm statistics ema device".split()
         on = [name for name in ("flip", "crop", "mixup", "compile") if getattr(self, name)]
         return ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
 
@@ -82,6 +89,7 @@ def _check(s: Settings) -> None:
         (s.optimizer in OPTIMIZERS, "optimizer", s.optimizer, f"one of {', '.join(OPTIMIZERS)}"),
         (s.amp in ("auto", "bf16", "fp16", "off"), "amp", s.amp, "auto, bf16, fp16 or off"),
         (s.batchnorm in ("auto", "on", "off"), "batchnorm", s.batchnorm, "auto, on or off"),
+        (s.statistics in ("auto", "batch", "frozen"), "statistics", s.statistics, "auto, batch or frozen"),
         (s.epochs is None or s.epochs >= 1, "epochs", s.epochs, "1 or more"),
         (s.batch_size is None or s.batch_size >= 1, "batch_size", s.batch_size, "1 or more"),
         (s.lr is None or s.lr > 0, "lr", s.lr, "more than 0"),
@@ -110,14 +118,15 @@ def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Set
     """
     s = replace(settings or Settings(), device=device)
     count = len(samples)
-    batch = batch_size_of(input_infos(model)) or min(s.batch_size or _batch_size(count), count)
+    batch = fixed_batch(model) or min(s.batch_size or _batch_size(count), count)
     epochs = s.epochs or _epochs(count, device)
     optimizer = _optimizer(model) if s.optimizer == "auto" else s.optimizer
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wants_batchnorm(model) else "off")
     normed = batchnorm == "on" or any(_norms(model))
-    lr = s.lr or LEARNING_RATE[optimizer, normed] * (batch / 128) ** 0.5
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)
     steps = epochs * max(1, count // batch)
+    most = LEARNING_RATE[optimizer, True] * (steps / SHORT) ** 0.5
+    lr = s.lr or min(LEARNING_RATE[optimizer, normed], most) * (batch / 128) ** 0.5
     ema = s.ema if s.ema is not None else max(0.0, round(1 - 20 / max(steps, 20), 4))
     return replace(
         s,
@@ -125,10 +134,16 @@ def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Set
         batch_size=batch,
         optimizer=optimizer,
         batchnorm=batchnorm,
+        statistics=_statistics(steps, batchnorm) if s.statistics == "auto" else s.statistics,
         lr=lr,
         weight_decay=decay,
         ema=min(ema, 0.9995),
     )
+
+
+def _statistics(steps: int, batchnorm: str) -> str:
+    """Norms that were put back have nothing to lose by those of the batch, measured in docs/results/recovery.md."""
+    return "frozen" if steps < SHORT and batchnorm == "off" else "batch"
 
 
 def _batch_size(count: int) -> int:

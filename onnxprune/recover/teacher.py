@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import Network
-from onnxprune.data import Samples
+from onnxprune.data import Samples, fixed_batch
+from onnxprune.memory import halving
 from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.recover.losses import Task
 from onnxprune.recover.settings import Settings
@@ -38,7 +39,7 @@ class Teacher:
     def says(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All that the loss compares, by name."""
         with precision(self.settings, self.device):
-            values = self.network(dict(feeds), capture=self.task.points)
+            values = self.network(dict(feeds), capture=self.task.captured)
         return {name: values[name] for name in self.task.wanted}
 
     def remember(self, samples: Samples) -> None:
@@ -56,8 +57,16 @@ class Teacher:
     def all_on(self, samples: Samples, limit_bytes: int | None = None) -> dict[str, Tensor] | None:
         """What the teacher says on all samples, (N, ...) by name; None where that exceeds the limit or has no rows."""
         assert self.settings.batch_size is not None
+        return halving(
+            lambda batch: self._all_on(samples, limit_bytes, batch),
+            self.settings.batch_size,
+            "running the original",
+            fixed=fixed_batch(self.model) is not None,
+        )
+
+    def _all_on(self, samples: Samples, limit_bytes: int | None, batch: int) -> dict[str, Tensor] | None:
         parts: list[dict[str, Tensor]] = []
-        for feeds, numbers in walk(samples, self.model, self.settings.batch_size):
+        for feeds, numbers in walk(samples, self.model, batch):
             said = self.says(tensors_of(feeds, self.device, channels_last=bool(self.settings.channels_last)))
             if any(y.ndim == 0 or len(y) != len(numbers) for y in said.values()):
                 return None

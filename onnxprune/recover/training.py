@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onnxprune.bridge import Network
-from onnxprune.data import Samples
+from onnxprune.data import Samples, fixed_batch, input_infos
+from onnxprune.data.inputs import batch_axes
 from onnxprune.errors import UsageError
+from onnxprune.functions import name_of
+from onnxprune.memory import give_up, out_of_memory, smaller
 from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
 from onnxprune.recover.feeding import ahead, tensors_of
@@ -53,6 +56,7 @@ class Run:
     step: int = 0
     lost: float = 0.0  # sum of the losses of this epoch
     spent: float = 0.0  # seconds of this epoch before it was interrupted
+    at_once: int | None = None  # samples that memory does for, where that is less than a batch
 
     def __post_init__(self) -> None:
         self.optimizer = make_optimizer(self.network.parameters_by_name, self.settings)
@@ -152,24 +156,17 @@ def _batches(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np
 
 def _train_step(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr: float) -> float:
     rank, size = distributed.world()
-    torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
     feeds = tensors_of(arrays, run.device, channels_last=bool(run.settings.channels_last))
     feeds, mix = augment(feeds, run.settings, run.step, rank, size)
-    targets = run.teacher.targets(feeds, numbers)
-    with precision(run.settings, run.device):
-        values = run.module(feeds, capture=run.task.points)
-    loss = _loss(run, values, targets, _labels(run, numbers), mix)
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    run.optimizer.zero_grad(set_to_none=True)
-    run.scaler.scale(loss).backward()
+    number = _gradients(run, Batch(feeds, numbers, _labels(run, numbers), mix))
     run.scaler.unscale_(run.optimizer)
     clip(run.network.parameters_by_name.values(), run.settings.clip)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.apply_masks()
     run.average.update(run.tensors(), run.step)
-    number = float(loss.detach())
     if not np.isfinite(number) and not run.scaler.is_enabled():
         raise UsageError(
             f"fine-tuning: the loss became {number} at step {run.step}, learning rate {lr:g}; give a smaller one"
@@ -177,25 +174,110 @@ def _train_step(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray,
     return number
 
 
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one step: their inputs, numbers and labels, and how they were mixed."""
+
+    feeds: Mapping[str, Tensor]
+    numbers: np.ndarray
+    labels: Tensor | None
+    mix: Mix | None
+
+    def rows(self, axes: Mapping[str, int | None], start: int, stop: int) -> "Piece":
+        """Samples `start` to `stop`; axes: of the inputs, along which samples are stacked."""
+
+        def part(name: str, x: Tensor) -> Tensor:
+            axis = axes.get(name)
+            return x if axis is None else x.narrow(axis, start, stop - start)
+
+        labels, mix = self.labels, self.mix
+        return Piece(
+            {name: part(name, x) for name, x in self.feeds.items()},
+            self.numbers[start:stop],
+            None if labels is None else labels[start:stop],
+            None if labels is None or mix is None else labels[mix.partner][start:stop],
+            None if mix is None else mix.weight[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What goes through the network at once: all of a batch, or less where memory is short."""
+
+    feeds: dict[str, Tensor]
+    numbers: np.ndarray
+    labels: Tensor | None
+    others: Tensor | None  # labels of what the samples were mixed with
+    weight: Tensor | None
+
+
+def _gradients(run: Run, batch: Batch) -> float:
+    """Puts the gradients of the batch's mean loss into the parameters; the loss.
+
+    Where memory does not do for the whole batch the gradients of smaller pieces are added up, from then on.
+    """
+    (rank, size), count = distributed.world(), len(batch.numbers)
+    where = f"fine-tuning, step {run.step + 1}"
+    while True:
+        run.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
+        limit = min(run.at_once or count, count)
+        try:
+            pieces = -(-count // limit)
+            ends = [count * k // pieces for k in range(pieces + 1)]
+            axes = batch_axes(input_infos(run.model)) if pieces > 1 else {}
+            parts = (batch.rows(axes, *ends[k : k + 2]) for k in range(pieces))
+            return sum(_backward(run, piece, len(piece.numbers) / count) for piece in parts)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # Other processes wait for this one's gradients: they cannot all start over.
+            if limit == 1 or size > 1 or fixed_batch(run.model) is not None:
+                raise give_up(error, where, limit, fixed=fixed_batch(run.model) is not None) from error
+        run.optimizer.zero_grad(set_to_none=True)
+        run.at_once = smaller(limit, where)
+
+
+def _backward(run: Run, piece: Piece, share: float) -> float:
+    """Adds the gradients of a piece, which is that share of its batch; its share of the loss."""
+    targets = run.teacher.targets(piece.feeds, piece.numbers)
+    with precision(run.settings, run.device):
+        values = run.module(piece.feeds, capture=run.task.captured)
+    loss = share * _loss(run, values, targets, piece)
+    run.scaler.scale(loss).backward()
+    return float(loss.detach())
+
+
 def _labels(run: Run, numbers: np.ndarray) -> Tensor | None:
     labels = run.samples.labels
     return None if labels is None else torch.from_numpy(labels[numbers]).to(run.device)
 
 
-def _loss(run: Run, values, targets, labels: Tensor | None, mix: Mix | None) -> Tensor:
-    settings, task = run.settings, run.task
+def _loss(run: Run, values, targets, piece: Piece) -> Tensor:
+    settings, task, labels = run.settings, run.task, piece.labels
     if settings.loss is not None:
-        loss = settings.loss(values, targets, labels)
+        loss = _own_loss(settings.loss, settings.loss(values, targets, labels))
     elif task.logits is not None:
         z = logits_of(task, values)
         loss = distillation(z, logits_of(task, targets), settings.temperature)
         if labels is not None and settings.labels > 0:
-            loss = (1 - settings.labels) * loss + settings.labels * classification(z, labels, mix)
+            loss = (1 - settings.labels) * loss + settings.labels * classification(
+                z, labels, piece.others, piece.weight
+            )
     else:
         loss = regression(values, targets, task.outputs, task.scales or {})
     if task.points:
         loss = loss + settings.features * regression(values, targets, task.points, task.scales or {})
     return loss if run.regularizer is None else loss + run.regularizer(run.network.parameters_by_name)
+
+
+def _own_loss(function: Callable[..., Tensor], loss: Tensor) -> Tensor:
+    """What the user's function gave. Raises: UsageError where that is no number that can be minimized."""
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+        what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        what += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
+        raise UsageError(f"--loss {name_of(function)}: gave {what}; return one number, computed by torch from outputs")
+    return loss.reshape(())
 
 
 def _end_epoch(run: Run, epoch: int, lr: float, started: float) -> None:

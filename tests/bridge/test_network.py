@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from bridge_models import node_model, parse, random, run_onnxruntime
+from networks import filled
 
 from onnxprune.bridge import Network
 from onnxprune.bridge.ops.registry import find, register, torch_function
@@ -351,3 +352,14 @@ def test_loop_states_and_scans_carry_gradients():
     result["last"].sum().backward()
     (x * w**4).sum().backward()
     torch.testing.assert_close(network.parameters_by_name["w"].grad, w.grad)
+
+
+def test_a_form_without_a_torch_function_says_what_to_do():
+    text = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+    g (float[2, 4, 6] x) => (float[2, 4, 6] y) <float[6, 18] w, float[18] b>
+    { [decoder] y = com.microsoft.Attention <num_heads = 2, do_rotary = 1> (x, w, b) }"""
+    network = Network(ir.from_proto(filled(text)))
+    with pytest.raises(
+        BridgeError, match=r"decoder.*do_rotary.*not trained through: choose a method that needs weights"
+    ):
+        network({"x": torch.zeros(2, 4, 6)})

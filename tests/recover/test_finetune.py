@@ -15,6 +15,7 @@ from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import DataError, UsageError
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, choose, finetune
+from onnxprune.recover.judging import Verdict, share
 
 QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)
 
@@ -186,12 +187,31 @@ def test_what_depends_on_data_and_model_is_chosen(folded: Digits, normed: Digits
     assert (chosen.optimizer, chosen.batchnorm) == ("sgd", "on")
     assert choose(normed.tune, normed.model).batchnorm == "off"
     assert choose(folded.tune, folded.model, settings=QUICK).epochs == 2
+    assert choose(folded.tune, folded.model).statistics == "batch"
+    assert [choose(normed.tune, normed.model, settings=Settings(epochs=n)).statistics for n in (1, 999)] == [
+        "frozen",
+        "batch",
+    ]
     assert choose(folded.tune.subset(np.arange(10)), folded.model).batch_size == 10
     assert "lr 0." in chosen.described()
 
 
+@pytest.mark.parametrize("statistics", ["frozen", "batch"])
+def test_statistics_of_batchnorm_stay_where_they_are_frozen(refitted, normed: Digits, statistics):
+    cut = normed.model.clone()
+    names = [node.inputs[3].name for node in cut.graph if node.op_type == "BatchNormalization"]
+    before = [graph.array_of(cut.graph.initializers[name]) for name in names]
+    settings = replace(QUICK, epochs=1, statistics=statistics, metric=lambda *_: next(rising))
+    rising = iter(range(10))  # the trained epoch is kept
+    finetune(cut, normed.model, normed.tune, normed.held, settings)
+    same = [np.array_equal(graph.array_of(cut.graph.initializers[n]), b) for n, b in zip(names, before, strict=True)]
+    assert names
+    assert all(same) if statistics == "frozen" else not any(same)
+
+
 @pytest.mark.parametrize(
-    "wrong", [{"epochs": 0}, {"lr": -1.0}, {"optimizer": "lion"}, {"labels": 2.0}, {"amp": "int8"}]
+    "wrong",
+    [{"epochs": 0}, {"lr": -1.0}, {"optimizer": "lion"}, {"labels": 2.0}, {"amp": "int8"}, {"statistics": "mine"}],
 )
 def test_settings_that_mean_nothing_are_refused(wrong):
     with pytest.raises(UsageError, match=next(iter(wrong))):
@@ -237,3 +257,11 @@ def test_weights_stored_small_behind_casts_are_trained_and_stay_small(folded: Di
     assert sum(node.op_type == "Cast" for node in cut.graph) == 8
     assert history.best_epoch > 0
     assert folded.accuracy(cut) >= before - 0.01
+
+
+def test_a_difference_within_the_noise_of_the_metric_is_left_to_the_loss():
+    assert share(97, 100, loss=0.1).better_than(share(98, 100, loss=0.2))
+    assert not share(98, 100, loss=0.2).better_than(share(97, 100, loss=0.1))
+    assert share(90, 100, loss=0.2).better_than(share(80, 100, loss=0.1))
+    assert Verdict(0.98, 0.2).better_than(Verdict(0.97, 0.1))  # a metric of which nothing is known counts as it is
+    assert Verdict(0.1, 0.2, sign=-1).better_than(Verdict(0.2, 0.1, sign=-1))

@@ -1,5 +1,7 @@
 """Least squares of each layer on what the dense model says there."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from onnx_text import model as text_model
@@ -10,6 +12,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.recover import biases, constants, reconstruct
 from onnxprune.recover.layers import Layer, find
+from onnxprune.recovering import fitting_samples
 
 
 def test_over_half_of_the_lost_accuracy_comes_back(digits: Digits):
@@ -129,3 +132,13 @@ def test_a_norm_before_its_layer_follows_the_moments():
     reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)))
     assert not np.array_equal(mean, graph.array_of(cut.graph.initializers["m"]))
     assert (graph.array_of(cut.graph.initializers["var"]) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("side", "macs", "count"),
+    [(32, 125e6, 2048), (32, 300e6, 1000), (32, 4e9, 512), (224, 1e6, 512), (128, 1e6, 1568)],
+)
+def test_more_samples_where_they_are_small_and_the_model_is_quick(side: int, macs: float, count: int):
+    tune = SimpleNamespace(batch=lambda numbers: {"x": np.zeros((len(numbers), 3, side, side), np.float32)})
+    subject = SimpleNamespace(tune=tune, cost=SimpleNamespace(totals=lambda: {"macs": int(macs)}))
+    assert fitting_samples(subject) == count  # type: ignore[arg-type]

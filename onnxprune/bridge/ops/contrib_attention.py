@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from onnxprune.bridge.ops import attention
 from onnxprune.bridge.ops.attention import merge_heads, split_heads
 from onnxprune.bridge.ops.registry import torch_function
+from onnxprune.errors import UnsupportedFormError
 
 contrib = partial(torch_function, domain="com.microsoft")
 
@@ -59,7 +60,7 @@ def Attention(
 ) -> tuple[Tensor, Tensor]:
     """x (N, L, I), w (I, q + k + v): projection and attention in one."""
     if do_rotary or past_present_share_buffer:
-        raise NotImplementedError("Attention with do_rotary or a shared buffer is for decoding only")
+        raise UnsupportedFormError("do_rotary and past_present_share_buffer are for decoding step by step")
     sizes = list(qkv_hidden_sizes) if qkv_hidden_sizes else [w.shape[1] // 3] * 3
     q, k, v = (split_heads(part, num_heads) for part in F.linear(x, w.t(), b).split(sizes, 2))
     if past is not None:
@@ -89,7 +90,7 @@ def MultiHeadAttention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """q (N, L, H*D), or packed with k and v as (N, L, H, 3, D); k may be packed with v as (N, S, H, 2, D)."""
     if past_length is not None or cache_indirection is not None:
-        raise NotImplementedError("MultiHeadAttention with a shared buffer is for decoding only")
+        raise UnsupportedFormError("past_present_share_buffer is for decoding step by step")
     if q.ndim == 5:
         q, k, v = (part.squeeze(3).flatten(2) for part in q.split(1, 3))
     elif k is not None and k.ndim == 5:

@@ -53,7 +53,8 @@ def BatchNormalization(
 def _batch_norm(
     x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, training: bool, epsilon: float, momentum: float
 ) -> Tensor:
-    training = training and not mean.requires_grad and mean.is_leaf
+    # One value per channel has no variance: a sequence of one step, one at a time.
+    training = training and not mean.requires_grad and mean.is_leaf and x.numel() > x.shape[1]
     if x.dtype in REDUCED_TYPES or scale.dtype != x.dtype or mean.dtype != scale.dtype:
         scale, b = scale.float(), b.float()
         if not training:  # in training the running statistics must be those held, or the update would be lost

@@ -1,0 +1,94 @@
+"""Several processes, started by torchrun: the first does the run, the others fine-tune with it and do nothing else."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from onnxprune.errors import UsageError
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+T = TypeVar("T")
+LOG = logging.getLogger("onnxprune")
+_TUNING = [False]  # whether the others are in the middle of a fine-tuning, and listen to nothing else
+
+
+def launched() -> tuple[int, int]:
+    """(rank of this process, number of processes), as torchrun set them; (0, 1) without it."""
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+
+def require_one(what: str) -> None:
+    """Nothing, in a single process. Raises: UsageError under torchrun."""
+    if launched()[1] > 1:
+        raise UsageError(f"{what} runs in one process: start it without torchrun")
+
+
+def lead(work: Callable[[], T]) -> T:
+    """work(), in the first process; the others, which wait in `follow`, get its result or fail as it does.
+
+    What goes wrong inside a fine-tuning is not told, for the others are in the middle of it: torchrun ends them.
+    """
+    try:
+        result = work()
+    except Exception as error:
+        if not _TUNING[0]:
+            with contextlib.suppress(RuntimeError):  # one of them is gone
+                _send("failed", getattr(error, "exit_code", 2))
+        raise
+    _send("done", result)
+    return result
+
+
+def together(tune: Callable[..., T], model: "ir.Model", *rest: Any) -> T:
+    """tune(model, *rest) in all processes at once; in the others on a copy of `model`, which is then forgotten."""
+    if launched()[1] == 1:
+        return tune(model, *rest)
+    from onnxprune import graph
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        graph.save(model, path)
+        _send("tune", (str(path), rest))
+        _TUNING[0] = True
+        result = tune(model, *rest)
+        _TUNING[0] = False
+    return result
+
+
+def follow(tune: Callable[..., object]) -> Any:
+    """tune(model, ...) for each that the first process shares in `together`, until it is done: its result.
+
+    Raises: SystemExit where the first process failed; it has said why.
+    """
+    from onnxprune import graph
+
+    LOG.setLevel(logging.ERROR)
+    while True:
+        kind, content = _receive()
+        if kind == "tune":
+            path, rest = content
+            tune(graph.load(path), *rest)
+        elif kind == "failed":
+            raise SystemExit(content)
+        else:
+            return content
+
+
+def _send(kind: str, content: object) -> None:
+    import torch.distributed as dist
+
+    dist.broadcast_object_list([(kind, content)], src=0)
+
+
+def _receive() -> tuple[str, Any]:
+    import torch.distributed as dist
+
+    message: list[Any] = [None]
+    dist.broadcast_object_list(message, src=0)
+    return message[0]

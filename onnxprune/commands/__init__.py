@@ -3,7 +3,12 @@
 from collections.abc import Callable
 from importlib import import_module
 
-MODULES = {"sensitivity": "sensitivity", "calibrate": "calibrate", "compare-reports": "compare"}
+MODULES = {
+    "compare": "compare",
+    "sensitivity": "sensitivity",
+    "calibrate": "calibrate",
+    "compare-reports": "compare_reports",
+}
 
 
 def _runner(module: str) -> Callable[[list[str]], int]:

@@ -7,10 +7,11 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxprune import cli, pipeline, sensitivity
+from onnxprune import cli, sensitivity
 from onnxprune.options import Options
 from onnxprune.report import curves, schema
 from onnxprune.report.record import SensitivityCurve
+from onnxprune.subject import Clock, prepare
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, 6, 6] x) => (float[N, 4] y)
@@ -62,7 +63,7 @@ def test_without_labels_agreement_starts_at_one(model, tmp_path):
 
 
 def test_the_constants_of_removed_units_are_pushed(model, samples):
-    subject = pipeline.prepare(model, Options(val=samples), pipeline.Clock())
+    subject = prepare(model, Options(val=samples), Clock())
     (dim,) = subject.coupling.free
     keep = np.ones(dim.size, bool)
     keep[DEAD] = False

@@ -1,0 +1,43 @@
+"""`onnxprune compare-reports`: what of a report is worse than in an earlier one by more than noise; exit 0 or 1."""
+
+import argparse
+from pathlib import Path
+
+from onnxprune import cli
+from onnxprune.errors import UsageError
+
+EXIT_REGRESSION = 1
+DESCRIPTION = """Lists what of NEW is worse than in OLD beyond the noise of both, and exits 1 if anything is.
+
+Costs are exact: any increase counts. Accuracy and latency ratios count when their 95 % intervals lie apart,
+milliseconds when quartiles do and both were measured on the same kind of machine. What OLD had and NEW lacks counts."""
+
+
+def parser() -> cli.Parser:
+    """The command's options."""
+    made = cli.Parser(
+        prog="onnxprune compare-reports",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("old", metavar="OLD.json", type=Path, help="a stored report, written by --report")
+    made.add_argument("new", metavar="NEW.json", type=Path, help="the report to judge")
+    return made
+
+
+def run(arguments: list[str]) -> int:
+    """Prints one line per regression; 1 when there are any."""
+    namespace = parser().parse_args(arguments)
+    from onnxprune.report import compare_reports, read_report
+
+    old, new = read_report(namespace.old), read_report(namespace.new)
+    try:
+        found = compare_reports(old, new)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        which = f"{namespace.old} or {namespace.new}"
+        raise UsageError(f"{which}: the report is damaged ({type(error).__name__}: {error}); write it again") from error
+    for regression in found:
+        print(f"worse: {regression.message}")
+    if not found:
+        print(f"nothing is worse than in {namespace.old}")
+    return EXIT_REGRESSION if found else 0

@@ -32,7 +32,9 @@ def _check_drop(before: Measurement, after: Measurement, options: Options) -> It
         return
     lost = drop(before.accuracy, after.accuracy)
     if lost is None:
-        raise BudgetError("--max-drop: the accuracy could not be measured; give labelled samples with --val")
+        raise BudgetError(
+            "--max-drop: the accuracy could not be measured; give labelled samples with --val, or a --metric"
+        )
     if lost > options.max_drop:
         macs = ratio(before.macs, after.macs) or 1.0
         raise BudgetError(

@@ -8,23 +8,26 @@ import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
 
-from onnxprune import cost, graph, pipeline, reporting, shapes
+from onnxprune import cost, graph, normal, reporting, shapes
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.options import Options
 from onnxprune.report import text, widths
+from onnxprune.subject import load_data, sample_shapes
 
 
 def inspect_file(path: Path, options: Options) -> dict[str, Any]:
     """Everything that is known of the model in the file at `path`, ready for JSON."""
-    model = graph.normalize(graph.load(path))
-    tune, held = pipeline.load_data(model, options)
-    return inspect(model, pipeline.sample_shapes(model, tune or held))
+    loaded = graph.load(path)
+    model = graph.normalize(loaded)
+    tune, held = load_data(model, options)
+    given = sample_shapes(model, tune or held)
+    return inspect(*normal.proven(loaded, model, shapes.observe(model, given), given))
 
 
-def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = None) -> dict[str, Any]:
+def inspect(model: ir.Model, observed: shapes.Shapes | None = None) -> dict[str, Any]:
     """Everything that is known of a normalized model's Dims and cost, ready for JSON."""
-    coupling = analyze(model, shapes.observe(model, sample_shapes))
+    coupling = analyze(model, observed or shapes.observe(model))
     costs = cost.of(coupling)
     wide = widths.outputs(coupling)
     return {
@@ -32,6 +35,7 @@ def inspect(model: ir.Model, sample_shapes: dict[str, tuple[int, ...]] | None = 
         "model": {"sha256": graph.digest(model), "nodes": len(list(model.graph)), **costs.totals()},
         "shrinkable": shrinkable(coupling, costs),
         "dims": [_dim(coupling, costs, dim) for dim in coupling.free],
+        "nothing": [] if coupling.free else reporting.why_nothing(coupling),
         "frozen": [
             {
                 "dim": dim.name,
@@ -107,6 +111,8 @@ def print_table(found: dict[str, Any], console: Console) -> None:
         )
         table.add_row(*row, f"{len(dim['members'])} places")
     console.print(table)
+    if found["nothing"]:
+        console.print(f"nothing can be pruned: {'; '.join(found['nothing'])}", highlight=False)
     reasons = Counter(entry["reason"].split(" (")[0] for entry in found["frozen"])
     if reasons:
         frozen = Table("frozen because", "dimensions", "for example", box=None, pad_edge=False)

@@ -1,6 +1,6 @@
 """What a run is asked for: one frozen record, checked when it is made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +15,29 @@ LEVELS: tuple[Level, ...] = ("none", "constants", "reconstruct", "finetune")
 DEVICES = ("auto", "cpu", "cuda")
 PREPROCESS = ("size", "mean", "std", "scale", "layout")
 TARGETS = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
+
+RELATIVE_ERROR = "relative_error"  # the metric that --metric knows by name: outputs are numbers, not classes
+# KEY of --finetune KEY=VALUE -> the type of its value.
+TUNING: Mapping[str, type] = {
+    "optimizer": str,
+    "weight_decay": float,
+    "warmup": float,
+    "clip": float,
+    "ema": float,
+    "labels": float,
+    "features": float,
+    "temperature": float,
+    "flip": bool,
+    "crop": int,
+    "mixup": float,
+    "batchnorm": str,
+    "statistics": str,
+    "amp": str,
+    "channels_last": bool,
+    "compile": bool,
+    "patience": int,
+    "checkpoint_seconds": float,
+}
 
 TINY = 1e-12
 # Option, type, smallest and largest value, what to give instead.
@@ -47,11 +70,15 @@ class Options:
     epochs: int | None = None
     lr: float | None = None
     batch_size: int | None = None
+    finetune: Mapping[str, Any] = field(default_factory=dict)  # see recover/asked.py
+    loss: str | Callable[..., Any] | None = None
+    metric: str | Callable[..., Any] | None = None
     align: int | Literal["auto"] = "auto"
     floor: float = 0.05
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     exact_only: bool = False
+    inner_only: bool = False
     device: str = "auto"
     provider: str = "auto"
     threads: int | None = None
@@ -61,6 +88,7 @@ class Options:
     seed: int = 0
     progress: bool = False
     latency: bool = True  # measure it
+    pack: bool = False  # store zeros small
     preprocess: Mapping[str, Any] = field(default_factory=dict)  # size, mean, std, scale, layout
     method_options: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

@@ -5,8 +5,9 @@ Three forms, of which each weight takes the smallest:
     bitmap   its non-zero values, and one bit per position
     groups   of every G weights along an axis the same number k of values, and log2(G) bits for the place of each
 
-The decoder is NonZero, ScatterElements and a few integer operators. Its inputs are constants: onnxruntime folds it
-once at load (so runs cost the same as dense), and every runtime that knows opset 11 reads the file.
+The decoders are a handful of integer operators with Gather or ScatterElements. Their inputs are constants and their
+shapes static: onnxruntime folds them once at load (NonZero it would leave for every run), so that runs cost the same
+as dense, and every runtime that knows opset 11 reads the file.
 Do not simplify a packed model afterwards: constant folding is what unpacks it.
 """
 
@@ -18,8 +19,10 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.errors import UsageError
 
-OPSET = 11  # of BitShift and ScatterElements
+OPSET = 11  # of BitShift, CumSum and ScatterElements
 LEAST_SAVED_BYTES = 1024  # the nodes of a decoder take some hundred bytes themselves
+DECODER_BYTES = 2048  # of the nodes and names of one
+FLOATS = (np.float32, np.float16, np.float64)
 GROUP_SIZES = (2, 4, 8, 16, 32, 64)
 
 
@@ -33,22 +36,24 @@ class Form:
     kept: int = 0
 
 
-def pack(model: ir.Model) -> ir.Model:
-    """A new model with the same outputs in which weights full of zeros are stored small.
-
-    Raises: UsageError when the model's opset is below 11.
-    """
+def check(model: ir.Model) -> None:
+    """Nothing, when `model` can be packed. Raises: UsageError when its opset is below 11."""
     opset = model.opset_imports.get("", 1)
     if opset < OPSET:
         raise UsageError(
             f"--pack needs opset {OPSET} or higher and the model has {opset}; export it again or leave it dense"
         )
+
+
+def pack(model: ir.Model) -> ir.Model:
+    """A new model with the same outputs in which weights full of zeros are stored small. Raises as `check` does."""
+    check(model)
     packed = model.clone()
     packed.meta.update(model.meta)
     outputs = set(packed.graph.outputs)
     for name, value in list(packed.graph.initializers.items()):
         array = graph.constant(value)
-        if array is None or value in outputs or array.dtype not in (np.float32, np.float16, np.float64):
+        if array is None or value in outputs or array.dtype not in FLOATS:
             continue
         form = smallest(array)
         if form is not None:
@@ -61,6 +66,23 @@ def smallest(array: np.ndarray) -> Form | None:
     forms = [_bitmap(array), *_groups(array)]
     best = min(forms, key=lambda form: form.bytes)
     return best if best.bytes + LEAST_SAVED_BYTES <= array.nbytes else None
+
+
+def file_bytes(model: ir.Model) -> int:
+    """About as many bytes as the file of `model` has."""
+    return graph.skeleton(model, 0)[0].ByteSize() + graph.size_bytes(model)
+
+
+def density_for(model: ir.Model, wanted_bytes: float) -> float:
+    """Share of the weights that may stay so that bitmaps bring the file of `model` to about `wanted_bytes`."""
+    arrays = [a for v in model.graph.initializers.values() if (a := graph.constant(v)) is not None and _is_weight(a)]
+    whole = sum(array.nbytes for array in arrays)
+    fixed = file_bytes(model) - whole + DECODER_BYTES * len(arrays)
+    return max(0.01, (wanted_bytes - fixed) / max(1, whole) - 1 / 32)
+
+
+def _is_weight(array: np.ndarray) -> bool:
+    return array.ndim > 1 and array.nbytes > LEAST_SAVED_BYTES and array.dtype in FLOATS
 
 
 def _bitmap(array: np.ndarray) -> Form:
@@ -116,10 +138,13 @@ class _Decoder:
     def _bitmap(self, array: np.ndarray) -> None:
         flat = array.reshape(-1)
         bits = self._codes(np.packbits(flat != 0, bitorder="little"), 1)
-        places = self._add("NonZero", [bits])
-        places = self._add("Reshape", [places, self._constant("flat", np.array([-1]))])
-        values = self._constant("values", flat[flat != 0])
-        dense = self._add("ScatterElements", [self._zeros(array.dtype, (array.size,)), places, values], axis=0)
+        ends = self._constant("zero", np.array([0])), self._constant("count", np.array([array.size]))
+        bits = self._add("Cast", [self._add("Slice", [bits, *ends])], to=int(ir.DataType.INT32))
+        # The number of ones so far is the place of a value, 0 that of the zero before them.
+        places = self._add("CumSum", [bits, self._constant("axis", np.array(0))])
+        places = self._add("Mul", [places, bits])
+        values = self._constant("values", np.concatenate([np.zeros(1, array.dtype), flat[flat != 0]]))
+        dense = self._add("Gather", [values, places])
         self._add("Reshape", [dense, self._constant("shape", np.array(array.shape))])
 
     def _groups(self, array: np.ndarray, form: Form) -> None:

@@ -13,6 +13,8 @@ from onnxprune.methods.base import unit_positions
 from onnxprune.options import Options
 from onnxprune.recover import biases
 from onnxprune.recover.linear import linears
+from onnxprune.recovering import twin_of
+from onnxprune.subject import Clock, Keep, Subject, prepare
 
 
 def check(
@@ -25,7 +27,7 @@ def check(
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
-    subject = pipeline.prepare(source, options, pipeline.Clock())
+    subject = prepare(source, options, Clock())
     keep = plan.masks(loaded, subject.coupling)
     result = graph.load(out)
     _same_interface(subject.model, result, out)
@@ -44,12 +46,12 @@ def check(
     return _check_recovered(subject, keep, result, out)
 
 
-def _with_constants(subject: pipeline.Subject, keep: pipeline.Keep) -> ir.Model:
+def _with_constants(subject: Subject, keep: Keep) -> ir.Model:
     from onnxprune.recover import constants
 
     cut_model = surgery.cut(subject.coupling, keep)
     constants.push(subject.coupling, keep, cut_model, subject.tune)
-    return pipeline.twin_of(subject.coupling, keep, cut_model)
+    return twin_of(subject.coupling, keep, cut_model)
 
 
 def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
@@ -64,16 +66,15 @@ def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
             )
 
 
-def _check_recovered(
-    subject: pipeline.Subject, keep: pipeline.Keep, result: ir.Model, out: Path
-) -> tuple[verify.Verification, str]:
+def _check_recovered(subject: Subject, keep: Keep, result: ir.Model, out: Path) -> tuple[verify.Verification, str]:
     """Compares `result` with the masked model into which its own weights were put back at the kept positions.
 
     A result has its norms folded into weights of other names: so the model is folded in the same way, and weights
     are known by the node that uses them.
     """
     tuned = graph.normalize(result)
-    folded = _with_biases_of(graph.normalize(pipeline.finish(subject.model)), tuned)
+    # Nodes that finishing makes are numbered as they come: all biases have to be there before.
+    folded = graph.normalize(pipeline.finish(_with_biases_of(subject.model, tuned)))
     coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
     keep = same_positions(subject.coupling, keep, coupling)
     twin = surgery.mask(coupling, keep)
@@ -82,22 +83,21 @@ def _check_recovered(
 
 
 def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
-    """`model`, normalized, with a bias wherever recovery made one in `tuned`; their numbers are of no account."""
+    """A copy of `model` with a bias wherever recovery made one in `tuned`; their numbers are of no account."""
+    meta, model = model.meta, model.clone()
+    model.meta.update(meta)
     nodes = {node.name: node for node in tuned.graph}
-    made = 0
     for name, linear in linears(model).items():
         other = nodes.get(name)
-        made_here = other is None or other.op_type != linear.node.op_type or f"{name}.add_bias" in nodes
-        if other is not None and not made_here and len(other.inputs) <= len(linear.node.inputs):
-            continue
+        fused = other is None or other.op_type != linear.node.op_type
+        longer = other is not None and len(other.inputs) > len(linear.node.inputs)
         b = biases.read_bias(linear)
-        if b is not None:
+        if b is not None and not biases.has_bias(linear) and (fused or longer or f"{name}.add_bias" in nodes):
             biases.write_bias(model, linear, b + 1)  # no zeros, or they would be simplified away
-            made += 1
-    return graph.normalize(graph.finish(model)) if made else model
+    return model
 
 
-def same_positions(old: Coupling, keep: pipeline.Keep, new: Coupling) -> dict[Dim, np.ndarray]:
+def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.ndarray]:
     """The kept positions of the Dims of `new`, a rewriting of the same model, found by the names of shared values."""
     found: dict[Dim, np.ndarray] = {}
     for name, axes in new.axes.items():
@@ -112,7 +112,7 @@ def same_positions(old: Coupling, keep: pipeline.Keep, new: Coupling) -> dict[Di
     return found
 
 
-def _put_back(twin: ir.Model, coupling: Coupling, keep: pipeline.Keep, result: ir.Model, out: Path) -> None:
+def _put_back(twin: ir.Model, coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> None:
     """Writes the float initializers of `result` to the kept positions of those that the same nodes of `twin` use."""
     nodes = {node.name: node for node in result.graph}
     for node in coupling.model.graph:
@@ -125,7 +125,9 @@ def _put_back(twin: ir.Model, coupling: Coupling, keep: pipeline.Keep, result: i
             tuned = graph.constant(theirs)
             if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
                 continue
-            masks = [dims.keep_mask(axis, keep) for axis in coupling.axes.get(value.name or "", ())]
+            axes = coupling.axes.get(value.name or "")  # none for numbers such as the factors of Resize
+            whole = [np.ones(size, bool) for size in graph.array_of(value).shape]
+            masks = whole if axes is None else [dims.keep_mask(axis, keep) for axis in axes]
             expected = tuple(int(mask.sum()) for mask in masks)
             if tuned.shape != expected:
                 raise VerificationError(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune import cost, plan, report, verify
 from onnxprune.bench import machine, tool
@@ -14,8 +16,8 @@ from onnxprune.coupling import Coupling, Dim
 from onnxprune.options import Options
 
 if TYPE_CHECKING:
-    from onnxprune.pipeline import Clock, Subject
     from onnxprune.recover.finetune import History
+    from onnxprune.subject import Clock, Subject
 
 
 def describe(
@@ -28,9 +30,10 @@ def describe(
     clock: Clock,
     options: Options,
     notes: Sequence[str],
+    packed: report.Packing | None = None,
 ) -> report.Report:
     """Everything that a reader needs to judge a run and to repeat it."""
-    coupling = subject.coupling
+    coupling = subject.normalized
     keep = plan.masks(made, coupling)
     return report.Report(
         options.command,
@@ -42,6 +45,7 @@ def describe(
         tuple(clock.steps),
         _tuning_points(history),
         plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
+        pack=packed,
         method=made.method,
         seed=made.seed,
         data=str(options.data) if options.data is not None else None,
@@ -80,9 +84,42 @@ def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> t
                 tuple(cost.dims.kept_length(axis, sizes) for axis in axes),
                 before[node.name or ""],
                 after[node.name or ""],
+                _produced_axis(node),
             )
         )
     return tuple(rows)
+
+
+def _produced_axis(node: ir.Node) -> int | None:
+    """The axis of output channels of a node's weight, None for the op's usual one."""
+    if node.op_type != "Gemm":
+        return None
+    return 0 if node.attributes.get_int("transB", 0) else 1
+
+
+CONTROL_FLOW = ("If", "Loop", "Scan")
+STANDARD = ("", "ai.onnx")
+
+
+def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
+    """Why nothing of a model is free, the commonest reasons first."""
+    dims = frozen_dims(coupling) or [dim for dim in coupling.dims if dim.frozen]
+    counts = Counter(str(dim.frozen).split(" (")[0] for dim in dims)
+    reasons = [reason for reason, _ in counts.most_common(most)]
+    bodies = [node for node in coupling.model.graph if node.op_type in CONTROL_FLOW]
+    if bodies:
+        inside = sum(
+            1
+            for node in bodies
+            for a in node.attributes.values()
+            if a.type == ir.AttributeType.GRAPH
+            for _ in a.as_graph().all_nodes()
+        )
+        first = f"{bodies[0].op_type} '{bodies[0].name}'"
+        reasons.append(f"{inside} nodes lie in bodies of control flow (such as {first}), which are left as they are")
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in coupling.model.graph if node.domain not in STANDARD})
+    unknown = f" ({', '.join(foreign[:3])})" if foreign else ""
+    return reasons or [f"no operator has weights that can shrink{unknown}"]
 
 
 def frozen_dims(coupling: Coupling) -> list[Dim]:

@@ -7,29 +7,32 @@ the end is measured again after the full recovery, and where it misses, a few ne
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 
-from onnxprune import gates, graph, measuring, pipeline, surgery
+from onnxprune import cost, gates, graph, measuring, packing, recovering, surgery
 from onnxprune.bench import QUICK, measure_file, measure_latency, profile
 from onnxprune.bench.predict import node_table, share_for
 from onnxprune.cost import Kind
 from onnxprune.coupling import Dim
-from onnxprune.data import batch_size_of, input_infos
+from onnxprune.data import fixed_batch
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.methods.base import Outcome
 from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
-from onnxprune.select import Budget, aligned, select
+from onnxprune.select import Budget, aligned, select, topped_up
+from onnxprune.subject import Clock, Subject
 
 LOG = logging.getLogger("onnxprune")
 Keep = Mapping[Dim, np.ndarray]
 Targets = Mapping[Kind, float]
 TRIALS = 6
-TRIAL_SAMPLES = 2048  # that a trial tunes on
 # After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
 LARGER = (0.15, 0.4, 0.7)
 SMALLER = (0.93, 0.85)
+LEAST_MULTIPLE = 4  # the width of the narrowest vector unit; nothing is aligned below it
+WASTE = 0.06  # share of a target by which blocks of an automatic alignment may remove more than was asked
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Trial:
         return f"macs={self.macs:.3f}: {self.value:.3f} {'holds' if self.held else 'misses'}"
 
 
-def choices(subject: "pipeline.Subject", outcome: Outcome, options: Options) -> Iterator[Choice]:
+def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Choice]:
     """What to produce, the best first; the next is for when the finished result missed a gate.
 
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
@@ -64,13 +67,15 @@ def choices(subject: "pipeline.Subject", outcome: Outcome, options: Options) -> 
         yield from _by_latency(subject, outcome, options, targets)
     elif not targets and outcome.keep is not None:
         yield _decided_by_method(outcome, options)
+    elif options.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
+        yield _decided_by_method(outcome, options)
+        choice = near_the_target(subject, outcome, options, targets)
+        yield replace(choice, notes=(*choice.notes, "zeros alone did not meet the size: units were removed as well"))
     else:
-        yield one_shot(subject, outcome, options, targets or {"macs": 0.5})
+        yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
 
 
-def first_that_holds(
-    found: Iterator[Choice], make: "Callable[[Keep, Sequence[str]], pipeline.Result]", clock: "pipeline.Clock"
-) -> "pipeline.Result":
+def first_that_holds(found: Iterator[Choice], make: Callable[[Keep, Sequence[str]], T], clock: Clock) -> T:
     """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
     missed: list[BudgetError] = []
     while True:
@@ -86,12 +91,14 @@ def first_that_holds(
             missed.append(error)
 
 
-def one_shot(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Choice:
+def one_shot(subject: Subject, outcome: Outcome, options: Options, targets: Targets, *, strict: bool = True) -> Choice:
     """Selection to the targets; the method's limits, and an automatic alignment, give way to a target.
 
+    strict: an alignment that the options name has no exception.
     Raises: BudgetError.
     """
     budget = _budget(subject, outcome, options, targets)
+    budget = budget if strict else replace(budget, strict=False)
     tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
     if budget.limits:
         note = "the target is beyond the limits that the method found per dimension; they were exceeded"
@@ -101,14 +108,39 @@ def one_shot(subject: "pipeline.Subject", outcome: Outcome, options: Options, ta
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:
         try:
-            return Choice(select(outcome.scores, subject.cost, tried, comparable=outcome.comparable), notes)
+            return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
         except BudgetError:
             continue
     tried, notes = tries[-1]
-    return Choice(select(outcome.scores, subject.cost, tried, comparable=outcome.comparable), notes)
+    return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
 
 
-def _budget(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Budget:
+def near_the_target(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Choice:
+    """`one_shot`, in finer multiples where those of an automatic alignment remove much more than was asked.
+
+    Where few dimensions give all that is removed, one block of them can be a tenth of the model.
+    """
+    choice = one_shot(subject, outcome, options, targets)
+    if options.align != "auto":
+        return choice
+    budget = _budget(subject, outcome, options, targets)
+    best, used, align = choice, _used(subject, choice, budget), budget.align // 2
+    while used < 1 - WASTE and align >= LEAST_MULTIPLE:
+        finer = one_shot(subject, outcome, replace(options, align=align), targets, strict=False)
+        if (reached := _used(subject, finer, budget)) > used:
+            note = f"kept sizes are multiples of {align}: those of {budget.align} would remove much more than was asked"
+            best, used = replace(finer, notes=(*finer.notes, note)), reached
+        align //= 2
+    return best
+
+
+def _used(subject: Subject, choice: Choice, budget: Budget) -> float:
+    """The largest share of a limit that is used up."""
+    sizes = cost.keep_sizes(choice.keep)
+    return max(subject.cost.total(kind, sizes) / budget.limit(kind, subject.cost) for kind in budget.targets)
+
+
+def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Budget:
     align = alignment_for(options.align, provider_for(options))
     budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits)
     if "bytes" not in targets:
@@ -119,11 +151,22 @@ def _budget(subject: "pipeline.Subject", outcome: Outcome, options: Options, tar
     return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={"bytes": around})
 
 
+def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
+    """Whether the zeros of a sparse method alone, stored small, bring the file to `share` of the original."""
+    if not outcome.zeros or outcome.keep is None:
+        return False
+    packed = packing.pack(surgery.cut(subject.coupling, outcome.keep))
+    whole = measure_file("original", subject.path, subject.cost.totals()).bytes or 0
+    return packing.file_bytes(packed) <= share * whole
+
+
 def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
     assert outcome.keep is not None
-    keep = outcome.keep
-    if options.align != "auto":
-        align = int(options.align)
+    keep, strict = outcome.keep, options.align != "auto"
+    align = alignment_for(options.align, provider_for(options))
+    if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
+        keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
+    elif strict:
         keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
     return Choice(keep, ("the method decided how much to remove",))
 
@@ -185,10 +228,10 @@ def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
-def _by_latency(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
     """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
     wanted = options.target["latency"]
-    batch = batch_size_of(input_infos(subject.model)) or 1
+    batch = fixed_batch(subject.model) or 1
     feeds = measuring.latency_feeds(subject, batch)
     setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
 
@@ -223,24 +266,25 @@ def _by_latency(subject: "pipeline.Subject", outcome: Outcome, options: Options,
         yield replace(choice, notes=(*choice.notes, _told(tried, f"latency={wanted:g}")))
 
 
-def _by_accuracy(subject: "pipeline.Subject", outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
     """The smallest plan that loses at most --max-drop points after a cheap recovery."""
     allowed = cast("float", options.max_drop)
     held = subject.held
     if held is None:
         raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
-    few = _with_few_samples(subject)
 
     def lost_at(share: float) -> float:
         keep = one_shot(subject, outcome, options, _with_macs(targets, share)).keep
         lost = float("inf")
         for level in _cheap_levels(options):  # the dearer only where the cheaper does not hold
             model = surgery.cut(subject.coupling, keep)
-            quick = replace(options, recover=level, epochs=1, resume=None, progress=False)
-            pipeline.recover(few, keep, model, quick, pipeline.Clock(), outcome.zeros)
-            measured = gates.drop(*measuring.accuracies(subject.path, model, held))
+            quick = replace(options, recover=level)
+            recovering.recover(subject, keep, model, quick, Clock(), outcome.zeros, trial=True)
+            measured = gates.drop(*measuring.accuracies(subject.path, model, held, options.metric))
             if measured is None:
-                raise UsageError("--max-drop: the samples do not tell right from wrong; give labelled ones with --val")
+                raise UsageError(
+                    "--max-drop: the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
+                )
             lost = min(lost, measured)
             if lost <= allowed:
                 break
@@ -258,13 +302,6 @@ def _by_accuracy(subject: "pipeline.Subject", outcome: Outcome, options: Options
     for share in (best, *(best + part * (high - best) for part in LARGER if high - best > 0.005)):
         choice = one_shot(subject, outcome, options, _with_macs(targets, share))
         yield replace(choice, notes=(*choice.notes, _told(tried, f"at most {allowed:g} points lost")))
-
-
-def _with_few_samples(subject: "pipeline.Subject") -> "pipeline.Subject":
-    tune = subject.tune
-    if tune is None or len(tune) <= TRIAL_SAMPLES:
-        return subject
-    return replace(subject, tune=tune.subset(np.linspace(0, len(tune) - 1, TRIAL_SAMPLES).astype(int)))
 
 
 def _cheap_levels(options: Options) -> tuple[Level, ...]:

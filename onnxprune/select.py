@@ -14,6 +14,8 @@ from onnxprune.cost import Cost, Kind
 from onnxprune.coupling import Dim
 from onnxprune.errors import BudgetError, UsageError
 
+# A removal that leaves a width between full multiples saves work on paper only: it must be worth this much less.
+BETWEEN = 2.0
 OPTION_NAMES: dict[Kind, str] = {"bytes": "size"}  # where the option's word is another
 Scores = Mapping[Dim, np.ndarray]
 Keep = dict[Dim, np.ndarray]
@@ -104,9 +106,19 @@ def aligned(keep: np.ndarray, scores: np.ndarray, align: int, strict: bool = Fal
     return result
 
 
+def topped_up(keep: np.ndarray, align: int, strict: bool = False) -> np.ndarray:
+    """`keep` (size,) with as many of the removed units given back as make a multiple; none of those kept is lost."""
+    step = align if len(keep) >= align else alignment(len(keep), align, strict)
+    missing = min(len(keep), ceil(int(keep.sum()) / step) * step) - int(keep.sum())
+    result = keep.copy()
+    result[np.flatnonzero(~keep)[:missing]] = True
+    return result
+
+
 def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> list[Block]:
     """The units of `dim` in order of removal, in aligned blocks; those that must stay are left out."""
     step = alignment(dim.size, budget.align, budget.strict)
+    full = budget.align if dim.size >= budget.align else step
     least = max(1, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9))
     values = np.asarray(values, np.float64)
     if not comparable:
@@ -114,13 +126,22 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
         values = values / mean if mean > 0 else values
     order = np.argsort(values, kind="stable")
     blocks: list[Block] = []
-    worst, kept = -np.inf, dim.size
+    kept = dim.size
     while (smaller := (kept - 1) // step * step) >= least:  # the first block leaves a multiple
         units = order[dim.size - kept : dim.size - smaller]
-        worst = max(worst, float(values[units].mean()))  # blocks of a Dim leave in order
-        blocks.append(Block(dim, units, worst))
+        price = BETWEEN if smaller % full else 1.0
+        score = _priced(values[units], price)
+        while blocks and blocks[-1].score > score:  # blocks of a Dim leave in order
+            units = np.concatenate([blocks.pop().units, units])
+            score = _priced(values[units], price)
+        blocks.append(Block(dim, units, score))
         kept = smaller
     return blocks
+
+
+def _priced(values: np.ndarray, price: float) -> float:
+    mean = float(values.mean())
+    return mean * price if mean > 0 else mean
 
 
 def _ordered(
@@ -187,14 +208,20 @@ def _check_reachable(blocks: Sequence[Block], cost: Cost, budget: Budget) -> Non
     for kind, fraction in budget.targets.items():
         whole, name = budget.whole.get(kind, cost.total(kind)), OPTION_NAMES.get(kind, kind)
         least = cost.total(kind, smallest) + budget.fixed.get(kind, 0.0)
-        if least > fraction * whole:
+        if least > fraction * whole and least > 0.9995 * whole:
+            missed.append(
+                f"--target {name}={fraction:g} cannot be met: what may be removed makes no difference to {name} "
+                f"({whole:.4g}); 'onnxprune inspect' shows what is frozen and why. Choose another target"
+            )
+        elif least > fraction * whole:
             missed.append(
                 f"--target {name}={fraction:g} cannot be met: with all removed that may be, {name} is "
                 f"{least / whole:.3g} of the original ({least:.4g} of {whole:.4g}); "
                 f"the nearest is {name}={_up(least / whole):g}"
             )
     if missed:
-        raise BudgetError("; ".join(missed) + "; ask for that, or lower --floor or --align")
+        advice = "; ask for that, or lower --floor or --align" if "nearest" in missed[-1] else ""
+        raise BudgetError("; ".join(missed) + advice)
 
 
 def _up(fraction: float) -> float:

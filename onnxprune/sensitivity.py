@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import metrics, pipeline, report, reporting, runtime, surgery
+from onnxprune import metrics, report, reporting, runtime, surgery
 from onnxprune.bench import machine, measure_file, tool
 from onnxprune.coupling import Dim
 from onnxprune.data import Samples
@@ -19,6 +19,8 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.recover import constants
+from onnxprune.recovering import device
+from onnxprune.subject import Clock, Keep, Subject, prepare, scored_dims
 
 LOG = logging.getLogger("onnxprune")
 FRACTIONS = (0.25, 0.5, 0.75)
@@ -49,8 +51,8 @@ def sensitivity(
         raise UsageError(
             f"--method {options.method} trains, and sensitivity looks at the model as it is; choose another, such as l2"
         )
-    clock = pipeline.Clock()
-    subject = pipeline.prepare(path, options, clock)
+    clock = Clock()
+    subject = prepare(path, options, clock)
     with clock("score"):
         outcome = base.run(chosen, context(subject, options, chosen))
     with clock("measure the original"):
@@ -81,22 +83,22 @@ def check_fractions(fractions: Sequence[float]) -> None:
         raise UsageError(f"--fractions: {shown} given; fractions to remove lie between 0 and 1, such as 0.25,0.5,0.75")
 
 
-def context(subject: pipeline.Subject, options: Options, chosen: base.Method) -> base.Context:
+def context(subject: Subject, options: Options, chosen: base.Method) -> base.Context:
     """What the scoring method sees."""
     learns = chosen.needs.data or chosen.needs.gradients  # torch is not even imported for those that read weights
     return base.Context(
         coupling=subject.coupling,
         cost=subject.cost,
-        dims=pipeline.scored_dims(subject.coupling, options),
+        dims=scored_dims(subject.coupling, options),
         samples=subject.tune,
         seed=options.seed,
-        device=pipeline.device(options) if learns else "cpu",
+        device=device(options) if learns else "cpu",
         options=options.method_options,
         progress=options.progress,
     )
 
 
-def reference_of(subject: pipeline.Subject, most: int = MOST_SAMPLES) -> Reference:
+def reference_of(subject: Subject, most: int = MOST_SAMPLES) -> Reference:
     """The original on at most `most` of the samples that scoring did not see. Raises: UsageError without samples."""
     samples = subject.held or subject.tune
     if samples is None or not len(samples):
@@ -110,7 +112,7 @@ def reference_of(subject: pipeline.Subject, most: int = MOST_SAMPLES) -> Referen
 
 
 def _curves(
-    subject: pipeline.Subject, scores: Mapping[Dim, np.ndarray], reference: Reference, fractions: Sequence[float]
+    subject: Subject, scores: Mapping[Dim, np.ndarray], reference: Reference, fractions: Sequence[float]
 ) -> Iterator[report.SensitivityCurve]:
     for number, (dim, values) in enumerate(scores.items(), 1):
         curve = curve_of(subject, dim, np.asarray(values), reference, fractions)
@@ -119,7 +121,7 @@ def _curves(
 
 
 def curve_of(
-    subject: pipeline.Subject, dim: Dim, scores: np.ndarray, reference: Reference, fractions: Sequence[float]
+    subject: Subject, dim: Dim, scores: np.ndarray, reference: Reference, fractions: Sequence[float]
 ) -> report.SensitivityCurve:
     """The metric with each of `fractions` of `dim` removed, lowest scores (size,) first; its first point is 0."""
     points = {0.0: reference.accuracy}
@@ -129,7 +131,11 @@ def curve_of(
         points[count / dim.size] = trial(subject, {dim: keep}, reference)
     removed, found = tuple(points), tuple(points.values())
     return report.SensitivityCurve(
-        dim.name, removed, tuple(a.value for a in found), found[0].metric, tuple(a.interval95 for a in found)
+        dim.name,
+        removed,
+        tuple(a.value for a in found),
+        found[0].metric,
+        tuple(a.interval95 or (a.value, a.value) for a in found),
     )
 
 
@@ -138,7 +144,7 @@ def removable(size: int, fractions: Sequence[float]) -> list[int]:
     return sorted({min(size - 1, round(f * size)) for f in fractions} - {0})
 
 
-def trial(subject: pipeline.Subject, keep: pipeline.Keep, reference: Reference) -> metrics.Accuracy:
+def trial(subject: Subject, keep: Keep, reference: Reference) -> metrics.Accuracy:
     """The accuracy of the model cut by `keep`, constants pushed."""
     model = surgery.cut(subject.coupling, keep)
     constants.push(subject.coupling, keep, model, subject.tune, limit=PUSHED_SAMPLES)

@@ -16,7 +16,7 @@ from networks import CNN, MLP, filled
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
-from onnxprune import graph, pipeline
+from onnxprune import graph, pipeline, subject
 
 FLOAT = TensorProto.FLOAT
 
@@ -128,7 +128,7 @@ OPTIONS = {
     "aligned target out of reach": good(L1 + " --target macs=0.2 --align 8", "the nearest is macs=0.9", code=1),
     "include matches nothing": good("--method l1 --include nix*", "--include 'nix*' matches no node, initializer or"),
     "exclude matches nothing": good("--method l1 --exclude nix", "--exclude 'nix' matches no node"),
-    "everything excluded": good("--method l1 --exclude *", "dimensions are free, none is chosen"),
+    "everything excluded": good("--method l1 --exclude *", "dimensions are free: none is chosen by --include"),
     "align of zero": good("--align 0", "--align 0: give 1 or more, or auto"),
     "align of words": good("--align some", "--align: invalid whole number or auto value: 'some'"),
     "epochs of zero": good("--epochs 0", "--epochs 0: give 1 or more"),
@@ -152,6 +152,33 @@ OPTIONS = {
     "provider of bench unknown": case("bench {w}/good.onnx --provider tpu", "execution provider tpu did not load"),
     "bench of nothing": case("bench", "required: MODEL.onnx; 'onnxprune bench -h'"),
     "batch of bench of zero": case("bench {w}/good.onnx --batch 0", "batch"),
+    "fine-tuning by an unknown name": good(
+        "--finetune mix=1 --data {w}/x.npz", "--finetune mix: unknown; choose of op"
+    ),
+    "fine-tuning without a value": good(
+        "--finetune mixup", "--finetune 'mixup': expected KEY=VALUE, such as mixup=0.2"
+    ),
+    "fine-tuning by an own option": good("--finetune lr=1", "--finetune lr: that is an option of its own, --lr"),
+    "fine-tuning by words": good("--finetune mixup=some", "--finetune mixup=some: give a number"),
+    "fine-tuning by half a pixel": good("--finetune crop=0.5", "--finetune crop=0.5: give a whole number"),
+    "fine-tuning by no truth": good("--finetune flip=sideways", "--finetune flip=sideways: give true or false"),
+    "fine-tuning out of range": good("--finetune ema=1", "fine-tuning: ema is 1.0; give a decay from 0 to below 1"),
+    "fine-tuning of another choice": good(
+        "--finetune optimizer=lion", "optimizer is lion; give one of auto, sgd, adamw"
+    ),
+    "fine-tuning without samples": good("--finetune mixup=1", "nothing is fine-tuned, for there are no samples; give"),
+    "fine-tuning at another level": good(
+        "--finetune mixup=1 --recover none --data {w}/x.npz", "nothing is fine-tuned, for --recover is none"
+    ),
+    "loss without samples": good("--loss math:sin", "--loss: nothing is fine-tuned, for there are no samples"),
+    "loss without a function": good("--loss mine", "--loss 'mine': give MODULE:FUNCTION, such as"),
+    "loss in no module": good("--loss no_such_module:f", "no module 'no_such_module' in ", "or on the Python path"),
+    "metric that is not there": good("--metric math:f1", "module 'math': has no function 'f1'; it has acos"),
+    "metric that is no function": good("--metric math:pi", "module 'math': 'pi' is no function"),
+    "metric that fails": good("--metric math:sin --data {w}/x.npz --recover none", "the function raised TypeError: "),
+    "metric of nothing": good(
+        "--metric builtins:slice --data {w}/x.npz --recover none --no-latency", "--metric builtins:slice: gave slice("
+    ),
     "method without samples": good("--method taylor", "--method taylor needs samples: give --data, or choose"),
     "method without norms": good("--method bn", "bn", "BatchNormalization"),
 }
@@ -474,13 +501,13 @@ def test_own_mistake_is_one_line_that_asks_for_a_report(cli, bad, tmp_path, monk
 STEPS = {
     "load": (graph, "load"),
     "normalize": (graph, "normalize"),
-    "data": (pipeline, "load_data"),
-    "analyze": (pipeline, "analyze"),
+    "data": (subject, "load_data"),
+    "analyze": (subject, "analyze"),
     "score": (pipeline.base, "run"),
     "cut": (pipeline.surgery, "cut"),
     "mask": (pipeline.surgery, "mask"),
     "verify": (pipeline.verify, "compare"),
-    "recover": (pipeline, "recover"),
+    "recover": (pipeline.recovering, "recover"),
     "finish": (graph, "finish"),
     "verify the result": (pipeline.surgery, "uncut"),
     "save": (graph, "save"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_prune_writes_model_plan_and_reports(cli, cnn_path, tmp_path):
     reports = [tmp_path / f"r{suffix}" for suffix in (".json", ".md", ".html")]
     words = [word for path in reports for word in ("--report", path)]
     before = cnn_path.read_bytes()
-    ran = cli(cnn_path, out, *L1, "--target", "macs=0.5", "--plan", plan, *words)
+    ran = cli(cnn_path, out, *L1, "--target", "macs=0.5", "--align", 1, "--plan", plan, *words)
     assert ran.code == 0
     assert ran.err == ""
     assert "MACs" in ran.out
@@ -101,6 +102,15 @@ def test_explicit_alignment_holds_in_every_dimension(cli, cnn_path, tmp_path):
     ran = cli(cnn_path, tmp_path / "o.onnx", *L1, "--align", 4, "--target", "macs=0.6", "--plan", plan)
     assert ran.code == 0
     assert all(len(dim["keep"]) % 4 == 0 for dim in json.loads(plan.read_text())["dims"])
+
+
+def test_inner_only_leaves_residual_streams_whole(cli, tmp_path):
+    plan = tmp_path / "p.json"
+    words = ("--method", "l1", "--no-latency", "--target", "macs=0.6", "--inner-only", "--plan", plan)
+    assert cli(DIGITS, tmp_path / "o.onnx", *words).code == 0
+    kept = {dim["name"]: (len(dim["keep"]), dim["size"]) for dim in json.loads(plan.read_text())["dims"]}
+    assert all(count == size for name, (count, size) in kept.items() if name.startswith(("stem", "down/down.3")))
+    assert any(count < size for count, size in kept.values())
 
 
 def test_include_and_exclude_choose_dimensions(cli, cnn_path, tmp_path):
@@ -174,7 +184,7 @@ def test_verification_failure_is_exit_3_and_writes_nothing(cli, cnn_path, tmp_pa
     monkeypatch.setattr(surgery, "cut", wrong)
     ran = cli(cnn_path, tmp_path / "o.onnx", *L1)
     assert ran.code == 3
-    assert "the cut model differs from the masked model at output 'y'" in ran.err
+    assert "the cut model differs from the masked model at 'y'" in ran.err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,3 +435,25 @@ def test_module_runs_as_a_program(cnn_path, tmp_path):
 def test_main_is_public():
     assert command_line.main(["--version"]) == 0
     assert Path(command_line.__file__).name == "__init__.py"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_sigterm_ends_as_an_interruption_does(tmp_path):
+    words = ("--method", "l1", "--data", "digits", "--epochs", "500", "--finetune", "patience=0", "--no-latency", "-v")
+    command = [sys.executable, "-m", "onnxprune", str(DIGITS), str(tmp_path / "o.onnx"), *words]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert run.stderr is not None
+    for line in run.stderr:
+        if line.startswith("finetune"):
+            break
+    run.send_signal(signal.SIGTERM)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert told.endswith("onnxprune: interrupted; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_keeps_its_meaning_after_a_run(cli, cnn_path):
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli("ops").code == 0
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -42,6 +42,11 @@ EQUAL = {
         "--option",
         "fast=true",
     ],
+    "finetune = {mixup = 0.2, flip = true, batchnorm = 'on'}": [
+        *("--finetune", "mixup=0.2", "--finetune", "flip=True"),
+        *("--finetune", "batchnorm=on"),
+    ],
+    "loss = 'mine:loss'\nmetric = 'mine:score'": ["--loss", "mine:loss", "--metric", "mine:score"],
     "steps = 3\ntarget = {macs = 0.5}": ["--steps", "3", "--target", "macs=0.5"],
     "seed = 3\nlr = 0.1\nepochs = 2": ["--seed", "3", "--lr", "0.1", "--epochs", "2"],
 }
@@ -68,6 +73,7 @@ REFUSED = {
     "mean = []": "give a number or a list of numbers",
     'align = "big"': 'give a whole number or "auto"',
     'target = {macs = "0.5"}': "give a table such as {macs = 0.5}",
+    "finetune = 3": "give a table such as {mixup = 0.2}",
     "option = 3": "give a table such as {name = 1}",
     'config = "other.toml"': "unknown option 'config'",
     "help = true": "unknown option 'help'",

@@ -1,8 +1,11 @@
 """--pack: smaller files, the same weights to the last bit, on every opset that it promises."""
 
+import json
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from networks import DIGITS
 
@@ -49,6 +52,18 @@ def test_bitmaps_decode_to_the_last_bit(shape, density):
     packed = packing.pack(one_weight(w))
     assert "w" not in packed.graph.initializers
     assert decoded(packed, shape).tobytes() == (w + np.float32(0)).tobytes()
+
+
+@pytest.mark.parametrize(
+    "array", [sparse_array((64, 64), 0.2), grouped_array((64, 64), 1, 8, 1)], ids=["bitmap", "groups"]
+)
+def test_decoders_run_at_load_and_never_again(tmp_path, array):
+    packed = packing.pack(one_weight(array))
+    assert len(list(packed.graph)) > 5
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    ort.InferenceSession(ir.to_proto(packed).SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    assert [node.op_type for node in onnx.load(tmp_path / "loaded.onnx").graph.node] == ["Add"]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
@@ -122,3 +137,75 @@ def test_a_whole_model_shrinks_and_computes_the_same(tmp_path):
     assert [v.name for v in packed.graph.inputs] == ["image"]
     again = packing.pack(graph.load(tmp_path / "packed.onnx"))
     assert set(again.graph.initializers) == set(packed.graph.initializers)  # nothing more to gain
+
+
+# On the command line ----------------------------------------------------------------------------------------------
+
+ZEROS = ["--method", "cci", "--option", "closed=yes", "--option", "kept=2", "--option", "calibration=64"]
+QUICK = ["--data", "digits", "--recover", "none", "--no-latency"]
+
+
+@pytest.fixture(scope="module")
+def packed_run(tmp_path_factory):
+    """The folder of a run with --pack: out.onnx, plan.json, report.json."""
+    from onnxprune.cli import main
+
+    folder = tmp_path_factory.mktemp("packed")
+    words = [DIGITS, folder / "out.onnx", *ZEROS, *QUICK, "--pack", "--plan", folder / "plan.json"]
+    assert main([str(word) for word in [*words, "--report", folder / "report.json"]]) == 0
+    return folder
+
+
+def test_a_packed_result_is_measured_and_told(packed_run):
+    report = json.loads((packed_run / "report.json").read_text())
+    found, after = report["pack"], report["models"][1]
+    assert found["bytes"] == after["bytes"] == (packed_run / "out.onnx").stat().st_size
+    assert found["bytes"] < 0.35 * found["bytes_dense"]
+    assert found["load_ms"] > 0
+    assert found["load_ms_dense"] > 0
+    assert after["macs"] == report["models"][0]["macs"]  # of the weights, not of the bits that they are made of
+    assert report["verify"]["ok"]
+    assert any(note.startswith("packed: ") for note in report["notes"])
+    assert any(".unpack." in node.name for node in onnx.load(packed_run / "out.onnx").graph.node)
+
+
+def test_verify_reads_packed_files(packed_run, cli):
+    ran = cli("verify", DIGITS, packed_run / "out.onnx", "--plan", packed_run / "plan.json")
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_verify_sees_a_damaged_packed_file(packed_run, cli, tmp_path):
+    proto = onnx.load(packed_run / "out.onnx")
+    values = next(v for v in proto.graph.initializer if v.name.endswith(".values"))
+    array = onnx.numpy_helper.to_array(values).copy()
+    array.flat[0] += 1
+    values.CopyFrom(onnx.numpy_helper.from_array(array, values.name))
+    onnx.save(proto, tmp_path / "out.onnx")
+    assert cli("verify", DIGITS, tmp_path / "out.onnx", "--plan", packed_run / "plan.json").code == 3
+
+
+def test_a_packed_file_can_be_pruned_and_replayed(packed_run, cli, tmp_path):
+    source, small = packed_run / "out.onnx", tmp_path / "small.onnx"
+    words = ["--no-latency", "--method", "l2", "--target", "macs=0.6", "--plan", tmp_path / "plan.json"]
+    assert cli(source, small, *words).code == 0
+    assert cli("apply", source, tmp_path / "plan.json", tmp_path / "again.onnx", "--no-latency", "--pack").code == 0
+    assert cli("verify", source, tmp_path / "again.onnx", "--plan", tmp_path / "plan.json").code == 0
+    assert (tmp_path / "again.onnx").stat().st_size < small.stat().st_size
+
+
+def test_size_counts_the_packed_file(cli, tmp_path):
+    out = tmp_path / "out.onnx"
+    ran = cli(DIGITS, out, *ZEROS, *QUICK, "--pack", "--target", "size=0.4", "--report", tmp_path / "report.json")
+    assert ran.code == 0, ran.err
+    assert out.stat().st_size <= 0.4 * DIGITS.stat().st_size
+    assert json.loads((tmp_path / "report.json").read_text())["ratios"]["macs"] > 0.9  # nothing was cut for it
+
+
+def test_an_older_opset_is_refused_before_the_work(cli, tmp_path):
+    w = sparse_array((48, 48), 0.3)
+    path = tmp_path / "old.onnx"
+    onnx.save(ir.to_proto(one_weight(w, 9)), path)
+    ran = cli(path, tmp_path / "out.onnx", "--method", "l1", "--pack")
+    assert ran.code == 2
+    assert "opset 11 or higher" in ran.err
+    assert not (tmp_path / "out.onnx").exists()

@@ -1,5 +1,6 @@
 """Selection: promises are kept or refused with a figure that can be reached; costs are exact."""
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -12,7 +13,7 @@ from networks import MODELS, NETWORKS, filled
 from onnxprune import cost, graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.select import Budget, aligned, alignment, select
+from onnxprune.select import Budget, aligned, alignment, select, topped_up
 
 KINDS = cost.KINDS
 names = st.sampled_from([*sorted(NETWORKS), "digits", "digits-bn"])
@@ -155,6 +156,20 @@ def test_automatic_alignment_is_halved_until_four_fit():
     assert alignment(3, 1) == 1
 
 
+def test_widths_between_full_multiples_are_left_to_units_that_are_worth_half():
+    """A small Dim ends between multiples of 16 only where a whole block would cost over twice as much."""
+    coupling, costs = subject("digits")
+    dims = [dim for dim in coupling.free if dim.size == 32]
+    first, second = dims[0], dims[1]
+    for worth, expected in ((1.0, {16, 32}), (0.1, {8, 24, 32})):
+        scores = {first: np.r_[np.full(16, 1.0), np.full(16, 9.0)], second: np.full(32, 5.0)}
+        scores[first][:8] = worth
+        scores[first][8:16] = 4.0 if worth < 1 else 1.0
+        keep = select(scores, costs, Budget({"macs": 0.97}, align=16))
+        assert int(keep[first].sum()) in expected - {32}, worth
+        assert keep[second].all()
+
+
 def test_aligned_keeps_the_nearest_multiple_by_score():
     keep = np.array([True] * 5 + [False] * 3)
     scores = np.array([5, 1, 4, 3, 2, 9, 7, 8.0])
@@ -216,3 +231,20 @@ def test_polynomials_equal_counting_on_the_cut_model(name, data):
     params = sum(int(np.prod(value.shape.numpy())) for value in cut.graph.initializers.values())
     assert counted["params"] == params
     assert counted["bytes"] == 4 * params
+
+
+def test_a_target_that_nothing_counts_towards_says_so():
+    coupling, costs = subject("mlp")
+    without = replace(costs, terms={**costs.terms, "params": ()})
+    with pytest.raises(BudgetError, match=r"makes no difference to params .* Choose another target$"):
+        select(scores_of(coupling, 0), without, Budget({"params": 0.5}, whole={"params": 5.0}, fixed={"params": 5.0}))
+
+
+@given(st.integers(1, 80), st.integers(0, 9), st.sampled_from((1, 4, 16)))
+def test_topping_up_gives_back_until_a_multiple_and_loses_nothing(size, seed, align):
+    keep = np.random.default_rng(seed).random(size) < 0.7
+    found = topped_up(keep, align)
+    assert found[keep].all()
+    step = align if size >= align else alignment(size, align)
+    assert found.all() or found.sum() % step == 0
+    assert found.sum() - keep.sum() < step

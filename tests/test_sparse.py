@@ -6,7 +6,7 @@ import onnx_text
 import pytest
 from networks import NETWORKS, filled
 
-from onnxprune import graph, runtime, sparse, surgery
+from onnxprune import cost, graph, runtime, sparse, surgery
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.data import input_infos
 
@@ -91,6 +91,75 @@ def test_a_residual_unit_is_dead_only_when_all_that_produce_it_are():
     same(coupling, keep)
 
 
+def test_what_a_consumer_makes_anew_keeps_a_residual_unit_alive():
+    coupling = coupled("cnn")
+    zero(coupling, "w1", (2,))  # 'inner' still writes to unit 2 of the sum
+    assert [2] not in dropped(coupling).values()
+
+
+DEPTHWISE = """(float[N,3,6,6] x, float[8,3,1,1] w1, float[8] b1, float[8,1,3,3] w2, float[8] b2, float[4,8,1,1] w3)
+    => (float[N,4,6,6] y) {
+    a = Conv(x, w1, b1)
+    r = Relu(a)
+    d = Conv<group=8, pads=[1,1,1,1]>(r, w2, b2)
+    s = Relu(d)
+    y = Conv(s, w3)
+}"""
+
+
+@pytest.mark.parametrize("samples", [True, False])
+def test_a_depthwise_kernel_of_zeros_leaves_a_constant(samples):
+    from onnxprune.data import load_samples
+    from onnxprune.recover import constants
+
+    coupling = analyze(graph.normalize(onnx_text.model(DEPTHWISE)))
+    zero(coupling, "w2", (5,))
+    bias = coupling.model.graph.initializers["b2"]
+    graph.set_constant(bias, np.abs(graph.array_of(bias)) + np.float32(0.1))  # the constant is not zero
+    assert dropped(coupling, constants=False) == {}
+    keep = sparse.dead_units(coupling)
+    assert [np.flatnonzero(~mask).tolist() for mask in keep.values() if not mask.all()] == [[5]]
+    x = np.random.default_rng(0).normal(size=(7, 3, 6, 6)).astype(np.float32)
+    tune = load_samples({"x": x}, input_infos(coupling.model)) if samples else None
+    small = surgery.cut(coupling, keep)
+    constants.push(coupling, keep, small, tune)
+    y, z = (runtime.run(runtime.open_session(m, threads=1), {"x": x})["y"] for m in (coupling.model, small))
+    np.testing.assert_allclose(z, y, atol=1e-5 * np.abs(y).max())
+
+
+def test_a_depthwise_kernel_and_bias_of_zeros_leave_exactly():
+    coupling = analyze(graph.normalize(onnx_text.model(DEPTHWISE)))
+    zero(coupling, "w2", (5,))
+    zero(coupling, "b2", (5,))
+    assert list(dropped(coupling, constants=False).values()) == [[5]]
+    same(coupling, sparse.dead_units(coupling, constants=False))
+
+
+def test_a_dead_group_of_a_grouped_convolution_is_found():
+    text = """(float[N,3,6,6] x, float[8,3,1,1] w1, float[12,2,3,3] w2, float[4,12,1,1] w3) => (float[N,4,4,4] y) {
+        a = Conv(x, w1)
+        d = Conv<group=4>(a, w2)
+        y = Conv(d, w3)
+    }"""
+    coupling = analyze(graph.normalize(onnx_text.model(text)))
+    zero(coupling, "w2", (slice(3, 6),))
+    found = [np.flatnonzero(~mask).tolist() for mask in sparse.dead_units(coupling, constants=False).values()]
+    assert [1] in found
+    same(coupling, sparse.dead_units(coupling, constants=False))
+
+
+def test_a_dead_depthwise_kernel_beside_a_shortcut_is_not_dead():
+    text = """(float[N,3,6,6] x, float[8,3,1,1] w1, float[8,1,3,3] w2, float[4,8,1,1] w3) => (float[N,4,6,6] y) {
+        a = Conv(x, w1)
+        d = Conv<group=8, pads=[1,1,1,1]>(a, w2)
+        s = Add(a, d)
+        y = Conv(s, w3)
+    }"""
+    coupling = analyze(graph.normalize(onnx_text.model(text)))
+    zero(coupling, "w2", (5,))
+    assert dropped(coupling) == {}
+
+
 def test_sigmoid_moves_zero_so_the_unit_is_a_constant():
     coupling = coupled("concat")
     zero(coupling, "w3", (4,))
@@ -149,3 +218,14 @@ def test_density_counts_weights_and_not_biases():
     assert sparse.density(coupling.model) == 1
     zero(coupling, "w1", (slice(None),))
     assert sparse.density(coupling.model) == pytest.approx(1 - 96 / (96 + 160 + 30))
+
+
+def test_macs_by_nonzeros_leave_out_products_with_zeros():
+    coupling = coupled("cnn")
+    dense = cost.of(coupling).by_node()
+    assert sparse.nonzero_macs(coupling.model) == sum(dense.values())
+    zero(coupling, "w2", np.s_[:, ::2])  # half of the kernels of `inner`
+    zero(coupling, "w5", np.s_[0])  # a quarter of the last Gemm
+    names = {node.inputs[1].name: node.name for node in coupling.model.graph if len(node.inputs) > 1}
+    left_out = dense[names["w2"]] / 2 + dense[names["w5"]] / 4
+    assert sparse.nonzero_macs(coupling.model) == sum(dense.values()) - left_out

@@ -7,8 +7,8 @@ from pathlib import Path
 import onnx
 import pytest
 
-from onnxprune import pipeline
 from onnxprune.options import Options
+from onnxprune.subject import Clock, prepare
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +26,7 @@ align, scale = tool("align"), tool("scale")
 
 @pytest.fixture(scope="module")
 def subject():
-    return pipeline.prepare(ROOT / "models" / "digits.onnx", Options(), pipeline.Clock())
+    return prepare(ROOT / "models" / "digits.onnx", Options(), Clock())
 
 
 def test_all_variants_have_nearly_the_same_macs(subject):

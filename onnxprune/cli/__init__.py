@@ -8,7 +8,17 @@ commands   what each command does
 """
 
 from onnxprune.cli.entry import main
-from onnxprune.cli.parser import Parser, data_arguments, set_logging, settings_of, verbosity
+from onnxprune.cli.parser import Parser, data_arguments, selection, set_logging, settings_of, training, verbosity
 from onnxprune.cli.values import options_of
 
-__all__ = ["Parser", "data_arguments", "main", "options_of", "set_logging", "settings_of", "verbosity"]
+__all__ = [
+    "Parser",
+    "data_arguments",
+    "main",
+    "options_of",
+    "selection",
+    "set_logging",
+    "settings_of",
+    "training",
+    "verbosity",
+]

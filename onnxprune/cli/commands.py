@@ -8,9 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from onnxprune import commands
+from onnxprune import commands, processes
 from onnxprune.cli import config
-from onnxprune.cli.parser import Parser, data_arguments, prune_parser, set_logging, settings_of, verbosity
+from onnxprune.cli.parser import Parser, data_arguments, prune_parser, recovery, set_logging, settings_of, verbosity
 from onnxprune.cli.values import options_of
 from onnxprune.options import Options
 
@@ -35,6 +35,8 @@ def prune(given: list[str]) -> int:
 def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
     from onnxprune.report import print_report
 
+    if processes.launched()[0] > 0:  # the first process prints
+        return
     print_report(result.report)
     proof = result.report.verify
     print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples")
@@ -84,11 +86,11 @@ def _normalize(given: list[str]) -> int:
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune import checks, graph
+    from onnxprune import checks, graph, normal
 
     checks.check_paths(settings["input"], settings["output"], Options())
     checks.check_data_file(settings["input"], settings["output"])
-    graph.save(graph.normalize(graph.load(settings["input"])), settings["output"])
+    graph.save(normal.form_of(graph.load(settings["input"])), settings["output"])
     return 0
 
 
@@ -103,10 +105,9 @@ def _apply(given: list[str]) -> int:
     parser.add_argument("plan_file", metavar="PLAN.json", type=Path)
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     data_arguments(parser)
-    parser.add_argument("--recover", metavar="LEVEL", help="(default: the plan's, as far as --data allows)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="of fine-tuning (default: chosen)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for training (default: auto)")
+    recovery(parser.add_argument_group("recovery"), default="the plan's, as far as --data allows")
     parser.add_argument("--no-latency", dest="latency", action="store_false", default=None, help="do not measure it")
+    parser.add_argument("--pack", action="store_true", default=None, help="store zeros small (default: off)")
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
     verbosity(parser)

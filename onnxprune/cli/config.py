@@ -60,6 +60,11 @@ PAIRS: dict[str, Kind] = {
         lambda v: isinstance(v, dict) and all(isinstance(x, int | float | str) for x in v.values()),
         _pairs,
     ),
+    "finetune": Kind(
+        "a table such as {mixup = 0.2}",
+        lambda v: all(isinstance(x, int | float | str) for x in v.values()) if isinstance(v, dict) else _is_texts(v),
+        _pairs,
+    ),
 }
 BY_TYPE: dict[Any, Kind] = {
     int: Kind("a whole number", _is_int, int),

@@ -1,22 +1,25 @@
 """`main`: finds the command, runs it, and turns whatever goes wrong into one line and an exit code."""
 
+import contextlib
 import difflib
-import importlib
 import logging
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, OutOfMemoryError, UsageError
+from onnxprune.functions import import_here
+from onnxprune.memory import out_of_memory
+from onnxprune.processes import require_one
 
 EXIT_BAD_USAGE, EXIT_INTERRUPTED = 2, 130
 LOG = logging.getLogger("onnxprune")
-# How torch and onnxruntime say that memory ran out: neither raises MemoryError.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not verbose:  # those of libraries, which no user can act on
             warnings.simplefilter("ignore")
         try:
-            code = dispatch(without_plugins(given))
+            with terminable():
+                code = dispatch(without_plugins(given))
             sys.stdout.flush()
             return code
         except SystemExit as stop:  # argparse after --help
@@ -43,6 +47,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return code
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends the run as Ctrl-C does: what was begun is cleaned up, and the exit code tells of it."""
+
+    def stop(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up is under way
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach no other
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
+
+
 def without_plugins(given: list[str]) -> list[str]:
     """The arguments less each `--plugin MODULE`, which is imported: users' operators and methods register there."""
     rest = list(given)
@@ -52,10 +74,8 @@ def without_plugins(given: list[str]) -> list[str]:
             raise UsageError("--plugin: give the module that registers your operators or methods, such as my_ops")
         name = rest[at + 1]
         del rest[at : at + 2]
-        if "" not in sys.path:
-            sys.path.insert(0, "")
         try:
-            importlib.import_module(name)
+            import_here(name)
         except ImportError as error:
             raise UsageError(f"--plugin {name}: cannot be imported ({error}); run where the module lies") from error
     return rest
@@ -65,6 +85,8 @@ def dispatch(given: list[str]) -> int:
     """Runs the command that `given` names: its exit code. A file wins over a command of the same name."""
     first = given[0] if given else ""
     if first in COMMANDS and not Path(first).is_file():
+        if first != "apply":
+            require_one(f"'onnxprune {first}'")
         return COMMANDS[first](given[1:])
     if first == "--version":
         from onnxprune.plan import tool_version
@@ -81,10 +103,14 @@ def dispatch(given: list[str]) -> int:
 def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
     """(what to tell the user, exit code) for whatever a command raised."""
     if isinstance(error, KeyboardInterrupt):
+        if given[:1] == ["compare"]:
+            return "interrupted; the same command goes on after the runs that are finished", EXIT_INTERRUPTED
         goes_on = "; the same command goes on from its checkpoints" if "--resume" in given else ""
         return f"interrupted; nothing was written{goes_on}", EXIT_INTERRUPTED
     text = str(error)
-    if isinstance(error, MemoryError) or any(words in text.lower() for words in OUT_OF_MEMORY):
+    if isinstance(error, OutOfMemoryError):
+        return text, error.exit_code
+    if out_of_memory(error):
         return (
             f"out of memory ({_first_line(error)}); nothing was written. Lower --batch-size, or give fewer samples",
             2,

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from onnxprune.cli import values
 from onnxprune.errors import UsageError
-from onnxprune.options import LEVELS, TARGETS
+from onnxprune.options import LEVELS, TARGETS, TUNING
 
 LOG = logging.getLogger("onnxprune")
 
@@ -22,6 +22,7 @@ other commands:
   onnxprune apply IN PLAN OUT                      replay a plan
   onnxprune verify IN OUT --plan PLAN              cut = mask?  exit 0 or 3
   onnxprune bench MODEL... [--provider cpu,cuda]   latency of models against the first
+  onnxprune compare MODEL --data SPEC --out DIR    methods x budgets x seeds: a table and a plot
   onnxprune compare-reports OLD.json NEW.json      what became worse beyond noise?  exit 0 or 1
   onnxprune sensitivity MODEL --data SPEC          accuracy against the fraction removed, dimension by dimension
   onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align auto
@@ -55,7 +56,7 @@ def prune_parser() -> Parser:
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     _what(parser.add_argument_group("what to remove"))
     data_arguments(parser)
-    _recovery(parser.add_argument_group("recovery"))
+    recovery(parser.add_argument_group("recovery, see docs/recovery.md"))
     _output(parser.add_argument_group("measuring and output"))
     return parser
 
@@ -78,6 +79,14 @@ def _what(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--min-speedup", type=float, metavar="X", help="fail unless the result is X times as fast (default: none)"
     )
+    selection(group)
+    group.add_argument(
+        "--option", action="append", metavar="KEY=VALUE", help="an option of the method, see docs/methods; repeatable"
+    )
+
+
+def selection(group: argparse._ActionsContainer) -> None:
+    """Adds what says which units may go, in what multiples and in how many steps."""
     group.add_argument(
         "--steps", type=int, metavar="N", help="reach --target in N steps with recovery between them (default: 1)"
     )
@@ -98,7 +107,10 @@ def _what(group: argparse._ArgumentGroup) -> None:
         "--exact-only", action="store_true", default=None, help="leave reduced dimensions alone (default: off)"
     )
     group.add_argument(
-        "--option", action="append", metavar="KEY=VALUE", help="an option of the method, see docs/methods; repeatable"
+        "--inner-only",
+        action="store_true",
+        default=None,
+        help="leave widths of residual streams alone: what is inside blocks can be made good best (default: off)",
     )
 
 
@@ -116,19 +128,40 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--layout", choices=("nchw", "nhwc"), help="(default: the model's)")
 
 
-def _recovery(group: argparse._ArgumentGroup) -> None:
+def recovery(group: argparse._ActionsContainer, default: str = "the best that the data allows") -> None:
+    """Adds what says how the model recovers, and by what it is judged."""
+    training(group, default)
     group.add_argument(
-        "--recover", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: the best that the data allows)"
+        "--finetune",
+        action="append",
+        metavar="KEY=VALUE",
+        help=f"{', '.join(TUNING)}; repeatable (default: chosen)",
     )
+    group.add_argument(
+        "--loss",
+        metavar="MODULE:FUNCTION",
+        help="your own, of (outputs, the original's outputs, labels or None) (default: distance to the original)",
+    )
+    group.add_argument(
+        "--metric",
+        metavar="MODULE:FUNCTION",
+        help="your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop "
+        "(default: top1 with labels, else agreement of classes, else relative_error)",
+    )
+    group.add_argument(
+        "--resume", type=Path, metavar="DIR", help="checkpoints live there; an interrupted run goes on (default: none)"
+    )
+
+
+def training(group: argparse._ActionsContainer, default: str = "the best that the data allows") -> None:
+    """Adds the level of recovery, and what fine-tuning is most often told."""
+    group.add_argument("--recover", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: {default})")
     group.add_argument(
         "--epochs", type=int, metavar="N", help="of fine-tuning (default: chosen by the size of the data)"
     )
     group.add_argument("--lr", type=float, metavar="X", help="learning rate (default: chosen)")
     group.add_argument("--batch-size", type=int, metavar="N", help="of fine-tuning (default: chosen)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for training (default: auto)")
-    group.add_argument(
-        "--resume", type=Path, metavar="DIR", help="checkpoints live there; an interrupted run goes on (default: none)"
-    )
 
 
 def _output(group: argparse._ArgumentGroup) -> None:
@@ -136,6 +169,12 @@ def _output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--threads", type=int, metavar="N", help="for measuring (default: the physical cores)")
     group.add_argument(
         "--no-latency", dest="latency", action="store_false", default=None, help="do not measure latency"
+    )
+    group.add_argument(
+        "--pack",
+        action="store_true",
+        default=None,
+        help="store zeros small; standard operators unpack them at load (default: off)",
     )
     group.add_argument("--plan", type=Path, metavar="FILE", help="write the plan (default: none)")
     group.add_argument(

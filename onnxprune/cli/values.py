@@ -13,8 +13,9 @@ def options_of(settings: Mapping[str, Any], command: str) -> Options:
     """The record of a run from what a parser or a configuration file gave. Raises: UsageError for what cannot be."""
     known = {field.name for field in fields(Options)}
     values = {key: value for key, value in settings.items() if key in known}
-    values["target"] = _pairs("--target", settings.get("target", ()), float)
-    values["method_options"] = _pairs("--option", settings.get("option", ()), literal)
+    values["target"] = pairs("--target", settings.get("target", ()), float)
+    values["method_options"] = pairs("--option", settings.get("option", ()), literal)
+    values["finetune"] = pairs("--finetune", settings.get("finetune", ()), str)
     for name in ("include", "exclude", "report"):
         values[name] = tuple(settings.get(name, ()))
     values["preprocess"] = {key: settings[key] for key in PREPROCESS if key in settings}
@@ -22,12 +23,13 @@ def options_of(settings: Mapping[str, Any], command: str) -> Options:
     return Options(**values, command=command)
 
 
-def _pairs(option: str, words: Any, convert: Callable[[str], Any]) -> dict[str, Any]:
+def pairs(option: str, words: Any, convert: Callable[[str], Any]) -> dict[str, Any]:
+    """{key: converted value} of words KEY=VALUE. Raises: UsageError that names `option`."""
     found: dict[str, Any] = {}
     for word in words:
         key, equals, value = str(word).partition("=")
         key = key.strip()
-        example = "macs=0.5" if option == "--target" else "NAME=VALUE"
+        example = {"--target": "macs=0.5", "--finetune": "mixup=0.2"}.get(option, "NAME=VALUE")
         if not equals or not key:
             raise UsageError(f"{option} '{word}': expected KEY=VALUE, such as {example}")
         if key in found:

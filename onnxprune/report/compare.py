@@ -80,9 +80,13 @@ def _accuracy(name: str, old: Document | None, new: Document | None) -> Iterator
     metric, a = old["metric"], old["value"]
     if new is None or new["metric"] != metric:
         yield Regression(metric, name, a, None, f"{name}: {metric} is no longer measured")
-    elif _worse(old["interval95"], new["interval95"], metric in LOWER_IS_BETTER):
+    elif _worse(_interval(old), _interval(new), metric in LOWER_IS_BETTER):
         b = new["value"]
         yield Regression(metric, name, a, b, f"{name}: {metric} {_pair(f'{a:.4f}', f'{b:.4f}')}, intervals apart")
+
+
+def _interval(accuracy: Document) -> list[float]:
+    return accuracy["interval95"] or [accuracy["value"]] * 2
 
 
 def _ratios(name: str, old: list[Document], new: list[Document]) -> Iterator[Regression]:

@@ -37,6 +37,7 @@ def document(report: Report) -> dict[str, Any]:
         "sensitivity": report.sensitivity,
         "profile": report.profile,
         "plan": report.plan,
+        "pack": report.pack,
     }
     whole = plain({"format": FORMAT, **fields, "ratios": ratios(report, after), **rest})
     for entry, model in zip(whole["models"][1:], report.models[1:], strict=True):

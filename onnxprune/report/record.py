@@ -175,6 +175,16 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """The result with and without zeros stored small: bytes of the file, and the time to load it in onnxruntime."""
+
+    bytes_dense: int
+    bytes: int
+    load_ms_dense: float
+    load_ms: float
+
+
+@dataclass(frozen=True)
 class Report:
     """One run of the tool; everything that a reader needs to judge and to repeat it."""
 
@@ -189,6 +199,7 @@ class Report:
     sensitivity: tuple[SensitivityCurve, ...] = ()
     profile: tuple[Profile, ...] = ()
     plan: Mapping[str, Any] | None = None
+    pack: Packing | None = None
     method: str | None = None
     seed: int | None = None
     data: str | None = None

@@ -48,25 +48,26 @@ class Plot:
 
 def accuracy_charts(report: Report) -> list[Chart]:
     """One chart per metric, a line per model."""
-    known = [(model.name, model.accuracy) for model in report.models if model.accuracy is not None]
+    known = [(model.name, model.accuracy) for model in report.models if model.accuracy and model.accuracy.interval95]
     metrics = dict.fromkeys(accuracy.metric for _, accuracy in known)
     return [_accuracy_chart(metric, [(n, a) for n, a in known if a.metric == metric], report) for metric in metrics]
 
 
 def _accuracy_chart(metric: str, known: Sequence[tuple[str, Accuracy]], report: Report) -> Chart:
-    low, high = min(a.interval95[0] for _, a in known), max(a.interval95[1] for _, a in known)
+    ends = {name: a.interval95 or (a.value, a.value) for name, a in known}
+    low, high = min(low for low, _ in ends.values()), max(high for _, high in ends.values())
     margin = 0.15 * (high - low) or 0.01
-    ceiling = high + margin if metric in LOWER_IS_BETTER else min(1.0, high + margin)
-    scale = (max(0.0, low - margin), ceiling)
+    share = text.is_share(metric)
+    scale = (max(0.0, low - margin) if low >= 0 else low - margin, min(1.0, high + margin) if share else high + margin)
     lines = tuple(
         Line(
             name,
             f"{text.accuracy(a)}, 95 % within {text.accuracy_interval(a)}",
-            charts.interval(a.interval95[0], a.value, a.interval95[1], scale, _class(report, name)),
+            charts.interval(ends[name][0], a.value, ends[name][1], scale, _class(report, name)),
         )
         for name, a in known
     )
-    count = "{:g}".format if metric in LOWER_IS_BETTER else lambda v: f"{100 * v:g} %"
+    count = (lambda v: f"{100 * v:g} %") if share else "{:g}".format
     axis = charts.scale_line(scale, [(at, count(round(at, 6))) for at in charts.ticks(*scale)])
     return Chart(text.metric(metric), lines, axis, f"{known[0][1].samples} samples")
 

@@ -66,15 +66,20 @@ def accuracy(value: Accuracy | None) -> str:
     """0.9173 -> '91.73 %'; relative errors as they are."""
     if value is None:
         return DASH
-    return digits(value.value) if value.metric in LOWER_IS_BETTER else f"{100 * value.value:.2f} %"
+    return f"{100 * value.value:.2f} %" if is_share(value.metric) else digits(value.value)
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of the samples, which is shown in percent."""
+    return metric in LABELS and metric not in LOWER_IS_BETTER
 
 
 def accuracy_interval(value: Accuracy | None) -> str:
     """'91.17 to 92.25 %' at 95 %."""
-    if value is None:
+    if value is None or value.interval95 is None:
         return DASH
     low, high = value.interval95
-    if value.metric in LOWER_IS_BETTER:
+    if not is_share(value.metric):
         return f"{digits(low)} to {digits(high)}"
     return f"{100 * low:.2f} to {100 * high:.2f} %"
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import cost, graph, pipeline, surgery
+from onnxprune import cost, graph, surgery
 from onnxprune.bench import Rounds, doubts, machine, measure_latency
 from onnxprune.methods import base
 from onnxprune.options import Options, alignment_for
 from onnxprune.select import Budget, alignment, select
+from onnxprune.subject import Clock, Subject, prepare, scored_dims
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,18 @@ class Row:
         return self.macs / self.ratio
 
 
-def variants(subject: pipeline.Subject, method: str, macs: float, align: int) -> dict[str, Mapping]:
+def variants(subject: Subject, method: str, macs: float, align: int) -> dict[str, Mapping]:
     """Kept positions by variant; all have the MACs of the aligned one, as near as sizes allow."""
-    context = base.Context(subject.coupling, subject.cost, pipeline.scored_dims(subject.coupling, Options()))
+    context = base.Context(subject.coupling, subject.cost, scored_dims(subject.coupling, Options()))
     outcome = base.run(base.get(method), context)
     budget = Budget({"macs": macs}, align=align)
-    chosen = select(outcome.scores, subject.cost, budget, comparable=outcome.comparable)
+    chosen = select(outcome.ranking, subject.cost, budget, comparable=outcome.comparable)
     reached = share_of(subject, chosen)
     free = select(
-        outcome.scores, subject.cost, replace(budget, targets={"macs": reached}, align=1), comparable=outcome.comparable
+        outcome.ranking,
+        subject.cost,
+        replace(budget, targets={"macs": reached}, align=1),
+        comparable=outcome.comparable,
     )
     return {
         f"aligned to {align}": chosen,
@@ -60,17 +64,17 @@ def variants(subject: pipeline.Subject, method: str, macs: float, align: int) ->
     }
 
 
-def share_of(subject: pipeline.Subject, keep: Mapping) -> float:
+def share_of(subject: Subject, keep: Mapping) -> float:
     return subject.cost.total("macs", cost.keep_sizes(keep)) / subject.cost.total("macs")
 
 
-def uniform(subject: pipeline.Subject, macs: float, align: int) -> dict:
+def uniform(subject: Subject, macs: float, align: int) -> dict:
     """The same share of every free Dim, rounded to multiples, with MACs nearest to `macs`."""
     found = [narrowed(subject, share, align) for share in np.linspace(0.3, 1.0, 281)]
     return min(found, key=lambda keep: abs(share_of(subject, keep) - macs))
 
 
-def narrowed(subject: pipeline.Subject, share: float, align: int) -> dict:
+def narrowed(subject: Subject, share: float, align: int) -> dict:
     keep = {}
     for dim in subject.coupling.free:
         step = alignment(dim.size, align)
@@ -81,7 +85,7 @@ def narrowed(subject: pipeline.Subject, share: float, align: int) -> dict:
 
 def compare(path: Path, arguments: argparse.Namespace, align: int) -> list[Row]:
     """All variants of one network against it, in interleaved rounds, `repeat` times with fresh sessions."""
-    subject = pipeline.prepare(path, Options(), pipeline.Clock())
+    subject = prepare(path, Options(), Clock())
     plans = variants(subject, arguments.method, arguments.macs, align)
     with tempfile.TemporaryDirectory() as folder:
         models = {"original": str(path)}

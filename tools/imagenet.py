@@ -58,6 +58,23 @@ def train200():
     return images
 
 
+class Unlabelled:
+    """The images of a dataset without their labels."""
+
+    def __init__(self, images: Images):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index][0]
+
+
+def unlabelled1000():
+    return Unlabelled(train1000())
+
+
 def val900():
     return Images("val900")
 

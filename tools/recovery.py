@@ -7,6 +7,7 @@ test images. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
 
 import argparse
+import itertools
 import sys
 import time
 from collections.abc import Iterator
@@ -34,14 +35,14 @@ Row = tuple[str, float, float]  # step, seconds, accuracy
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-resnet56-folded", help="name of a model of the data folder")
-    parser.add_argument("--method", choices=("l1", "l2", "random"), default="l1")
+    parser.add_argument("--method", default="l1", help="one that scores by weights only, or by the samples")
     parser.add_argument("--macs", type=float, default=0.5, help="share of the MACs that remains")
     parser.add_argument("--samples", type=int, default=5000, help="training images to tune on")
     parser.add_argument("--limit", type=int, default=512, help="of them for least squares")
     parser.add_argument("--test", type=int, default=10_000, help="test images to measure on")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1], help="lengths of the fine-tunings to try")
-    parser.add_argument("--unlabelled", action="store_true", help="tune without labels")
-    parser.add_argument("--batchnorm", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--labels", choices=("with", "without"), nargs="*", default=["with", "without"])
+    parser.add_argument("--batchnorm", choices=("on", "off"), nargs="*", default=["on", "off"])
     parser.add_argument("--lr", type=float)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -49,16 +50,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = graph.normalize(graph.load(cifar.DATA / "models" / f"{args.model}.onnx"))
     coupling = analyze(model)
-    keep = chosen(coupling, args.method, args.macs, args.seed)
+    tune = _samples(model, "train", args.samples)
+    keep = chosen(coupling, args.method, args.macs, args.seed, tune)
     print(f"{args.model}, {args.method}, MACs x {macs_left(coupling, keep):.3f}\n")
     print("| step | seconds | accuracy, % |\n|---|---|---|")
-    for step, seconds, accuracy in table(model, coupling, keep, args):
+    for step, seconds, accuracy in table(model, coupling, keep, tune, args):
         print(f"| {step} | {seconds:.0f} | {100 * accuracy:.2f} |", flush=True)
 
 
-def table(model: ir.Model, coupling: Coupling, keep: Keep, args: argparse.Namespace) -> Iterator[Row]:
+def table(model: ir.Model, coupling: Coupling, keep: Keep, tune: Samples, args: argparse.Namespace) -> Iterator[Row]:
     """The accuracy after each step, in order."""
-    tune, test = _samples(model, "train", args.samples), _samples(model, "test", args.test)
+    test = _samples(model, "test", args.test)
     yield "original", 0.0, accuracy_of(model, test)
     cut_model = surgery.cut(coupling, keep)
     yield "cut", 0.0, accuracy_of(cut_model, test)
@@ -69,21 +71,25 @@ def table(model: ir.Model, coupling: Coupling, keep: Keep, args: argparse.Namesp
     reconstruct.refit(coupling, keep, cut_model, tune, limit=args.limit, progress=True)
     yield "reconstruct", time.monotonic() - start, accuracy_of(cut_model, test)
     tune, held = split(tune, 0.1, args.seed)
-    for epochs in args.epochs:
+    for batchnorm, labels, epochs in itertools.product(args.batchnorm, args.labels, args.epochs):
         tuned = surgery.cut(coupling, keep)
         for name, value in cut_model.graph.initializers.items():
             graph.set_constant(tuned.graph.initializers[name], graph.array_of(value))
         settings = Settings(
             epochs=epochs,
             lr=args.lr,
-            labels=0.0 if args.unlabelled else 0.5,
-            batchnorm=args.batchnorm,
+            labels=0.5 if labels == "with" else 0.0,
+            batchnorm=batchnorm,
             seed=args.seed,
             progress=True,
         )
         history = finetune(tuned, model, tune, held, settings)
         print(history.settings.described(), file=sys.stderr)
-        yield f"finetune, {epochs} epochs", history.seconds, accuracy_of(tuned, test)
+        yield (
+            f"finetune {labels} labels, BatchNorm {batchnorm}, {epochs} epochs",
+            history.seconds,
+            accuracy_of(tuned, test),
+        )
 
 
 def _samples(model: ir.Model, part: str, count: int) -> Samples:
@@ -97,12 +103,14 @@ def accuracy_of(model: ir.Model, test: Samples) -> float:
     return found.value
 
 
-def chosen(coupling: Coupling, method: str, target: float, seed: int) -> Keep:
+def chosen(coupling: Coupling, method: str, target: float, seed: int, tune: Samples | None = None) -> Keep:
     """The units that `method` and the selection of the command line keep, to `target` of the MACs."""
     found = cost.of(coupling)
-    context = base.Context(coupling, found, coupling.free, seed=seed)
+    context = base.Context(coupling, found, coupling.free, tune, seed)
     outcome = base.run(base.get(method), context)
-    return select(outcome.scores, found, Budget({"macs": target}), comparable=outcome.comparable)
+    if outcome.model is not None or outcome.zeros:
+        raise SystemExit(f"{method} trains or zeroes weights; choose a method that only scores")
+    return select(outcome.ranking, found, Budget({"macs": target}), comparable=outcome.comparable)
 
 
 def macs_left(coupling: Coupling, keep: Keep) -> float:

@@ -1,6 +1,6 @@
 """Exports the zoo: torchvision, timm and a few handmade networks to ONNX, with either of torch's exporters.
 
-Each export runs in a process of its own with a time limit, one after the other. OUT_DIR gets NAME.VARIANT.onnx and
+Each export runs in a copy of this process with a time limit, one after the other. OUT_DIR gets NAME.VARIANT.onnx and
 exports.json, a table of what became of each; a second call goes on where the first stopped.
 
 Variants: ts (TorchScript-based exporter), dynamo, bn (TorchScript, BatchNorm nodes kept), dyn (TorchScript, symbolic
@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
+import importlib
 import logging
-import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
-from jobs import Row, last_json, load_rows, note, run_job, save_rows
+from jobs import Row, last_json, load_rows, note, run_forked, save_rows
 
 TORCHSCRIPT = ("ts", "bn", "dyn", "dynhw")
 VARIANTS = (*TORCHSCRIPT, "dynamo", "dyn_dynamo")
@@ -33,7 +33,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "out", nargs="?", type=Path, metavar="OUT_DIR", help="folder for the .onnx files and exports.json"
     )
-    parser.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="networks to export (default: all)")
+    parser.add_argument(
+        "--names", nargs="+", default=["*"], metavar="GLOB", help="networks to export, in this order (default: all)"
+    )
     parser.add_argument("--exporter", choices=("ts", "dynamo", "both"), default="both", help="default: both")
     parser.add_argument("--bn", action="store_true", help="also NAME.bn.onnx with BatchNorm nodes kept")
     parser.add_argument("--dynamic", action="store_true", help="also variants with symbolic sizes")
@@ -53,7 +55,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--exportable", action="store_true", help="timm's exportable layers at once, not after a failure"
     )
-    parser.add_argument("--worker", nargs=2, metavar=("NAME", "VARIANT"), help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.out is None and not args.list:
         parser.error("OUT_DIR is missing")
@@ -81,22 +82,20 @@ def symbolic_axes(variant: str, rank: int) -> dict[int, str]:
     return {}
 
 
-def export_one(args: argparse.Namespace) -> Row:
+def export_one(args: argparse.Namespace, name: str, variant: str, exportable: bool) -> Row:
     """One network built, randomized, exported and checked: its row, exported or skipped. Raises what torch raises."""
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
-    import stub
     import torch
     from networks import catalog
     from weights import has_norms, trouble
 
     torch.set_num_threads(1)
-    if args.exportable:
-        stub.install()
-        from timm.layers.config import set_exportable
+    if exportable:
+        from timm.layers.config import set_exportable, set_fused_attn
 
         set_exportable(True)
-    name, variant = args.worker
+        set_fused_attn(False)  # written out: the fused form takes a bool that tracing makes a tensor
     network = catalog()[name]
     module = network.random(seed=0)
     params = sum(p.numel() for p in module.parameters())
@@ -168,14 +167,11 @@ def other_size(module, x, path: Path) -> str | None:
 
 def child(args: argparse.Namespace, name: str, variant: str) -> Row:
     """One export in a process of its own; its row, whatever happened."""
-    options = ["--opset-ts", args.opset_ts, "--opset-dynamo", args.opset_dynamo, "--max-params", args.max_params]
-    options += ["--exportable"] * args.exportable
-    command = [str(p) for p in (sys.executable, __file__, args.out, *options, "--worker", name, variant)]
-    job = run_job(command, args.timeout)
+    job = run_forked(partial(export_one, args, name, variant, args.exportable), args.timeout)
     row = last_json(job.stdout) if job.code == 0 else None
-    if row is None and not job.timed_out and not name.startswith("tv_") and "--exportable" not in command:
+    if row is None and not job.timed_out and not name.startswith("tv_") and not args.exportable:
         # Attention by scaled_dot_product_attention does not always trace; timm has a plain form for exports.
-        job = run_job([*command, "--exportable"], args.timeout)
+        job = run_forked(partial(export_one, args, name, variant, True), args.timeout)
         row = last_json(job.stdout) if job.code == 0 else None
         row = {**row, "exportable": True} if row else None
     if row is None:
@@ -198,7 +194,7 @@ def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]
     for name in names:
         for variant in wanted(args, name):
             before = rows.get(f"{name}.{variant}")
-            if before and (before["status"] in ("exported", "skipped") or not args.again):
+            if before and not repeated(before, args):
                 continue
             row = child(args, name, variant)
             rows[row["key"]] = row
@@ -207,18 +203,24 @@ def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]
     return rows
 
 
+def repeated(before: Row, args: argparse.Namespace) -> bool:
+    """Whether an export that is in the table is done again: what failed, if asked, and what is no longer too large."""
+    if before["status"] == "skipped":
+        return "parameters" in before["message"] and before["params"] <= args.max_params * 1e6
+    return args.again and before["status"] != "exported"
+
+
 def main(argv: list[str] | None = None) -> int:
     """0, also where exports failed: a failure is a row of the table."""
     args = parse(argv)
-    if args.worker:
-        print(json.dumps(export_one(args)), flush=True)
-        os._exit(0)  # some exports leave threads behind that keep a process alive
     from networks import catalog
 
-    names = [name for name in catalog() if any(fnmatch.fnmatch(name, glob) for glob in args.names)]
+    names = list(dict.fromkeys(name for glob in args.names for name in fnmatch.filter(catalog(), glob)))
     if args.list:
         print("\n".join(names))
         return 0
+    for library in ("timm", "timm.models", "onnxruntime", "onnxscript", "torch.onnx"):
+        importlib.import_module(library)  # once, instead of in each copy of this process
     args.out.mkdir(parents=True, exist_ok=True)
     rows = export_all(args, names)
     statuses = [row["status"] for row in rows.values()]

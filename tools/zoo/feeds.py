@@ -36,8 +36,11 @@ def session(path: str) -> ort.InferenceSession:
 
 
 def interface(run: ort.InferenceSession) -> list[tuple[str, str, list[Any]]]:
-    """Names, types and shapes of inputs and outputs."""
-    return [(v.name, v.type, list(v.shape)) for v in (*run.get_inputs(), *run.get_outputs())]
+    """Names, types and shapes of inputs and outputs; a size for which onnxruntime made up a name is None."""
+    return [
+        (v.name, v.type, [None if str(n).startswith("unk__") else n for n in v.shape])
+        for v in (*run.get_inputs(), *run.get_outputs())
+    ]
 
 
 def values(kind: str, shape: list[int], top: int, rng: np.random.Generator) -> np.ndarray:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Row = dict[str, Any]
 
@@ -45,21 +46,20 @@ def limit_threads(threads: int) -> dict[str, str]:
     return {**os.environ, **{name: str(threads) for name in names}}
 
 
-def wait(child: subprocess.Popen[bytes], timeout_s: float) -> tuple[int, float, bool]:
+def wait(child: int, timeout_s: float) -> tuple[int, float, bool]:
     """(exit code, peak MiB, timed out) of a child; ends its whole session after `timeout_s` or on an interruption."""
     deadline, timed_out = time.perf_counter() + timeout_s, False
     try:
         while True:
-            pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(child, os.WNOHANG)
             if pid:
-                child.returncode = os.waitstatus_to_exitcode(status)
-                return child.returncode, usage.ru_maxrss / 1024, timed_out
+                return os.waitstatus_to_exitcode(status), usage.ru_maxrss / 1024, timed_out
             if not timed_out and time.perf_counter() > deadline:
                 timed_out = True
-                os.killpg(child.pid, signal.SIGKILL)
+                os.killpg(child, signal.SIGKILL)
             time.sleep(0.02)
     except BaseException:
-        os.killpg(child.pid, signal.SIGKILL)
+        os.killpg(child, signal.SIGKILL)
         raise
 
 
@@ -75,12 +75,42 @@ def run_job(command: Sequence[str], timeout_s: float, threads: int = 1) -> Job:
             env=limit_threads(threads),
             start_new_session=True,
         )
-        code, peak_mb, timed_out = wait(child, timeout_s)
-        seconds = time.perf_counter() - start
-        out.seek(0)
-        err.seek(0)
-        stdout, stderr = (stream.read().decode(errors="replace") for stream in (out, err))
-        return Job(code, stdout, stderr, seconds, peak_mb, timed_out)
+        return finished(child.pid, start, timeout_s, out, err)
+
+
+def run_forked(function: Callable[[], Row | int], timeout_s: float) -> Job:
+    """As run_job, of a function in a copy of this process: what is imported here need not be again.
+
+    A row that it gives is the last line of stdout, a number is the exit code. The caller has started no threads.
+    """
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            os.dup2(out.fileno(), 1)
+            os.dup2(err.fileno(), 2)
+            code = 1
+            try:
+                given = function()
+                code = given if isinstance(given, int) else 0
+                print("" if isinstance(given, int) else json.dumps(given), flush=True)
+            except BaseException:
+                traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(code)  # some exports leave threads behind that keep a process alive
+        return finished(pid, start, timeout_s, out, err)
+
+
+def finished(pid: int, start: float, timeout_s: float, out: IO[bytes], err: IO[bytes]) -> Job:
+    """What became of process `pid`, once it has ended; `out` and `err` hold what it printed."""
+    code, peak_mb, timed_out = wait(pid, timeout_s)
+    seconds = time.perf_counter() - start
+    out.seek(0)
+    err.seek(0)
+    stdout, stderr = (stream.read().decode(errors="replace") for stream in (out, err))
+    return Job(code, stdout, stderr, seconds, peak_mb, timed_out)
 
 
 def last_json(text: str) -> Row | None:

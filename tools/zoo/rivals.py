@@ -4,28 +4,29 @@ FOLDER is one that export.py filled. Each network goes through Torch-Pruning (in
 importance, ratio 0.5), each of its files through onnxsim (sparsity 0.5) and onnxprune (random scores, half of the
 parameters); every attempt in a process of its own with the same time limit, one tool after the other.
 
-`work` is the time that a tool takes inside its process (Torch-Pruning: graph and step; onnxsim: the call; onnxprune:
-its steps from normalize to cut, and beside it those from analyze to cut); `total` is the whole process: imports,
-building or loading, the tool's own checks.
+`work` is the time that a tool takes inside its process, after its imports and with the network built or the file
+loaded: Torch-Pruning: graph and step; onnxsim: the call; onnxprune: normalize to cut, and as `core` observe to cut, as
+for a file that is in normal form. Each has one thread. CPU seconds are compared: other processes do not change them.
 """
 
 from __future__ import annotations
 
 import argparse
 import fnmatch
+import gc
+import os
 import statistics
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from jobs import Row, last_json, load_rows, markdown_table, note, run_job, save_rows, write_text
-from run import check, prune
+import onnxprune_worker
+import onnxsim_worker
+from jobs import Row, last_json, load_rows, markdown_table, note, run_forked, run_job, save_rows, write_text
 
 HERE = Path(__file__).parent
 TOOLS = ("torch-pruning random", "torch-pruning l1", "onnxsim", "onnxprune")
-CORE_STEPS = ("analyze", "score", "select", "cut")
-WORK_STEPS = ("normalize", *CORE_STEPS)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,9 +41,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tools", nargs="+", default=TOOLS, choices=TOOLS, metavar="TOOL", help=f"of {', '.join(TOOLS)}"
     )
-    parser.add_argument("--python", default=sys.executable, metavar="EXE", help="interpreter that has torch-pruning")
+    parser.add_argument("--python", metavar="EXE", help="interpreter that has torch-pruning (default: this one)")
     parser.add_argument("--timeout", type=float, default=400, metavar="S", help="seconds for one attempt (default 400)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one process (default 1)")
+    parser.add_argument("--at-most", type=int, metavar="N", help="stop after so many networks; the next call goes on")
     parser.add_argument("--again", action="store_true", help="repeat everything")
     return parser.parse_args(argv)
 
@@ -59,38 +60,33 @@ def attempts(args: argparse.Namespace) -> Iterator[tuple[str, str, str | None]]:
             yield from ((tool, name, None),) if tool.startswith("torch") else ((tool, name, f) for f in files)
 
 
-def worker(command: Sequence[str], args: argparse.Namespace) -> Row:
-    """The row that a worker prints, or one that says why there is none."""
-    job = run_job(command, args.timeout, args.threads)
+def worker(function: Callable[[], Row], args: argparse.Namespace) -> Row:
+    """The row of one attempt in a copy of this process, or one that says why there is none."""
+    job = run_forked(function, args.timeout)
     row = last_json(job.stdout) if job.code == 0 else None
     return {**(row or {"ok": False, "message": job.message}), "total_s": job.seconds, "peak_mb": job.peak_mb}
 
 
-def ours(file: Path, args: argparse.Namespace) -> Row:
-    """onnxprune on one file, in the columns of this table."""
-    options = argparse.Namespace(
-        target="params=0.5", method="random", extra="", timeout=args.timeout, threads=args.threads
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch, file.name)
-        row = prune(file, out, options)
-        if row["status"] == "pruned":
-            row |= check(file, out, args.timeout)
-    steps = row.get("steps", {})
-    work, core = (sum(steps.get(step, 0.0) for step in group) or None for group in (WORK_STEPS, CORE_STEPS))
-    right = row.get("cut_equals_mask")
-    return {
-        **{
-            name: row.get(name)
-            for name in ("kept_params", "runs", "difference", "message", "peak_mb", "steps", "target")
-        },
-        "ok": row["status"] == "pruned" and row.get("runs") is not False,
-        "changed": row.get("kept_params", 1) < 1,
-        "right": right,
-        "work_s": work,
-        "core_s": core,
-        "total_s": row["prune_s"],
-    }
+def torch_worker(command: Sequence[str], args: argparse.Namespace) -> Row:
+    """The row that a process with an interpreter of its own prints, or one that says why there is none."""
+    job = run_job(command, args.timeout)
+    row = last_json(job.stdout) if job.code == 0 else None
+    return {**(row or {"ok": False, "message": job.message}), "total_s": job.seconds, "peak_mb": job.peak_mb}
+
+
+def preload(args: argparse.Namespace) -> None:
+    """Imports once what the attempts need."""
+    tools = args.tools
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    gc.set_threshold(50_000, 10, 20)
+    if "onnxprune" in tools:
+        onnxprune_worker.preload()
+    if "onnxsim" in tools:
+        import onnxsim.pruning  # noqa: F401
+    if args.python is None and any(tool.startswith("torch") for tool in tools):
+        import torch_pruning_worker
+
+        torch_pruning_worker.preload()
 
 
 def attempt(tool: str, name: str, file: str | None, args: argparse.Namespace) -> Row:
@@ -98,11 +94,15 @@ def attempt(tool: str, name: str, file: str | None, args: argparse.Namespace) ->
     key = f"{tool}: {file or name}"
     note(key)
     if tool == "onnxprune":
-        row = ours(args.folder / str(file), args)
+        row = worker(partial(onnxprune_worker.main, str(args.folder / str(file))), args)
     elif tool == "onnxsim":
-        row = worker([sys.executable, str(HERE / "onnxsim_worker.py"), str(args.folder / str(file))], args)
+        row = worker(partial(onnxsim_worker.main, str(args.folder / str(file))), args)
+    elif args.python is None:
+        import torch_pruning_worker
+
+        row = worker(partial(torch_pruning_worker.main, name, tool.split()[-1]), args)
     else:
-        row = worker([args.python, str(HERE / "torch_pruning_worker.py"), name, tool.split()[-1]], args)
+        row = torch_worker([args.python, str(HERE / "torch_pruning_worker.py"), name, tool.split()[-1]], args)
     return {"key": key, "tool": tool, "network": name, "file": file, **row}
 
 
@@ -114,7 +114,7 @@ def geometric_mean(values: Sequence[float]) -> float | None:
 def tool_summary(tool: str, rows: Sequence[Row]) -> Row:
     """Counts and times of one tool over its attempts; times and shares over those that succeeded."""
     good = [row for row in rows if row["ok"]]
-    work = [row["work_s"] for row in good if row.get("work_s")]
+    work = [row["work_cpu_s"] for row in good if row.get("work_cpu_s")]
     return {
         "tool": tool,
         "attempts": len(rows),
@@ -124,9 +124,8 @@ def tool_summary(tool: str, rows: Sequence[Row]) -> Row:
         "does_not_run": sum(row.get("runs") is False for row in rows),
         "wrong": sum(row.get("right") is False for row in rows),
         "kept_params": geometric_mean([row["kept_params"] for row in good if row.get("kept_params")]),
-        "work_median_s": statistics.median(work) if work else None,
-        "work_most_s": max(work, default=None),
-        "total_median_s": statistics.median(row["total_s"] for row in good) if good else None,
+        "work_median_cpu_s": statistics.median(work) if work else None,
+        "work_most_cpu_s": max(work, default=None),
     }
 
 
@@ -137,7 +136,7 @@ def side_by_side(rows: Sequence[Row], tools: Sequence[str]) -> list[Row]:
         line: Row = {"network": name}
         for tool in tools:
             mine = [row for row in rows if row["network"] == name and row["tool"] == tool]
-            times = [row["work_s"] for row in mine if row.get("work_s")]
+            times = [row["work_cpu_s"] for row in mine if row.get("work_cpu_s")]
             line[tool] = all(row["ok"] for row in mine) if mine else None
             line[f"{tool} s"] = max(times) if times else None
         table.append(line)
@@ -155,12 +154,12 @@ def slowest(rows: Sequence[Row], tool: str, column: str) -> dict[str, float]:
 
 def common_ratio(rows: Sequence[Row], column: str, other: str) -> str | None:
     """How onnxprune's time compares with another tool's work on the networks where both succeed, as a sentence."""
-    mine, theirs = slowest(rows, "onnxprune", column), slowest(rows, other, "work_s")
+    mine, theirs = slowest(rows, "onnxprune", column), slowest(rows, other, "work_cpu_s")
     ratios = [mine[name] / theirs[name] for name in mine if name in theirs]
     if not ratios:
         return None
     middle, mean = statistics.median(ratios), statistics.geometric_mean(ratios)
-    what = {"work_s": "work", "core_s": "analyze to cut only"}[column]
+    what = {"work_cpu_s": "normalize to cut", "core_cpu_s": "observe to cut"}[column]
     return f"onnxprune ({what}) / {other}, {len(ratios)} networks: median {middle:.3g}, geometric mean {mean:.3g}"
 
 
@@ -170,10 +169,15 @@ def write_tables(out: Path, rows: dict[str, Row]) -> None:
     all_rows = list(rows.values())
     tools = [tool for tool in TOOLS if any(row["tool"] == tool for row in all_rows)]
     totals = [tool_summary(tool, [row for row in all_rows if row["tool"] == tool]) for tool in tools]
-    pairs = [(column, tool) for tool in tools if tool != "onnxprune" for column in ("work_s", "core_s")]
+    pairs = [(column, tool) for tool in tools if tool != "onnxprune" for column in ("work_cpu_s", "core_cpu_s")]
     ratios = [line for column, tool in pairs if (line := common_ratio(all_rows, column, tool))]
     failures = [row for row in all_rows if not row["ok"]]
     parts = [
+        "# Beside other tools\n",
+        "Written by `python tools/zoo/rivals.py FOLDER --out docs/results/rivals`. Random scores; Torch-Pruning removes"
+        " half of the channels, onnxsim is asked for a sparsity of 0.5, onnxprune for half of the parameters. Times are"
+        " CPU seconds in one thread, after imports and loading: graph and step for Torch-Pruning, the call for onnxsim,"
+        " normalize to cut for onnxprune. None includes a proof; *right* says whether cut = mask.\n",
         markdown_table(list(totals[0]) if totals else [], totals),
         "".join(f"- {line}\n" for line in ratios),
         "## Network by network\n",
@@ -190,13 +194,18 @@ def main(argv: list[str] | None = None) -> int:
     """0; a tool that fails is a row."""
     args = parse(argv)
     rows = {} if args.again else load_rows(args.out.with_suffix(".json"))
+    preload(args)
+    names: set[str] = set()
     for tool, name, file in attempts(args):
+        if args.at_most is not None and len(names | {name}) > args.at_most:
+            break
         if f"{tool}: {file or name}" not in rows:
+            names.add(name)
             row = attempt(tool, name, file, args)
             rows[row["key"]] = row
             write_tables(args.out, rows)
     write_tables(args.out, rows)
-    print(args.out.with_suffix(".md").read_text().split("## ")[0], end="")
+    print(args.out.with_suffix(".md").read_text().split("\n## ")[0], end="")
     return 0
 
 

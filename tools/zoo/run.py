@@ -1,8 +1,9 @@
 """Prunes every .onnx file of a folder with random scores and writes what came of each: the zoo's table.
 
-For each file, in processes of their own with a time limit: `onnxprune inspect FILE --json`, then `onnxprune FILE OUT
---method random --recover none --target params=0.5`, then OUT is run in onnxruntime by feeds.py. A second call goes on
-where the first stopped.
+For each file, in copies of this process with a time limit (so seconds are without those of the imports):
+`onnxprune inspect FILE --json`, then `onnxprune FILE OUT --method random --recover none --target params=0.5`, then
+`onnxprune verify FILE OUT --plan PLAN`, then OUT is run in onnxruntime by feeds.py. A second call goes on where the
+first stopped.
 
 Status: pruned; refused (exit 1 or 2, one reason, no OUT); unequal (exit 3: cut and mask differ); crashed; timeout.
 """
@@ -10,22 +11,32 @@ Status: pruned; refused (exit 1 or 2, one reason, no OUT); unequal (exit 3: cut 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import os
 import re
 import statistics
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from jobs import Job, Row, load_rows, markdown_table, note, run_job, save_rows, write_text
+import feeds
+from jobs import Job, Row, last_json, load_rows, markdown_table, note, run_forked, run_job, save_rows, write_text
 
 COLUMNS = (
-    "file status target analysed free_dims frozen_dims frozen_reasons shrinkable kept_params cut_equals_mask difference"
-    " runs same_interface inspect_s prune_s peak_mb message"
+    "file status target analysed free_dims frozen_reasons shrinkable kept_params cut_equals_mask difference verified"
+    " runs same_interface prune_s peak_mb message"
 ).split()
+
+INTRODUCTION = """Written by `tools/zoo/run.py FOLDER --out TABLE`: each file through the whole command
+`onnxprune FILE OUT --method random --recover none --target params=0.5`, or to the nearest target that it names, then
+`onnxprune verify FILE OUT --plan PLAN`. *shrinkable* is the share of parameters that stand on a free dimension,
+*difference* the largest between the cut and the masked model over the largest output; *runs* and *same interface* are
+what onnxruntime alone says (empty where no random input suits the original). A file that is refused leaves no output,
+and its message is all that the user sees."""
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,14 +48,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--target", default="params=0.5", metavar="KEY=FRACTION", help="default: params=0.5")
     parser.add_argument("--method", default="random", help="default: random")
-    parser.add_argument("--extra", default="", metavar="OPTIONS", help="further options of onnxprune, in one string")
+    parser.add_argument(
+        "--extra",
+        default="--no-latency",
+        metavar="OPTIONS",
+        help="further options of onnxprune, in one string (default: --no-latency)",
+    )
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one command (default 600)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one process (default 1)")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="files at a time (default 1)")
+    parser.add_argument("--at-most", type=int, metavar="N", help="stop after so many files; the next call goes on")
     parser.add_argument("--match", default="", metavar="REGEX", help="only files whose name has this")
     parser.add_argument("--again", nargs="*", metavar="STATUS", help="repeat these (no STATUS: everything)")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep the pruned files and plans here")
-    return parser.parse_args(argv)
+    return parser.parse_args(argv, argparse.Namespace(threads=1, forked=True))
 
 
 def find_files(inputs: Iterable[Path], pattern: str) -> list[Path]:
@@ -62,12 +77,32 @@ def status_of(job: Job) -> str:
     return {0: "pruned", 1: "refused", 2: "refused", 3: "unequal"}.get(job.code, "crashed")
 
 
-def inspect(file: Path, timeout_s: float, threads: int) -> Row:
+def command(words: Sequence[object], args: argparse.Namespace) -> Job:
+    """One command of onnxprune, as its own process or (args.forked) in a copy of this one."""
+    given = [str(word) for word in words]
+    if not getattr(args, "forked", False):
+        return run_job([sys.executable, "-m", "onnxprune", *given], args.timeout, args.threads)
+    from onnxprune.cli import main as onnxprune
+
+    return run_forked(partial(onnxprune, given), args.timeout)
+
+
+def preload() -> None:
+    """Imports once what each copy of this process needs."""
+    os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
+    gc.set_threshold(50_000, 10, 20)
+    from onnxprune import inspection, pipeline, search, simplify  # noqa: F401
+    from onnxprune.methods import random_  # noqa: F401
+
+    simplify._import_onnxsim()
+
+
+def inspect(file: Path, args: argparse.Namespace) -> Row:
     """What `onnxprune inspect` finds: free and frozen Dims, the three first reasons, the share that can shrink."""
-    job = run_job([sys.executable, "-m", "onnxprune", "inspect", str(file), "--json"], timeout_s, threads)
+    job = command(["inspect", file, "--json"], args)
     row: Row = {"inspect_s": job.seconds, "analysed": job.code == 0}
     if job.code:
-        return {**row, "message": job.message}
+        return {**row, "message": job.message.replace(str(file), file.name).removeprefix("onnxprune: ")}
     found = json.loads(job.stdout)
     reasons = Counter(re.sub(r" '[^']*'", "", entry["reason"].split(" (")[0]) for entry in found["frozen"])
     return {
@@ -92,9 +127,8 @@ def prune(file: Path, out: Path, args: argparse.Namespace) -> Row:
 def prune_to(target: str, file: Path, out: Path, args: argparse.Namespace) -> Row:
     """What one pruning run gives: status, parameters kept, the proof's numbers, seconds by step, peak memory."""
     report, plan = out.with_suffix(".report.json"), out.with_suffix(".plan.json")
-    command = [sys.executable, "-m", "onnxprune", file, out, "--method", args.method, "--recover", "none"]
-    command += ["--target", target, "--report", report, "--plan", plan, *args.extra.split()]
-    job = run_job([str(part) for part in command], args.timeout, args.threads)
+    words = [file, out, "--method", args.method, "--recover", "none", "--target", target]
+    job = command([*words, "--report", report, "--plan", plan, *args.extra.split()], args)
     row: Row = {
         "status": status_of(job),
         "target": target,
@@ -104,7 +138,8 @@ def prune_to(target: str, file: Path, out: Path, args: argparse.Namespace) -> Ro
     }
     if job.code:
         left = " (and yet OUT was written)" if out.exists() else ""
-        return {**row, "message": job.message + left}
+        message = job.message.replace(str(file), file.name).removeprefix("onnxprune: ")
+        return {**row, "message": message + left}
     found = json.loads(report.read_text())
     verified = found["verify"] or {}
     scale = verified.get("scale") or 1.0
@@ -119,6 +154,9 @@ def prune_to(target: str, file: Path, out: Path, args: argparse.Namespace) -> Ro
 
 def check(file: Path, out: Path, timeout_s: float) -> Row:
     """What onnxruntime says of the pruned file; `runs` stays unknown where already the original ends its process."""
+    job = run_forked(partial(feeds.compare, str(file), str(out)), timeout_s)
+    if job.code == 0 and (row := last_json(job.stdout)):
+        return row
     tool = [sys.executable, str(Path(__file__).with_name("feeds.py")), str(file)]
     job = run_job([*tool, str(out)], timeout_s)
     if job.code == 0:
@@ -130,7 +168,7 @@ def check(file: Path, out: Path, timeout_s: float) -> Row:
 def one(file: Path, args: argparse.Namespace) -> Row:
     """The row of one file."""
     row: Row = {"key": str(file), "file": file.name, "bytes": file.stat().st_size}
-    row |= inspect(file, args.timeout, args.threads)
+    row |= inspect(file, args)
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +176,8 @@ def one(file: Path, args: argparse.Namespace) -> Row:
         pruned = prune(file, out, args)
         row |= pruned
         if pruned["status"] == "pruned":
+            verified = command(["verify", file, out, "--plan", out.with_suffix(".plan.json")], args)
+            row["verified"] = verified.code == 0
             row |= check(file, out, args.timeout)
     return row
 
@@ -147,10 +187,13 @@ def summary(rows: Sequence[Row]) -> str:
     statuses = Counter(row["status"] for row in rows)
     shares = sorted(row["shrinkable"] for row in rows if row.get("shrinkable") is not None)
     seconds = sorted(row["prune_s"] for row in rows)
-    true = {name: sum(row.get(name) is True for row in rows) for name in ("analysed", "cut_equals_mask", "runs")}
+    true = {
+        name: sum(row.get(name) is True for row in rows) for name in ("analysed", "cut_equals_mask", "verified", "runs")
+    }
     lines = [
         f"{len(rows)} files: " + ", ".join(f"{count} {status}" for status, count in statuses.most_common()),
-        f"analysed: {true['analysed']}; cut = mask: {true['cut_equals_mask']}; runs: {true['runs']}",
+        f"analysed: {true['analysed']}; cut = mask: {true['cut_equals_mask']}; verified again by its plan:"
+        f" {true['verified']} of the {sum('verified' in row for row in rows)} looked at; runs: {true['runs']}",
     ]
     if shares:
         middle, few = statistics.median(shares), sum(share < 0.6 for share in shares)
@@ -164,7 +207,8 @@ def write_tables(out: Path, rows: dict[str, Row]) -> None:
     """TABLE.json and TABLE.md from all rows so far; trouble first in the Markdown."""
     save_rows(out.with_suffix(".json"), rows, format="onnxprune-zoo-run/1")
     ordered = sorted(rows.values(), key=lambda row: (row["status"] == "pruned", row["status"], row["file"]))
-    write_text(out.with_suffix(".md"), f"{summary(ordered)}\n{markdown_table(COLUMNS, ordered)}")
+    text = f"# {out.stem}\n\n{INTRODUCTION}\n\n{summary(ordered)}\n{markdown_table(COLUMNS, ordered)}"
+    write_text(out.with_suffix(".md"), text)
 
 
 def is_done(row: Row | None, again: Sequence[str] | None) -> bool:
@@ -177,11 +221,12 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     rows = load_rows(args.out.with_suffix(".json"))
     left = [f for f in find_files(args.inputs, args.match) if not is_done(rows.get(str(f)), args.again)]
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for row in pool.map(lambda file: one(file, args), left):
-            rows[row["key"]] = row
-            write_tables(args.out, rows)
-            note(f"{row['file']}: {row['status']} {row.get('message') or ''} ({row['prune_s']:.1f} s)")
+    preload()
+    for file in left[: args.at_most]:
+        row = one(file, args)
+        rows[row["key"]] = row
+        write_tables(args.out, rows)
+        note(f"{row['file']}: {row['status']} {row.get('message') or ''} ({row['prune_s']:.1f} s)")
     write_tables(args.out, rows)
     print(summary(list(rows.values())), end="")
     return 0 if all(row["status"] in ("pruned", "refused") and row["analysed"] for row in rows.values()) else 1

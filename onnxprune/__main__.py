@@ -1,8 +1,8 @@
 """`python -m onnxprune` and the console script."""
 
 import gc
-import sys
 
+from onnxprune import processes
 from onnxprune.cli import main as run
 
 
@@ -11,7 +11,7 @@ def main() -> None:
     # Building a graph makes ten thousands of objects that stay; Python would look through all that was ever imported
     # again and again, which takes longer than the work.
     gc.set_threshold(50_000, 10, 20)
-    sys.exit(run())
+    processes.leave(run())
 
 
 if __name__ == "__main__":

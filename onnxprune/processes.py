@@ -3,10 +3,11 @@
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from onnxprune.errors import UsageError
 
@@ -27,6 +28,22 @@ def require_one(what: str) -> None:
     """Nothing, in a single process. Raises: UsageError under torchrun."""
     if launched()[1] > 1:
         raise UsageError(f"{what} runs in one process: start it without torchrun")
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process with `code`; of several processes without taking the interpreter apart.
+
+    DistributedDataParallel keeps threads of gloo alive beyond the process group. One that lets go of a tensor while
+    the interpreter is being taken apart is ended by it, and takes the process along: "terminate called without an
+    active exception", after all work was done.
+    """
+    if launched()[1] == 1:
+        sys.exit(code)
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone
+            stream.flush()
+    os._exit(code)
 
 
 def lead(work: Callable[[], T]) -> T:

@@ -19,7 +19,7 @@ sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads(1)
 from recovering import digits_of, random_keep
-from onnxprune import graph, surgery
+from onnxprune import graph, processes, surgery
 from onnxprune.recover.finetune import Settings, finetune
 digits = digits_of("digits.onnx")
 cut = surgery.cut(digits.coupling, random_keep(digits.coupling, 0.6))
@@ -27,7 +27,8 @@ history = finetune(cut, digits.model, digits.tune, digits.held, Settings(
     epochs=2, batch_size=64, amp="off", channels_last=False, batchnorm="off", lr=0.02))
 rank = os.environ.get("RANK", "0")
 graph.save(cut, sys.argv[1] + rank + ".onnx")
-print(history.best, flush=True)
+print(history.best)
+processes.leave(0)
 """
 
 

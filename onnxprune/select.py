@@ -140,7 +140,7 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
 
 
 def _priced(values: np.ndarray, price: float) -> float:
-    mean = float(values.mean())
+    mean = float(values[0] if len(values) == 1 else values.mean())  # one by one, as most are: numpy takes its time
     return mean * price if mean > 0 else mean
 
 

@@ -33,7 +33,7 @@ def array_of(value: ir.Value) -> np.ndarray:
 
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Gives an initializer another array; shape and type follow it."""
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=value.name)
+    tensor = _tensor(array, value.name)
     if value.const_value is not None and value.const_value.dtype != tensor.dtype:
         tensor = ir.Tensor(
             array.astype(value.const_value.dtype.numpy()), dtype=value.const_value.dtype, name=value.name
@@ -43,13 +43,18 @@ def set_constant(value: ir.Value, array: np.ndarray) -> None:
     value.type = ir.TensorType(tensor.dtype)
 
 
+def _tensor(array: np.ndarray, name: str | None) -> ir.TensorProtocol:
+    array = np.ascontiguousarray(array).reshape(array.shape)
+    return ir.tensor(array, name=name) if array.dtype.kind in "OSU" else ir.Tensor(array, name=name)
+
+
 def add_constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer of `graph`; `name` is made unique."""
     taken, unique, count = graph.initializers, name, 0
     while unique in taken:
         count += 1
         unique = f"{name}.{count}"
-    tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=unique)
+    tensor = _tensor(array, unique)
     value = ir.Value(name=unique, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
     graph.register_initializer(value)
     return value

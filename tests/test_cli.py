@@ -439,7 +439,7 @@ def test_main_is_public():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_sigterm_ends_as_an_interruption_does(tmp_path):
-    words = ("--method", "l1", "--data", "digits", "--epochs", "500", "--finetune", "patience=0", "--no-latency", "-v")
+    words = ("--method", "l1", "--data", "digits", "--epochs", "500", "--no-latency", "-v")
     command = [sys.executable, "-m", "onnxprune", str(DIGITS), str(tmp_path / "o.onnx"), *words]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert run.stderr is not None

@@ -11,7 +11,6 @@ from onnxprune.recover.settings import Settings
 OWN_OPTIONS = ("epochs", "lr", "batch_size", "device", "seed", "resume", "loss", "metric")
 AUTO = ("weight_decay", "ema", "channels_last")  # None where they are left to the tool
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
-PATIENCE = 3  # epochs without improvement after which fine-tuning stops
 
 
 def settings_of(options: Options, device: str = "cpu") -> Settings:
@@ -21,7 +20,7 @@ def settings_of(options: Options, device: str = "cpu") -> Settings:
     """
     given = {"epochs": options.epochs, "lr": options.lr, "batch_size": options.batch_size}
     values = {name: value for name, value in given.items() if value is not None}
-    values |= {"patience": PATIENCE, **_asked(options.finetune)}
+    values |= _asked(options.finetune)
     return Settings(
         **values,
         device=device,

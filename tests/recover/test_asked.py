@@ -137,3 +137,9 @@ def test_every_key_is_a_setting_and_arrives():
     assert made.statistics == "frozen"
     assert (made.epochs, made.seed, made.checkpoint_seconds, made.warmup) == (7, 3, 5.0, 0.2)
     assert set(TUNING) <= set(Settings.__dataclass_fields__)
+
+
+def test_a_run_is_as_long_as_its_epochs_unless_patience_is_asked_for():
+    """The learning rate falls over the whole run: the first epochs after a good start are worse than the last."""
+    assert asked.settings_of(Options(epochs=10)).patience == 0
+    assert asked.settings_of(Options(epochs=10, finetune={"patience": 2})).patience == 2

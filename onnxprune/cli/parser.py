@@ -132,12 +132,6 @@ def recovery(group: argparse._ActionsContainer, default: str = "the best that th
     """Adds what says how the model recovers, and by what it is judged."""
     training(group, default)
     group.add_argument(
-        "--finetune",
-        action="append",
-        metavar="KEY=VALUE",
-        help=f"{', '.join(TUNING)}; repeatable (default: chosen)",
-    )
-    group.add_argument(
         "--loss",
         metavar="MODULE:FUNCTION",
         help="your own, of (outputs, the original's outputs, labels or None) (default: distance to the original)",
@@ -162,6 +156,12 @@ def training(group: argparse._ActionsContainer, default: str = "the best that th
     group.add_argument("--lr", type=float, metavar="X", help="learning rate (default: chosen)")
     group.add_argument("--batch-size", type=int, metavar="N", help="of fine-tuning (default: chosen)")
     group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for training (default: auto)")
+    group.add_argument(
+        "--finetune",
+        action="append",
+        metavar="KEY=VALUE",
+        help=f"{', '.join(TUNING)}; repeatable (default: chosen)",
+    )
 
 
 def _output(group: argparse._ArgumentGroup) -> None:

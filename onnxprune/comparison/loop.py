@@ -29,7 +29,7 @@ from onnxprune.subject import Clock, Subject, prepare
 LOG = logging.getLogger("onnxprune")
 DIGESTED = 64  # samples of each set by which it is known again
 COMMON = (
-    "recover", "epochs", "lr", "batch_size", "steps", "align", "floor", "include", "exclude", "exact_only",
+    "recover", "epochs", "lr", "batch_size", "finetune", "steps", "align", "floor", "include", "exclude", "exact_only",
     "inner_only", "device", "preprocess", "data", "val",
 )  # fmt: skip
 

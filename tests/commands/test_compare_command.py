@@ -65,6 +65,17 @@ def test_a_second_call_runs_what_is_missing_only(command, cli, tmp_path, monkeyp
     assert first.read_bytes() == before
 
 
+def test_all_runs_share_how_they_are_fine_tuned(command, cli, tmp_path):
+    tuned = ("--methods", "l1", "--recover", "finetune", "--epochs", "1", "--finetune", "flip=true")
+    assert cli(*command(*tuned)).code == 0
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    assert settings["options"]["finetune"] == {"flip": "true"}
+    assert loop.common_of(settings).finetune == {"flip": "true"}
+    other = cli(*command(*tuned[:-1], "flip=false"))
+    assert other.code == 2
+    assert "made with options.finetune.flip true, and now it is false" in other.err
+
+
 def test_an_interruption_loses_the_current_run_only(command, cli, tmp_path, monkeypatch):
     original = loop._row
 

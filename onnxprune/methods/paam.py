@@ -269,9 +269,21 @@ class Run:
         return self.weight * mean
 
     def _highest(self, share: float) -> dict[Dim, Tensor]:
-        pooled = torch.cat([score.flatten() for score in self.scores.values()])
-        count = max(1, round(share * len(pooled)))
-        threshold = pooled.topk(count).values[-1]
+        """Masks of the highest scores whose MACs are `share` of all, or just above it."""
+        pooled = torch.cat([score.flatten() for score in self.scores.values()]).sort(descending=True).values
+        low, high = 0, len(pooled)
+        masks = self._above(pooled[-1], share)
+        while low + 1 < high:
+            middle = (low + high) // 2
+            tried = self._above(pooled[middle - 1], share)
+            sizes = {dim: int(mask.sum()) for dim, mask in tried.items()}
+            if self.context.cost.total("macs", sizes) >= share * self.context.cost.total("macs"):
+                high, masks = middle, tried
+            else:
+                low = middle
+        return masks
+
+    def _above(self, threshold: Tensor, share: float) -> dict[Dim, Tensor]:
         masks = {}
         for dim, score in self.scores.items():
             # Early scores are noise: no Dim falls below half of the share that the budget leaves to all.

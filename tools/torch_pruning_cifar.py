@@ -6,8 +6,8 @@
 The network is a torch module with the weights of the ONNX file (cifar_resnet.py); outputs are compared before anything
 else. Torch-Pruning ranks all layers together and removes channels step by step until the budget of MACs holds; then
 the network is trained natively on the labels: SGD with momentum, a cosine from --lr, as many steps of as many samples
-as onnxprune's fine-tuning takes in that folder, and of all epochs that which is best on the same choosing samples.
-The result is exported to ONNX and measured as all other rows are.
+as onnxprune's fine-tuning takes in that folder, flipped and shifted as there, and of all epochs that which is best on
+the same choosing samples. The result is exported to ONNX and measured as all other rows are.
 """
 
 import argparse
@@ -32,7 +32,9 @@ from onnxprune.bench import measure_file
 from onnxprune.comparison import loop, store
 from onnxprune.coupling import analyze
 from onnxprune.data import Samples, split
+from onnxprune.recover import asked
 from onnxprune.recover import settings as recovery
+from onnxprune.recover.augment import augment
 from onnxprune.recovering import CHOOSING_SHARE
 from onnxprune.subject import Clock, Subject, prepare
 from tools import cifar, cifar_resnet
@@ -102,12 +104,14 @@ def row(
     pruned = perf_counter()
     before = measure(network, subject, original)
     begun = perf_counter()
-    choice = recovery.Settings(epochs=args.epochs or common.epochs, batch_size=common.batch_size)
-    choice = recovery.choose(tune, subject.model, "cpu", choice)
-    epoch = train(network, tune, chosen, choice.epochs or 1, choice.batch_size or 64, args.lr, seed)
+    choice = asked.settings_of(replace(common, epochs=args.epochs or common.epochs, seed=seed))
+    choice = replace(recovery.choose(tune, subject.model, "cpu", choice), lr=args.lr)
+    epoch = train(network, tune, chosen, choice)
     trained = perf_counter()
     after = measure(network, subject, original)
     told = f"{choice.epochs} epochs of {len(tune)} samples, batch {choice.batch_size}, lr {args.lr:g}, best {epoch}"
+    if choice.flip or choice.crop:
+        told += f", flip {choice.flip}, crop {choice.crop}"
     return {
         "tool": f"torch-pruning {torch_pruning.__version__}",
         **after,
@@ -164,20 +168,22 @@ def tensors(samples: Samples, rows: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(next(iter(samples.batch(rows).values()))), torch.from_numpy(samples.labels[rows])
 
 
-def train(network: nn.Module, tune: Samples, chosen: Samples, epochs: int, batch: int, lr: float, seed: int) -> int:
+def train(network: nn.Module, tune: Samples, chosen: Samples, choice: recovery.Settings) -> int:
     """Trains on the labels and leaves the best epoch's weights in `network`; which one it was."""
+    epochs, batch, lr = choice.epochs or 1, choice.batch_size or 64, choice.lr or 0.01
     optimizer = torch.optim.SGD(network.parameters(), lr=lr, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
     steps = max(1, len(tune) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(choice.seed)
     best, weights, at = -1.0, copy.deepcopy(network.state_dict()), 0
     for epoch in range(1, epochs + 1):
         order = generator.permutation(len(tune))
         network.train()
         for step in range(steps):
             x, y = tensors(tune, order[step * batch : (step + 1) * batch])
+            feeds, _ = augment({"x": x}, replace(choice, mixup=0.0), (epoch - 1) * steps + step)
             optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
+            F.cross_entropy(network(feeds["x"]), y).backward()
             optimizer.step()
             schedule.step()
         network.eval()

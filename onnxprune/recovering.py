@@ -76,7 +76,8 @@ def recover(
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in sparse.cut_zeros(subject.coupling, keep, zeros).items()}
-        history = processes.together(tune, cut_model, stays, options.resume, trial)
+        positions = surgery.kept_positions(subject.coupling, keep)
+        history = processes.together(tune, cut_model, stays, positions, options.resume, trial)
         LOG.info("  %s", history.settings.described())
         return history
 
@@ -86,16 +87,22 @@ def tuned(
     options: Options,
     model: ir.Model,
     masks: Mapping[str, np.ndarray],
+    positions: Mapping[str, Mapping[int, np.ndarray]],
     resume: Path | None,
     trial: bool,
 ) -> "History":
-    """Fine-tunes `model` in place; where `masks` are False its weights stay zero."""
+    """Fine-tunes `model` in place; where `masks` are False its weights stay zero.
+
+    positions: of the values that `model` has only in part, see surgery.kept_positions.
+    """
     from onnxprune.recover import finetune
 
     if trial:
         subject, options = _cheaper(subject, options)
     settings = asked.settings_of(replace(options, resume=resume), device(options))
-    return finetune.finetune(model, subject.model, *_parts(subject, options), settings, masks=masks or None)
+    return finetune.finetune(
+        model, subject.model, *_parts(subject, options), settings, masks=masks or None, positions=positions
+    )
 
 
 def fitting_samples(subject: Subject) -> int:

@@ -74,8 +74,12 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
     return surgeon.model
 
 
+def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
+    """For every computed value that loses positions: axis -> the positions that the cut model has of it."""
+    return _kept_positions(Surgeon(coupling, keep))
+
+
 def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, np.ndarray]]:
-    """For every computed value that loses positions: axis -> kept positions. verify.py compares inside with them."""
     found: dict[str, dict[int, np.ndarray]] = {}
     for node in surgeon.coupling.model.graph:
         for value in node.outputs:

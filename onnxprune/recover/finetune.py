@@ -52,11 +52,13 @@ def finetune(
     settings: Settings | None = None,
     *,
     masks: Mapping[str, np.ndarray] | None = None,
+    positions: Mapping[str, Mapping[int, np.ndarray]] | None = None,
     regularizer: Regularizer | None = None,
 ) -> History:
     """Trains `cut_model`, in place, to answer as `teacher` does; the epoch that does best on `held` is kept.
 
-    masks: initializer -> booleans of its shape; where False it stays zero. regularizer: of the parameters by name, a
+    masks: initializer -> booleans of its shape; where False it stays zero. positions: value -> axis -> the positions of
+    the teacher's value that the cut model has, for settings.features. regularizer: of the parameters by name, a
     number that is added to the loss. settings.loss: of (values, teacher's values, labels or None), all by name.
     Raises: DataError without samples, UsageError for masks that fit nothing, for a loss that is no longer finite, and
     for a resume folder that holds another run.
@@ -69,7 +71,9 @@ def finetune(
     settings = choose(samples, cut_model, asked.device, asked)
     device = distributed.device_of(settings.device)
     with distributed.group(device), _deterministic(device):
-        run, model = _prepare(cut_model, teacher, samples, held, settings, device, masks, regularizer, fingerprint)
+        run, model = _prepare(
+            cut_model, teacher, samples, held, settings, device, masks, positions or {}, regularizer, fingerprint
+        )
         stopped = train(run, fingerprint)
         # Where no epoch was better nothing is written: norms put in and folded again would change last bits.
         if run.best_epoch > 0 or masks:
@@ -88,7 +92,7 @@ def finetune(
     )
 
 
-def _prepare(cut_model, teacher, samples, held, settings: Settings, device, masks, regularizer, fingerprint):
+def _prepare(cut_model, teacher, samples, held, settings: Settings, device, masks, positions, regularizer, fingerprint):
     """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back."""
     assert settings.batch_size is not None
     _check_world(settings)
@@ -106,14 +110,14 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = halving(
-        lambda batch: _task(model, teacher, samples, replace(settings, batch_size=batch), device),
+        lambda batch: _task(model, teacher, samples, replace(settings, batch_size=batch), device, positions),
         batch_size,
         "fine-tuning",
         fixed=fixed,
     )
     original = Teacher(teacher, task, settings, device)
     original.remember(samples)
-    plain = Teacher(teacher, replace(task, points=()), replace(settings, amp="off"), device)
+    plain = Teacher(teacher, replace(task, points=(), positions={}), replace(settings, amp="off"), device)
     judged, said = plain.all_on(held), None
     if judged is None:
         raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
@@ -150,11 +154,11 @@ def _decide(network: Network, samples: Samples, settings: Settings, device, fing
 
 
 @torch.no_grad()
-def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device):
+def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device, positions):
     """What is compared, with the spread of each value on a few samples."""
     network = Network(teacher, trainable=()).to(device).eval()
     feeds = tensors_of(samples.batch(_first(samples, settings)), device)
-    points = shared_points(model, teacher) if settings.features > 0 else ()
+    points = shared_points(model, teacher, positions) if settings.features > 0 else ()
     count = settings.batch_size or 1
     cut = Network(model, trainable=()).to(device).eval()
     mine = {value.name for node in model.graph for value in node.outputs}
@@ -170,8 +174,9 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
             "fine-tuning: no output has a row per sample, and nothing that it is made of can be compared; "
             "give --recover reconstruct, or a --loss and a --metric of your own"
         )
-    values = network(feeds, capture=(*task.inner, *points))
-    return replace(task, points=points, scales=scales_of(values, (*task.outputs, *points)))
+    task = replace(task, points=points, positions={name: positions[name] for name in points if name in positions})
+    values = task.parts(network(feeds, capture=task.captured))
+    return replace(task, scales=scales_of(values, task.wanted))
 
 
 def _first(samples: Samples, settings: Settings) -> np.ndarray:

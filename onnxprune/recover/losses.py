@@ -4,8 +4,9 @@ Letters: N batch, C classes, T temperature; z the tuned model's logits, t the or
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 Values = Mapping[str, Tensor]
 SMALL = 1e-6
+MOST_POINTS = 4
 DEEPEST = 32  # nodes between an output and the values that stand in for it
 
 
@@ -21,7 +23,8 @@ class Task:
     """What the outputs are: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
 
     outputs: the values compared; `inner` those of them that are no outputs of the model but stand in for some.
-    points: intermediate values of equal shape in both models; scales: their spread and that of regressed outputs.
+    points: intermediate values that both models have; positions: axis -> positions of those of which the cut model has
+    only these. scales: the spread of points and of regressed outputs.
     """
 
     outputs: tuple[str, ...]
@@ -30,6 +33,7 @@ class Task:
     points: tuple[str, ...] = ()
     scales: Mapping[str, float] | None = None
     inner: tuple[str, ...] = ()
+    positions: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
 
     @property
     def captured(self) -> tuple[str, ...]:
@@ -40,6 +44,14 @@ class Task:
     def wanted(self) -> tuple[str, ...]:
         """Names of everything the loss compares."""
         return (*self.outputs, *self.points)
+
+    def parts(self, values: Values) -> dict[str, Tensor]:
+        """What the loss compares of the teacher's `values`: of points the positions that the cut model has."""
+        found = {name: values[name] for name in self.wanted}
+        for name, axes in self.positions.items():
+            for axis, kept in axes.items():
+                found[name] = found[name].index_select(axis, torch.from_numpy(kept).to(found[name].device))
+        return found
 
 
 def task_of(
@@ -128,13 +140,28 @@ def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:
     return {name: max(float(values[name].float().var(correction=0)), SMALL) for name in names}
 
 
-def shared_points(cut_model: ir.Model, teacher: ir.Model, most: int = 4) -> tuple[str, ...]:
-    """Names of up to `most` activations of equal shape in both models, evenly spread: ends of uncut stages."""
-    known = {value.name: value.shape for node in teacher.graph for value in node.outputs}
-    found = [name for name, shape in _activations(cut_model) if name in known and known[name] == shape]
+def shared_points(
+    cut_model: ir.Model,
+    teacher: ir.Model,
+    positions: Mapping[str, Mapping[int, np.ndarray]],
+    most: int = MOST_POINTS,
+) -> tuple[str, ...]:
+    """Names of up to `most` activations that both models have, evenly spread; positions: what is left of them."""
+    known = {value.name: value for node in teacher.graph for value in node.outputs}
+    found = [
+        name
+        for name, shape in _activations(cut_model)
+        if name in known and shape == _left_of(known[name].shape, positions.get(name, {}))
+    ]
     if len(found) <= most:
         return tuple(found)
     return tuple(found[round((k + 1) * len(found) / (most + 1))] for k in range(most))
+
+
+def _left_of(shape: ir.Shape | None, positions: Mapping[int, np.ndarray]) -> ir.Shape | None:
+    if shape is None:
+        return None
+    return ir.Shape([len(positions[k]) if k in positions else size for k, size in enumerate(shape)])
 
 
 def _activations(model: ir.Model) -> Iterator[tuple[str, ir.Shape]]:
@@ -142,7 +169,7 @@ def _activations(model: ir.Model) -> Iterator[tuple[str, ir.Shape]]:
     for node in model.graph:
         value = node.outputs[0]
         sizes = list(value.shape) if value.shape is not None else []
-        # Sums end residual blocks; everything inside a block may be represented otherwise by fewer units.
+        # Sums end residual blocks; in between units may share their work otherwise.
         if (
             node.op_type in ("Add", "Relu")
             and len(sizes) >= 3

@@ -27,7 +27,7 @@ class Settings:
     """What fine-tuning does; None and 'auto' are chosen when it starts, and `History.settings` says how.
 
     lr: the peak. labels: weight of the cross-entropy with labels against the distillation, 0 to 1.
-    features: weight of the intermediate values that both models share. temperature: of the softmax.
+    features: weight of intermediate values, of which the cut model may have a part. temperature: of the softmax.
     ema: decay of the average of weights per step. warmup: share of the steps. clip: largest gradient norm.
     amp: 'bf16', 'fp16' or 'off'. batchnorm: 'on' puts BatchNorm back behind convolutions while training.
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.

@@ -16,6 +16,7 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import Verdict, share
+from onnxprune.recover.losses import shared_points
 
 QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)
 
@@ -179,6 +180,37 @@ def test_shared_intermediate_values_can_be_compared(refitted):
     cut = surgery.cut(digits.coupling, keep)
     history = finetune(cut, digits.model, digits.tune, digits.held, replace(QUICK, epochs=1, features=0.5))
     assert history.best >= history.initial
+
+
+def test_what_is_left_of_cut_values_can_be_compared(refitted):
+    digits, keep, again = refitted
+    positions = surgery.kept_positions(digits.coupling, keep)
+    points = shared_points(again(), digits.model, positions)
+    assert len(points) == 4
+    assert all(name in positions for name in points)
+    x = digits.held.batch(np.arange(64))
+
+    def distance(cut):
+        """Mean over points of the squared error in units of the original's variance."""
+        was, now = (runtime.run(runtime.open_session(with_outputs(m, points)), x) for m in (digits.model, cut))
+        parts = {name: np.take(was[name], positions[name][1], 1) for name in points}
+        return np.mean([np.square(now[name] - part).mean() / part.var() for name, part in parts.items()])
+
+    found = []
+    for features in (0.0, 30.0):
+        cut = again()
+        settings = replace(QUICK, epochs=3, features=features)
+        finetune(cut, digits.model, digits.tune, digits.held, settings, positions=positions)
+        found.append(distance(cut))
+    assert found[1] < 0.9 * found[0]
+
+
+def with_outputs(model: ir.Model, names) -> ir.Model:
+    """A copy of `model` that gives these values as well."""
+    copy = model.clone()
+    made = {value.name: value for node in copy.graph for value in node.outputs}
+    copy.graph.outputs.extend(made[name] for name in names)
+    return copy
 
 
 def test_what_depends_on_data_and_model_is_chosen(folded: Digits, normed: Digits):

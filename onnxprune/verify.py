@@ -2,12 +2,12 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import runtime, shapes
+from onnxprune import precision, runtime, shapes
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.differences import TOLERANCE, Worst
 from onnxprune.errors import VerificationError
@@ -47,7 +47,8 @@ def compare(cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds]) -> Ve
 
     Where an output differs, the values inside are compared: rounding errors in front of an operator that decides
     (TopK, QuantizeLinear) are no difference, and neither is what follows from the decision. Where an output shows
-    little (a class, all zeros), the values in front of it are compared as well.
+    little (a class, all zeros), the values in front of it are compared as well. Half precision rounds by more than
+    the tolerance: where such models differ, what they compute in single precision is compared.
     """
     batches = list(feeds)
     cut, masked = seeded(cut) if isinstance(cut, ir.Model) else cut, seeded(masked)
@@ -67,6 +68,9 @@ def compare(cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds]) -> Ve
     ok = result.ok
     if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):
         ok, note = True, f"'{result.name}' differs only by decisions on values that are equal within the tolerance"
+    if not ok and isinstance(cut, ir.Model) and precision.has_halves(masked):
+        found = compare(precision.single(cut), precision.single(masked), precision.single_feeds(batches))
+        return replace(found, note="; ".join(filter(None, ("compared in single precision", found.note))))
     return Verification(result.max_abs, result.scale, rows, ok, result.name, note)
 
 

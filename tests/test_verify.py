@@ -202,3 +202,27 @@ def test_a_twin_that_computes_over_kept_positions_is_compared_inside():
     found = verify.compare(cut, masked, verify.random_feeds(coupling.model, coupling.shapes))
     assert found.ok
     assert "in front of them: 'b'" in found.note
+
+
+HALF = (
+    "(float[n,64] x, float16[64] w, float16[64] v) => (float[n,64] y) "
+    "{ h = Cast<to = 10>(x) a = Add(h, w) b = Add(a, v) y = Cast<to = 1>(b) }"
+)
+
+
+def test_roundings_of_half_precision_are_no_difference():
+    one, two = model(HALF), model(HALF.replace("a = Add(h, w) b = Add(a, v)", "a = Add(w, v) b = Add(h, a)"))
+    found = verify.compare(one, two, verify.random_feeds(one, analyze(one).shapes))
+    assert found.ok
+    assert found.note == "compared in single precision"
+
+
+def test_a_wrong_number_in_half_precision_is_a_difference():
+    source, other = model(HALF), model(HALF)
+    value = other.graph.initializers["w"]
+    array = graph.array_of(value).copy()
+    array[0] += 1
+    graph.set_constant(value, array)
+    found = verify.compare(source, other, verify.random_feeds(source, analyze(source).shapes))
+    assert not found.ok
+    assert found.note == "compared in single precision"

@@ -22,9 +22,11 @@ def single(model: ir.Model) -> ir.Model:
     model.meta.update(meta)
     for graph in _graphs(model):
         for value in graph.initializers.values():
-            if value.dtype in HALVES and value.const_value is not None:
-                value.const_value = ir.tensor(value.const_value.numpy().astype(np.float32), name=value.name)
-        for value in (*graph.inputs, *graph.initializers.values()):
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype in HALVES:
+                value.const_value = ir.tensor(tensor.numpy().astype(np.float32), name=value.name)
+            _widen(value)
+        for value in graph.inputs:
             _widen(value)
     for node in model.graph.all_nodes():
         for name, attribute in list(node.attributes.items()):

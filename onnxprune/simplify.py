@@ -1,6 +1,8 @@
 """onnxsim on a model of which the weights that it must not touch, or copy, are hidden from it."""
 
+import contextlib
 import importlib
+import io
 import sys
 from collections.abc import Collection, Iterable
 from types import ModuleType
@@ -49,7 +51,8 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
 
 
 def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> bytes:
-    return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints notes where our own JSON goes
+        return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
 
 
 def _forget_placeholders(proto: onnx.ModelProto) -> None:

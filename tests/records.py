@@ -272,6 +272,12 @@ record(
     constants={"az": 7},
 )
 record("Einsum", tokens('b = Einsum<equation = "bld,de->ble">(a, u)', "float[8,6] u", out=6), {"w": 8, "u": 6})
+record("Einsum of one operand", tokens('t = Einsum<equation = "bld->bdl">(a) b = Transpose<perm = [0, 2, 1]>(t)'), {"w": 8})
+record("Einsum that sums one operand", tokens('b = Einsum<equation = "bld,e->ble">(a, u)', "float[6] u", out=6), {"w": 8, "u": 6})
+record(
+    "Einsum of three operands",
+    tokens('b = Einsum<equation = "bld,de,e->ble">(a, u, c)', "float[8,6] u, float[6] c", out=6), {"w": 8, "u": 6},
+)
 record(
     "Einsum of attention",
     tokens(

@@ -204,7 +204,10 @@ def test_a_twin_that_computes_over_kept_positions_is_compared_inside():
     assert "in front of them: 'b'" in found.note
 
 
-HALF = "(float[n,64] x, float16[64] w) => (float[n,64] y) { h = Cast<to = 10>(x) a = Mul(h, w) y = Cast<to = 1>(a) }"
+HALF = (  # onnxruntime's CPU rounds where Reshape reads, not between what it computes in single precision anyway
+    "(float[n,64] x, float16[64] w) => (float[n,64] y) "
+    "{ h = Cast<to = 10>(x) a = Mul(h, w) s = Shape(a) b = Reshape(a, s) y = Cast<to = 1>(b) }"
+)
 
 
 def test_roundings_of_half_precision_are_no_difference():

@@ -51,7 +51,7 @@ def _is_half(array: np.ndarray) -> bool:
 
 def _widen(value: ir.Value) -> None:
     if value.dtype in HALVES:
-        value.dtype = ir.DataType.FLOAT
+        value.type = ir.TensorType(ir.DataType.FLOAT)  # not value.dtype: a clone shares the type with its model
 
 
 def _graphs(model: ir.Model) -> list[ir.Graph]:

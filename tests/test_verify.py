@@ -5,7 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx_text import model, random_keep
 
-from onnxprune import graph, runtime, surgery, verify
+from onnxprune import graph, precision, runtime, surgery, verify
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 
@@ -215,6 +215,12 @@ def test_roundings_of_half_precision_are_no_difference():
     found = verify.compare(one, model(HALF), verify.random_feeds(one, analyze(one).shapes))
     assert found.ok
     assert found.note == "compared in single precision"
+
+
+def test_comparing_in_single_precision_leaves_the_models_as_they_are():
+    one, two = model(HALF), model(HALF)
+    precision.single(one)
+    assert verify.compare(one, two, verify.random_feeds(two, analyze(two).shapes)).max_abs == 0
 
 
 def test_a_wrong_number_in_half_precision_is_a_difference():

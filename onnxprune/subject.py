@@ -69,7 +69,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         tune, held = load_data(model, options)
     with clock("observe"):
         given = sample_shapes(model, tune or held)
-        observed = shapes.observe(model, given)
+        model, observed = normal.observed_form(loaded, model, given)
     with clock("verify the normal form"):
         model, observed = normal.proven(loaded, model, observed, given, options.seed)
         sha256 = graph.digest(model)

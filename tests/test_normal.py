@@ -72,6 +72,27 @@ def test_a_normal_form_that_alone_does_not_run_is_not_used(monkeypatch):
         normal.proven(original, broken, observed)
 
 
+def test_a_normal_form_that_runs_at_no_size_is_not_used():
+    original = model(TEXT)
+    broken = graph.normalize(original)
+    graph.set_constant(broken.graph.initializers["v"], np.ones((7, 5), np.float32))
+    broken.graph.append(ir.node("Reshape", [broken.graph.outputs[0], ir.val("missing")], name="r"))
+    broken.graph.sort()
+    found, observed = normal.observed_form(original, broken)
+    assert found is not broken
+    assert observed.sizes["a"][1] == 8
+
+
+def test_shapes_of_the_trace_that_an_exporter_left_inside_are_not_believed():
+    """As torch leaves them behind an LSTM: 9 steps, though the input takes any number."""
+    text = (
+        "(float[n,t,4] x, float[4,8] w, float[8,5] v, float[5] c) => (float[n,t,5] y) <float[n,9,8] b> "
+        "{ a = MatMul(x, w) k = Shape(a) e = Abs(k) b = Reshape(a, e) d = MatMul(b, v) y = Add(d, c) }"
+    )
+    found = graph.normalize(model(text))
+    assert all(9 not in tuple(value.shape) for node in found.graph for value in node.outputs if value.shape is not None)
+
+
 def test_large_weights_are_shown_to_onnxsim_only_where_it_computes_with_them():
     text = (
         "(float[n,64] x, float[64,64] w, float[64,64] v) => (float[n,64] y) "

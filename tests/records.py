@@ -326,6 +326,22 @@ record(
     {"w": 2, "~w#2": 4},
     constants={"s": [0, 2, -1]},
 )
+DYNAMIC_NORM = (  # channels and time are one axis in front of the norm, and time changes from run to run
+    "(float[n,3,t] x, float[8,3,5] w, int64[3] s, float[{g}] g, float[{g}] c, float[8,1] u, float[5,8,1] v) "
+    "=> (float[n,5,q] y) { a = Conv(x, w) r = Reshape(a, s) n1 = InstanceNormalization(r, g, c) "
+    "q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) y = Conv(b, v) }"
+)
+for groups, free in ((1, {"~w": 8}), (2, {"w": 2, "~w#2": 4})):
+    text = DYNAMIC_NORM.replace("{g}", str(groups))
+    record(f"InstanceNormalization of {groups} x channels x time", text, free, constants={"s": [0, groups, -1]})
+record(
+    "InstanceNormalization of a sum of channels x time",
+    "(float[n,3,t] x, float[8,3,1] w, float[6,3,1] z, int64[3] s, float[1] g, float[1] c, float[14,1] u, float[5,14,1] v) "
+    "=> (float[n,5,q] y) { a1 = Conv(x, w) a2 = Conv(x, z) a = Concat<axis = 1>(a1, a2) r = Reshape(a, s) "
+    "n1 = InstanceNormalization(r, g, c) q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) y = Conv(b, v) }",
+    {"~w": 8, "~z": 6},
+    constants={"s": [0, 1, -1]},
+)
 record("LayerNormalization", tokens("b = LayerNormalization(a, g, c)", "float[8] g, float[8] c"), {"~w": 8})
 record("RMSNormalization", tokens("b = RMSNormalization(a, g)", "float[8] g"), {"~w": 8}, opset=23)
 record("SimplifiedLayerNormalization", tokens("b = SimplifiedLayerNormalization(a, g)", "float[8] g"), {"~w": 8})

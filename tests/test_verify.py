@@ -102,7 +102,7 @@ def test_values_inside_are_compared_at_the_kept_positions():
     masked = surgery.mask(coupling, keep)
     kept = masked.meta[surgery.KEPT]["a"]
     assert list(kept) == [1]
-    assert np.array_equal(kept[1], np.flatnonzero(next(iter(keep.values()))))
+    assert np.array_equal(kept[1](8), np.flatnonzero(next(iter(keep.values()))))
 
 
 def test_large_weights_stay_alive_with_their_session(monkeypatch):

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, runtime, shapes, verify
-from onnxprune.differences import TOLERANCE
 from onnxprune.errors import GraphError, VerificationError
 
 LOG = logging.getLogger("onnxprune")
@@ -64,7 +63,7 @@ def proven(
         assert found is not None
         raise VerificationError(
             f"the model's normal form differs from the model as it was given at '{found.worst}' by "
-            f"{found.max_abs:.3g} where {TOLERANCE:g} x {found.scale:.3g} is allowed; nothing was written. "
+            f"{found.max_abs:.3g} where {found.tolerance:g} x {found.scale:.3g} is allowed; nothing was written. "
             "Please report this model"
         )
     return model, observed

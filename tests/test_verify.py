@@ -217,6 +217,15 @@ def test_roundings_of_half_precision_are_no_difference():
     assert found.note == "compared in single precision"
 
 
+def test_a_weight_that_a_fusion_rounds_to_half_precision_is_no_difference():
+    source, other = model(HALF), model(HALF)
+    value = other.graph.initializers["w"]
+    graph.set_constant(value, np.nextafter(graph.array_of(value), np.float16(9)))
+    found = verify.compare(source, other, verify.random_feeds(source, analyze(source).shapes))
+    assert found.ok
+    assert 0 < found.max_abs <= found.tolerance * found.scale
+
+
 def test_comparing_in_single_precision_leaves_the_models_as_they_are():
     one, two = model(HALF), model(HALF)
     precision.single(one)

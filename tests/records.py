@@ -871,6 +871,25 @@ record(
     {"w": 8, "c": 7},
     domain=MS,
 )
+record(
+    "FusedMatMul of a transposed weight",
+    tokens("b = com.microsoft.FusedMatMul<transB = 1>(a, u)", "float[7,8] u", out=7),
+    {"w": 8, "u": 7},
+    domain=MS,
+)
+record(
+    "FusedMatMul of transposed batches",
+    tokens(
+        "k = MatMul(x, u) s = com.microsoft.FusedMatMul<transBatchA = 1, transA = 1, transBatchB = 1>(a, k) "
+        "b = Reshape(s, r)",
+        "float[4,8] u, int64[3] r",
+        out=8,
+    ),
+    {"u": 8},
+    "graph output",
+    constants={"r": [6, 8, 8]},
+    domain=MS,
+)
 for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):
     record(
         op,

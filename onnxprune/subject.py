@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import cost, graph, metrics, normal, report, reporting, shapes, verify
+from onnxprune import cost, graph, metrics, normal, report, reporting, verify
 from onnxprune.checks import check_finite
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, analyze

@@ -272,11 +272,18 @@ record(
     constants={"az": 7},
 )
 record("Einsum", tokens('b = Einsum<equation = "bld,de->ble">(a, u)', "float[8,6] u", out=6), {"w": 8, "u": 6})
-record("Einsum of one operand", tokens('t = Einsum<equation = "bld->bdl">(a) b = Transpose<perm = [0, 2, 1]>(t)'), {"w": 8})
-record("Einsum that sums one operand", tokens('b = Einsum<equation = "bld,e->ble">(a, u)', "float[6] u", out=6), {"w": 8, "u": 6})
+record(
+    "Einsum of one operand", tokens('t = Einsum<equation = "bld->bdl">(a) b = Transpose<perm = [0, 2, 1]>(t)'), {"w": 8}
+)
+record(
+    "Einsum that sums one operand",
+    tokens('b = Einsum<equation = "bld,e->ble">(a, u)', "float[6] u", out=6),
+    {"w": 8, "u": 6},
+)
 record(
     "Einsum of three operands",
-    tokens('b = Einsum<equation = "bld,de,e->ble">(a, u, c)', "float[8,6] u, float[6] c", out=6), {"w": 8, "u": 6},
+    tokens('b = Einsum<equation = "bld,de,e->ble">(a, u, c)', "float[8,6] u, float[6] c", out=6),
+    {"w": 8, "u": 6},
 )
 record(
     "Einsum of attention",
@@ -336,8 +343,8 @@ for groups, free in ((1, {"~w": 8}), (2, {"w": 2, "~w#2": 4})):
     record(f"InstanceNormalization of {groups} x channels x time", text, free, constants={"s": [0, groups, -1]})
 record(
     "InstanceNormalization of a sum of channels x time",
-    "(float[n,3,t] x, float[8,3,1] w, float[6,3,1] z, int64[3] s, float[1] g, float[1] c, float[14,1] u, float[5,14,1] v) "
-    "=> (float[n,5,q] y) { a1 = Conv(x, w) a2 = Conv(x, z) a = Concat<axis = 1>(a1, a2) r = Reshape(a, s) "
+    "(float[n,3,t] x, float[8,3,1] w, float[6,3,1] z, int64[3] s, float[1] g, float[1] c, float[14,1] u, "
+    "float[5,14,1] v) => (float[n,5,q] y) { a1 = Conv(x, w) a2 = Conv(x, z) a = Concat<axis = 1>(a1, a2) r = Reshape(a, s) "
     "n1 = InstanceNormalization(r, g, c) q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) y = Conv(b, v) }",
     {"~w": 8, "~z": 6},
     constants={"s": [0, 1, -1]},

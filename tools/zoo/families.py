@@ -1,9 +1,9 @@
 """Exports small members of many families outside of torchvision and timm, by either of torch's exporters.
 
 The tables are families_hf.py (transformers), families_libraries.py (ultralytics, segmentation_models_pytorch,
-torchaudio, diffusers) and families_handmade.py. Each export runs in a copy of this process with a time limit. OUT_DIR
-gets NAME.VARIANT.onnx and exports.json, as export.py writes it; a second call goes on where the first stopped. Variants: ts and
-dynamo with everything static, dyn and dyn_dynamo with the inputs' symbolic axes.
+diffusers) and families_handmade.py. Each export runs in a copy of this process with a time limit. OUT_DIR gets
+NAME.VARIANT.onnx and exports.json, as export.py writes it; a second call goes on where the first stopped. Variants: ts
+and dynamo with everything static, dyn and dyn_dynamo with the inputs' symbolic axes.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", nargs="?", type=Path, metavar="OUT_DIR", help="folder for the files and exports.json")
     parser.add_argument("--names", nargs="+", default=["*"], metavar="GLOB", help="networks to export (default: all)")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="default: all")
-    parser.add_argument("--opset-ts", type=int, default=17, help="opset of the TorchScript-based exporter (default 17)")
-    parser.add_argument("--opset-dynamo", type=int, default=20, help="opset of the dynamo exporter (default 20)")
     parser.add_argument("--timeout", type=float, default=120, metavar="S", help="seconds for one export (default 120)")
     parser.add_argument("--again", action="store_true", help="repeat what failed before")
     parser.add_argument("--list", action="store_true", help="print the names and leave")
@@ -71,10 +69,10 @@ def export_one(args: argparse.Namespace, name: str, variant: str, attention: str
         }
         feeds, path = family.feeds(seed=30), args.out / f"{name}.{variant}.onnx"
         temporary, start = path.with_suffix(".part"), time.perf_counter()
-        write(network, family, feeds, temporary, variant, args)
+        write(network, family, feeds, temporary, variant)
         row["seconds"] = time.perf_counter() - start
         row["difference"] = difference(network, family, feeds, temporary)
-        if variant.startswith("dyn"):
+        if variant in ("dyn", "dyn_dynamo"):
             row["message"] = other_size(network, family, {**SIZES, **OTHER_SIZES}, temporary)
     if row["difference"] > 1e-3:
         raise ValueError(f"onnxruntime and torch differ by {row['difference']:.2g} of the output's scale")
@@ -82,21 +80,21 @@ def export_one(args: argparse.Namespace, name: str, variant: str, attention: str
     return {**row, "status": "exported", "file": path.name, "bytes": path.stat().st_size, "attention": attention}
 
 
-def write(network, family, feeds, path: Path, variant: str, args: argparse.Namespace) -> None:
+def write(network, family, feeds, path: Path, variant: str) -> None:
     """torch.onnx.export with the variant's options, all in one file."""
     import torch
 
-    axes = [x.axes for x in family.inputs.values()] if variant.startswith("dyn_") or variant == "dyn" else None
+    axes = [x.axes for x in family.inputs.values()] if variant.startswith("dyn") and variant != "dynamo" else None
     if variant in ("ts", "dyn"):
         named = {name: a for name, a in zip(family.input_names, axes, strict=True) if a} if axes else None
         torch.onnx.export(
-            network, feeds, str(path), dynamo=False, opset_version=args.opset_ts, input_names=family.input_names,
+            network, feeds, str(path), dynamo=False, opset_version=17, input_names=family.input_names,
             dynamic_axes=named,
         )  # fmt: skip
     else:
-        shapes = (tuple({k: torch.export.Dim.DYNAMIC for k in a} for a in axes),) if axes else None
+        shapes = (tuple(dict.fromkeys(a, torch.export.Dim.DYNAMIC) for a in axes),) if axes else None
         torch.onnx.export(
-            network, feeds, str(path), dynamo=True, opset_version=args.opset_dynamo, external_data=False, verbose=False,
+            network, feeds, str(path), dynamo=True, opset_version=20, external_data=False, verbose=False,
             input_names=family.input_names, dynamic_shapes=shapes,
         )  # fmt: skip
 
@@ -109,9 +107,7 @@ def difference(network, family, feeds, path: Path) -> float:
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     wanted = {x.name for x in session.get_inputs()}
-    given = session.run(
-        None, {n: x.numpy() for n, x in zip(family.input_names, feeds, strict=True) if n in wanted}
-    )
+    given = session.run(None, {n: x.numpy() for n, x in zip(family.input_names, feeds, strict=True) if n in wanted})
     pairs = [(g, t.numpy()) for g, t in zip(given, network(*feeds), strict=True) if t.is_floating_point()]
     return max((float(abs(g - t).max() / abs(t).max()) for g, t in pairs if t.size), default=0.0)
 

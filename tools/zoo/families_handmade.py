@@ -1,9 +1,10 @@
-"""Networks written here, each for a kind that no library of the other tables gives; channel counts are odd on purpose."""
+"""Networks written here, each for a kind that no library of the other tables gives; most widths are odd."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from families_base import Family, Input, image, words
@@ -20,7 +21,7 @@ IMAGE = {"x": image(32)}
 
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ReLU between them."""
-    layers = [m for i, o in zip(widths, widths[1:], strict=False) for m in (nn.Linear(i, o), nn.ReLU())]
+    layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(*layers[:-1])
 
 
@@ -71,11 +72,10 @@ class TCN(nn.Module):
         super().__init__()
         widths = [5, 19, 23, 27]
         self.first = nn.ModuleList(
-            nn.Conv1d(i, o, 3, padding=2 * 2**k, dilation=2**k)
-            for k, (i, o) in enumerate(zip(widths, widths[1:], strict=False))
+            nn.Conv1d(i, o, 3, padding=2 * 2**k, dilation=2**k) for k, (i, o) in enumerate(pairwise(widths))
         )
         self.second = nn.ModuleList(nn.Conv1d(o, o, 3, dilation=2**k) for k, o in enumerate(widths[1:]))
-        self.short = nn.ModuleList(nn.Conv1d(i, o, 1) for i, o in zip(widths, widths[1:], strict=False))
+        self.short = nn.ModuleList(nn.Conv1d(i, o, 1) for i, o in pairwise(widths))
         self.head = nn.Linear(27, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -423,7 +423,11 @@ class UNet3D(nn.Module):
         super().__init__()
         self.down = nn.Sequential(nn.Conv3d(1, 9, 3, padding=1), nn.InstanceNorm3d(9, affine=True), nn.LeakyReLU())
         self.middle = nn.Sequential(nn.Conv3d(9, 15, 3, 2, 1), nn.InstanceNorm3d(15, affine=True), nn.LeakyReLU())
-        self.up, self.join, self.head = nn.ConvTranspose3d(15, 9, 2, 2), nn.Conv3d(18, 11, 3, padding=1), nn.Conv3d(11, 3, 1)
+        self.up, self.join, self.head = (
+            nn.ConvTranspose3d(15, 9, 2, 2),
+            nn.Conv3d(18, 11, 3, padding=1),
+            nn.Conv3d(11, 3, 1),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.down(x)
@@ -477,7 +481,12 @@ class ActorCritic(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.eyes = nn.Sequential(nn.Conv2d(3, 13, 8, 4), nn.ELU(), nn.Conv2d(13, 19, 4, 1), nn.ELU(), nn.Flatten())
-        self.body, self.policy, self.value, self.gain = mlp(19 * 16 + 7, 33), nn.Linear(33, 5), mlp(33, 9, 1), nn.Linear(33, 5)
+        self.body, self.policy, self.value, self.gain = (
+            mlp(19 * 16 + 7, 33),
+            nn.Linear(33, 5),
+            mlp(33, 9, 1),
+            nn.Linear(33, 5),
+        )
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         y = torch.tanh(self.body(torch.cat([self.eyes(x), state], 1)))

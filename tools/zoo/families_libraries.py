@@ -14,16 +14,15 @@ YOLO = (
     " yolov8-rtdetr yolov9t yolov10n yolo11n yolo11n-seg yolo11n-pose yolo11n-cls yolo11n-obb yolo12n yolo12n-seg"
     " yolo26n yolo26n-seg yolo26n-pose"
 ).split()
-SEGMENTERS = (
-    "Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer"
-).split()
+SEGMENTERS = ("Unet UnetPlusPlus MAnet Linknet FPN PSPNet PAN DeepLabV3 DeepLabV3Plus UPerNet Segformer").split()
 ENCODERS = ("resnet18", "mobilenet_v2", "efficientnet-b0", "mit_b0", "densenet121")
 NOISY = {"sample": image(16, 4), "timestep": Input(("batch",), words=900)}
 CROSS = {**NOISY, "encoder_hidden_states": Input(("batch", "time", 20))}
 BLOCKS: dict[str, Any] = {"in_channels": 4, "out_channels": 4, "sample_size": 16, "norm_num_groups": 4}
 DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Input]]] = {
     "unet2d": ("UNet2DModel", {**BLOCKS, "block_out_channels": (20, 28), "layers_per_block": 1, "attention_head_dim": 4,
-               "down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
+               "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+               "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
                NOISY),
     "unet2d_condition": ("UNet2DConditionModel", {
         **BLOCKS, "block_out_channels": (20, 28), "layers_per_block": 1, "attention_head_dim": 4,
@@ -54,8 +53,8 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any], dict[str, Input]]] = {
             {"hidden_states": image(16, 4), "encoder_hidden_states": Input(("batch", "time", 20)),
              "pooled_projections": Input(("batch", 18)), "timestep": Input(("batch",), words=900)}),
     "unet1d": ("UNet1DModel", {"sample_size": 32, "in_channels": 6, "out_channels": 6, "block_out_channels": (16, 24),
-               "down_block_types": ("DownResnetBlock1D", "DownResnetBlock1D"), "mid_block_type": "MidResTemporalBlock1D",
-               "up_block_types": ("UpResnetBlock1D",), "out_block_type": "OutConv1DBlock", "act_fn": "mish",
+               "down_block_types": ("DownResnetBlock1D", "DownResnetBlock1D"),
+               "mid_block_type": "MidResTemporalBlock1D", "up_block_types": ("UpResnetBlock1D",), "out_block_type": "OutConv1DBlock", "act_fn": "mish",
                "use_timestep_embedding": True, "time_embedding_type": "positional", "layers_per_block": 1},
                {"sample": Input(("batch", 6, 32)), "timestep": Input(("batch",), words=900)}),
     "controlnet": ("ControlNetModel", {"block_out_channels": (20, 28), "in_channels": 4, "layers_per_block": 1,

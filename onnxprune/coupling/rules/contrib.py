@@ -41,7 +41,9 @@ def FusedGemm(n: NodeAxes) -> None:
 @coupling_rule("FusedMatMul", domain=MS)
 def FusedMatMul(n: NodeAxes) -> None:
     """As MatMul of a and b with axes in another order; transBatch brings the first behind the other batch axes."""
-    a, b = (_order(len(n.x(k)), n.attribute(f"transBatch{x}", 0), n.attribute(f"trans{x}", 0)) for k, x in enumerate("AB"))
+    a, b = (
+        _order(len(n.x(k)), n.attribute(f"transBatch{x}", 0), n.attribute(f"trans{x}", 0)) for k, x in enumerate("AB")
+    )
     matmul(n, [n.x(0)[k] for k in a], [n.x(1)[k] for k in b])
     n.roles(0, dict(zip(a[-2:], ("produces", "consumes"), strict=True)) if len(a) > 1 else {})
     n.roles(1, dict(zip(b[-2:], ("consumes", "produces"), strict=True)) if len(b) > 1 else {})

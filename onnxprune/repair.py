@@ -278,7 +278,7 @@ class Surgeon:
         """The nodes that `build` adds, in order."""
         nodes: list[ir.Node] = []
 
-        def add(op_type: str, *inputs: ir.Value | np.ndarray, **attributes: object) -> ir.Value:
+        def add(op_type: str, *inputs: ir.Value | np.ndarray, **attributes: int | ir.Tensor) -> ir.Value:
             own = f"{name}.{len(nodes)}"
             values = [
                 self._constant(f"{own}.{k}", x if x.dtype == bool else x.astype(np.int64))

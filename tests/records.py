@@ -345,7 +345,8 @@ record(
     "InstanceNormalization of a sum of channels x time",
     "(float[n,3,t] x, float[8,3,1] w, float[6,3,1] z, int64[3] s, float[1] g, float[1] c, float[14,1] u, "
     "float[5,14,1] v) => (float[n,5,q] y) { a1 = Conv(x, w) a2 = Conv(x, z) a = Concat<axis = 1>(a1, a2) "
-    "r = Reshape(a, s) n1 = InstanceNormalization(r, g, c) q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) y = Conv(b, v) }",
+    "r = Reshape(a, s) n1 = InstanceNormalization(r, g, c) q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) "
+    "y = Conv(b, v) }",
     {"~w": 8, "~z": 6},
     constants={"s": [0, 1, -1]},
 )

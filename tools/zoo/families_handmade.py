@@ -61,7 +61,7 @@ class FTTransformer(nn.Module):
 
     def forward(self, numbers: Tensor, kinds: Tensor) -> Tensor:
         x = torch.cat([numbers[..., None] * self.scale + self.shift, self.table(kinds + torch.arange(3) * 11)], 1)
-        x = torch.cat([self.first.expand(len(x), -1, -1), x], 1)
+        x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1)
         return self.head(F.relu(self.blocks(x)[:, 0]))
 
 
@@ -126,8 +126,8 @@ class ConvTasNet(nn.Module):
         x = self.inlet(self.norm(w))
         for block in self.blocks:
             x = x + block(x)
-        masked = torch.sigmoid(self.masks(x)).view(len(wave), 2, 26, -1) * w[:, None]
-        return self.decode(masked.view(len(wave) * 2, 26, -1)).view(len(wave), 2, -1)
+        masked = torch.sigmoid(self.masks(x)).view(wave.shape[0], 2, 26, -1) * w[:, None]
+        return self.decode(masked.view(wave.shape[0] * 2, 26, -1)).view(wave.shape[0], 2, -1)
 
 
 class Conformer(nn.Module):
@@ -551,7 +551,7 @@ class Informer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         trend = F.avg_pool1d(x, 3, 1, 1)
         memory = self.block(self.inlet(x - trend).transpose(1, 2))
-        y, _ = self.attention(self.queries.expand(len(x), -1, -1), memory, memory, need_weights=False)
+        y, _ = self.attention(self.queries.expand(x.shape[0], -1, -1), memory, memory, need_weights=False)
         return self.season(y) + self.trend(trend[..., -1])[:, None]
 
 

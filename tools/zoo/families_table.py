@@ -2,8 +2,8 @@
 
     python families_table.py FOLDER SURVEY.json RUN.json DERIVED.json OUT.md
 
-FOLDER: of families.py; SURVEY: of survey.py on it; RUN: of run.py on some of its files; DERIVED: of run.py on the
-forms that derive.py made.
+What stands in OUT.md above the line MARK is kept. FOLDER: of families.py; SURVEY: of survey.py on it; RUN: of run.py on
+some of its files; DERIVED: of run.py on the forms that derive.py made.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import Row, load_rows, markdown_table, write_text
 
-COMMANDS = """    python tools/zoo/families.py families --variants ts dyn_dynamo
+MARK = "<!-- from here on written by tools/zoo/families_table.py -->"
+COMMANDS = """    python tools/zoo/families.py families --variants ts dyn_dynamo dyn
     python tools/zoo/survey.py families --out survey
     python tools/zoo/run.py families --out run
     python tools/zoo/derive.py families derived && python tools/zoo/run.py derived --out derived
     python tools/zoo/families_table.py families survey.json run.json derived.json docs/results/families.md
 """
-HEAD = """Small members of families that neither torchvision nor timm has, random weights, half of the parameters
-removed by random scores. *analysed* and *cut = mask* are files of survey.py, *whole command* the files that run.py took
-through `onnxprune`, `onnxprune verify` and onnxruntime with the same interface. *shrinkable* is the least share of
-parameters on a free dimension. `ts` is torch's TorchScript exporter with static sizes, `dyn_dynamo` its dynamo exporter
-with all sizes symbolic; cut and mask are then compared at two sizes."""
+HEAD = """*analysed* and *cut = mask* are files of survey.py, *whole command* the files that run.py took through
+`onnxprune`, `onnxprune verify` and onnxruntime with the same interface. *shrinkable* is the least share of parameters
+on a free dimension. `ts` is torch's TorchScript exporter with static sizes; `dyn` the same, `dyn_dynamo` its dynamo
+exporter, with all sizes symbolic: cut and mask are then compared at two sizes."""
 # Words of a message or a reason -> why it is so.
 WHY = {
     "conformer_layers": "the network repeats frames as often as it predicts: the exported graph holds for the tokens of"
@@ -121,12 +121,15 @@ def main(folder: str, survey: str, run: str, derived: str, out: str) -> int:
         by_name[e["name"]].append(e)
     rows = [network(name, found, surveyed, runs) for name, found in sorted(by_name.items())]
     shares = sorted(row["shrinkable"] for row in surveyed.values() if "shrinkable" in row)
-    failed = Counter(f"{e['variant']}: {(e.get('message') or '')[:110]}" for e in exports if e["status"] != "exported")
+    failed: dict[str, list[str]] = defaultdict(list)
+    for e in exports:
+        if e["status"] != "exported":
+            failed[e["variant"]].append(e["name"])
     right, whole = sum(row.get("right") is True for row in surveyed.values()), sum(map(holds, runs.values()))
     parts = [
-        f"# Families\n\n{HEAD}\n\nWritten {time.strftime('%Y-%m-%d')} by\n\n{COMMANDS}",
+        f"{MARK}\n\n{HEAD}\n\nWritten {time.strftime('%Y-%m-%d')} by\n\n{COMMANDS}",
         f"- {len(known)} files of {sum(bool(row['exported']) for row in rows)} networks;"
-        f" {len(exports) - len(known)} exports failed in torch\n"
+        f" {len(exports) - len(known)} exports failed\n"
         f"- surveyed: {len(surveyed)}, analysed: {len(shares)}, cut = mask: {right}; whole command: {whole} of"
         f" {len(runs)}\n"
         f"- parameters that can shrink: median {statistics.median(shares):.1%},"
@@ -136,9 +139,11 @@ def main(folder: str, survey: str, run: str, derived: str, out: str) -> int:
         f" extended, `all`), its transformer fusions (`bert`), quantized (`dynamic`, `qdq`, `qlinear`), `fp16`.\n"
         f"\n{forms(made)}",
         f"## Family by family\n\n{markdown_table(list(rows[0]), rows)}",
-        "## Exports that failed\n\n" + "".join(f"- {text}\n" for text in failed),
+        "## Exports that failed\n\nIn torch, or their file does not load, or computes something else than torch.\n\n"
+        + "".join(f"- {variant}: {', '.join(names)}\n" for variant, names in failed.items()),
     ]
-    write_text(Path(out), "\n".join(parts))
+    above = Path(out).read_text().partition(MARK)[0] if Path(out).exists() else "# Families\n\n"
+    write_text(Path(out), above + "\n".join(parts))
     return 0
 
 

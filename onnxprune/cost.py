@@ -165,7 +165,8 @@ def Gemm(n: NodeCost) -> Counted | None:
 @macs_rule("MatMul", "MatMulInteger", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 def MatMul(n: NodeCost) -> Counted | None:
     a = n.x(0)
-    contracted = -2 if n.attribute("transA", 0) and len(a) > 1 else -1
+    second = 0 if n.attribute("transBatchA", 0) else -2
+    contracted = second if n.attribute("transA", 0) and len(a) > 1 else -1
     return (1.0, [*n.y(), a[contracted]]) if a else None
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 TOLERANCE = 1e-4  # of the largest masked number, as |cut - mask| <= TOLERANCE * max|mask|
+HALF_TOLERANCE = 2e-3  # of models stored in half precision: a weight that a fusion computes is rounded by up to 2^-11
 STEP = 1e-3  # of the largest number: what is closer is one level
 LEVELS = 3  # an output with fewer (all zero; only zeros and ones) shows little
 LOOKED_AT = 100_000  # numbers of an array whose levels are counted
@@ -13,7 +14,8 @@ LOOKED_AT = 100_000  # numbers of an array whose levels are counted
 class Worst:
     """The largest difference seen, relative to the largest number of its output."""
 
-    def __init__(self) -> None:
+    def __init__(self, tolerance: float = TOLERANCE) -> None:
+        self.tolerance = tolerance
         self.max_abs, self.scale, self.ratio, self.name, self.ok = 0.0, 0.0, -1.0, "", True
 
     def add(self, name: str, cut: object, masked: object) -> None:
@@ -21,7 +23,7 @@ class Worst:
         ratio = difference / scale if scale else (np.inf if difference else 0.0)
         if ratio > self.ratio:
             self.max_abs, self.scale, self.ratio, self.name = difference, scale, ratio, name
-        self.ok = self.ok and ratio <= TOLERANCE
+        self.ok = self.ok and ratio <= self.tolerance
 
 
 def difference_of(a: object, b: object) -> tuple[float, float]:

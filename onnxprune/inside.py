@@ -1,6 +1,6 @@
 """Values inside both twins: where outputs differ only by a decision, and where outputs show too little."""
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -141,8 +141,8 @@ def _pairs(values: Iterable[ir.Value | None], inside: Mapping[str, Pair]) -> lis
     return [inside[value.name] for value in values if value is not None and value.name and value.name in inside]
 
 
-def _chosen(array: np.ndarray, kept: Mapping[int, np.ndarray]) -> np.ndarray:
+def _chosen(array: np.ndarray, kept: Mapping[int, Callable[[int], np.ndarray]]) -> np.ndarray:
     """`array` at the kept positions of its axes."""
     for axis, positions in kept.items():
-        array = np.take(array, positions, axis=axis)
+        array = np.take(array, positions(array.shape[axis]), axis=axis)
     return array

@@ -22,7 +22,7 @@ def inspect_file(path: Path, options: Options) -> dict[str, Any]:
     model = graph.normalize(loaded)
     tune, held = load_data(model, options)
     given = sample_shapes(model, tune or held)
-    return inspect(*normal.proven(loaded, model, shapes.observe(model, given), given))
+    return inspect(*normal.proven(loaded, *normal.observed_form(loaded, model, given), given))
 
 
 def inspect(model: ir.Model, observed: shapes.Shapes | None = None) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, runtime, shapes, verify
-from onnxprune.differences import TOLERANCE
 from onnxprune.errors import GraphError, VerificationError
 
 LOG = logging.getLogger("onnxprune")
@@ -17,10 +16,26 @@ def form_of(original: ir.Model) -> ir.Model:
     """The normal form that pruning works on; unproven where the model does not run, which only pruning refuses."""
     model = graph.normalize(original)
     try:
-        return proven(original, model, shapes.observe(model))[0]
+        return proven(original, *observed_form(original, model))[0]
     except GraphError as error:
         LOG.warning("the normal form was not compared with the model: %s", error)
         return model
+
+
+def observed_form(
+    original: ir.Model, model: ir.Model, samples: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[ir.Model, shapes.Shapes]:
+    """(`model`, the normal form of `original`, its shapes); without rewritings where these leave nothing that runs.
+
+    Raises: GraphError when that one runs at none of the sizes that were tried either.
+    """
+    try:
+        return model, shapes.observe(model, samples)
+    except GraphError:
+        plain = graph.normalize(original, rewrite=False)
+        found = shapes.observe(plain, samples)
+    LOG.info("  onnxsim's rewritings run at none of the sizes that the model runs at: it is pruned without them")
+    return plain, found
 
 
 def proven(
@@ -48,7 +63,7 @@ def proven(
         assert found is not None
         raise VerificationError(
             f"the model's normal form differs from the model as it was given at '{found.worst}' by "
-            f"{found.max_abs:.3g} where {TOLERANCE:g} x {found.scale:.3g} is allowed; nothing was written. "
+            f"{found.max_abs:.3g} where {found.tolerance:g} x {found.scale:.3g} is allowed; nothing was written. "
             "Please report this model"
         )
     return model, observed

@@ -1,13 +1,13 @@
 """Edits of nodes around axes that shrink: lengths rewritten, values gathered and spread. Used by surgery.py."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd
 from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph
+from onnxprune import graph, positions
 from onnxprune.coupling import Coupling, Length, Range, dims
 from onnxprune.coupling.dims import Axis, Dim
 from onnxprune.errors import CouplingError
@@ -200,15 +200,14 @@ class Surgeon:
         axis = self.axes(value)[position]
         if not self.loses(axis):
             return
-        kept, rank = self.mask_of(axis), len(self.axes(value))
-        spread = self._spread(value, rank, position, kept, f"{node.name}.lift")
+        spread = self._spread(value, len(self.axes(value)), position, axis, f"{node.name}.lift")
         self.model.graph.insert_before(node, spread)
         node.replace_input_with(index, spread[-1].outputs[0])
         output = node.outputs[0]
         uses = list(output.uses())
-        gather = self._choose(output, position, kept, f"{node.name}.lower")
-        self.model.graph.insert_after(node, [gather])
-        self.replace(output, gather.outputs[0], uses)
+        chosen = self._choose(output, position, axis, f"{node.name}.lower")
+        self.model.graph.insert_after(node, chosen)
+        self.replace(output, chosen[-1].outputs[0], uses)
 
     def silence_lifted(self, node: ir.Node) -> None:
         """The masked twin of a node that sees removed positions as zeros: they are made zero in front of it."""
@@ -218,10 +217,10 @@ class Surgeon:
             axis = self.axes(value)[position]
             if not self.loses(axis):
                 continue
-            kept = self.mask_of(axis)
-            chosen = self._choose(value, position, kept, f"{node.name}.kept")
-            spread = self._spread(chosen.outputs[0], len(self.axes(value)), position, kept, f"{node.name}.zeros")
-            self.model.graph.insert_before(node, [chosen, *spread])
+            chosen = self._choose(value, position, axis, f"{node.name}.kept")
+            rank = len(self.axes(value))
+            spread = self._spread(chosen[-1].outputs[0], rank, position, axis, f"{node.name}.zeros")
+            self.model.graph.insert_before(node, [*chosen, *spread])
             node.replace_input_with(index, spread[-1].outputs[0])
 
     def compute_over_kept(self, node: ir.Node) -> None:
@@ -235,8 +234,8 @@ class Surgeon:
         for index, (output, uses) in enumerate(zip(node.outputs, outputs, strict=True)):
             result, rank = output, len(self.axes(output))
             for position in self.lost_axes(output):
-                kept = self.mask_of(self.axes(output)[position])
-                spread = self._spread(result, rank, position, kept, f"{node.name}.spread.{index}.{position}")
+                axis = self.axes(output)[position]
+                spread = self._spread(result, rank, position, axis, f"{node.name}.spread.{index}.{position}")
                 self.model.graph.insert_after(after, spread)
                 after, result = spread[-1], spread[-1].outputs[0]
             if result is not output:
@@ -248,12 +247,12 @@ class Surgeon:
             original = self.coupling.model.graph.initializers[value.name or ""]
             return self._constant(f"{value.name}.kept", self.cut_array(graph.array_of(original), axes))
         for position in self.lost_axes(value):
-            gather = self._choose(value, position, self.mask_of(axes[position]), f"{node.name}.kept.{index}.{position}")
-            self.model.graph.insert_before(node, [gather])
-            value = gather.outputs[0]
+            chosen = self._choose(value, position, axes[position], f"{node.name}.kept.{index}.{position}")
+            self.model.graph.insert_before(node, chosen)
+            value = chosen[-1].outputs[0]
         return value
 
-    def _spread(self, value: ir.Value, rank: int, position: int, kept: np.ndarray, name: str) -> list[ir.Node]:
+    def _spread(self, value: ir.Value, rank: int, position: int, axis: Axis, name: str) -> list[ir.Node]:
         """Nodes that put zeros at the removed positions of `value`: one zero is padded, then gathered."""
         pads = np.zeros(2 * rank, np.int64)
         pads[rank + position] = 1
@@ -261,13 +260,38 @@ class Surgeon:
             pad = self._node("Pad", [value, self._constant(f"{name}.pads", pads)], f"{name}.Pad")
         else:
             pad = self._node("Pad", [value], f"{name}.Pad", {"pads": ir.AttrInt64s("pads", pads.tolist())})
+        padded = pad.outputs[0]
+        if parts := positions.parts_of(axis, self.keep):
+            return [pad, *self._built(name, lambda add: positions.spread(add, value, padded, position, parts))]
+        kept = self.mask_of(axis)
         count = int(kept.sum())
         places = np.full(len(kept), count, np.int64)
         places[kept] = np.arange(count)
-        return [pad, self._gather(pad.outputs[0], position, places, name)]
+        return [pad, self._gather(padded, position, places, name)]
 
-    def _choose(self, value: ir.Value, position: int, kept: np.ndarray, name: str) -> ir.Node:
-        return self._gather(value, position, np.flatnonzero(kept), name)
+    def _choose(self, value: ir.Value, position: int, axis: Axis, name: str) -> list[ir.Node]:
+        if parts := positions.parts_of(axis, self.keep):
+            return self._built(name, lambda add: positions.chosen(add, value, position, parts))
+        return [self._gather(value, position, np.flatnonzero(self.mask_of(axis)), name)]
+
+    def _built(self, name: str, build: Callable[[positions.Add], object]) -> list[ir.Node]:
+        """The nodes that `build` adds, in order."""
+        nodes: list[ir.Node] = []
+
+        def add(op_type: str, *inputs: ir.Value | np.ndarray, **attributes: int | ir.Tensor) -> ir.Value:
+            own = f"{name}.{len(nodes)}"
+            values = [
+                self._constant(f"{own}.{k}", x if x.dtype == bool else x.astype(np.int64))
+                if isinstance(x, np.ndarray)
+                else x
+                for k, x in enumerate(inputs)
+            ]
+            named = {key: ir.convenience.convert_attribute(key, value) for key, value in attributes.items()}
+            nodes.append(self._node(op_type, values, f"{own}.{op_type}", named))
+            return nodes[-1].outputs[0]
+
+        build(add)
+        return nodes
 
     def _gather(self, value: ir.Value, position: int, indices: np.ndarray, name: str) -> ir.Node:
         constant = self._constant(f"{name}.indices", indices.astype(np.int64))

@@ -149,6 +149,8 @@ def _search(
         for second in seconds if symbolic else ():
             two, _ = _attempt(session, inputs, second, failure)
             if two is not None and _ranks(two) == _ranks(one):
+                if _vanishing(one, two) > _vanishing(two, one):  # an axis that is one long couples with nothing
+                    one, two, first, second = two, one, second, first
                 return _recorded(model, one, two, first, second)
         return _recorded(model, one, one, first, {} if symbolic else first)
     if not any(_is_weight(value) for value in model.graph.initializers.values()):
@@ -206,6 +208,12 @@ def _fill(graph_: onnx.GraphProto, value: ir.Value) -> None:
 
 def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
     return {name: len(sizes) for name, sizes in _sizes(outputs).items()}
+
+
+def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> int:
+    """Number of axes that are one long in `one` and longer in `two`."""
+    left, right = _sizes(one), _sizes(two)
+    return sum(a == 1 < b for name in left for a, b in zip(left[name], right.get(name, ()), strict=False))
 
 
 def _instrumented_session(model: ir.Model) -> ort.InferenceSession:

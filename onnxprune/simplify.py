@@ -1,6 +1,8 @@
 """onnxsim on a model of which the weights that it must not touch, or copy, are hidden from it."""
 
+import contextlib
 import importlib
+import io
 import sys
 from collections.abc import Collection, Iterable
 from types import ModuleType
@@ -34,6 +36,7 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
         shown = list(model.graph.initializers) if bake else _folded_away(model)
     proto, hidden = skeleton(model, shown=shown)
     _forget_placeholders(proto)
+    _forget_inferable(proto)
     try:
         rewritten = isolated(lambda: _rewritten(onnxsim, proto, skipped))
         simplified = onnx.ModelProto.FromString(rewritten)
@@ -49,7 +52,8 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
 
 
 def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> bytes:
-    return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints notes where our own JSON goes
+        return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
 
 
 def _forget_placeholders(proto: onnx.ModelProto) -> None:
@@ -58,6 +62,14 @@ def _forget_placeholders(proto: onnx.ModelProto) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.HasField("dim_value") and dim.dim_value < 1:
                 dim.ClearField("dim_value")
+
+
+def _forget_inferable(proto: onnx.ModelProto) -> None:
+    """Shapes inside become unknown: exporters write sizes of their trace there, which folding would make constants."""
+    own = {name for node in proto.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    kept = [value for value in proto.graph.value_info if value.name in own]  # nothing else says what these are
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
 
 
 def is_plain(model: ir.Model) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import cost, graph, metrics, normal, report, reporting, shapes, verify
+from onnxprune import cost, graph, metrics, normal, report, reporting, verify
 from onnxprune.checks import check_finite
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, analyze
@@ -69,7 +69,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         tune, held = load_data(model, options)
     with clock("observe"):
         given = sample_shapes(model, tune or held)
-        observed = shapes.observe(model, given)
+        model, observed = normal.observed_form(loaded, model, given)
     with clock("verify the normal form"):
         model, observed = normal.proven(loaded, model, observed, given, options.seed)
         sha256 = graph.digest(model)

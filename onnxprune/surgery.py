@@ -5,13 +5,15 @@ zeroes the same slices; nodes that compute statistics over removed positions com
 The two are each other's proof, see verify.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph
+from onnxprune import graph, positions
 from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.dims import Axis
 from onnxprune.repair import Keep, Surgeon
 
 KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
@@ -75,19 +77,33 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
 
 
 def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
-    """For every computed value that loses positions: axis -> the positions that the cut model has of it."""
-    return _kept_positions(Surgeon(coupling, keep))
+    """For every computed value that loses positions: axis -> those that the cut model has. Values of which only the
+    length when the model runs tells them are left out."""
+    surgeon = Surgeon(coupling, keep)
+    return {
+        name: {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in axes.items()}
+        for name, axes in _axes_that_lose(surgeon)
+        if not any(positions.parts_of(axis, surgeon.keep) for axis in axes.values())
+    }
 
 
-def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, np.ndarray]]:
-    found: dict[str, dict[int, np.ndarray]] = {}
+def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, Callable[[int], np.ndarray]]]:
+    """For every computed value that loses positions: axis -> kept positions at a length; inside.py compares there."""
+
+    def at(axis: Axis) -> Callable[[int], np.ndarray]:
+        kept, parts = np.flatnonzero(surgeon.mask_of(axis)), positions.parts_of(axis, surgeon.keep)
+        return partial(positions.kept_at, parts) if parts else lambda _: kept
+
+    return {name: {k: at(axis) for k, axis in axes.items()} for name, axes in _axes_that_lose(surgeon)}
+
+
+def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
+    """(name, {position: axis}) of every computed value that loses positions."""
     for node in surgeon.coupling.model.graph:
         for value in node.outputs:
             axes = surgeon.coupling.axes.get(value.name or "", ())
-            lost = {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in enumerate(axes) if surgeon.loses(axis)}
-            if lost:
-                found[value.name or ""] = lost
-    return found
+            if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
+                yield value.name or "", lost
 
 
 def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:

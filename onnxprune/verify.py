@@ -2,14 +2,14 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import runtime, shapes
+from onnxprune import precision, runtime, shapes
 from onnxprune.data import batch_axes, batch_size_of, input_infos
-from onnxprune.differences import TOLERANCE, Worst
+from onnxprune.differences import HALF_TOLERANCE, TOLERANCE, Worst
 from onnxprune.errors import VerificationError
 from onnxprune.inside import Feeds, behind, only_decisions_differ
 from onnxprune.memory import give_up, out_of_memory, smaller
@@ -29,6 +29,7 @@ class Verification:
     ok: bool
     worst: str = ""  # the output, or the value in front of one, that differs most
     note: str = ""
+    tolerance: float = TOLERANCE  # times `scale` is what was allowed
 
 
 def random_feeds(model: ir.Model, observed: shapes.Shapes, seed: int = 0) -> list[dict[str, np.ndarray]]:
@@ -42,17 +43,20 @@ def random_feeds(model: ir.Model, observed: shapes.Shapes, seed: int = 0) -> lis
     return [shapes.feeds(inputs, probe, seed + k) for k, probe in enumerate(probes)]
 
 
-def compare(cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds]) -> Verification:
+def compare(
+    cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds], tolerance: float = TOLERANCE
+) -> Verification:
     """Runs both models on all `feeds` in onnxruntime and compares every output.
 
     Where an output differs, the values inside are compared: rounding errors in front of an operator that decides
     (TopK, QuantizeLinear) are no difference, and neither is what follows from the decision. Where an output shows
-    little (a class, all zeros), the values in front of it are compared as well.
+    little (a class, all zeros), the values in front of it are compared as well. Half precision rounds by more than
+    the tolerance: where such models differ, what they compute in single precision is compared.
     """
     batches = list(feeds)
     cut, masked = seeded(cut) if isinstance(cut, ir.Model) else cut, seeded(masked)
     batches, ours, theirs = _outputs_of_both(cut, masked, batches)
-    result, rows = Worst(), 0
+    result, rows = Worst(tolerance), 0
     for batch, a, b in zip(batches, ours, theirs, strict=True):
         rows += next((int(array.shape[0]) for array in batch.values() if array.ndim), 1)
         for value in masked.graph.outputs:
@@ -67,7 +71,11 @@ def compare(cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds]) -> Ve
     ok = result.ok
     if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):
         ok, note = True, f"'{result.name}' differs only by decisions on values that are equal within the tolerance"
-    return Verification(result.max_abs, result.scale, rows, ok, result.name, note)
+    if not ok and isinstance(cut, ir.Model) and precision.has_halves(masked):
+        models = precision.single(cut), precision.single(masked)
+        found = compare(*models, precision.single_feeds(batches), HALF_TOLERANCE)
+        return replace(found, note="; ".join(filter(None, ("compared in single precision", found.note))))
+    return Verification(result.max_abs, result.scale, rows, ok, result.name, note, tolerance)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -138,6 +146,6 @@ def require(verification: Verification) -> Verification:
         return verification
     raise VerificationError(
         f"the cut model differs from the masked model at '{verification.worst}' by "
-        f"{verification.max_abs:.3g} where {TOLERANCE:g} x {verification.scale:.3g} is allowed; "
+        f"{verification.max_abs:.3g} where {verification.tolerance:g} x {verification.scale:.3g} is allowed; "
         "nothing was written. Please report this model"
     )

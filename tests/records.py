@@ -273,6 +273,19 @@ record(
 )
 record("Einsum", tokens('b = Einsum<equation = "bld,de->ble">(a, u)', "float[8,6] u", out=6), {"w": 8, "u": 6})
 record(
+    "Einsum of one operand", tokens('t = Einsum<equation = "bld->bdl">(a) b = Transpose<perm = [0, 2, 1]>(t)'), {"w": 8}
+)
+record(
+    "Einsum that sums one operand",
+    tokens('b = Einsum<equation = "bld,e->ble">(a, u)', "float[6] u", out=6),
+    {"w": 8, "u": 6},
+)
+record(
+    "Einsum of three operands",
+    tokens('b = Einsum<equation = "bld,de,e->ble">(a, u, c)', "float[8,6] u, float[6] c", out=6),
+    {"w": 8, "u": 6},
+)
+record(
     "Einsum of attention",
     tokens(
         'k = MatMul(x, u) s = Einsum<equation = "bld,bmd->blm">(a, k) b = MatMul(s, c)',
@@ -319,6 +332,23 @@ record(
     ),
     {"w": 2, "~w#2": 4},
     constants={"s": [0, 2, -1]},
+)
+DYNAMIC_NORM = (  # channels and time are one axis in front of the norm, and time changes from run to run
+    "(float[n,3,t] x, float[8,3,5] w, int64[3] s, float[{g}] g, float[{g}] c, float[8,1] u, float[5,8,1] v) "
+    "=> (float[n,5,q] y) { a = Conv(x, w) r = Reshape(a, s) n1 = InstanceNormalization(r, g, c) "
+    "q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) y = Conv(b, v) }"
+)
+for groups, free in ((1, {"~w": 8}), (2, {"w": 2, "~w#2": 4})):
+    text = DYNAMIC_NORM.replace("{g}", str(groups))
+    record(f"InstanceNormalization of {groups} x channels x time", text, free, constants={"s": [0, groups, -1]})
+record(
+    "InstanceNormalization of a sum of channels x time",
+    "(float[n,3,t] x, float[8,3,1] w, float[6,3,1] z, int64[3] s, float[1] g, float[1] c, float[14,1] u, "
+    "float[5,14,1] v) => (float[n,5,q] y) { a1 = Conv(x, w) a2 = Conv(x, z) a = Concat<axis = 1>(a1, a2) "
+    "r = Reshape(a, s) n1 = InstanceNormalization(r, g, c) q = Shape(a) m = Reshape(n1, q) b = Mul(m, u) "
+    "y = Conv(b, v) }",
+    {"~w": 8, "~z": 6},
+    constants={"s": [0, 1, -1]},
 )
 record("LayerNormalization", tokens("b = LayerNormalization(a, g, c)", "float[8] g, float[8] c"), {"~w": 8})
 record("RMSNormalization", tokens("b = RMSNormalization(a, g)", "float[8] g"), {"~w": 8}, opset=23)
@@ -847,6 +877,25 @@ record(
         out=7,
     ),
     {"w": 8, "c": 7},
+    domain=MS,
+)
+record(
+    "FusedMatMul of a transposed weight",
+    tokens("b = com.microsoft.FusedMatMul<transB = 1>(a, u)", "float[7,8] u", out=7),
+    {"w": 8, "u": 7},
+    domain=MS,
+)
+record(
+    "FusedMatMul of transposed batches",
+    tokens(
+        "k = MatMul(x, u) s = com.microsoft.FusedMatMul<transBatchA = 1, transA = 1, transBatchB = 1>(a, k) "
+        "b = Reshape(s, r)",
+        "float[4,8] u, int64[3] r",
+        out=8,
+    ),
+    {"u": 8},
+    "graph output",
+    constants={"r": [6, 8, 8]},
     domain=MS,
 )
 for op in ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"):

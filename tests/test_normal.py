@@ -5,7 +5,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from networks import CNN, filled
-from onnx_text import model
+from onnx_text import model, proto
 
 from onnxprune import graph, normal, shapes, simplify
 from onnxprune.errors import GraphError, VerificationError
@@ -70,6 +70,28 @@ def test_a_normal_form_that_alone_does_not_run_is_not_used(monkeypatch):
     monkeypatch.setattr(graph, "normalize", lambda *_, **__: broken)
     with pytest.raises(GraphError, match="onnxruntime"):
         normal.proven(original, broken, observed)
+
+
+def test_a_normal_form_that_runs_at_no_size_is_not_used():
+    original = model(TEXT)
+    broken = graph.normalize(original)
+    graph.set_constant(broken.graph.initializers["v"], np.ones((7, 5), np.float32))
+    broken.graph.append(ir.node("Reshape", [broken.graph.outputs[0], ir.val("missing")], name="r"))
+    broken.graph.sort()
+    found, observed = normal.observed_form(original, broken)
+    assert found is not broken
+    assert observed.sizes["a"][1] == 8
+
+
+def test_shapes_of_the_trace_that_an_exporter_left_inside_are_not_believed():
+    """As torch leaves them behind an LSTM: 9 steps, though the input takes any number; onnxsim made them constants."""
+    given = proto(
+        "(float[n,t,4] x, float[4,8] w) => (float[n,t,8] y) <float[n,9,8] a, float[n,9,8] b> "
+        "{ a = MatMul(x, w) b = com.microsoft.QuickGelu(a) y = Tanh(b) }"
+    )
+    assert len(given.graph.value_info) == 2
+    simplify._forget_inferable(given)
+    assert [value.name for value in given.graph.value_info] == ["b"]  # nothing else says what it is
 
 
 def test_large_weights_are_shown_to_onnxsim_only_where_it_computes_with_them():

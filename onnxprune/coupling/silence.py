@@ -171,11 +171,12 @@ class _Walk:
         return index == 0
 
     def _contracting(self, node: ir.Node, out: Silent) -> Silent:
-        a, b = self.of(node, 0), self.of(node, 1)
-        contracted = frozenset(_free([*self.axes(node, 0), *self.axes(node, 1)])) - out
+        operands = self.present(node) if node.op_type == "Einsum" else [0, 1]
+        silent = [self.of(node, index) for index in operands]
+        contracted = frozenset(_free(axis for index in operands for axis in self.axes(node, index))) - out
         for dim in contracted:
-            self.require(node, ((dim,),), a, b)
-        result = (a | b) & out
+            self.require(node, ((dim,),), *silent)
+        result = frozenset().union(*silent) & out
         if node.op_type in ("Gemm", "FusedGemm") and len(node.inputs) > 2 and node.inputs[2] is not None:
             result &= self.of(node, 2)
         return result

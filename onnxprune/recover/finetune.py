@@ -18,7 +18,7 @@ from onnxprune.recover import checkpoint, distributed, probe
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
 from onnxprune.recover.judging import Epoch, Judge, all_outputs
-from onnxprune.recover.losses import scales_of, shared_points, task_of
+from onnxprune.recover.losses import scales_of, shared_points, task_of, with_points
 from onnxprune.recover.settings import Settings, choose
 from onnxprune.recover.state import check_same
 from onnxprune.recover.teacher import Teacher
@@ -117,7 +117,7 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     )
     original = Teacher(teacher, task, settings, device)
     original.remember(samples)
-    plain = Teacher(teacher, replace(task, points=(), positions={}), replace(settings, amp="off"), device)
+    plain = Teacher(teacher, with_points(task, (), {}), replace(settings, amp="off"), device)
     judged, said = plain.all_on(held), None
     if judged is None:
         raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
@@ -174,8 +174,10 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
             "fine-tuning: no output has a row per sample, and nothing that it is made of can be compared; "
             "give --recover reconstruct, or a --loss and a --metric of your own"
         )
-    task = replace(task, points=points, positions={name: positions[name] for name in points if name in positions})
-    values = task.parts(network(feeds, capture=task.captured))
+    task = with_points(task, points, positions)
+    values, ours = task.parts(network(feeds, capture=task.captured)), cut(feeds, capture=points)
+    equal = [name for name in points if values[name].shape == ours[name].shape]  # sizes that move may differ
+    task = with_points(task, equal, positions)
     return replace(task, scales=scales_of(values, task.wanted))
 
 

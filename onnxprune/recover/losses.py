@@ -4,7 +4,7 @@ Letters: N batch, C classes, T temperature; z the tuned model's logits, t the or
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -138,6 +138,11 @@ def classification(z: Tensor, labels: Tensor, others: Tensor | None = None, weig
 def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:
     """The variance of each named value, never zero."""
     return {name: max(float(values[name].float().var(correction=0)), SMALL) for name in names}
+
+
+def with_points(task: Task, names: Sequence[str], positions: Mapping[str, Mapping[int, np.ndarray]]) -> Task:
+    """`task` with these intermediate values."""
+    return replace(task, points=tuple(names), positions={name: positions[name] for name in names if name in positions})
 
 
 def shared_points(

@@ -171,6 +171,8 @@ FUSED = [
     ),
     ("FusedMatMul", {"a": random(2, 4, 3), "b": random(2, 4, 5)}, {"transA": 1, "alpha": 0.5}),
     ("FusedMatMul", {"a": random(2, 3, 4), "b": random(2, 5, 4)}, {"transB": 1}),
+    ("FusedMatMul", {"a": random(2, 3, 4), "b": random(4, 3, 5)}, {"transBatchA": 1, "transBatchB": 1}),
+    ("FusedMatMul", {"a": random(2, 3, 4), "b": random(2, 3, 5)}, {"transBatchA": 1, "transA": 1, "transBatchB": 1}),
     ("Gelu", {"x": X}, {}),
     ("BiasGelu", {"x": X, "b": random(9)}, {}),
     ("FastGelu", {"x": X, "b": random(9)}, {}),

@@ -40,11 +40,20 @@ def FusedGemm(n: NodeAxes) -> None:
 
 @coupling_rule("FusedMatMul", domain=MS)
 def FusedMatMul(n: NodeAxes) -> None:
-    if n.attribute("transBatchA", 0) or n.attribute("transBatchB", 0):
-        n.opaque("transposed batches")
-        return
-    a, b = ([*x[:-2], x[-1], x[-2]] if n.attribute(t, 0) else x for x, t in ((n.x(0), "transA"), (n.x(1), "transB")))
-    matmul(n, a, b)
+    """As MatMul of a and b with axes in another order; transBatch brings the first behind the other batch axes."""
+    a, b = (
+        _order(len(n.x(k)), n.attribute(f"transBatch{x}", 0), n.attribute(f"trans{x}", 0)) for k, x in enumerate("AB")
+    )
+    matmul(n, [n.x(0)[k] for k in a], [n.x(1)[k] for k in b])
+    n.roles(0, dict(zip(a[-2:], ("produces", "consumes"), strict=True)) if len(a) > 1 else {})
+    n.roles(1, dict(zip(b[-2:], ("consumes", "produces"), strict=True)) if len(b) > 1 else {})
+
+
+def _order(rank: int, batch: int, last: int) -> list[int]:
+    order = list(range(rank))
+    if batch and rank > 2:
+        order = [*order[1:-1], 0, order[-1]]
+    return [*order[:-2], order[-1], order[-2]] if last and rank > 1 else order
 
 
 @coupling_rule("SkipLayerNormalization", "SkipSimplifiedLayerNormalization", domain=MS)

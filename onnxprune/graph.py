@@ -75,8 +75,7 @@ def load(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    model.meta["external"] = any(_is_external(value) for value in model.graph.initializers.values())
+    model.meta["external"] = _locate(model, path.parent.resolve())
     _check_order(model, path)
     return model
 
@@ -209,6 +208,22 @@ def _check_external(proto: onnx.ModelProto, path: Path) -> None:
             raise GraphError(
                 f"{path}: external data file '{location}' is {file.stat().st_size} bytes, '{tensor.name}' ends at {end}"
             )
+
+
+def _locate(model: ir.Model, folder: Path) -> bool:
+    """Whether some weights are external; theirs are whole paths then.
+
+    Given a base folder, onnx_ir refuses files with several hard links, as package installers make. What it guards
+    against, a path that leads out of the folder, was refused by `_check_external`.
+    """
+    found = [v for graph in model.graphs() for v in graph.initializers.values() if _is_external(v)]
+    for value in found:
+        old = value.const_value
+        assert isinstance(old, ir.ExternalTensor)
+        value.const_value = ir.ExternalTensor(
+            str(folder / old.location), old.offset, old.length, old.dtype, shape=old.shape, name=old.name
+        )
+    return bool(found)
 
 
 def _check_order(model: ir.Model, path: Path) -> None:

@@ -100,6 +100,14 @@ def test_external_data_goes_in_and_out(tmp_path):
     assert same_numbers(graph.normalize(graph.load(out)), model(TEXT))
 
 
+def test_external_data_with_several_hard_links_is_read(tmp_path):
+    """Package installers link files from their cache."""
+    path = external(tmp_path)
+    data = next(file for file in tmp_path.iterdir() if file != path)
+    (tmp_path / "cache").hardlink_to(data)
+    assert same_numbers(graph.normalize(graph.load(path)), model(TEXT))
+
+
 def test_normalizing_twice_changes_nothing(path):
     once = graph.normalize(graph.load(path))
     assert graph.digest(graph.normalize(once)) == graph.digest(once)

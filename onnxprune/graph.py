@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune import integrity
+from onnxprune import integrity, maps
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
@@ -70,11 +70,13 @@ def load(path: str | Path) -> ir.Model:
     _check_opsets(proto, path)
     integrity.check(proto, path)
     _check_external(proto, path)
+    aside = maps.detach(proto)
     _check_types(proto, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
+    model.meta["maps"] = aside
     model.meta["external"] = _locate(model, path.parent.resolve())
     _check_order(model, path)
     return model
@@ -131,11 +133,19 @@ def save(model: ir.Model, path: str | Path) -> None:
                 f"{path.name}.data" if model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES else None
             )
             ir.save(model, temporary, external_data=data)
+            if model.meta.get("maps"):
+                _attach_maps(temporary, model.meta["maps"])
             if data is not None and (temporary.parent / data).exists():
                 os.replace(temporary.parent / data, path.parent / data)
             os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
+def _attach_maps(file: Path, aside: tuple[maps.Map, ...]) -> None:
+    proto = onnx.load(file, load_external_data=False)
+    maps.attach(proto, aside)
+    file.write_bytes(proto.SerializeToString())
 
 
 def write_text(path: str | Path, text: str) -> None:

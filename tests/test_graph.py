@@ -217,7 +217,7 @@ def test_sizes_of_minus_one_are_not_reckoned_with():
     assert [d.dim_value for d in found.graph.input[0].type.tensor_type.shape.dim] == [-1, 3, -1, -1]
 
 
-def test_maps_are_refused_by_name(tmp_path):
+def test_a_map_of_an_input_is_refused_by_name(tmp_path):
     tensor = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])
     kind = helper.make_map_type_proto(
         onnx.TensorProto.INT64, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)

@@ -62,7 +62,7 @@ def compare(cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds]) -> Ve
         blind, compared = behind(cut, masked, batches, theirs)
         result = max((result, *compared), key=lambda found: found.ratio)
         if blind:
-            note = f"{_listed(blind)} vary too little to show an error; "
+            note = f"{_listed(blind)} {'vary' if len(blind) > 1 else 'varies'} too little to show an error; "
             note += f"compared in front of them: {_listed(c.name for c in compared)}" if compared else NOTHING_SHOWS
     ok = result.ok
     if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):

@@ -565,6 +565,14 @@ record(
     "indexed by data",
 )
 record(
+    "Gather from a table that masks by infinity",
+    "(int64[2,6] x, float[9,4] t, float[4,8] w, float[8,5] v) => (float[2,6,5] y) "
+    "{ e = Gather(t, x) h = MatMul(e, w) c = Clip(h) y = MatMul(c, v) }",
+    {"w": 8},
+    "infinity",
+    constants={"t": [[-float("inf")] * 4, *([float(3 * i - j) for j in range(4)] for i in range(8))]},
+)
+record(
     "Gather of one position",
     "(float[2,6,4] x, float[4,8] w, int64 i, float[8,5] v) => (float[p,q] y) { a = MatMul(x, "
     "w) b = Gather<axis = 1>(a, i) y = MatMul(b, v) }",

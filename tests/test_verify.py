@@ -172,7 +172,7 @@ def test_where_outputs_show_little_what_stands_in_front_is_compared(end):
     found = verify.compare(one, two, feeds)
     assert not found.ok
     assert found.worst in ("a", "s")
-    assert verify.compare(one, one.clone(), feeds).note.startswith("'y' vary too little")
+    assert verify.compare(one, one.clone(), feeds).note.startswith("'y' varies too little")
 
 
 def test_what_another_output_shows_is_not_looked_at_again(monkeypatch):

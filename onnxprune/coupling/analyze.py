@@ -243,7 +243,6 @@ class Analysis:
                 if value in self.axes:
                     self._freeze(value, why)
 
-
     def _freeze_infinite(self, value: ir.Value) -> None:
         """A table that masks by infinity, alike for all units, is meant so, but gives these no score."""
         tensor = value.const_value

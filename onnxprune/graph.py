@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune import integrity, maps
+from onnxprune import branches, integrity, maps
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
@@ -97,7 +97,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     if rewrite and is_plain(model):
         infer_shapes(model)
     elif rewrite:
-        simplified = simplify(model, skipped=KEPT_APART)
+        simplified = _simplified(model)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
     passes.RemoveUnusedNodesPass()(simplified)
@@ -266,6 +266,13 @@ def _line(error: Exception) -> str:
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes of `graph` and of all its subgraphs."""
     return iter(graph.all_nodes())
+
+
+def _simplified(model: ir.Model) -> ir.Model:
+    """`model` through onnxsim, again where that decided an If."""
+    simplified = simplify(model, skipped=KEPT_APART)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    return _simplified(simplified) if branches.inline_decided(simplified) else simplified
 
 
 def _drop_unused_initializers(model: ir.Model) -> None:

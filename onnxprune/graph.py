@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune import branches, integrity, maps
+from onnxprune import branches, integrity, maps, wide
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
@@ -110,7 +110,8 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
 
 def finish(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged."""
-    finished = simplify(model, skipped=["fuse_qkv", "fuse_attention"], bake=True) if rewrite else model.clone()
+    skipped = ["fuse_qkv", "fuse_attention", *(["fuse_bn_into_conv"] if wide.is_half(model) else [])]
+    finished = simplify(model, skipped=skipped, bake=True) if rewrite else model.clone()
     _drop_unused_initializers(finished)
     tie(finished)
     finished.meta.update(model.meta)

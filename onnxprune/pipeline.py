@@ -25,6 +25,7 @@ from onnxprune import (
     search,
     surgery,
     verify,
+    wide,
 )
 from onnxprune.bridge import batchnorm
 from onnxprune.checks import check_data_file, check_devices, check_paths, file_sha256
@@ -220,8 +221,12 @@ def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[s
 
 
 def finish(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
-    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions."""
+    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions.
+
+    Norms of float16 models stay: the folded weights would be rounded.
+    """
     folded = model.clone()
     folded.meta.update(model.meta)
-    batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
+    if not wide.is_half(folded):
+        batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
     return graph.finish(folded, rewrite=rewrite)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune import integrity
+from onnxprune import branches, integrity, maps
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
@@ -70,13 +70,14 @@ def load(path: str | Path) -> ir.Model:
     _check_opsets(proto, path)
     integrity.check(proto, path)
     _check_external(proto, path)
+    aside = maps.detach(proto)
     _check_types(proto, path)
     try:
         model = ir.from_proto(proto)
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    model.meta["external"] = any(_is_external(value) for value in model.graph.initializers.values())
+    model.meta["maps"] = aside
+    model.meta["external"] = _locate(model, path.parent.resolve())
     _check_order(model, path)
     return model
 
@@ -96,7 +97,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     if rewrite and is_plain(model):
         infer_shapes(model)
     elif rewrite:
-        simplified = simplify(model, skipped=KEPT_APART)
+        simplified = _simplified(model)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
     passes.RemoveUnusedNodesPass()(simplified)
@@ -132,11 +133,19 @@ def save(model: ir.Model, path: str | Path) -> None:
                 f"{path.name}.data" if model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES else None
             )
             ir.save(model, temporary, external_data=data)
+            if model.meta.get("maps"):
+                _attach_maps(temporary, model.meta["maps"])
             if data is not None and (temporary.parent / data).exists():
                 os.replace(temporary.parent / data, path.parent / data)
             os.replace(temporary, path)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
+def _attach_maps(file: Path, aside: tuple[maps.Map, ...]) -> None:
+    proto = onnx.load(file, load_external_data=False)
+    maps.attach(proto, aside)
+    file.write_bytes(proto.SerializeToString())
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -211,6 +220,22 @@ def _check_external(proto: onnx.ModelProto, path: Path) -> None:
             )
 
 
+def _locate(model: ir.Model, folder: Path) -> bool:
+    """Whether some weights are external; theirs are whole paths then.
+
+    Given a base folder, onnx_ir refuses files with several hard links, as package installers make. What it guards
+    against, a path that leads out of the folder, was refused by `_check_external`.
+    """
+    found = [v for graph in model.graphs() for v in graph.initializers.values() if _is_external(v)]
+    for value in found:
+        old = value.const_value
+        assert isinstance(old, ir.ExternalTensor)
+        value.const_value = ir.ExternalTensor(
+            str(folder / old.location), old.offset, old.length, old.dtype, shape=old.shape, name=old.name
+        )
+    return bool(found)
+
+
 def _check_order(model: ir.Model, path: Path) -> None:
     """Sorts the nodes. Raises: GraphError when they form a cycle, or a value comes from nowhere."""
     graph = model.graph
@@ -241,6 +266,13 @@ def _line(error: Exception) -> str:
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes of `graph` and of all its subgraphs."""
     return iter(graph.all_nodes())
+
+
+def _simplified(model: ir.Model) -> ir.Model:
+    """`model` through onnxsim, again where that decided an If."""
+    simplified = simplify(model, skipped=KEPT_APART)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    return _simplified(simplified) if branches.inline_decided(simplified) else simplified
 
 
 def _drop_unused_initializers(model: ir.Model) -> None:

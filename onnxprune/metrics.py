@@ -241,14 +241,24 @@ def _walk(
 
 def _rows(outputs: Mapping[str, np.ndarray], rows: int, batch: int, strict: bool) -> dict[str, np.ndarray]:
     """The first `rows` rows; an output without a row per sample is an error, or left out where not `strict`."""
-    fits = {name: np.shape(y)[:1] == (batch,) for name, y in outputs.items()}
-    for name, fit in fits.items():
-        if strict and not fit:
+    arrays = {name: _array(y) for name, y in outputs.items()}
+    fits = {name: y is not None and y.shape[:1] == (batch,) for name, y in arrays.items()}
+    for name, y in arrays.items():
+        if strict and not fits[name]:
+            found = "is a sequence" if y is None else f"has shape {y.shape}"
             raise DataError(
-                f"output '{name}' has shape {np.shape(outputs[name])} for a batch of {batch} samples; "
+                f"output '{name}' {found} for a batch of {batch} samples; "
                 "accuracy needs one row per sample, or a --metric of your own"
             )
-    return {name: np.asarray(y)[:rows] for name, y in outputs.items() if fits[name]}
+    return {name: y[:rows] for name, y in arrays.items() if y is not None and fits[name]}
+
+
+def _array(y: Any) -> np.ndarray | None:
+    """An output as an array: maps, one per sample, as rows of their values; other sequences are none."""
+    if not isinstance(y, list):
+        return np.asarray(y)
+    maps = bool(y) and all(isinstance(row, dict) for row in y)
+    return np.array([list(row.values()) for row in y]) if maps else None
 
 
 def _compare(
@@ -257,12 +267,17 @@ def _compare(
     """(metric, values per sample) of one batch."""
     y = next(iter(outputs.values()))
     if labels is not None:
-        return TOP1, top1(_classes(y), labels[rows])
+        decided = y.dtype.kind in "iu" and y.shape == labels[rows].shape  # the class itself, as tabular models give
+        return TOP1, _share(y == labels[rows]) if decided else top1(_classes(y), labels[rows])
     if _is_classes(y) and not regression:
         name = next(iter(outputs))
         return AGREEMENT, agreement(_classes(y), _classes(np.asarray(reference[name])))
-    # Outputs whose size depends on the input cannot be subtracted where the sizes differ.
+    # Outputs whose size depends on the input cannot be subtracted where the sizes differ, nor can texts.
     names = [name for name in outputs if name in reference and outputs[name].shape == reference[name].shape]
+    texts = [name for name in names if outputs[name].dtype.kind not in "fiub"]
+    names = [name for name in names if name not in texts]
+    if texts and not names:
+        return AGREEMENT, _share(outputs[texts[0]] == reference[texts[0]])
     if not names:
         return RELATIVE_ERROR, np.ones(len(rows))
     y_all, original = (

@@ -102,9 +102,11 @@ STANDARD = ("", "ai.onnx")
 
 
 def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
-    """Why nothing of a model is free, the commonest reasons first."""
+    """Why nothing of a model is free, the reasons for most positions first."""
     dims = frozen_dims(coupling) or [dim for dim in coupling.dims if dim.frozen]
-    counts = Counter(str(dim.frozen).split(" (")[0] for dim in dims)
+    counts: Counter[str] = Counter()
+    for dim in dims:
+        counts[str(dim.frozen).split(" (")[0]] += dim.size
     reasons = [reason for reason, _ in counts.most_common(most)]
     bodies = [node for node in coupling.model.graph if node.op_type in CONTROL_FLOW]
     if bodies:

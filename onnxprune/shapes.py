@@ -5,6 +5,7 @@ run in onnxruntime at two probe sizes with every intermediate value recorded. Wh
 constant of the model; what differs is dynamic.
 """
 
+import contextlib
 import mmap
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune import graph, probes, runtime
+from onnxprune.data.inputs import texts
 from onnxprune.errors import GraphError, OutOfMemoryError
 from onnxprune.isolation import CrashedError, isolated
 from onnxprune.tensors import size_bytes
@@ -225,7 +227,9 @@ def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
     settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # shapes are taken at once, and values let go
     on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
     proto = _without_weights(model) if on_disk or size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
-    typed = onnx.shape_inference.infer_shapes(graph.skeleton(model, 1024)[0])
+    typed = graph.skeleton(model, 1024)[0]
+    with contextlib.suppress(Exception):  # the inference of some operator: then the types that are written are known
+        typed = onnx.shape_inference.infer_shapes(typed)
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}
     extra: list[onnx.NodeProto] = []
@@ -244,7 +248,9 @@ def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
-        raise GraphError(f"onnxruntime refuses the model: {str(error).strip().splitlines()[0][:300]}") from error
+        opset = model.opset_imports.get("", 7)
+        old = f"; it has opset {opset}: convert it to 7 or later with onnx.version_converter" if opset < 7 else ""
+        raise GraphError(f"onnxruntime refuses the model: {str(error).strip().splitlines()[0][:300]}{old}") from error
 
 
 def _recorded(
@@ -296,5 +302,5 @@ def feeds(inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], seed
         elif dtype.kind in "iub":
             arrays[name] = rng.integers(0, 2, size=probe[name]).astype(dtype)
         else:
-            arrays[name] = np.full(probe[name], "a", dtype=object)
+            arrays[name] = texts(probe[name], rng)
     return arrays

@@ -5,6 +5,7 @@ import importlib
 import io
 import sys
 from collections.abc import Collection, Iterable
+from functools import partial
 from types import ModuleType
 
 import onnx
@@ -37,11 +38,7 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     proto, hidden = skeleton(model, shown=shown)
     _forget_placeholders(proto)
     _forget_inferable(proto)
-    try:
-        rewritten = isolated(lambda: _rewritten(onnxsim, proto, skipped))
-        simplified = onnx.ModelProto.FromString(rewritten)
-    except Exception:  # it raises bare RuntimeErrors, or crashes; a model that it cannot simplify is pruned as it is
-        simplified = proto
+    simplified = _attempt(onnxsim, proto, skipped)
     if not _loads(simplified):  # it has been seen to write nodes that no runtime accepts
         simplified = proto
     result = ir.from_proto(simplified)
@@ -51,9 +48,21 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     return result
 
 
-def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> bytes:
+def _attempt(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> onnx.ModelProto:
+    """`proto` rewritten; where a rewriting fails only with its constants folded, where that fails as it is.
+
+    onnxsim raises bare RuntimeErrors, or crashes.
+    """
+    for optimize in (True, False):
+        with contextlib.suppress(Exception):
+            return onnx.ModelProto.FromString(isolated(partial(_rewritten, onnxsim, proto, skipped, optimize)))
+    return proto
+
+
+def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str], optimize: bool) -> bytes:
+    said = {"skipped_optimizers": skipped, "perform_optimization": optimize, "check_n": 0, "certify": False}
     with contextlib.redirect_stdout(io.StringIO()):  # it prints notes where our own JSON goes
-        return onnxsim.simplify(proto, skipped_optimizers=skipped, check_n=0, certify=False)[0].SerializeToString()
+        return onnxsim.simplify(proto, **said)[0].SerializeToString()
 
 
 def _forget_placeholders(proto: onnx.ModelProto) -> None:

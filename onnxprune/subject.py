@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import cost, graph, metrics, normal, report, reporting, verify
+from onnxprune import cost, graph, metrics, normal, report, reporting, runtime, shapes, verify
 from onnxprune.checks import check_finite
 from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Samples, batches, fixed_batch, input_infos, load_samples, split
-from onnxprune.errors import UsageError
+from onnxprune.errors import DataError, GraphError, UsageError
 from onnxprune.options import Options
 
 LOG = logging.getLogger("onnxprune")
@@ -70,6 +70,8 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
     with clock("observe"):
         given = sample_shapes(model, tune or held)
         model, observed = normal.observed_form(loaded, model, given)
+        if given is not None and observed.probe != given:
+            check_runs(model, real_feeds(model, tune or held)[0], observed)
     with clock("verify the normal form"):
         model, observed = normal.proven(loaded, model, observed, given, options.seed)
         sha256 = graph.digest(model)
@@ -114,6 +116,21 @@ def sample_shapes(model: ir.Model, samples: Samples | None) -> dict[str, tuple[i
         return None
     count = fixed_batch(model) or 3
     return {name: array.shape for name, array in samples.batch(np.arange(count) % len(samples)).items()}
+
+
+def check_runs(model: ir.Model, batch: Mapping[str, np.ndarray], observed: shapes.Shapes) -> None:
+    """Nothing, when the model runs on a batch of samples. Raises: DataError."""
+    try:
+        runtime.run(runtime.open_session(model, threads=runtime.few_threads()), batch)
+    except GraphError as error:
+        ours, theirs = (
+            ", ".join(f"{name} {shape}" for name, shape in sizes.items())
+            for sizes in ({name: array.shape for name, array in batch.items()}, observed.probe)
+        )
+        raise DataError(
+            f"the model does not run on a batch of the samples, {ours}, though it does at {theirs}; give samples of "
+            "sizes that it takes, or, where it takes one sample at a time, export it with a fixed batch of 1"
+        ) from error
 
 
 def real_feeds(model: ir.Model, samples: Samples | None) -> list[dict[str, np.ndarray]]:

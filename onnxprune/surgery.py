@@ -200,7 +200,10 @@ def _integer(node: ir.Node, name: str, default: int) -> int:
 
 
 def _set_shapes(surgeon: Surgeon) -> None:
-    """Known sizes of values follow the cut; symbolic ones stay."""
+    """Known sizes of values follow the cut; symbolic ones, such as 2*batch for batch x heads, are forgotten.
+
+    onnxruntime shares memory between values whose sizes have the same name.
+    """
     for node in surgeon.model.graph:
         for value in node.outputs:
             lost = surgeon.lost_axes(value)
@@ -208,6 +211,6 @@ def _set_shapes(surgeon: Surgeon) -> None:
                 continue
             sizes = list(value.shape)
             for position in lost:
-                if isinstance(sizes[position], int):
-                    sizes[position] = surgeon.kept(surgeon.axes(value)[position])
+                known = isinstance(sizes[position], int)
+                sizes[position] = surgeon.kept(surgeon.axes(value)[position]) if known else ir.SymbolicDim(None)
             value.shape = ir.Shape(sizes)

@@ -586,6 +586,36 @@ record(
     random=True,
 )
 
+# Fourier transforms -------------------------------------------------------------------------------------------------
+
+SPECTRUM = (
+    "(float[2,6,4] x, float[4,8] w, int64[1] last, {more}float[8,5] v) => (float[p,q,r] y) {{ a = MatMul(x, w) "
+    "u = Unsqueeze(a, last) f = DFT{given} r = ReduceSumSquare<keepdims = 0>(f, last) y = MatMul(r, v) }}"
+)
+record("DFT", SPECTRUM.format(more="", given="<axis = 1>(u)"), {"w": 8}, constants={"last": [3]})
+record(
+    "DFT by an axis that is an input",
+    SPECTRUM.format(more="int64 axis, ", given="<onesided = 1>(u, , axis)"),
+    {"w": 8},
+    constants={"last": [3], "axis": 1},
+    opset=20,
+)
+record(
+    "DFT over what the weights produce",
+    SPECTRUM.format(more="", given="<axis = 2>(u)"),
+    {},
+    "DFT: transformed",
+    constants={"last": [3]},
+)
+record(
+    "STFT",
+    "(float[2,4] x, float[4,16] w, int64 step, float[8] window, int64 length, float[2,5] v) => (float[p,q,r,s] y) "
+    "{ a = MatMul(x, w) f = STFT(a, step, window, length) y = MatMul(f, v) }",
+    {},
+    "STFT: cut into frames",
+    constants={"step": 4, "length": 8},
+)
+
 # Gathers and scatters -------------------------------------------------------------------------------------------------
 
 record(
@@ -593,6 +623,14 @@ record(
     "(int64[2,6] x, float[20,8] w, float[8,5] v) => (float[p,q,r] y) { a = Gather(w, x) y = MatMul(a, v) }",
     {"w": 8},
     "indexed by data",
+)
+record(
+    "Gather from a table that masks by infinity",
+    "(int64[2,6] x, float[9,4] t, float[4,8] w, float[8,5] v) => (float[2,6,5] y) "
+    "{ e = Gather(t, x) h = MatMul(e, w) c = Clip(h) y = MatMul(c, v) }",
+    {"w": 8},
+    "infinity",
+    constants={"t": [[-float("inf")] * 4, *([float(3 * i - j) for j in range(4)] for i in range(8))]},
 )
 record(
     "Gather of one position",

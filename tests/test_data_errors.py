@@ -336,10 +336,17 @@ def test_random_feeds_need_a_rank():
         random_feeds([InputInfo("x", None, F32)])
 
 
-@pytest.mark.parametrize(
-    "kind", [ir.TensorType(ir.DataType.STRING), ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)), None]
-)
-def test_inputs_that_are_no_numbers_are_refused(kind):
+@pytest.mark.parametrize("kind", [ir.SequenceType(ir.TensorType(ir.DataType.FLOAT)), None])
+def test_inputs_that_are_no_tensors_are_refused(kind):
     model = ir.Model(ir.Graph([ir.Value(name="s", type=kind)], [], nodes=[]), ir_version=8)
     with pytest.raises(DataError, match="input 's' of the model"):
         input_infos(model)
+
+
+def test_texts_are_samples_of_text_inputs_alone():
+    text = [InputInfo("x", (None,), np.dtype(object))]
+    assert load_samples({"x": np.array(["a", "bc"])}, text).batch(np.arange(2))["x"].tolist() == ["a", "bc"]
+    with pytest.raises(DataError, match="takes texts; give an array of str"):
+        load_samples({"x": np.arange(3)}, text)
+    with pytest.raises(DataError, match="takes float32"):
+        load_samples({"input": np.full((4, 3), "a")}, VECTOR)

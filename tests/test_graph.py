@@ -100,6 +100,14 @@ def test_external_data_goes_in_and_out(tmp_path):
     assert same_numbers(graph.normalize(graph.load(out)), model(TEXT))
 
 
+def test_external_data_with_several_hard_links_is_read(tmp_path):
+    """Package installers link files from their cache."""
+    path = external(tmp_path)
+    data = next(file for file in tmp_path.iterdir() if file != path)
+    (tmp_path / "cache").hardlink_to(data)
+    assert same_numbers(graph.normalize(graph.load(path)), model(TEXT))
+
+
 def test_normalizing_twice_changes_nothing(path):
     once = graph.normalize(graph.load(path))
     assert graph.digest(graph.normalize(once)) == graph.digest(once)
@@ -209,7 +217,7 @@ def test_sizes_of_minus_one_are_not_reckoned_with():
     assert [d.dim_value for d in found.graph.input[0].type.tensor_type.shape.dim] == [-1, 3, -1, -1]
 
 
-def test_maps_are_refused_by_name(tmp_path):
+def test_a_map_of_an_input_is_refused_by_name(tmp_path):
     tensor = helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3])
     kind = helper.make_map_type_proto(
         onnx.TensorProto.INT64, helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)

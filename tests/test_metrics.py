@@ -134,6 +134,27 @@ def test_a_regressor_gets_a_relative_error():
     assert found.value == pytest.approx(0.5)
 
 
+def test_texts_are_compared_as_they_are():
+    model = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (string[N] y)
+    <float[3, 4] w = {{1, -2, 3, 0.5, 2, 1, -1, 0.25, -3, 0.75, 1.5, {}}}>
+    {{ l = MatMul(x, w) k = ArgMax <axis = 1, keepdims = 0> (l) y = Cast <to = 8> (k) }}"""
+    first, second = (open_session(onnx.parser.parse_model(model.format(m)), threads=1) for m in (1.25, -4))
+    found = evaluate(second, samples(), first)
+    assert found is not None
+    assert found.metric == "agreement"
+    assert 0 < found.value < 1
+
+
+def test_an_output_that_is_the_class_itself_is_compared_with_labels():
+    model = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 3] x) => (int64[N] y)
+    { y = ArgMax <axis = 1, keepdims = 0> (x) }"""
+    labels = samples().batch(np.arange(11))["x"].argmax(1)
+    labels[:2] += 1
+    found = evaluate(open_session(onnx.parser.parse_model(model), threads=1), samples(labels=labels))
+    assert found is not None
+    assert (found.metric, found.value) == ("top1", pytest.approx(9 / 11))
+
+
 def test_nothing_to_compare_with_is_unknown():
     assert evaluate(session(), samples()) is None
 

@@ -22,7 +22,8 @@ def peak_memory_bytes(source: str | bytes, feeds: Mapping[str, np.ndarray], thre
         path = Path(folder) / "model.onnx"
         if isinstance(source, bytes):
             path.write_bytes(source)
-        np.savez(Path(folder) / "feeds.npz", allow_pickle=False, **dict(feeds))
+        plain = {name: array.astype(str) if array.dtype.kind == "O" else array for name, array in feeds.items()}
+        np.savez(Path(folder) / "feeds.npz", allow_pickle=False, **plain)
         command = [sys.executable, "-m", __name__, str(path if isinstance(source, bytes) else source)]
         command += [str(Path(folder) / "feeds.npz"), str(threads)]
         try:

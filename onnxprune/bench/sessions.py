@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -106,6 +107,8 @@ def bind(
 
     `outputs` are arrays of the outputs' shapes by name; CUDA graphs need their memory before the first run.
     """
+    if any(array.dtype.kind == "O" for array in feeds.values()):  # texts cannot be bound
+        return partial(session.run, None, dict(feeds))
     device = "cuda" if setting.provider in (CUDA, TENSORRT) else "cpu"
     binding = session.io_binding()
     held = []

@@ -39,10 +39,15 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
         return
     print_report(result.report)
     proof = result.report.verify
-    print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples")
+    print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}")
     if not settings.get("quiet"):
         for note in result.report.notes:
             print(f"note: {note}", file=sys.stderr)
+
+
+def _told(proof: Any) -> str:
+    """What a proof says of itself, behind its numbers."""
+    return f"; {proof.note}" if proof.note else ""
 
 
 def _inspect(given: list[str]) -> int:
@@ -140,7 +145,8 @@ def _verify(given: list[str]) -> int:
 
     files = (settings["input"], settings["output"], settings["plan_file"])
     found, what = replaying.check(*files, options, any_weights=settings["any_weights"])
-    print(f"{what}: largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples")
+    numbers = f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples"
+    print(f"{what}: {numbers}{_told(found)}")
     return 0
 
 

@@ -183,6 +183,8 @@ class Analysis:
             self._freeze(value, Reason(f"graph output '{value.name}'"))
         for value in self.read & self.axes.keys():
             self._freeze(value, Reason("read as numbers"))
+        for value in self.model.graph.initializers.values():
+            self._freeze_infinite(value)
         for number in self.lengths:
             if dims.is_dynamic(number.axis) and len(dims.resolve(number.axis)) > 1:
                 dims.freeze(number.axis, Reason("a size that changes from run to run is part of a sum", number.node))
@@ -240,6 +242,19 @@ class Analysis:
             for value in body.outputs:
                 if value in self.axes:
                     self._freeze(value, why)
+
+    def _freeze_infinite(self, value: ir.Value) -> None:
+        """A table that masks by infinity, alike for all units, is meant so, but gives these no score."""
+        tensor = value.const_value
+        if value not in self.axes or tensor is None or isinstance(tensor, ir.ExternalTensor):
+            return
+        array = tensor.numpy() if tensor.dtype.is_floating_point() else None
+        if array is None or array.dtype.kind != "f" or not np.isinf(array).any():
+            return
+        infinite = np.isinf(array)
+        for position, axis in enumerate(self.axes[value]):
+            if (infinite == infinite.take([0], position)).all():
+                dims.freeze(axis, Reason(f"'{value.name}' holds infinity at all of its positions"))
 
 
 def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:

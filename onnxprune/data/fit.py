@@ -148,9 +148,11 @@ def check_dtype(array: np.ndarray, info: InputInfo, where: str, scaled: bool = F
     """
     if castable(array.dtype, info.dtype) or (scaled and array.dtype.kind in "fiu" and is_float(info.dtype)):
         return
+    texts = info.dtype.kind == "O"
     hint = f"convert it with .astype(np.{info.dtype.name})" if array.dtype.kind in "biufc" else "give numbers"
+    takes, hint = ("texts", "give an array of str") if texts else (info.dtype.name, hint)
     raise DataError(
-        f"{where}: samples are {array.dtype.name}, but the model's input '{info.name}' takes {info.dtype.name}; {hint}"
+        f"{where}: samples are {array.dtype.name}, but the model's input '{info.name}' takes {takes}; {hint}"
     )
 
 
@@ -158,6 +160,8 @@ def castable(have: np.dtype, want: np.dtype) -> bool:
     """True where samples of dtype `have` may be cast to `want` without asking."""
     if have == want:
         return True
+    if want.kind == "O":  # texts
+        return have.kind == "U"
     if is_float(have):
         return is_float(want)
     if have.kind not in "biu":

@@ -41,18 +41,17 @@ def shape_text(shape):
 def input_infos(model: ir.Model) -> list[InputInfo]:
     """The inputs that a caller must feed, in the order of the graph; listed initializers are not among them.
 
-    Raises DataError for an input that is no tensor of numbers.
+    Texts are objects. Raises DataError for an input that is no tensor.
     """
     return [_info(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
 
 
 def _info(value: ir.Value) -> InputInfo:
-    if value.dtype is None or value.dtype == ir.DataType.STRING or not isinstance(value.type, ir.TensorType):
-        raise DataError(
-            f"input '{value.name}' of the model is {value.type}, not a tensor of numbers; samples cannot feed it"
-        )
+    if value.dtype is None or not isinstance(value.type, ir.TensorType):
+        raise DataError(f"input '{value.name}' of the model is {value.type}, not a tensor; samples cannot feed it")
     shape = None if value.shape is None else tuple(axis_of(axis) for axis in value.shape)
-    return InputInfo(value.name or "", shape, np.dtype(value.dtype.numpy()))
+    dtype = object if value.dtype == ir.DataType.STRING else value.dtype.numpy()
+    return InputInfo(value.name or "", shape, np.dtype(dtype))
 
 
 def axis_of(axis: int | str | ir.SymbolicDim | None) -> Axis:
@@ -143,11 +142,18 @@ def _sizes(info: InputInfo, batch_axis: int | None, batch: int, sizes: Mapping[s
     )
 
 
+def texts(shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """Random short texts of `shape`, as objects."""
+    return rng.choice(np.array(list("abcde01234"), dtype=object), size=tuple(shape))
+
+
 def _random(info: InputInfo, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     name = info.name.lower()
     if "mask" in name:
         # A row that masks everything makes softmax divide by zero.
         return np.ones(shape, info.dtype)
+    if info.dtype.kind == "O":
+        return texts(shape, rng)
     if info.dtype.kind == "b":
         return rng.random(shape) < 0.5
     if is_float(info.dtype) or info.dtype.kind == "c":

@@ -15,6 +15,7 @@ from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
 from onnxprune.methods import units
 from onnxprune.methods.base import Context, slices
+from onnxprune.methods.objective import with_gradient
 
 Hook = Callable[[Tensor], Tensor]
 
@@ -56,7 +57,7 @@ class Gates:
     def gradients(self, loss: Tensor) -> Mapping[Dim, Tensor]:
         """d loss / d gate: Dim -> (N or 1, U), zeros where the loss does not depend on it."""
         leaves = list(self.values.values())
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found = torch.autograd.grad(with_gradient(loss), leaves, allow_unused=True)
         return {
             dim: torch.zeros_like(leaf) if grad is None else grad
             for dim, leaf, grad in zip(self.values, leaves, found, strict=True)

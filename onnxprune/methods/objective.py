@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.errors import BridgeError
 from onnxprune.memory import at_most
 from onnxprune.methods.base import Context
 
@@ -106,3 +107,13 @@ def sampled_loss(outputs: Mapping[str, Tensor], generator: torch.Generator) -> T
             noise = torch.randn(y.shape, generator=generator).to(y)
             total = total.to(y.device) + (y * noise).sum() / scale / len(y)
     return total
+
+
+def with_gradient(loss: Tensor) -> Tensor:
+    """`loss`. Raises: BridgeError where no gradient flows back from it, as in models that compute with integers."""
+    if loss.requires_grad:
+        return loss
+    raise BridgeError(
+        "no gradient flows from the outputs back to what may be removed: integers or decisions stand between; choose "
+        "a method that needs none, such as --method l1"
+    )

@@ -1,11 +1,13 @@
 """Every operator has a record, each record's axes are exactly as written there, and its cut equals its mask."""
 
+from dataclasses import replace
+
 import pytest
 from onnx_ir import to_proto
 from onnx_text import model, prove, random_keep
 from records import RECORDS, Record
 
-from onnxprune import surgery
+from onnxprune import shapes, surgery
 from onnxprune.coupling import analyze
 from onnxprune.coupling.registry import RULES
 
@@ -37,3 +39,15 @@ def test_an_empty_plan_changes_nothing(record: Record):
     coupling = analyze(source)
     assert to_proto(surgery.cut(coupling, {})) == to_proto(source)
     assert to_proto(surgery.mask(coupling, {})) == to_proto(source)
+
+
+def test_a_slice_by_bounds_that_were_not_seen_freezes_only_the_axis_that_it_cuts():
+    source = model(
+        "(float[2,6,4] x, float[4,8] w, int64[1] s, int64[1] t, int64[1] axes, float[8,5] v) => (float[p,q,r] y) "
+        "{ e = Add(s, t) a = MatMul(x, w) b = Slice(a, s, e, axes) y = MatMul(b, v) }",
+        {"s": [1], "t": [3], "axes": [1]},
+    )
+    observed = shapes.observe(source)
+    coupling = analyze(source, replace(observed, contents={}, again={}))
+    assert [dim.name for dim in coupling.free] == ["w"]
+    assert prove(coupling, random_keep(coupling, 0), 0).ok

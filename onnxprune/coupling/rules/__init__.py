@@ -12,6 +12,7 @@ from onnxprune.coupling.rules import (
     recurrent,
     reduction,
     shape,
+    signal,
 )
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "recurrent",
     "reduction",
     "shape",
+    "signal",
 ]

@@ -144,16 +144,16 @@ def repair_end(n: NodeAxes, entry: int, axis: Axis) -> None:
 
 
 def computed_slice(n: NodeAxes) -> None:
-    """Bounds are computed and were not seen: axes that keep their size pass, the others freeze."""
-    sizes = n.sizes()
-    x = n.x(0)
-    if sizes is None:
+    """Bounds are computed and were not seen: the axes that are cut, where these are known, freeze, the others pass."""
+    if n.sizes() is None:
         n.opaque("bounds are computed")
         return
-    y: Axes = []
-    for k, axis in enumerate(x):
-        n.freeze(axis, "a computed range of it is taken")
-        y.append(n.fixed_output(0, k, "a computed slice"))
+    y = list(n.x(0))
+    numbers = n.numbers(3)
+    sliced = range(len(y)) if numbers is None else [int(axis) % len(y) for axis in numbers.ravel()]
+    for k in sliced:
+        n.freeze(y[k], "a computed range of it is taken")
+        y[k] = n.fixed_output(0, k, "a computed slice")
     n.give(y)
 
 

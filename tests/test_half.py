@@ -1,0 +1,56 @@
+"""Models of float16: rounding that is coarser than the tolerance is no difference."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_text import model, proto
+
+from onnxprune import graph, precision, surgery, verify
+from onnxprune.coupling import analyze
+
+HALF = (
+    "(float16[n,3,8,8] x, float16[32,3,3,3] w, float16[32] g, float16[32] b, float16[32] m, float16[32] var, "
+    "float16[32,32,3,3] u, float16[5,32,1,1] v) => (float16[n,5,p,q] y) { a = Conv(x, w) "
+    "c = BatchNormalization(a, g, b, m, var) r = Relu(c) d = Conv(r, u) t = Relu(d) y = Conv(t, v) }"
+)
+
+
+def test_a_model_of_half_precision_with_norms_is_pruned(cli, tmp_path):
+    source, out, plan = (tmp_path / name for name in ("half.onnx", "out.onnx", "plan.json"))
+    onnx.save(proto(HALF), source)
+    ran = cli(source, out, "--method", "l1", "--no-latency", "--target", "params=0.5", "--plan", plan)
+    assert ran.code == 0, ran.err
+    made = onnx.load(out)
+    assert {tensor.data_type for tensor in made.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    assert cli("verify", source, out, "--plan", plan).code == 0
+
+
+def test_a_widened_model_says_the_same_in_float32():
+    source = model(HALF.replace("t = Relu(d)", "s = Cast<to = 1>(d) o = Cast<to = 10>(s) t = Relu(o)"))
+    assert precision.has_halves(source)
+    single = precision.single(source)
+    assert not precision.has_halves(single)
+    assert source.graph.inputs[0].dtype == ir.DataType.FLOAT16
+    assert single.graph.outputs[0].dtype == ir.DataType.FLOAT
+    onnx.checker.check_model(ir.to_proto(single), full_check=True)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_what_float16_rounds_away_is_compared_in_float32(monkeypatch, wrong):
+    coupling = analyze(model(HALF))
+    keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
+    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    if wrong:
+        value = cut.graph.initializers["u"]
+        graph.set_constant(value, graph.array_of(value) * np.float16(1.01))
+    run = verify._outputs
+
+    def outputs(what, batches, optimize=True):
+        off = 2.0 * (what.graph.inputs[0].dtype == ir.DataType.FLOAT16 and "kept" not in what.meta)
+        return [{"y": y["y"] + y["y"].dtype.type(off)} for y in run(what, batches, optimize)]
+
+    monkeypatch.setattr(verify, "_outputs", outputs)
+    found = verify.compare(cut, masked, verify.random_feeds(coupling.model, coupling.shapes))
+    assert found.ok != wrong
+    assert found.note.startswith("compared in single precision: half moves 'y' by")

@@ -17,7 +17,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune import branches, integrity, maps
+from onnxprune import branches, integrity, maps, qoperator
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
@@ -93,6 +93,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    written_out = qoperator.write_out(model) if rewrite else 0
     simplified = model
     if rewrite and is_plain(model):
         infer_shapes(model)
@@ -104,7 +105,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
     _untie(simplified)
-    simplified.meta.update(meta)
+    simplified.meta.update({**meta, "written_out": written_out})
     return simplified
 
 

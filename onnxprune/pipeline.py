@@ -18,6 +18,7 @@ from onnxprune import (
     packing,
     plan,
     processes,
+    qoperator,
     recovering,
     report,
     reporting,
@@ -172,7 +173,9 @@ def produce(
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
         before, after, ratios = measuring.measure(subject, made, places[out], out, options, clock)
         packed = measuring.packing(dense, places[out]) if options.pack else None
-        all_notes = (*notes, *gates.check(before, after, ratios, options), *_packing_notes(packed, options))
+        written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
+        checked = gates.check(before, after, ratios, options)
+        all_notes = (*notes, *written_out, *checked, *_packing_notes(packed, options))
         models = (before, after)
         made_report = reporting.describe(
             subject, made, models, ratios, proof, history, clock, options, all_notes, packed

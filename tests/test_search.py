@@ -127,7 +127,7 @@ def test_trials_are_cheap_and_the_result_is_tuned_in_full(digits, monkeypatch):
     monkeypatch.setattr(constants, "push", lambda *_: None)
     monkeypatch.setattr(reconstruct, "refit", lambda *given, **_: seen.append(("least squares", 1, len(given[3]))))
 
-    def finetune(cut, teacher, tune, held, settings, masks):
+    def finetune(cut, teacher, tune, held, settings, masks, positions):
         seen.append(("epochs", settings.epochs, len(tune) + len(held)))
         return SimpleNamespace(settings=settings)
 

@@ -36,10 +36,7 @@ WHY = {
     " inputs before anything is cut",
     "graph output": "its last hidden state is an output of the file, so the residual stream and all tables that write"
     " to it have to stay",
-    "QLinear": "operators of the QOperator format are not cut (the message names QDQ, which is)",
-    "QGemm": "operators of the QOperator format are not cut (the message names QDQ, which is)",
     "nchwc": "onnxruntime's own layout for one processor, made when it loads a file; not meant to be stored",
-    "makes no difference to params": "little is left to remove: the quantized layers are of the QOperator format",
 }
 
 

@@ -74,12 +74,21 @@ def recover(
             )
     if options.level != "finetune":
         return None
+    if not _can_train(cut_model):
+        LOG.warning("not fine-tuned: all weights are integers, or no gradient reaches them")
+        return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in sparse.cut_zeros(subject.coupling, keep, zeros).items()}
         positions = surgery.kept_positions(subject.coupling, keep)
         history = processes.together(tune, cut_model, stays, positions, options.resume, trial)
         LOG.info("  %s", history.settings.described())
         return history
+
+
+def _can_train(model: ir.Model) -> bool:
+    from onnxprune.bridge.trainable import trainable
+
+    return bool(trainable(model.graph, dict(model.opset_imports)))
 
 
 def tuned(

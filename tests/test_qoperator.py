@@ -103,6 +103,20 @@ def test_a_model_of_quantized_operators_is_pruned_and_verified(cli, tmp_path):
     assert cli("verify", source, out, "--plan", plan).code == 0
 
 
+@pytest.mark.parametrize("method", ["l1", "gss"])
+def test_weights_that_are_all_integers_are_not_trained(cli, tmp_path, method):
+    source, out, data = (tmp_path / name for name in ("q.onnx", "out.onnx", "x.npz"))
+    text = CHAIN.replace(", float[5,16,1,1] v)", ")").replace("e = DequantizeLinear(d, s, z) y = Conv(e, v)", "@")
+    last = "g = QLinearConv(d, s, z, u, r, i, s, z) y = DequantizeLinear(g, s, z)"
+    text = text.replace("@", last).replace("float[n,5,p,t]", "float[n,16,p,t]")
+    onnx.save(proto(text, CHAIN_NUMBERS), source)
+    np.savez(data, x=np.random.default_rng(0).normal(size=(40, 3, 6, 6)).astype(np.float32))
+    ran = cli(source, out, "--method", method, "--no-latency", "--target", "macs=0.7", "--align", 1, "--data", data)
+    assert ran.code == 0, ran.err
+    assert "not fine-tuned: all weights are integers" in ran.err
+    assert out.exists()
+
+
 def test_what_is_written_out_wrongly_is_not_taken(monkeypatch):
     right = qoperator._bias
     plain = model(CHAIN, CHAIN_NUMBERS)

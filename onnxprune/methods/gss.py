@@ -58,10 +58,11 @@ def gss(context: Context) -> Outcome:
     options.require(settings.form in FORMS, "gss", f"form={settings.form}: choose of {', '.join(FORMS)}")
     options.require(settings.groups in ("output", "input"), "gss", f"groups={settings.groups}: output or input")
     if context.samples is None:
-        scores = {dim: norms(context, dim, 2) for dim in context.dims}
-        return Outcome(scores, notes=("gss had no samples to train on: units are ranked by the norms as they are",))
+        return _untrained(context, "samples to train on")
     torch.manual_seed(context.seed)
     network = Network(context.model, freeze_norm=True).to(context.device).train()
+    if not network.parameters_by_name:
+        return _untrained(context, "weights to train: all of them are integers")
     regularizer = Regularizer(context, network, settings)
     start = regularizer.spread()
     lessons = Lessons(context, settings)
@@ -72,6 +73,11 @@ def gss(context: Context) -> Outcome:
     return Outcome(
         _scores(context, model, regularizer), model=model, notes=_notes(start, regularizer.spread(), history, settings)
     )
+
+
+def _untrained(context: Context, lacks: str) -> Outcome:
+    scores = {dim: norms(context, dim, 2) for dim in context.dims}
+    return Outcome(scores, notes=(f"gss had no {lacks}; units are ranked by the norms as they are",))
 
 
 def _notes(start: float, end: float, history: list[float], settings: Settings) -> tuple[str, ...]:

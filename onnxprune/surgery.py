@@ -6,6 +6,7 @@ The two are each other's proof, see verify.py.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -108,8 +109,9 @@ def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
 
 def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
     """The masked model with the arrays of `cut_model` at the kept positions: the twin of a tuned model."""
-    masked = mask(coupling, keep)
-    for name, value in masked.graph.initializers.items():
+    model = coupling.model.clone()
+    model.meta.update(coupling.model.meta)
+    for name, value in model.graph.initializers.items():
         tuned = cut_model.graph.initializers.get(name)
         axes = coupling.axes.get(name)
         if tuned is None or axes is None or tuned.const_value is None:
@@ -120,7 +122,7 @@ def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
             full = full.copy()
             full[np.ix_(*masks)] = part
             graph.set_constant(value, full)
-    return masked
+    return mask(replace(coupling, model=model), keep)
 
 
 def _cut_initializer(surgeon: Surgeon, value: ir.Value) -> None:

@@ -99,6 +99,23 @@ def test_uncut_puts_tuned_weights_back_among_the_silent_ones():
     assert verify.compare(cut, twin, verify.random_feeds(coupling.model, coupling.shapes)).ok
 
 
+def test_uncut_puts_tuned_norms_back_that_are_computed_over_kept_positions():
+    """The twin held the original's norm over a width that shrank: it differed from every fine-tuned model."""
+    coupling = analyze(
+        model(
+            "(float[n,4] x, float[4,8] w, float[8] g, float[8] c, float[8,3] v) => (float[n,3] y) "
+            "{ a = MatMul(x, w) b = LayerNormalization(a, g, c) y = MatMul(b, v) }"
+        )
+    )
+    keep = halves(coupling)
+    cut = surgery.cut(coupling, keep)
+    assert cut.graph.initializers["g"].const_value.shape[0] == 4
+    for value in cut.graph.initializers.values():
+        graph.set_constant(value, graph.array_of(value) * np.float32(1.5) + np.float32(0.25))
+    twin = surgery.uncut(coupling, keep, cut)
+    assert verify.compare(cut, twin, verify.random_feeds(coupling.model, coupling.shapes)).ok
+
+
 def test_a_computed_shape_is_scaled_where_it_is_a_multiple_of_the_batch():
     """torch's MultiheadAttention reshapes to (time, batch x heads, width): the entry is a product of both."""
     text = (

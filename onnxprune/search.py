@@ -20,6 +20,7 @@ from onnxprune.data import fixed_batch
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.methods.base import Outcome
 from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
+from onnxprune.recover import biases
 from onnxprune.select import Budget, aligned, select, topped_up
 from onnxprune.subject import Clock, Subject
 
@@ -32,6 +33,7 @@ LARGER = (0.15, 0.4, 0.7)
 SMALLER = (0.93, 0.85)
 LEAST_MULTIPLE = 4  # the width of the narrowest vector unit; nothing is aligned below it
 WASTE = 0.06  # share of a target by which blocks of an automatic alignment may remove more than was asked
+NODE_BYTES = 200  # of a node that adds a bias, with its names
 T = TypeVar("T")
 
 
@@ -142,13 +144,15 @@ def _used(subject: Subject, choice: Choice, budget: Budget) -> float:
 
 def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Budget:
     align = alignment_for(options.align, provider_for(options))
-    budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits)
+    count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
+    made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
+    budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits, fixed=made)
     if "bytes" not in targets:
         return budget
     # The promise is about the file: nodes and names weigh what they weigh.
     around = float(graph.skeleton(subject.model, 0)[0].ByteSize())
     file = measure_file("original", subject.path, subject.cost.totals())
-    return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={"bytes": around})
+    return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={**made, "bytes": around + made["bytes"]})
 
 
 def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:

@@ -86,6 +86,16 @@ def takes_bias(linear: Linear) -> bool:
     return read_bias(linear) is not None
 
 
+def most_made(model: ir.Model) -> tuple[int, int]:
+    """(biases, numbers in them) that recovery can at most give to linear nodes of `model` that have none."""
+    widths = [
+        _width(linear)
+        for linear in linears(model).values()
+        if not has_bias(linear) and _norm_behind(linear) is None and takes_bias(linear)
+    ]
+    return len(widths), sum(widths)
+
+
 def carry(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model, masked: ir.Model) -> int:
     """Gives `masked` the biases that `cut_model` has beyond it, zero at removed positions; how many."""
     made = 0

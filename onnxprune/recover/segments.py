@@ -6,6 +6,7 @@ one forward pass, the memory one front of the graph over all batches, on disk wh
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -20,13 +21,14 @@ MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
 
 
 class Walk:
-    """The walk of one model over batches of feeds; `targets` are all values that will be asked for."""
+    """The walk of one model over batches of feeds; `targets` are all values that will be asked for, each as often."""
 
     def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]], targets: Iterable[str]) -> None:
         self.model = model
         self.values = {value.name: value for node in model.graph for value in node.outputs if value.name}
         self.done: set[ir.Node] = set()
-        self.needed = self._ancestors(targets)
+        self.asked = Counter(targets)
+        self.needed = self._ancestors(self.asked)
         self.shelf = _Shelf(memory_bytes() * MEMORY_SHARE)
         self.batches = 0
         for index, batch in enumerate(feeds):
@@ -36,6 +38,8 @@ class Walk:
 
     def to(self, names: Iterable[str]) -> Iterator[dict[str, np.ndarray]]:
         """The values `names`, batch by batch; the walk then stands behind them. All batches have to be taken."""
+        names = list(names)
+        self.asked.subtract(names)
         names = list(dict.fromkeys(names))
         missing = [name for name in names if name not in self.shelf.names]
         nodes = self._ancestors(missing) - self.done
@@ -70,11 +74,11 @@ class Walk:
         return found
 
     def _live(self, done: set[ir.Node]) -> set[str]:
-        """Computed values and inputs that nodes not yet run will read."""
+        """Computed values and inputs that nodes not yet run will read, or that will be asked for."""
+        later = (self.values[name] for name, times in self.asked.items() if times > 0 and name in self.values)
         return {
             value.name or ""
-            for node in self.needed - done
-            for value in reads(node)
+            for value in (*(value for node in self.needed - done for value in reads(node)), *later)
             if not value.is_initializer() and (value.producer() is None or value.producer() in done)
         }
 

@@ -36,6 +36,16 @@ def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.Monk
                     assert np.allclose(got[name], expected[name], atol=1e-5), name
 
 
+def test_a_value_that_is_asked_for_later_is_kept():
+    model, feeds = text_model(BRANCHES), _feeds()
+    names = ["s", "b", "s"]
+    whole = [runtime.run(runtime.open_session(model, extra_outputs=names[:2], threads=1), batch) for batch in feeds]
+    with closing(Walk(model, feeds, names)) as walk:
+        for wanted in (["s"], ["b", "s"]):
+            for got, expected in zip(walk.to(wanted), whole, strict=True):
+                assert all(np.allclose(got[name], expected[name], atol=1e-5) for name in wanted)
+
+
 def test_every_node_runs_once_and_dead_values_are_forgotten():
     model = text_model(BRANCHES)
     with closing(Walk(model, _feeds(), ["y"])) as walk:

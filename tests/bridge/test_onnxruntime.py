@@ -49,6 +49,7 @@ OLD = [
     ("LRN", 13, {"x": random(2, 7, 4, 4)}, {"size": 5, "alpha": 0.5}),
     ("Dropout", 10, {"x": X}, {"ratio": 0.5}),
     ("AveragePool", 11, {"x": X}, {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1, "pads": [1, 0, 0, 1]}),
+    ("AveragePool", 11, {"x": X}, {"kernel_shape": [900, 900], "strides": [900, 900], "ceil_mode": 1}),
     ("AveragePool", 11, {"x": X}, {"kernel_shape": [3, 2], "count_include_pad": 1, "pads": [1, 1, 2, 0]}),
     ("AveragePool", 11, {"x": X}, {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     ("MaxPool", 12, {"x": X}, {"kernel_shape": [3, 3], "strides": [2, 2], "ceil_mode": 1}),

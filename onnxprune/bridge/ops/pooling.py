@@ -32,6 +32,14 @@ def _ceil_pads(
     return longer
 
 
+def _within(size: Sizes, kernel: Sizes, dilations: Sizes, before: Sizes, after: Sizes, ceil_mode: int) -> Sizes:
+    """`kernel`, no longer than what it pools: with ceil_mode exporters write kernels of any length for the whole."""
+    if not ceil_mode:
+        return kernel
+    sizes = zip(size, kernel, dilations, before, after, strict=True)
+    return tuple(min(k, n + p + q) if d == 1 else k for n, k, d, p, q in sizes)
+
+
 @torch_function("MaxPool")
 def MaxPool(
     x: Tensor,
@@ -48,6 +56,7 @@ def MaxPool(
     rank = len(kernel_shape)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
+    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
     after = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
     if outputs > 1:
         return _max_pool_with_indices(x, kernel_shape, strides, dilations, before, after, storage_order)
@@ -108,6 +117,7 @@ def AveragePool(
     rank = len(kernel_shape)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
+    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
     longer = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
     native = before == after == longer and set(dilations) == {1}
     if native and all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True)):
@@ -135,6 +145,7 @@ def LpPool(
     rank = len(kernel_shape)
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
+    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
     after = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
     powers = pad_spatial(x.abs() ** p, before, after)
     return _sum_pool(powers, kernel_shape, strides, dilations) ** (1 / p)

@@ -160,7 +160,8 @@ class Trainer:
         """Adds lambda_w (1 - M) w to the gradients; once frozen, pruned weights stay where they are."""
         for layer in self.layers:
             w, mask = self.network.parameters_by_name[layer.weight], self.masks[layer.weight]
-            assert w.grad is not None
+            if w.grad is None:  # its branch reaches no output that is trained on
+                continue
             if self.frozen:
                 w.grad.mul_(mask)
             else:

@@ -59,6 +59,8 @@ def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
     axes = context.coupling.axes
     if value is None or weight is None or array is None or value.name not in axes or value.is_initializer():
         return None
+    if transposed and array.size != array.shape[-2] * array.shape[-1]:  # a stack of matrices is no single layer
+        return None
     matrix = to_matrix(array, transposed)
     x, y = axes[value.name or ""], axes.get(node.outputs[0].name or "", ())
     if len(x) < 2 or len(y) < 2 or dims.length(x[parent_axis]) != matrix.shape[1]:

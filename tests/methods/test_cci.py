@@ -1,7 +1,9 @@
 """CCI: exactly k of every G, the ramp, regrowth and freezing, permutation, and the closed form."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx_text import proto
 from toys import context_of, digits_context, outputs, toy
 
 from onnxprune import graph, metrics, runtime
@@ -191,3 +193,16 @@ def test_second_moments_are_those_of_the_patches():
     y = values[node.outputs[0].name] - b[None, :, None, None]
     expected = np.einsum("nohw,nphw->op", y, y) / (y.size / y.shape[1])
     np.testing.assert_allclose(w @ moments @ w.T, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
+def test_a_head_that_the_loss_does_not_see_is_pruned_without_its_gradient(cli, tmp_path):
+    source, data, out = (tmp_path / name for name in ("in.onnx", "x.npz", "out.onnx"))
+    text = "(float[n,16] x, float[16,32] w, float[32,16] u, float[32,16] v) => (float[n,16] y, float[n,16] z) "
+    onnx.save(proto(text + "{ a = MatMul(x, w) r = Relu(a) y = MatMul(r, u) z = MatMul(r, v) }"), source)
+    np.savez(data, x=np.random.default_rng(0).normal(size=(64, 16)).astype(np.float32))
+    options = [word for key in ("group=4", "kept=2", "last=true", "permute=false") for word in ("--option", key)]
+    ran = cli(source, out, "--method", "cci", "--data", data, "--recover", "none", "--no-latency", *options)
+    assert ran.code == 0, ran.err
+    heads = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(out).graph.initializer if t.name in "uv"}
+    assert all(((array != 0).reshape(32, 4, 4).sum(2) == 2).all() for array in heads.values())
+    assert set(heads) == {"u", "v"}

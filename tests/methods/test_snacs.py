@@ -5,6 +5,7 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from onnx_text import model as text_model
 
 from onnxprune import cost, graph
 from onnxprune.coupling import analyze
@@ -166,3 +167,9 @@ def test_every_convolution_but_the_depthwise_one_is_a_layer():
     indices = np.arange(32)
     found = connections.mean_activations(context, layers, context.samples, indices)
     assert all(len(array) == 32 for array in found.values())
+
+
+def test_a_stack_of_matrices_is_no_layer():
+    text = "(float[2,6,8] x, float[2,8,16] w, float[16,4] v) => (float[2,6,4] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    context = context_of(text_model(text), np.random.default_rng(0).normal(size=(64, 6, 8)).astype(np.float32))
+    assert [layer.initializer for layer in connections.find(context)] == ["v"]

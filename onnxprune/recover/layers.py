@@ -25,7 +25,8 @@ class Layer:
     """A linear node of the cut model that is refitted after all nodes of earlier waves.
 
     y: its output; target: the dense value that it is fitted to; other: the other term of the sum that is the target;
-    kept: positions of the target's channels; scale, shift: of the norm between y and the target, (O,) or None.
+    kept: positions of the target's channels; rows: axis -> positions that are left of its other axes, where some went
+    (a mixer mixes tokens, and loses channels); scale, shift: of the norm between y and the target, (O,) or None.
     """
 
     linear: Linear
@@ -33,6 +34,7 @@ class Layer:
     y: str
     target: str
     kept: np.ndarray
+    rows: Mapping[int, np.ndarray]
     other: str | None = None
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
@@ -120,6 +122,10 @@ def _layer(linear: Linear, wave: int, coupling: Coupling, keep: Keep, depth: Map
     kept = dims.keep_mask(axes[linear.y_axis], keep)
     if int(kept.sum()) != w.shape[0] * w.shape[1]:
         return None
+    masks = {k: dims.keep_mask(a, keep) for k, a in enumerate(axes) if k != linear.y_axis % len(axes)}
+    rows = {k: np.flatnonzero(mask) for k, mask in masks.items() if not mask.all()}
+    if any(dims.is_dynamic(axes[k]) for k in rows):
+        return None
     scale = shift = None
     value, norm = out, only_user(out)
     if norm is not None and norm.op_type == "BatchNormalization":
@@ -129,7 +135,7 @@ def _layer(linear: Linear, wave: int, coupling: Coupling, keep: Keep, depth: Map
             value = norm.outputs[0]
     total, other = _sum_behind(value, wave, depth)
     target = total if total is not None else value
-    return Layer(linear, wave, out.name or "", target.name or "", kept, other, scale, shift)
+    return Layer(linear, wave, out.name or "", target.name or "", kept, rows, other, scale, shift)
 
 
 def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:

@@ -129,6 +129,8 @@ class _LayerState:
     def add(self, cut_values: Mapping[str, np.ndarray], dense_values: Mapping[str, np.ndarray]) -> None:
         layer, linear = self.layer, self.layer.linear
         y = dense_values[layer.target].astype(np.float32)
+        for axis, left in layer.rows.items():
+            y = y.take(left, axis)
         positions = y.size // y.shape[linear.y_axis]
         picks = self.rng.permutation(positions)[: self.rows] if positions > self.rows else np.arange(positions)
         goal = outputs(y, linear.y_axis, picks)[:, layer.kept]

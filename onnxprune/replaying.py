@@ -1,5 +1,6 @@
 """Checking a result by its plan, from the files alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,7 @@ def _check_recovered(subject: Subject, keep: Keep, result: ir.Model, out: Path) 
     folded = graph.normalize(pipeline.finish(_with_biases_of(subject.model, tuned)))
     coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
     keep = same_positions(subject.coupling, keep, coupling)
-    twin = surgery.mask(coupling, keep)
-    _put_back(twin, coupling, keep, tuned, out)
+    twin = surgery.mask(replace(coupling, model=_put_back(coupling, keep, tuned, out)), keep)
     return verify.require(verify.compare(result, twin, subject.feeds)), "cut = mask with the recovered weights"
 
 
@@ -112,16 +112,18 @@ def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.nda
     return found
 
 
-def _put_back(twin: ir.Model, coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> None:
-    """Writes the float initializers of `result` to the kept positions of those that the same nodes of `twin` use."""
+def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir.Model:
+    """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
+    model = coupling.model.clone()
+    model.meta.update(coupling.model.meta)
     nodes = {node.name: node for node in result.graph}
     for node in coupling.model.graph:
         other = nodes.get(node.name)
-        if other is None or other.op_type != node.op_type or len(other.inputs) != len(node.inputs):
+        if other is None or other.op_type != node.op_type or not _reads_alike(node, other):
             raise VerificationError(
                 f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"
             )
-        for value, theirs in zip(node.inputs, other.inputs, strict=True):
+        for value, theirs in zip(node.inputs, other.inputs, strict=False):
             tuned = graph.constant(theirs)
             if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
                 continue
@@ -134,7 +136,14 @@ def _put_back(twin: ir.Model, coupling: Coupling, keep: Keep, result: ir.Model, 
                     f"{out}: '{node.name}' has weights of shape {tuned.shape} where the plan leaves {expected}; "
                     "it was not made by this plan"
                 )
-            target = twin.graph.initializers[value.name or ""]
+            target = model.graph.initializers[value.name or ""]
             full = graph.array_of(target).copy()
             full[np.ix_(*masks)] = tuned
             graph.set_constant(target, full)
+    return model
+
+
+def _reads_alike(node: ir.Node, other: ir.Node) -> bool:
+    """Whether `other` reads as many values; it may read more integers, as a Split whose parts are no longer equal."""
+    more = [graph.constant(value) for value in other.inputs[len(node.inputs) :]]
+    return len(other.inputs) >= len(node.inputs) and all(a is not None and a.dtype.kind == "i" for a in more)

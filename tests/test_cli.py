@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from networks import CNN, DIGITS, DIGITS_BN, filled
 from onnx import numpy_helper
+from onnx_text import proto
 
 from onnxprune import cli as command_line
 from onnxprune.cli.commands import COMMANDS
@@ -333,6 +334,24 @@ def test_verify_accepts_weights_tuned_elsewhere_only_when_told(cli, tmp_path):
     ran = cli("verify", DIGITS, out, "--plan", plan, "--any-weights")
     assert ran.code == 0
     assert "with the recovered weights" in ran.out
+
+
+def test_a_tuned_norm_over_a_width_that_shrank_and_a_split_are_verified_by_the_plan(cli, tmp_path):
+    source, out, plan, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
+    text = (
+        "(float[n,10] x, float[10,24] w, float[24] g, float[24] c, float[24,32] u, float[16,6] v) => (float[n,6] y) "
+        "{ a = MatMul(x, w) b = LayerNormalization(a, g, c) d = MatMul(b, u) "
+        "e, f = Split<axis = 1, num_outputs = 2>(d) s = Sigmoid(e) p = Mul(s, f) y = MatMul(p, v) }"
+    )
+    onnx.save(proto(text), source)
+    np.savez(data, x=np.random.default_rng(0).normal(size=(80, 10)).astype(np.float32))
+    tuned = ("--method", "l1", "--data", data, "--epochs", 1, "--lr", 0.05, "--target", "params=0.6", "--align", 1)
+    ran = cli(source, out, *tuned, "--no-latency", "--plan", plan)
+    assert ran.code == 0, ran.err
+    ran = cli("verify", source, out, "--plan", plan)
+    assert ran.code == 0, ran.err
+    assert "with the recovered weights" in ran.out
+    assert float(ran.out.split("largest difference ")[1].split(",")[0]) < 1e-5
 
 
 def test_verify_fails_on_the_result_of_another_plan(cli, tmp_path):

@@ -7,6 +7,7 @@ import numpy as np
 TOLERANCE = 1e-4  # of the largest masked number, as |cut - mask| <= TOLERANCE * max|mask|
 HALF_TOLERANCE = 2e-3  # of models stored in half precision: a weight that a fusion computes is rounded by up to 2^-11
 STEP = 1e-3  # of the largest number: what is closer is one level
+MASKING, GAP = 1e3, 50.0  # numbers that mask others are at least that large, and that much larger than the others
 LEVELS = 3  # an output with fewer (all zero; only zeros and ones) shows little
 LOOKED_AT = 100_000  # numbers of an array whose levels are counted
 
@@ -60,9 +61,20 @@ def _difference_of_parts(a: object, b: object) -> tuple[float, float]:
 
 
 def same(cut: np.ndarray, masked: np.ndarray) -> bool:
-    """Whether they are equal within the tolerance."""
-    difference, scale = difference_of(cut, masked)
-    return difference <= TOLERANCE * scale
+    """Whether they are equal within the tolerance; numbers that mask others (-1e9) are measured by themselves."""
+    far = _far(masked) if np.shape(cut) == np.shape(masked) else None
+    parts = [(cut, masked)] if far is None else [(cut[far], masked[far]), (cut[~far], masked[~far])]
+    return all(difference <= TOLERANCE * scale for difference, scale in (difference_of(*part) for part in parts))
+
+
+def _far(array: np.ndarray) -> np.ndarray | None:
+    """Where the numbers stand that are far larger than all others, by a gap; None where there are none."""
+    sizes = np.abs(array.astype(np.float64)) if array.dtype.kind == "f" else np.zeros(0)
+    if not sizes.max(initial=0.0, where=np.isfinite(sizes)) >= MASKING:
+        return None
+    ordered = np.unique(sizes[np.isfinite(sizes)])
+    gaps = np.flatnonzero((ordered[1:] >= MASKING) & (ordered[1:] > GAP * ordered[:-1]))
+    return sizes >= ordered[gaps[0] + 1] if len(gaps) and ordered[gaps[0]] > 0 else None
 
 
 def telling(arrays: Iterable[object]) -> bool:

@@ -2,7 +2,7 @@
 
 import ast
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 
@@ -14,6 +14,13 @@ from onnxprune.errors import GraphError
 
 Probe = dict[str, tuple[int, ...]]  # graph input -> shape
 
+# How the sizes of samples are varied: (images, others), the first that the model takes.
+OTHER_SIZES: tuple[tuple[Callable[[int], int], Callable[[int], int]], ...] = (
+    (lambda n: n + 32, lambda n: n - 1 if n > 2 else n + 1),
+    (lambda n: n * 2, lambda n: n // 2),
+    (lambda n: n // 2, lambda n: n + 8),
+    (lambda n: n + 1, lambda n: n * 2),
+)
 MAX_ELEMENTS = 1 << 24  # of one input: larger probes could exhaust the memory
 MAX_TRIES = 80
 
@@ -174,17 +181,36 @@ def _evaluate(expression: str, known: Mapping[str, int]) -> int | None:
 
 
 def _from_sample(symbols: _Symbols, samples: Mapping[str, Sequence[int]]) -> tuple[Probe, tuple[Probe, ...]]:
-    """The shapes of a sample, and the same with other batches."""
+    """The shapes of a sample; the same with another size of every symbolic axis, and of the batch alone.
+
+    Samples are often all of one length, of which the model knows nothing: at others it reads more of its tables.
+    """
     given = {name: tuple(sizes) for name, sizes in samples.items() if name in symbols.layout}
-    seconds = []
-    for batch in (2, 3, 1):
-        seconds.append(
-            {
-                name: tuple(
-                    batch if isinstance(key, str) and symbols.kinds[key] == "batch" else size
-                    for key, size in zip(symbols.layout[name], sizes, strict=False)
-                )
-                for name, sizes in given.items()
-            }
-        )
-    return given, tuple(seconds)
+
+    def changed(batch: int, change: Callable[[str, int], int]) -> Probe:
+        def size_of(key: int | str, size: int) -> int:
+            kind = symbols.kinds.get(key, "") if isinstance(key, str) else ""
+            return batch if kind == "batch" else max(1, change(kind, size))
+
+        known = {
+            key: size_of(key, size)
+            for name, sizes in given.items()
+            for key, size in zip(symbols.layout[name], sizes, strict=False)
+            if isinstance(key, str) and key.isidentifier()
+        }
+
+        def new(key: int | str, size: int) -> int:
+            computed = None if isinstance(key, int) or key.isidentifier() else _evaluate(key, known)
+            return known.get(key, size_of(key, size)) if computed is None else max(1, computed)  # type: ignore[arg-type]
+
+        return {
+            name: tuple(new(key, size) for key, size in zip(symbols.layout[name], sizes, strict=False))
+            for name, sizes in given.items()
+        }
+
+    def varied(batch: int, image: Callable[[int], int], other: Callable[[int], int]) -> Probe:
+        return changed(batch, lambda kind, size: {"image": image, "other": other}.get(kind, int)(size))
+
+    steps = [varied(2 + k % 2, *both) for k, both in enumerate(OTHER_SIZES)]
+    batches = [changed(batch, lambda kind, size: size) for batch in (2, 3, 1)]
+    return given, (*steps, *batches)

@@ -143,6 +143,23 @@ def test_a_saturating_result_may_move_as_far_as_its_input():
     assert not verify.compare(one, model(text, {"c": [401, 400, 0, 0], **zero}), feeds).ok
 
 
+@pytest.mark.parametrize("masking", [-1e4, -1e9, np.finfo(np.float32).min])
+def test_numbers_that_mask_others_do_not_excuse_these(masking):
+    """Beside -1e9 logits that differ by one were equal within the tolerance, and with them all that follows."""
+    text = "(float[n,4] x, float[4] c, float[4] m) => (float[n,4] y) { z = Mul(x, c) a = Add(z, m) y = Softmax(a) }"
+    mask = {"m": [0, 0, 0, masking]}
+    one = model(text, {"c": [1, 1, 1, 1], **mask})
+    feeds = verify.random_feeds(one, analyze(one).shapes)
+    assert verify.compare(one, model(text, {"c": [1.0000001, 1, 1, 1], **mask}), feeds).ok
+    assert not verify.compare(one, model(text, {"c": [1.5, 1, 1, 1], **mask}), feeds).ok
+
+
+def test_a_decision_on_what_the_other_model_lacks_is_not_excused():
+    text = "(float[n,4] x, float[4] c) => (float[n,4] y) {{ {name} = Add(x, c) b = Round({name}) y = Mul(b, c) }}"
+    one, two = model(text.format(name="a"), {"c": [0.1] * 4}), model(text.format(name="z"), {"c": [0.9] * 4})
+    assert not verify.compare(one, two, verify.random_feeds(one, analyze(one).shapes)).ok
+
+
 def test_a_steep_value_that_is_the_same_excuses_what_follows_from_another():
     """A hard sigmoid of a large number moves by more than ROUNDING; within the tolerance that is no difference."""
     text = (

@@ -100,7 +100,6 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     elif rewrite:
         simplified = _simplified(model)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
     passes.RemoveUnusedNodesPass()(simplified)
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)

@@ -132,9 +132,9 @@ def _excused(masked: ir.Model, inside: Mapping[str, tuple[np.ndarray, np.ndarray
                 moved = max((difference_of(*pair)[0] for pair in _pairs(node.inputs, inside)), default=0.0)
                 if any(difference_of(*pair)[0] > ROUNDING + STEEPEST * moved for pair in changed):
                     return None
-            if changed and any(v is not None and v.producer() and v.name not in inside for v in node.inputs):
-                return None  # the other model does not have what it read: nothing says that it was the same
             if changed:
+                if any(v is not None and v.producer() and v.name not in inside for v in node.inputs):
+                    return None  # the other model does not have what it read: nothing says that it was the same
                 excused.update(node.outputs)
     return excused
 

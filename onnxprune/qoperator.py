@@ -5,7 +5,7 @@ Operators of onnx: QLinearConv, QLinearMatMul; the others are onnxruntime's (com
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -71,8 +71,9 @@ def rounds_alike(model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> 
         made = _written(both, node)
         if made:
             both.graph.insert_after(node, made)
-            pairs.append((node.outputs[0].name or "", f"{node.outputs[0].name}/written"))
-            made[-1].outputs[0].name = pairs[-1][1]
+            name = node.outputs[0].name or ""
+            made[-1].outputs[0].name = f"{name}/written"
+            pairs.append((name, f"{name}/written"))
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     session = runtime.open_session(both, extra_outputs=names, threads=runtime.few_threads(), optimize=False)
     for batch in feeds:
@@ -96,7 +97,7 @@ def _written(model: ir.Model, node: ir.Node) -> list[ir.Node]:
     else:
         plain, places, result = PLAIN[node.op_type]
         read = [_linear(node, *place) for place in places]
-    target = _linear(node, result, result, result + 1) if _given(node, result) else None
+    target = _linear(node, result, result, result + 1)
     linears = [_along(node, linear) for linear in read if linear is not None]
     if len(linears) < len(read) or not _can(node, opset, linears, target):
         return []
@@ -154,7 +155,7 @@ def _along(node: ir.Node, linear: _Linear) -> _Linear:
         return linear
     transposed = node.op_type == "QGemm" and node.attributes.get_int("transB", 0)
     axis = 0 if node.op_type == "QLinearConv" or transposed else -1
-    return _Linear(linear.value, linear.scale, linear.zero, axis)
+    return replace(linear, axis=axis)
 
 
 def _bias(model: ir.Model, node: ir.Node, position: int, read: Sequence[_Linear]) -> _Linear:

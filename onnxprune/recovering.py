@@ -79,7 +79,7 @@ def recover(
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in sparse.cut_zeros(subject.coupling, keep, zeros).items()}
-        positions = surgery.kept_positions(subject.coupling, keep)
+        positions = surgery.kept_positions(subject.coupling, keep) if "features" in options.finetune else {}
         history = processes.together(tune, cut_model, stays, positions, options.resume, trial)
         LOG.info("  %s", history.settings.described())
         return history

@@ -116,8 +116,7 @@ def _outputs_of_both(
         if largest < 2:
             raise give_up(error, "the proof", 1) from error
         half = smaller(largest, "the proof")
-    parts = [part for batch in batches for part in _parts(batch, stacked, half)]
-    return _outputs_of_both(cut, masked, parts)
+    return _outputs_of_both(cut, masked, [part for batch in batches for part in _parts(batch, stacked, half)])
 
 
 def _parts(batch: Feeds, stacked: Mapping[str, int], most: int) -> Iterator[Feeds]:

@@ -175,9 +175,11 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
             "give --recover reconstruct, or a --loss and a --metric of your own"
         )
     task = with_points(task, points, positions)
-    values, ours = task.parts(network(feeds, capture=task.captured)), cut(feeds, capture=points)
-    equal = [name for name in points if values[name].shape == ours[name].shape]  # sizes that move may differ
-    task = with_points(task, equal, positions)
+    values = task.parts(network(feeds, capture=task.captured))
+    if points:
+        ours = cut(feeds, capture=points)
+        equal = [name for name in points if values[name].shape == ours[name].shape]  # sizes that move may differ
+        task = with_points(task, equal, positions)
     return replace(task, scales=scales_of(values, task.wanted))
 
 

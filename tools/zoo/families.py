@@ -21,7 +21,8 @@ from pathlib import Path
 
 from jobs import Row, last_json, load_rows, note, run_forked, save_rows
 
-VARIANTS = ("ts", "dynamo", "dyn", "dyn_dynamo")
+SYMBOLIC = ("dyn", "dyn_dynamo")
+VARIANTS = ("ts", "dynamo", *SYMBOLIC)
 TABLES = ("families_handmade", "families_libraries", "families_hf")
 
 
@@ -72,7 +73,7 @@ def export_one(args: argparse.Namespace, name: str, variant: str, attention: str
         write(network, family, feeds, temporary, variant)
         row["seconds"] = time.perf_counter() - start
         row["difference"] = difference(network, family, feeds, temporary)
-        if variant in ("dyn", "dyn_dynamo"):
+        if variant in SYMBOLIC:
             row["message"] = other_size(network, family, {**SIZES, **OTHER_SIZES}, temporary)
     if row["difference"] > 1e-3:
         raise ValueError(f"onnxruntime and torch differ by {row['difference']:.2g} of the output's scale")
@@ -84,7 +85,7 @@ def write(network, family, feeds, path: Path, variant: str) -> None:
     """torch.onnx.export with the variant's options, all in one file."""
     import torch
 
-    axes = [x.axes for x in family.inputs.values()] if variant.startswith("dyn") and variant != "dynamo" else None
+    axes = [x.axes for x in family.inputs.values()] if variant in SYMBOLIC else None
     if variant in ("ts", "dyn"):
         named = {name: a for name, a in zip(family.input_names, axes, strict=True) if a} if axes else None
         torch.onnx.export(

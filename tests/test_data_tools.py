@@ -40,6 +40,23 @@ def test_cifar_slices_reach_over_files_and_match_their_labels(tool):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("vgg_train7", ("vgg", "train", 0, 7)),
+        ("test5", ("resnet", "test", 0, 5)),
+        ("choose6", ("resnet", "train", 49_994, 6)),
+    ],
+)
+def test_cifar_has_a_function_for_every_number_of_images(tool, name, wanted):
+    cifar = tool("cifar", "cifar10")
+    for found, image in zip(getattr(cifar, name)(), cifar.load(*wanted), strict=True):
+        np.testing.assert_array_equal(found, image)
+    with pytest.raises(AttributeError, match="no validation5"):
+        getattr(cifar, "validation5")
+
+
+@pytest.mark.slow
 def test_cifar_writes_an_npz_for_data(tool, tmp_path, monkeypatch):
     cifar = tool("cifar", "cifar10")
     out = tmp_path / "cifar.npz"

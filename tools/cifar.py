@@ -4,11 +4,14 @@
     onnxprune IN.onnx OUT.onnx --data tools.cifar:train5000 --val tools.cifar:test
 
 The folder is $ONNXPRUNE_DATA, by default ../shared/data beside the repository. ResNets take (x/255 - mean)/std in an
-input `input`, the VGG takes x/255 in an input `x`; functions for the latter start with `vgg_`.
+input `input`, the VGG takes x/255 in an input `x`; functions for the latter start with `vgg_`. `train5000` are the
+first 5,000 training images, `train` all of them, `choose5000` the last 5,000, to choose on.
 """
 
 import argparse
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +23,7 @@ STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
 INPUTS = {"resnet": "input", "vgg": "x"}
 SPLITS = {"train": 50_000, "test": 10_000}
 GRID = 10_000  # images in one file
+CHOOSE = 5000
 
 
 def load(model: str, split: str, start: int = 0, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
@@ -44,49 +48,17 @@ def _images(path: Path) -> np.ndarray:
     return grid.reshape(100, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(GRID, 32, 32, 3)
 
 
-def train1000():
-    return load("resnet", "train", 0, 1000)
-
-
-def train5000():
-    return load("resnet", "train", 0, 5000)
-
-
-def train45000():
-    return load("resnet", "train", 0, 45_000)
-
-
-def choose5000():
-    """The last 5,000 training images, to choose on; none of the others above holds them."""
-    return load("resnet", "train", 45_000, 5000)
-
-
-def test1000():
-    return load("resnet", "test", 0, 1000)
-
-
-def test():
-    return load("resnet", "test")
-
-
-def vgg_train1000():
-    return load("vgg", "train", 0, 1000)
-
-
-def vgg_train5000():
-    return load("vgg", "train", 0, 5000)
-
-
-def vgg_choose5000():
-    return load("vgg", "train", 45_000, 5000)
-
-
-def vgg_test1000():
-    return load("vgg", "test", 0, 1000)
-
-
-def vgg_test():
-    return load("vgg", "test")
+def __getattr__(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+    """train5000, vgg_test4000, choose5000 ...: functions that load so many images, all of them without a number."""
+    found = re.fullmatch(r"(vgg_)?(train|choose|test)(\d*)", name)
+    if found is None:
+        raise AttributeError(f"tools.cifar has no {name}; there are train5000, vgg_test4000, choose5000 and their like")
+    prefix, split, count = found.groups()
+    model = "vgg" if prefix else "resnet"
+    if split != "choose":
+        return lambda: load(model, split, 0, int(count) if count else None)
+    number = int(count or CHOOSE)
+    return lambda: load(model, "train", SPLITS["train"] - number, number)
 
 
 def main() -> None:

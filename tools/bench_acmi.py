@@ -110,6 +110,11 @@ def timed(function) -> tuple[np.ndarray, np.ndarray]:
     return np.array([time.perf_counter() - start, time.process_time() - start_cpu]), value
 
 
+def scored(parents, children, weights, groups, arguments) -> np.ndarray:
+    """Scores of all pairs, (child groups, parent groups), on the host."""
+    return connection_scores(parents, children, weights, **groups, device=arguments.device)
+
+
 def compare(arguments) -> None:
     """One layer, ours and the plain estimators in turn; medians over the rounds."""
     layer = planted(arguments.channels, arguments.channels, arguments.samples, arguments.seed)
@@ -123,7 +128,9 @@ def compare(arguments) -> None:
         for name, form in forms.items():
             took, plain = timed(lambda form=form: plain_scores(*layer, groups, pairs, form))
             seconds[name].append(took / len(pairs) * arguments.groups**2)
-        took, scores = timed(lambda: connection_scores(*in_float32, parent_groups=groups[1], child_groups=groups[0]))
+        took, scores = timed(
+            lambda: scored(*in_float32, {"parent_groups": groups[1], "child_groups": groups[0]}, arguments)
+        )
         seconds["ours"].append(took)
         if round_number == 0:  # warming up
             seconds = {name: [] for name in seconds}
@@ -148,10 +155,10 @@ def vgg16(arguments) -> None:
     for parents, children in zip(VGG16, (*VGG16[1:], CLASSES), strict=True):
         a, x, w = (v.astype(np.float32) for v in planted(parents, children, arguments.samples, arguments.seed))
         groups = {"parent_groups": min(64, parents), "child_groups": min(64, children)}
-        took, _ = timed(lambda a=a, x=x, w=w, groups=groups: connection_scores(a, x, w, **groups))
+        took, _ = timed(lambda a=a, x=x, w=w, groups=groups: scored(a, x, w, groups, arguments))
         total += took[0]
         print(f"  {parents:4d} -> {children:4d}  {took[0]:7.3f} s")
-    print(f"VGG-16, {arguments.samples} samples, {torch.get_num_threads()} threads: {total:.2f} s in all")
+    print(f"VGG-16, {arguments.samples} samples, {arguments.device}, {torch.get_num_threads()} threads: {total:.2f} s")
 
 
 def main() -> None:
@@ -163,6 +170,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=200, help="pairs that the plain estimators take")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="of ours; the plain estimators run on the CPU")
     arguments = parser.parse_args()
     (vgg16 if arguments.vgg16 else compare)(arguments)
 

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=0.01, help="peak learning rate (default: 0.01)")
     parser.add_argument("--epochs", type=int, help="of fine-tuning (default: as in FOLDER)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--device", default="cpu", help="for training (default: cpu)")
     parser.add_argument("--threads", type=int, help="of torch (default: its own)")
     args = parser.parse_args(argv)
     if args.threads:
@@ -105,8 +106,9 @@ def row(
     before = measure(network, subject, original)
     begun = perf_counter()
     choice = asked.settings_of(replace(common, epochs=args.epochs or common.epochs, seed=seed))
-    choice = replace(recovery.choose(tune, subject.model, "cpu", choice), lr=args.lr)
-    epoch = train(network, tune, chosen, choice)
+    choice = replace(recovery.choose(tune, subject.model, args.device, choice), lr=args.lr)
+    epoch = train(network.to(args.device), tune, chosen, choice)
+    network.cpu()
     trained = perf_counter()
     after = measure(network, subject, original)
     told = f"{choice.epochs} epochs of {len(tune)} samples, batch {choice.batch_size}, lr {args.lr:g}, best {epoch}"
@@ -158,14 +160,16 @@ def gradients(network: nn.Module, samples: Samples, batch: int = 64) -> None:
     """Leaves the gradient of the loss on the first samples in the parameters."""
     network.zero_grad()
     for start in range(0, min(len(samples), TAYLOR_BATCHES * batch), batch):
-        x, y = tensors(samples, np.arange(start, min(start + batch, len(samples))))
+        x, y = tensors(samples, np.arange(start, min(start + batch, len(samples))), network)
         F.cross_entropy(network(x), y).backward()
 
 
-def tensors(samples: Samples, rows: np.ndarray) -> tuple[Tensor, Tensor]:
-    """(x, labels) of some samples."""
+def tensors(samples: Samples, rows: np.ndarray, network: nn.Module) -> tuple[Tensor, Tensor]:
+    """(x, labels) of some samples, where the network is."""
     assert samples.labels is not None
-    return torch.from_numpy(next(iter(samples.batch(rows).values()))), torch.from_numpy(samples.labels[rows])
+    device = next(network.parameters()).device
+    x = torch.from_numpy(next(iter(samples.batch(rows).values())))
+    return x.to(device), torch.from_numpy(samples.labels[rows]).to(device)
 
 
 def train(network: nn.Module, tune: Samples, chosen: Samples, choice: recovery.Settings) -> int:
@@ -180,7 +184,7 @@ def train(network: nn.Module, tune: Samples, chosen: Samples, choice: recovery.S
         order = generator.permutation(len(tune))
         network.train()
         for step in range(steps):
-            x, y = tensors(tune, order[step * batch : (step + 1) * batch])
+            x, y = tensors(tune, order[step * batch : (step + 1) * batch], network)
             feeds, _ = augment({"x": x}, replace(choice, mixup=0.0), (epoch - 1) * steps + step)
             optimizer.zero_grad()
             F.cross_entropy(network(feeds["x"]), y).backward()
@@ -198,7 +202,7 @@ def accuracy(network: nn.Module, samples: Samples, batch: int = 250) -> float:
     right = 0
     with torch.no_grad():
         for start in range(0, len(samples), batch):
-            x, y = tensors(samples, np.arange(start, min(start + batch, len(samples))))
+            x, y = tensors(samples, np.arange(start, min(start + batch, len(samples))), network)
             right += int((network(x).argmax(1) == y).sum())
     return right / len(samples)
 

@@ -2,7 +2,8 @@
 
     L = KL(teacher || student) T^2 + weight * CE(labels)        or the relative squared error of the outputs
 
-The teacher's outputs are computed once: samples are not augmented here. Recovery afterwards has a loop of its own.
+The teacher's outputs are computed once, unless images are flipped or shifted. Recovery afterwards has a loop of its
+own.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,8 @@ from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.memory import at_most
 from onnxprune.methods import objective
 from onnxprune.methods.base import Context
+from onnxprune.recover.augment import augment
+from onnxprune.recover.settings import Settings as Augmentation
 
 TEMPERATURE = 2.0
 CLIP = 1.0  # largest gradient norm; folded networks have nothing else that tames a step
@@ -27,13 +30,16 @@ CLIP = 1.0  # largest gradient norm; folded networks have nothing else that tame
 
 @dataclass(frozen=True)
 class Course:
-    """How long and how fast: `train_samples` 0 uses all."""
+    """How long and how fast: `train_samples` 0 uses all. flip, crop: images flipped, and shifted by up to so many
+    pixels."""
 
     epochs: int = 3
     lr: float = 1e-3
     batch_size: int = 64
     train_samples: int = 0
     label_weight: float = 1.0
+    flip: bool = False
+    crop: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,10 @@ class Lessons:
         self.fixed = fixed_batch(context.model)
         self.batch_size = self.fixed or at_most(min(course.batch_size, len(self.samples)))
         self.label_weight = course.label_weight
-        self.answers = self._taught(context) if teach else {}
+        self.augmentation = Augmentation(seed=context.seed, flip=course.flip, crop=course.crop)
+        self.drawn = 0  # batches that were augmented
+        self.teacher = Network(context.model, trainable=()).to(self.device).eval() if teach else None
+        self.answers = {} if self.augmentation.augments else self._taught()
 
     @property
     def steps_per_epoch(self) -> int:
@@ -72,26 +81,34 @@ class Lessons:
         seed = self.seed * 7919 + epoch
         return batches(self.samples, self.batch_size, fixed=self.fixed, shuffle=True, seed=seed)
 
-    def feeds(self, block: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None, dict[str, Tensor]]:
-        """(feeds, labels or None, the teacher's outputs) of a batch."""
-        feeds, labels = objective.tensors(self.samples, block, self.device)
-        return feeds, labels, {name: y[torch.from_numpy(block)].to(self.device) for name, y in self.answers.items()}
-
     def loss(self, network: Network, block: np.ndarray) -> Tensor:
         """The loss of a batch."""
-        feeds, labels, answers = self.feeds(block)
+        feeds, labels = objective.tensors(self.samples, block, self.device)
+        if self.augmentation.augments:
+            feeds, _ = augment(feeds, self.augmentation, self.drawn)
+            self.drawn += 1
+            answers = self._says(feeds)
+        else:
+            rows = torch.from_numpy(block)
+            answers = {name: y[rows].to(self.device) for name, y in self.answers.items()}
         return distillation(network(feeds), answers, labels, self.label_weight)
 
-    def _taught(self, context: Context) -> dict[str, Tensor]:
-        teacher = Network(context.model, trainable=()).to(self.device).eval()
+    @torch.no_grad()
+    def _says(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = {} if self.teacher is None else self.teacher(feeds)
+        return {name: y for name, y in outputs.items() if y.is_floating_point() and y.ndim}
+
+    def _taught(self) -> dict[str, Tensor]:
+        """What the teacher says about all samples, in order."""
+        if self.teacher is None:
+            return {}
         parts: list[dict[str, Tensor]] = []
         kept = 0
-        with torch.no_grad():
-            for block in batches(self.samples, self.batch_size, fixed=self.fixed):
-                outputs = teacher(objective.tensors(self.samples, block, self.device)[0])
-                rows = min(len(block), len(self.samples) - kept)
-                parts.append({name: y[:rows].cpu() for name, y in outputs.items() if y.is_floating_point() and y.ndim})
-                kept += rows
+        for block in batches(self.samples, self.batch_size, fixed=self.fixed):
+            rows = min(len(block), len(self.samples) - kept)
+            said = self._says(objective.tensors(self.samples, block, self.device)[0])
+            parts.append({name: y[:rows].cpu() for name, y in said.items()})
+            kept += rows
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from onnxprune.recover.settings import Settings
 
@@ -54,14 +53,14 @@ def _moved(x: Tensor, flips: np.ndarray | None, shifts: np.ndarray | None) -> Te
 
 def _shifted(x: Tensor, shifts: np.ndarray) -> Tensor:
     """Each image moved by its (rows, columns); what comes in from outside repeats the border."""
-    reach = int(np.abs(shifts).max(initial=0))
+    moved = torch.from_numpy(shifts).to(x.device)
+    rows, columns = (
+        (moved[:, axis, None] + torch.arange(size, device=x.device)).clamp(0, size - 1)
+        for axis, size in enumerate(x.shape[-2:])
+    )  # of the batch (N, H) and (N, W): where each pixel comes from
     height, width = x.shape[-2:]
-    padded = F.pad(x, (reach,) * 4, mode="replicate")
-    parts = [
-        padded[n, :, reach + dy : reach + dy + height, reach + dx : reach + dx + width]
-        for n, (dy, dx) in enumerate(shifts.tolist())
-    ]
-    return torch.stack(parts)
+    x = x.gather(2, rows[:, None, :, None].expand(-1, x.shape[1], -1, width))
+    return x.gather(3, columns[:, None, None, :].expand(-1, x.shape[1], height, -1))
 
 
 def _mixed(feeds: dict[str, Tensor], weights: np.ndarray) -> tuple[dict[str, Tensor], Mix]:

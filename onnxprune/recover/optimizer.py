@@ -42,8 +42,8 @@ class Average:
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, tensor in tensors.items():
-            self.tensors[name].lerp_(tensor.detach(), 1 - decay)
+        now = [tensors[name].detach() for name in self.tensors]
+        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)  # one kernel instead of hundreds on a GPU
 
 
 def clip(parameters: Iterable[Tensor], largest: float) -> None:

@@ -6,7 +6,7 @@ It is enough for anyone to check a result: in the normalized model, zero the sli
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
@@ -204,7 +204,10 @@ def with_recovery(plan: Plan, level: str, result_sha256: str = "") -> Plan:
 
 
 def tool_version() -> str:
-    return version("onnxprune")
+    try:
+        return version("onnxprune")
+    except PackageNotFoundError:  # run from its source
+        return "0+source"
 
 
 def _positions(mask: npt.NDArray[np.bool_]) -> tuple[int, ...]:

@@ -45,9 +45,14 @@ class _Origin(NamedTuple):
 
 
 def few_threads() -> int:
-    """Threads of sessions that are not measured: two, or fewer where OMP_NUM_THREADS says so, as on a busy machine."""
+    """Threads of short runs: two, or fewer where OMP_NUM_THREADS says so."""
+    return min(2, allowed_threads() or 2)
+
+
+def allowed_threads() -> int | None:
+    """What OMP_NUM_THREADS allows, as where several runs share a machine; onnxruntime itself does not read it."""
     given = os.environ.get("OMP_NUM_THREADS", "")
-    return min(2, int(given)) if given.isdecimal() and int(given) else 2
+    return int(given) if given.isdecimal() and int(given) else None
 
 
 def provider_name(provider: str) -> str:
@@ -69,8 +74,8 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
 
-    threads: intra-op threads, None for onnxruntime's own choice; inter_threads above 1 runs branches in parallel.
-    options: provider options. session_options: onnxruntime session configuration entries.
+    threads: intra-op threads, None for OMP_NUM_THREADS, else onnxruntime's own choice; inter_threads above 1 runs
+    branches in parallel. options: provider options. session_options: onnxruntime session configuration entries.
     profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
@@ -104,6 +109,7 @@ def open_session(
 def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: Mapping[str, str]):
     settings = ort.SessionOptions()
     settings.log_severity_level = 4
+    threads = threads or allowed_threads()
     if threads is not None:
         settings.intra_op_num_threads = threads
         settings.inter_op_num_threads = inter_threads

@@ -391,3 +391,12 @@ def test_an_output_of_another_rank_than_declared_is_timed():
     model = onnx.parser.parse_model(text)
     table = measure_latency({"odd": model}, {"x": np.ones((1, 4), np.float32)}, threads=1, rounds=SHORT, sessions=1)
     assert table.latencies["odd"].median_ms > 0
+
+
+@pytest.mark.parametrize(
+    ("given", "threads", "wanted"), [("3", None, 3), ("3", 5, 5), ("", None, 0), ("many", None, 0)]
+)
+def test_threads_that_nobody_asked_for_are_those_of_the_environment(monkeypatch, given, threads, wanted):
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    session = open_session(make(), threads=threads)
+    assert session.get_session_options().intra_op_num_threads == wanted

@@ -50,7 +50,7 @@ def _is_half(array: np.ndarray) -> bool:
 
 
 def _widen(value: ir.Value) -> None:
-    if value.dtype in HALVES:
+    if value.dtype in HALVES and isinstance(value.type, ir.TensorType):
         value.type = ir.TensorType(ir.DataType.FLOAT)  # not value.dtype: a clone shares the type with its model
 
 

@@ -119,6 +119,8 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
     nodes = {node.name: node for node in result.graph}
     for node in coupling.model.graph:
         other = nodes.get(node.name)
+        if not any(_holds_floats(value) for value in node.inputs):
+            continue  # nothing of it was tuned, and what repeats or reshapes may be gone with the heads
         if other is None or other.op_type != node.op_type or not _reads_alike(node, other):
             raise VerificationError(
                 f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"
@@ -141,6 +143,10 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
             full[np.ix_(*masks)] = tuned
             graph.set_constant(target, full)
     return model
+
+
+def _holds_floats(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
 
 
 def _reads_alike(node: ir.Node, other: ir.Node) -> bool:

@@ -72,14 +72,14 @@ def compare(
         if blind:
             note += f"{_listed(blind)} {'vary' if len(blind) > 1 else 'varies'} too little to show an error; "
             note += f"compared in front of them: {_listed(c.name for c in compared)}" if compared else NOTHING_SHOWS
-    ok = result.ok
-    if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):
-        ok, note = True, f"'{result.name}' differs only by decisions on values that are equal within the tolerance"
-    if not ok and isinstance(cut, ir.Model) and precision.has_halves(masked):
+    if not result.ok and isinstance(cut, ir.Model) and precision.has_halves(masked):
         models = precision.single(cut), precision.single(masked)
         found = compare(*models, precision.single_feeds(batches), HALF_TOLERANCE)
         moved = f"compared in single precision: half moves '{result.name}' by {result.max_abs:.2g}"
         return replace(found, note="; ".join(filter(None, (moved, found.note))))
+    ok = result.ok
+    if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):
+        ok, note = True, f"'{result.name}' differs only by decisions on values that are equal within the tolerance"
     return Verification(result.max_abs, result.scale, rows, ok, result.name, note.removesuffix("; "), tolerance)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
+from onnxprune import precision
 from onnxprune.bridge.compile import compile_graph
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
@@ -28,6 +29,8 @@ class Network(nn.Module):
     gates: by value name, a function applied to a value right after it is produced.
     overrides: by initializer name, a function applied to a held tensor before it is used.
     freeze_norm: BatchNormalization keeps its running statistics in train mode too.
+    What the model computes in half precision is computed in single: the range of half does not do for gradients.
+    Outputs are rounded to the model's type, unless they carry a gradient.
     """
 
     def __init__(self, model: ir.Model, *, trainable: Collection[str] | None = None, freeze_norm: bool = False) -> None:
@@ -40,6 +43,10 @@ class Network(nn.Module):
         if model.functions:
             model = model.clone()
             passes.InlinePass()(model)
+        types = {value.name or "": value.dtype for value in model.graph.outputs}
+        self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types.items() if dtype in precision.HALVES}
+        if precision.has_halves(model):
+            model = precision.single(model)
         opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in model.opset_imports.items()}
         named = initializers(model.graph)
         parameters = _chosen(model.graph, named, opsets, trainable)
@@ -53,42 +60,36 @@ class Network(nn.Module):
         self.overrides: dict[str, Hook] = {}
         self.freeze_norm = freeze_norm
         self._statistics = _batch_statistics(model.graph)
-        self._held: list[tuple[str, str, torch.dtype | None]] = []  # attribute, initializer name, type at use
+        self._held: list[tuple[str, str]] = []  # attribute, initializer name
         self._computed = frozenset(store.computed | set(self.input_names)) - {""}
         for index, (name, value, tensor) in enumerate(store.held):
             self._hold(index, name, value, tensor)
         # DistributedDataParallel reads this: constants are equal everywhere, and some of their types cannot be sent.
-        ignored = [attribute for attribute, name, _ in self._held if name not in self._statistics]
+        ignored = [attribute for attribute, name in self._held if name not in self._statistics]
         self._ddp_params_and_buffers_to_ignore = [name for name in ignored if name in self._buffers]
 
     def _hold(self, index: int, name: str, value: ir.Value | None, tensor: Tensor | None) -> None:
         if tensor is None:
             assert value is not None
             assert value.const_value is not None
-            tensor = to_torch(value.const_value.numpy())
-            used_as = tensor.dtype if tensor.dtype in REDUCED_TYPES else None
             attribute = _mangled("parameter", name)
-            self.register_parameter(attribute, nn.Parameter(tensor.float() if used_as else tensor))
+            self.register_parameter(attribute, nn.Parameter(to_torch(value.const_value.numpy())))
         else:
-            used_as = None
             attribute = _mangled(f"constant{index}", name)
-            wide = name in self._statistics and tensor.dtype in REDUCED_TYPES
             # A copy: running statistics are updated in place, and constants may be views of one another.
-            self.register_buffer(
-                attribute, tensor.float() if wide else tensor.clone(), persistent=name in self._statistics
-            )
-        self._held.append((attribute, name, used_as))
+            self.register_buffer(attribute, tensor.clone(), persistent=name in self._statistics)
+        self._held.append((attribute, name))
 
     @property
     def parameters_by_name(self) -> dict[str, nn.Parameter]:
         """The trainable initializers under their own names; half-precision ones as float32."""
-        named = {name: self._parameters.get(attribute) for attribute, name, _ in self._held}
+        named = {name: self._parameters.get(attribute) for attribute, name in self._held}
         return {name: parameter for name, parameter in named.items() if parameter is not None}
 
     @property
     def statistics_by_name(self) -> dict[str, Tensor]:
         """The running means and variances of BatchNormalization by initializer name."""
-        named = {name: self._buffers.get(attribute) for attribute, name, _ in self._held if name in self._statistics}
+        named = {name: self._buffers.get(attribute) for attribute, name in self._held if name in self._statistics}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def forward(self, feeds: dict[str, Tensor], capture: Collection[str] = ()) -> dict[str, Tensor]:
@@ -97,6 +98,7 @@ class Network(nn.Module):
         Raises: BridgeError for inputs that are missing or unknown, names that are no values, and nodes that fail.
         """
         self._check_names(feeds, capture)
+        feeds = {name: x.float() if _is_half(x) else x for name, x in feeds.items()}
         held = self._held_tensors()
         context = Context(
             held=held,
@@ -109,6 +111,8 @@ class Network(nn.Module):
         inputs = [self._gated(name, feeds[name]) for name in self.input_names]
         outputs = run(self.plain_program if self._looks_inside(capture) else self.program, inputs, context)
         result = dict(zip(self.output_names, outputs, strict=True))
+        for name, dtype in self._rounded.items():
+            result[name] = result[name] if result[name].requires_grad else result[name].to(dtype)
         for name in capture:
             result[name] = self._captured(name, context, feeds, held)
         return result
@@ -131,11 +135,9 @@ class Network(nn.Module):
 
     def _held_tensors(self) -> list[Tensor]:
         held = []
-        for attribute, name, used_as in self._held:
+        for attribute, name in self._held:
             tensor = getattr(self, attribute)
-            if name in self.overrides:
-                tensor = self.overrides[name](tensor)
-            held.append(tensor if used_as is None else tensor.to(used_as))
+            held.append(self.overrides[name](tensor) if name in self.overrides else tensor)
         return held
 
     def _gated(self, name: str, value: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ class Network(nn.Module):
             return context.captured[name]
         if name in feeds:
             return self._gated(name, feeds[name])
-        for tensor, (_, key, _) in zip(held, self._held, strict=True):
+        for tensor, (_, key) in zip(held, self._held, strict=True):
             if key == name:
                 return tensor
         raise BridgeError(f"capture '{name}' lies inside a body of If, Loop or Scan that did not run")
@@ -154,7 +156,7 @@ class Network(nn.Module):
     def _check_names(self, feeds: dict[str, Tensor], capture: Collection[str]) -> None:
         if feeds.keys() != set(self.input_names):
             raise BridgeError(f"fed are {sorted(feeds)}, but the model's inputs are {sorted(self.input_names)}")
-        held = {name for _, name, _ in self._held}
+        held = {name for _, name in self._held}
         for kind, names, known in (
             ("capture", capture, self._computed | held),
             ("gate", self.gates, self._computed),
@@ -190,6 +192,10 @@ def _batch_statistics(graph: ir.Graph) -> set[str]:
         for value in node.inputs[3:5]
         if value is not None and value.const_value is not None
     }
+
+
+def _is_half(x: object) -> bool:
+    return isinstance(x, Tensor) and x.dtype in REDUCED_TYPES
 
 
 def _mangled(prefix: str, name: str) -> str:

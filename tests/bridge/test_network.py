@@ -109,12 +109,17 @@ def test_write_back_to_another_model_is_refused():
         network.write_back(node_model("Relu", {"x": random(2)}))
 
 
-def test_half_precision_is_held_as_float32_and_used_and_written_as_float16():
+def test_half_precision_is_computed_in_single_and_given_and_written_as_float16():
     model = convnet(np.float16)
     before = tensors_of(model)
     network = Network(model)
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
-    assert network.eval()(feeds(np.float16))["y"].dtype == torch.float16
+    y = network.eval()(feeds(np.float16), capture=["y"])["y"]
+    assert (y.requires_grad, y.dtype) == (True, torch.float32)
+    with torch.no_grad():
+        rounded = network(feeds(np.float16))["y"]
+    assert rounded.dtype == torch.float16
+    torch.testing.assert_close(rounded, y.detach().half())
     network.write_back(model)
     assert all(before[name] is tensor for name, tensor in tensors_of(model).items())
     with torch.no_grad():

@@ -77,7 +77,9 @@ def aswl(context: Context) -> Outcome:
     attention = Attention(working, network, chosen, settings, density)
     lessons = Lessons(context, settings, teach=not settings.reinit)
     lr = settings.lr or LR * (1.0 if settings.reinit else min(1.0, SHALLOW / len(chosen)))
-    weights = torch.optim.Adam(network.parameters_by_name.values(), lr=lr)
+    weights = (
+        torch.optim.Adam(network.parameters_by_name.values(), lr=lr) if settings.reinit else training.adam(network, lr)
+    )
     rate = settings.attention_lr or 12 / max(1, settings.epochs * lessons.steps_per_epoch)
     own = torch.optim.Adam([attention.theta], lr=rate)
     start = attention.values()

@@ -85,7 +85,7 @@ def cci(context: Context) -> Outcome:
     network = Network(model, freeze_norm=True).to(context.device).train()
     trainer = Trainer(network, chosen, settings, size, kept)
     lessons = Lessons(context, settings)
-    optimizer = torch.optim.Adam(network.parameters_by_name.values(), lr=settings.lr)
+    optimizer = training.adam(network, settings.lr)
     history = training.run(
         context,
         network,

@@ -6,7 +6,7 @@ s_g = sum of w^2 over the weights that produce unit g:
 
     form paper       R_gl  = sum_l sum_g sqrt(s_g)                    lambda_gl = 0.001
                      R_var = sum_l 1 / Var_g(s_g)                     lambda_var = 0.01
-    form scale-free  R_gl  = sum_l sqrt(|g|) sum_g sqrt(s_g)          lambda_gl = lambda_var = 3, where 1 makes the
+    form scale-free  R_gl  = sum_l sqrt(|g|) sum_g sqrt(s_g)          lambda_gl = lambda_var = 300, where 1 makes the
                      R_var = sum_l (n_l / N) / (CV_l^2 + 0.01)        term worth a loss of 0.1 at the start
                      CV_l^2 = Var(u) / mean(u)^2, u_g = sqrt(s_g / |g|)
 
@@ -35,7 +35,7 @@ from onnxprune.methods.training import Course, Lessons, Step
 LEAST_UNITS = 4
 FORMS = ("scale-free", "paper")
 PAPER_LAMBDAS = (0.001, 0.01)
-SCALE_FREE_LAMBDAS = (3.0, 3.0)
+SCALE_FREE_LAMBDAS = (300.0, 300.0)
 REFERENCE_LOSS = 0.1  # what both terms are worth at the start with lambda 1: a distilled network starts at loss 0
 
 
@@ -44,6 +44,7 @@ class Settings(Course):
     """form: scale-free or paper. lambda_gl, lambda_var: negative takes the form's own. groups: output or input
     channels. outputs: weigh norms by the rms of activations. Others: see training.Course."""
 
+    lr: float = 3e-4
     form: str = "scale-free"
     lambda_gl: float = -1.0
     lambda_var: float = -1.0
@@ -66,7 +67,7 @@ def gss(context: Context) -> Outcome:
     regularizer = Regularizer(context, network, settings)
     start = regularizer.spread()
     lessons = Lessons(context, settings)
-    optimizer = torch.optim.Adam(network.parameters_by_name.values(), lr=settings.lr)
+    optimizer = training.adam(network, settings.lr)
     history = training.run(context, network, lessons, settings, [optimizer], name="gss", penalty=regularizer)
     model = context.model.clone()
     network.write_back(model)

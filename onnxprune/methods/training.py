@@ -8,7 +8,7 @@ own.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, cos, pi
+from math import ceil, cos, log2, pi
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from onnxprune.recover.augment import augment
 from onnxprune.recover.settings import Settings as Augmentation
 
 TEMPERATURE = 2.0
+RMS = 0.1  # of weights, as in narrow layers with norms
 CLIP = 1.0  # largest gradient norm; folded networks have nothing else that tames a step
 
 
@@ -133,6 +134,20 @@ def distillation(
     if labels is not None and label_weight and labels.shape == y.shape[:1] + y.shape[2:]:
         total = total + label_weight * F.nll_loss(log_p, labels)
     return total
+
+
+def adam(network: Network, lr: float) -> torch.optim.Adam:
+    """Adam for trained weights. The rate of a tensor is `lr`, and in proportion less where its rms is below RMS.
+
+    A step of Adam moves every weight by about the rate: 1e-3 is a hundredth of the weights of narrow layers, and all
+    there is of those of wide ones without norms. Biases and norms take `lr` as it is.
+    """
+    rates: dict[float, list[Tensor]] = {}
+    for p in network.parameters_by_name.values():
+        rms = float(p.detach().square().mean().sqrt()) if p.ndim > 1 else RMS
+        factor = 2.0 ** round(log2(min(1.0, max(rms, 1e-6) / RMS)))  # a few groups: each is a kernel on a GPU
+        rates.setdefault(lr * factor, []).append(p)
+    return torch.optim.Adam([{"params": tensors, "lr": rate} for rate, tensors in rates.items()], lr=lr)
 
 
 def run(

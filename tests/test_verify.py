@@ -1,11 +1,13 @@
 """The comparison itself: what counts as equal, what does not, and what is excused."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from onnx_text import model, random_keep
 
-from onnxprune import graph, precision, runtime, surgery, verify
+from onnxprune import graph, precision, replaying, runtime, surgery, verify
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 
@@ -278,3 +280,29 @@ def test_a_wrong_number_in_half_precision_is_a_difference():
     found = verify.compare(source, other, verify.random_feeds(source, analyze(source).shapes))
     assert not found.ok
     assert found.note.startswith("compared in single precision")
+
+
+WIDE = (
+    "(float[n,10] x, float[10,8] w, float[8,6] v) => (float[n,6] y) <int64[1] one = {1}> "
+    "{ a = MatMul(x, w) u = Unsqueeze(a, one) s = Squeeze(u, one) r = Relu(s) y = MatMul(r, v) }"
+)
+IDLE = "u = Unsqueeze(a, one) s = Squeeze(u, one) r = Relu(s)"
+
+
+@pytest.mark.parametrize(
+    ("gone", "instead", "found"), [(IDLE, "r = Relu(a)", True), ("y = MatMul(r, v)", "y = Gemm(r, v)", False)]
+)
+def test_only_nodes_with_weights_must_be_there_to_put_them_back(gone, instead, found):
+    coupling = analyze(model(WIDE))
+    result = model(WIDE.replace(gone, instead))
+    for m in (coupling.model, result):
+        for node in m.graph:
+            node.name = f"{node.op_type} {node.outputs[0].name}"
+    tuned = np.full((8, 6), 3, np.float32)
+    graph.set_constant(result.graph.initializers["v"], tuned)
+    if found:
+        put = replaying._put_back(coupling, {}, result, Path("out.onnx"))
+        np.testing.assert_array_equal(graph.array_of(put.graph.initializers["v"]), tuned)
+    else:
+        with pytest.raises(VerificationError, match="has no MatMul 'MatMul y'"):
+            replaying._put_back(coupling, {}, result, Path("out.onnx"))

@@ -70,8 +70,9 @@ class Lessons:
         self.label_weight = course.label_weight
         self.augmentation = Augmentation(seed=context.seed, flip=course.flip, crop=course.crop)
         self.drawn = 0  # batches that were augmented
-        self.teacher = Network(context.model, trainable=()).to(self.device).eval() if teach else None
-        self.answers = {} if self.augmentation.augments else self._taught()
+        teacher = Network(context.model, trainable=()).to(self.device).eval() if teach else None
+        self.teacher = teacher if self.augmentation.augments else None
+        self.answers = {} if teacher is None or self.augmentation.augments else self._taught(teacher)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,29 +89,27 @@ class Lessons:
         if self.augmentation.augments:
             feeds, _ = augment(feeds, self.augmentation, self.drawn)
             self.drawn += 1
-            answers = self._says(feeds)
+            answers = {} if self.teacher is None else _said(self.teacher, feeds)
         else:
             rows = torch.from_numpy(block)
             answers = {name: y[rows].to(self.device) for name, y in self.answers.items()}
         return distillation(network(feeds), answers, labels, self.label_weight)
 
-    @torch.no_grad()
-    def _says(self, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        outputs = {} if self.teacher is None else self.teacher(feeds)
-        return {name: y for name, y in outputs.items() if y.is_floating_point() and y.ndim}
-
-    def _taught(self) -> dict[str, Tensor]:
+    def _taught(self, teacher: Network) -> dict[str, Tensor]:
         """What the teacher says about all samples, in order."""
-        if self.teacher is None:
-            return {}
         parts: list[dict[str, Tensor]] = []
         kept = 0
         for block in batches(self.samples, self.batch_size, fixed=self.fixed):
             rows = min(len(block), len(self.samples) - kept)
-            said = self._says(objective.tensors(self.samples, block, self.device)[0])
+            said = _said(teacher, objective.tensors(self.samples, block, self.device)[0])
             parts.append({name: y[:rows].cpu() for name, y in said.items()})
             kept += rows
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def _said(teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: y for name, y in teacher(feeds).items() if y.is_floating_point() and y.ndim}
 
 
 def distillation(

@@ -27,6 +27,7 @@ TRIAL_SAMPLES = 2048  # that a trial tunes on
 FEWEST, MOST = 512, 2048  # samples of least squares; more than the fewest while all of them stay below
 FITTED_MACS, FITTED_NUMBERS = 300_000_000_000, FEWEST * 3 * 224 * 224  # these MACs, and numbers in the inputs
 PLENTY = 1000  # samples from which least squares can do without those that choose; with fewer every one counts
+ENOUGH = 100  # the same of methods that train, which know by heart what they were trained on
 
 
 def recover(
@@ -57,9 +58,7 @@ def recover(
         )
     if subject.tune is None or options.level == "constants":
         return None
-    fitted = subject.tune
-    if options.level == "finetune" and len(subject.tune) >= PLENTY:
-        fitted = _parts(subject, options)[0]
+    fitted = learned_from(subject, options, PLENTY)
     if not zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
 
@@ -128,6 +127,13 @@ def _cheaper(subject: Subject, options: Options) -> tuple[Subject, Options]:
         return subject, quick
     some = np.linspace(0, len(subject.tune) - 1, TRIAL_SAMPLES).astype(int)
     return replace(subject, tune=subject.tune.subset(some)), quick
+
+
+def learned_from(subject: Subject, options: Options, plenty: int) -> Samples | None:
+    """The samples that weights may be fitted to before fine-tuning: where there are `plenty`, not those that choose."""
+    if subject.tune is None or options.level != "finetune" or len(subject.tune) < plenty:
+        return subject.tune
+    return _parts(subject, options)[0]
 
 
 def _parts(subject: Subject, options: Options) -> tuple[Samples, Samples]:

@@ -106,7 +106,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         subject.coupling,
         subject.cost,
         scored_dims(subject.coupling, options),
-        subject.tune,
+        recovering.learned_from(subject, options, recovering.ENOUGH) if chosen.needs.training else subject.tune,
         options.seed,
         recovering.device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,

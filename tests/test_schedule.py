@@ -1,6 +1,7 @@
 """Several steps: what recovery made in one is still there in the next."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,10 +9,13 @@ import onnx_ir as ir
 import pytest
 from networks import CNN, filled
 
-from onnxprune import graph, runtime, schedule, surgery, verify
+from onnxprune import graph, recovering, runtime, schedule, surgery, verify
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
+from onnxprune.methods import base
+from onnxprune.options import Options
 from onnxprune.recover import constants
+from onnxprune.subject import Clock, prepare
 
 # A product of three axes: its bias becomes an Add of its own.
 TOKENS = """<ir_version: 8, opset_import: ["" : 17]>
@@ -57,3 +61,20 @@ def test_a_run_in_steps_has_a_plan_of_the_model_as_it_came(cli, tmp_path, text, 
     known = {value.name for value in graph.normalize(graph.load(files[0])).graph.initializers.values()}
     assert {entry["initializer"] for entry in json.loads((tmp_path / "p.json").read_text())["slices"]} <= known
     assert cli("verify", *files, "--plan", tmp_path / "p.json").code == 0
+
+
+@pytest.mark.parametrize(("count", "apart"), [(200, True), (40, False)])
+def test_a_method_that_trains_does_not_see_the_samples_that_choose_the_epoch(tmp_path, monkeypatch, count, apart):
+    onnx.save(filled(CNN), tmp_path / "in.onnx")
+    x = np.random.default_rng(0).normal(size=(count, 3, 8, 8)).astype(np.float32)
+    options = Options(data={"x": x}, val={"x": x[:8]}, recover="finetune", method="l1")
+    subject = prepare(tmp_path / "in.onnx", options, Clock())
+    seen = []
+    monkeypatch.setattr(base, "run", lambda chosen, context: seen.append(context.samples))
+    for needs in (base.Needs(), base.Needs(training=True)):
+        schedule.score(subject, replace(base.get("l1"), needs=needs), options, Clock())
+    choosing = recovering._parts(subject, options)[1].batch(np.arange(3))["x"]
+    everything, learned = (samples.batch(np.arange(len(samples)))["x"] for samples in seen)
+    assert len(everything) == count
+    assert (count - len(learned) == len(recovering._parts(subject, options)[1])) == apart
+    assert any((learned == choosing[0]).all((1, 2, 3))) != apart

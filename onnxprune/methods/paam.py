@@ -16,8 +16,8 @@ public. Filters are standardized per layer with their log norm as one column mor
 behind bias and norm. lambda is steered so that the weighted mean score falls along a line to the budget, where the
 paper leaves its tuning open. Scores are averaged over that way: a unit that holds out longer ranks higher, and the
 order no longer depends on where the way ends. Units that share a Dim share one score, the mean over its layers.
-Without labels the task is distillation. `reinit` trains filters and scores in one stage from random weights, as the
-paper does, and `filters` from the given ones: units leave as the budget grows and may return until 60 % of the run.
+Without labels the task is distillation. `reinit` trains filters and scores in one stage from random weights, units
+leave as the budget grows and may return until 60 % of the run.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,6 @@ from onnxprune.select import aligned
 
 LEAST_SHARE, LEAST_UNITS = 0.05, 2
 STEERING, STEP_LIMIT = 1.0, 0.1  # growth of log lambda per step: by the gap of the mean score, and at most
-FRESH_LR, TRAINED_LR = 2e-3, 3e-4  # of the filters, from random and from given weights
 RAMP = (0.2, 0.6)  # of a one-stage run: where the budget begins to bite, and where the masks are fixed
 
 
@@ -50,8 +49,7 @@ RAMP = (0.2, 0.6)  # of a one-stage run: where the budget begins to bite, and wh
 class Settings(Course):
     """budget: mean score to reach, 0 takes --target or 0.5. lr: of the attention network. lambda_score: where the
     weight of the score term starts. mass: share of the sum of scores that stays without a target. width: of queries
-    and keys. filters: one stage that trains the filters too, under the growing mask; reinit: the same from random
-    weights. weights_lr: the rate of the filters, 0 takes 3e-4, or 2e-3 from random weights."""
+    and keys. reinit: one stage from random weights; weights_lr is then the rate of the filters."""
 
     epochs: int = 8
     lr: float = 0.03
@@ -59,9 +57,8 @@ class Settings(Course):
     lambda_score: float = 1.0
     mass: float = 0.95
     width: int = 32
-    filters: bool = False
     reinit: bool = False
-    weights_lr: float = 0.0
+    weights_lr: float = 2e-3
 
 
 @method(
@@ -74,36 +71,33 @@ def paam(context: Context) -> Outcome:
     options.require(0 < budget < 1, "paam", f"budget={budget:g}: give a share between 0 and 1")
     options.require(0 < settings.mass <= 1, "paam", f"mass={settings.mass:g}: give a share above 0 and up to 1")
     torch.manual_seed(context.seed)
-    if settings.filters or settings.reinit:
-        return _in_one_stage(context, settings, budget)
+    if settings.reinit:
+        return _from_scratch(context, settings, budget)
     network = Network(context.model, trainable=()).to(context.device)
     run = Run(context, network, settings, budget)
     history = run.scores_only(Lessons(context, settings))
     return _outcome(context, settings, history, run, None)
 
 
-def _in_one_stage(context: Context, settings: Settings, budget: float) -> Outcome:
-    working = reinit.architecture(context.model) if settings.reinit else context.model.clone()
-    network = Network(working, freeze_norm=not settings.reinit).to(context.device)
-    if settings.reinit:
-        reinit.draw(working, network, context.seed)
-    run = Run(_with(context, _learned(context, network, working, settings)), network, settings, budget)
-    history = run.one_stage(Lessons(context, settings, teach=not settings.reinit), working)
-    model = _learned(context, network, working, settings)
+def _from_scratch(context: Context, settings: Settings, budget: float) -> Outcome:
+    working = reinit.architecture(context.model)
+    network = Network(working).to(context.device)
+    reinit.draw(working, network, context.seed)
+    run = Run(_with(context, reinit.trained(context.model, _written(network, working))), network, settings, budget)
+    history = run.one_stage(Lessons(context, settings, teach=False), working)
+    model = reinit.trained(context.model, _written(network, working))
     silence(context, model, run.masks or {})
     return _outcome(context, settings, history, run, model)
 
 
-def _learned(context: Context, network: Network, working: ir.Model, settings: Settings) -> ir.Model:
-    """The model of `context` with the weights that `network`, a bridge to `working`, has now."""
-    written = working.clone()
-    written.meta.update(context.model.meta)
-    network.write_back(written)
-    return reinit.trained(context.model, written) if settings.reinit else written
-
-
 def _with(context: Context, model: ir.Model) -> Context:
     return replace(context, coupling=replace(context.coupling, model=model))
+
+
+def _written(network: Network, working: ir.Model) -> ir.Model:
+    copy = working.clone()
+    network.write_back(copy)
+    return copy
 
 
 def silence(context: Context, model: ir.Model, masks: Mapping[Dim, Tensor]) -> None:
@@ -179,8 +173,7 @@ class Run:
         self.attention = AttentionNetwork(context, settings.width).to(context.device)
         gates_context = replace(context, dims=tuple(self.attention.dims))
         self.gates = Gates(gates_context, network)
-        one_stage = settings.filters or settings.reinit
-        self.silencers = Gates(gates_context, network, all_makers=True) if one_stage else None
+        self.silencers = Gates(gates_context, network, all_makers=True) if settings.reinit else None
         shares = {dim: context.cost.marginal("macs", dim) * dim.size for dim in self.attention.dims}
         total = sum(shares.values()) or 1.0
         self.omega = {dim: share / total for dim, share in shares.items()}
@@ -217,11 +210,7 @@ class Run:
         self.network.train()
         self.working = working
         own = torch.optim.Adam(self.attention.parameters(), lr=self.settings.lr)
-        if self.settings.reinit:
-            lr = self.settings.weights_lr or FRESH_LR
-            weights = torch.optim.Adam(self.network.parameters_by_name.values(), lr=lr)
-        else:
-            weights = training.adam(self.network, self.settings.weights_lr or TRAINED_LR)
+        weights = torch.optim.Adam(self.network.parameters_by_name.values(), lr=self.settings.weights_lr)
         history = training.run(
             self.context,
             self.network,
@@ -305,7 +294,7 @@ class Run:
         return masks
 
     def _refresh_filters(self) -> None:
-        model = _learned(self.context, self.network, self.working, self.settings)
+        model = reinit.trained(self.context.model, _written(self.network, self.working))
         now = AttentionNetwork(_with(self.context, model), self.settings.width)
         for (_, old), (_, new) in zip(self.attention.named_buffers(), now.named_buffers(), strict=True):
             old.copy_(new)

@@ -1,13 +1,18 @@
 """Models of float16: rounding that is coarser than the tolerance is no difference."""
 
+import subprocess
+import sys
+from contextlib import closing
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx_text import model, proto
 
-from onnxprune import graph, precision, surgery, verify
+from onnxprune import graph, precision, runtime, surgery, verify
 from onnxprune.coupling import analyze
+from onnxprune.recover.segments import Walk
 
 HALF = (
     "(float16[n,3,8,8] x, float16[32,3,3,3] w, float16[32] g, float16[32] b, float16[32] m, float16[32] var, "
@@ -71,3 +76,34 @@ def test_decisions_excuse_nothing_before_single_precision_was_looked_at(monkeypa
     monkeypatch.setattr(verify, "only_decisions_differ", excuse)
     assert not verify.compare(cut, masked, verify.random_feeds(coupling.model, coupling.shapes)).ok
     assert asked == [False]
+
+
+def test_least_squares_of_halves_are_computed_in_single_precision():
+    source = model(HALF)
+    feeds = [verify.random_feeds(source, analyze(source).shapes)[0]]
+    with closing(Walk(source, feeds, ["c", "t"])) as walk:
+        batches = [found for name in ("c", "t") for found in walk.to([name])]
+    single = precision.single(source)
+    session = runtime.open_session(single, extra_outputs=["c", "t"])
+    wanted = runtime.run(session, precision.single_feeds(feeds)[0])
+    for name, values in (batches[0] | batches[1]).items():
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, wanted[name], atol=1e-5 * np.abs(wanted[name]).max())
+
+
+CRASHING = (
+    "(float16[n,6,16] x, float16[16] g, float16[16] c, float16[16,24] w, float16[24] b, float16[24,8] u) "
+    "=> (float16[n,6,8] y) { a = LayerNormalization(x, g, c) t = Transpose<perm = [1, 0, 2]>(a) m = MatMul(t, w) "
+    "s = Add(b, m) r = Sigmoid(s) q = MatMul(r, u) y = Transpose<perm = [1, 0, 2]>(q) }"
+)
+
+
+def test_a_model_that_onnxruntime_dies_of_is_refused_in_one_line(tmp_path):
+    """In onnxruntime 1.31; where another version runs it, it is pruned."""
+    onnx.save(proto(CRASHING), tmp_path / "half.onnx")
+    words = [tmp_path / "half.onnx", tmp_path / "out.onnx", "--method", "l1", "--target", "params=0.6", "--no-latency"]
+    ran = subprocess.run([sys.executable, "-m", "onnxprune", *map(str, words)], capture_output=True, text=True)
+    assert ran.returncode in (0, 2), ran.stderr
+    if ran.returncode:
+        assert "onnxruntime ends with SIGSEGV on this model; it cannot be run" in ran.stderr
+        assert ran.stderr.count("\n") == 1

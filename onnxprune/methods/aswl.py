@@ -37,14 +37,15 @@ Hook = Callable[[Tensor], Tensor]
 CAP, EDGE_CAP = 0.98, 0.5
 FROZEN_SHARE = 0.25
 PRETRAINED, FRESH = 3.0, 0.0
-LR, DEEP_LR = 3e-3, 7e-4  # of Adam; deep networks multiply what each layer changes, and lose what they were trained to
+LR, LEAST_LR = 3e-3, 7e-4  # of Adam; deep networks multiply what each layer changes, and lose what they were trained to
 SHALLOW = 6  # layers
 
 
 @dataclass(frozen=True)
 class Settings(Course):
     """density: share of the weights that stays, 0 takes --target or 0.3. alpha, gamma: as in the formulas. refresh:
-    steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers 7e-4.
+    steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers L only 6 / L of it, at
+    least 7e-4.
     attention_lr: 0 chooses by the number of steps. reinit: train from random weights."""
 
     epochs: int = 6
@@ -77,7 +78,7 @@ def aswl(context: Context) -> Outcome:
         reinit.draw(working, network, context.seed)
     attention = Attention(working, network, chosen, settings, density)
     lessons = Lessons(context, settings, teach=not settings.reinit)
-    lr = settings.lr or (LR if settings.reinit or len(chosen) <= SHALLOW else DEEP_LR)
+    lr = settings.lr or LR * (1.0 if settings.reinit else min(1.0, max(SHALLOW / len(chosen), LEAST_LR / LR)))
     weights = (
         torch.optim.Adam(network.parameters_by_name.values(), lr=lr) if settings.reinit else training.adam(network, lr)
     )

@@ -336,6 +336,25 @@ def test_verify_accepts_weights_tuned_elsewhere_only_when_told(cli, tmp_path):
     assert "with the recovered weights" in ran.out
 
 
+def test_equal_weights_that_tuning_parted_are_verified_by_the_plan(cli, tmp_path):
+    source, out, plan, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
+    text = (
+        "(float[n,10] x, float[10,24] w, float[24,6] u, float[10,24] v, float[24,6] o) => (float[n,6] y) "
+        "{ a = MatMul(x, w) r = Sigmoid(a) b = MatMul(r, u) c = MatMul(x, v) s = Tanh(c) "
+        "d = MatMul(s, o) y = Add(b, d) }"
+    )
+    rng = np.random.default_rng(0)
+    equal = rng.normal(size=(10, 24)).astype(np.float32)
+    onnx.save(proto(text, {"w": equal, "v": equal}), source)
+    np.savez(data, x=rng.normal(size=(80, 10)).astype(np.float32))
+    tuned = ("--method", "taylor", "--data", data, "--epochs", 1, "--lr", 0.05, "--target", "params=0.6", "--align", 1)
+    ran = cli(source, out, *tuned, "--no-latency", "--plan", plan)
+    assert ran.code == 0, ran.err
+    ran = cli("verify", source, out, "--plan", plan)
+    assert ran.code == 0, ran.err
+    assert "with the recovered weights" in ran.out
+
+
 def test_a_tuned_norm_over_a_width_that_shrank_and_a_split_are_verified_by_the_plan(cli, tmp_path):
     source, out, plan, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
     text = (

@@ -68,7 +68,7 @@ def finetune(
     started = time.monotonic()
     asked = settings or Settings()
     fingerprint = _fingerprint(cut_model, asked, samples, held, masks)
-    settings = choose(samples, cut_model, asked.device, asked)
+    settings = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
     device = distributed.device_of(settings.device)
     with distributed.group(device), _deterministic(device):
         run, model = _prepare(

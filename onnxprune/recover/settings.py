@@ -111,8 +111,12 @@ def _plain(value: Any) -> Any:
     return f"{value.__module__}:{value.__qualname__}" if callable(value) else value
 
 
-def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Settings | None = None) -> Settings:
+def choose(
+    samples: Samples, model: ir.Model, device: str = "cpu", settings: Settings | None = None, *, masked: bool = False
+) -> Settings:
     """`settings` with everything chosen that depends on the size of the data, the kind of model and the device.
+
+    masked: weights stay zero, so that least squares did not come before.
 
     What only a measurement can tell ('auto' for amp, None for channels_last) stays open until training starts.
     """
@@ -134,16 +138,19 @@ def choose(samples: Samples, model: ir.Model, device: str = "cpu", settings: Set
         batch_size=batch,
         optimizer=optimizer,
         batchnorm=batchnorm,
-        statistics=_statistics(steps, batchnorm) if s.statistics == "auto" else s.statistics,
+        statistics=_statistics(steps, batchnorm, masked) if s.statistics == "auto" else s.statistics,
         lr=lr,
         weight_decay=decay,
         ema=min(ema, 0.9995),
     )
 
 
-def _statistics(steps: int, batchnorm: str) -> str:
-    """Norms that were put back have nothing to lose by those of the batch, measured in docs/results/recovery.md."""
-    return "frozen" if steps < SHORT and batchnorm == "off" else "batch"
+def _statistics(steps: int, batchnorm: str, masked: bool) -> str:
+    """Norms that were put back have nothing to lose by those of the batch, and neither has what was not refitted.
+
+    Measured in docs/results/recovery.md and cifar10.md.
+    """
+    return "frozen" if steps < SHORT and batchnorm == "off" and not masked else "batch"
 
 
 def _batch_size(count: int) -> int:

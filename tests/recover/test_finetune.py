@@ -220,6 +220,7 @@ def test_what_depends_on_data_and_model_is_chosen(folded: Digits, normed: Digits
     assert choose(normed.tune, normed.model).batchnorm == "off"
     assert choose(folded.tune, folded.model, settings=QUICK).epochs == 2
     assert choose(folded.tune, folded.model).statistics == "batch"
+    assert choose(normed.tune, normed.model, settings=Settings(epochs=1), masked=True).statistics == "batch"
     assert [choose(normed.tune, normed.model, settings=Settings(epochs=n)).statistics for n in (1, 999)] == [
         "frozen",
         "batch",

@@ -56,9 +56,9 @@ def recover(
         retrying(
             lambda: constants.push(subject.coupling, keep, cut_model, subject.tune), "pushing constants", fixed=fixed
         )
-    if subject.tune is None or options.level == "constants":
-        return None
     fitted = learned_from(subject, options, PLENTY)
+    if fitted is None or options.level == "constants":
+        return None
     if not zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
 

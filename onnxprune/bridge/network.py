@@ -43,8 +43,8 @@ class Network(nn.Module):
         if model.functions:
             model = model.clone()
             passes.InlinePass()(model)
-        types = {value.name or "": value.dtype for value in model.graph.outputs}
-        self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types.items() if dtype in precision.HALVES}
+        halves = [value for value in model.graph.outputs if value.dtype in precision.HALVES]
+        self._rounded = {value.name or "": TORCH_TYPES[value.dtype] for value in halves if value.dtype is not None}
         if precision.has_halves(model):
             model = precision.single(model)
         opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in model.opset_imports.items()}

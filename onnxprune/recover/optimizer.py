@@ -43,7 +43,8 @@ class Average:
     def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         now = [tensors[name].detach() for name in self.tensors]
-        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)  # one kernel instead of hundreds on a GPU
+        # One kernel on a GPU instead of hundreds.
+        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)  # type: ignore[attr-defined]
 
 
 def clip(parameters: Iterable[Tensor], largest: float) -> None:

@@ -108,11 +108,16 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     return simplified
 
 
-def finish(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
-    """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged."""
-    finished = simplify(model, skipped=["fuse_qkv", "fuse_attention"], bake=True) if rewrite else model.clone()
+def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
+    """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged.
+
+    join: equal initializers become one.
+    """
+    skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
+    finished = simplify(model, skipped=skipped, bake=True) if rewrite else model.clone()
     _drop_unused_initializers(finished)
-    tie(finished)
+    if join:
+        tie(finished)
     finished.meta.update(model.meta)
     return finished
 

@@ -222,9 +222,9 @@ def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[s
         yield "size counts the packed file"
 
 
-def finish(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
-    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions."""
+def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
+    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions; `join`: see graph."""
     folded = model.clone()
     folded.meta.update(model.meta)
     batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
-    return graph.finish(folded, rewrite=rewrite)
+    return graph.finish(folded, rewrite=rewrite, join=join)

@@ -1,7 +1,5 @@
 """Checking a result by its plan, from the files alone."""
 
-import hashlib
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,9 +75,8 @@ def _check_recovered(subject: Subject, keep: Keep, result: ir.Model, out: Path) 
     """
     tuned = graph.normalize(result)
     # Nodes that finishing makes are numbered as they come: all biases have to be there before.
-    alike = _with_biases_of(subject.model, tuned)
-    _tell_apart(alike, subject.coupling)
-    folded = graph.normalize(pipeline.finish(alike))
+    # Weights that are equal here may be so no longer in the result.
+    folded = graph.normalize(pipeline.finish(_with_biases_of(subject.model, tuned), join=False))
     coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
     keep = same_positions(subject.coupling, keep, coupling)
     twin = surgery.mask(replace(coupling, model=_put_back(coupling, keep, tuned, out)), keep)
@@ -99,22 +96,6 @@ def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
         if b is not None and not biases.has_bias(linear) and (fused or longer or f"{name}.add_bias" in nodes):
             biases.write_bias(model, linear, b + 1)  # no zeros, or they would be simplified away
     return model
-
-
-def _tell_apart(model: ir.Model, coupling: Coupling) -> None:
-    """Makes equal weights differ by a trifle, in place: finishing would join them, and with them what tuning parted.
-
-    Their numbers are of no account, see `_put_back`.
-    """
-    seen: Counter[tuple] = Counter()
-    for name, value in model.graph.initializers.items():
-        free = any(dim.frozen is None for axis in coupling.axes.get(name, ()) for dim in dims.leaves(axis))
-        array = graph.array_of(value) if free else np.zeros(0, int)
-        if array.dtype.kind == "f":
-            key = (array.dtype, array.shape, hashlib.sha256(array.tobytes()).digest())
-            if seen[key]:
-                graph.set_constant(value, array + array.dtype.type(1e-3 * seen[key]))
-            seen[key] += 1
 
 
 def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.ndarray]:
@@ -138,9 +119,9 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
     model.meta.update(coupling.model.meta)
     nodes = {node.name: node for node in result.graph}
     for node in coupling.model.graph:
-        other = nodes.get(node.name)
         if not any(_holds_floats(value) for value in node.inputs):
             continue  # nothing of it was tuned, and what repeats or reshapes may be gone with the heads
+        other = nodes.get(node.name)
         if other is None or other.op_type != node.op_type or not _reads_alike(node, other):
             raise VerificationError(
                 f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"

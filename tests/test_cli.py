@@ -336,41 +336,38 @@ def test_verify_accepts_weights_tuned_elsewhere_only_when_told(cli, tmp_path):
     assert "with the recovered weights" in ran.out
 
 
+def verified_after_tuning(cli, folder, method, text, constants=None):
+    """What `verify` says of the fine-tuned result of a model of ten inputs x, by the plan."""
+    source, out, plan, data = (folder / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
+    onnx.save(proto(text, constants), source)
+    np.savez(data, x=np.random.default_rng(0).normal(size=(80, 10)).astype(np.float32))
+    tuned = ("--method", method, "--data", data, "--epochs", 1, "--lr", 0.05, "--target", "params=0.6", "--align", 1)
+    ran = cli(source, out, *tuned, "--no-latency", "--plan", plan)
+    assert ran.code == 0, ran.err
+    ran = cli("verify", source, out, "--plan", plan)
+    assert ran.code == 0, ran.err
+    assert "with the recovered weights" in ran.out
+    return ran.out
+
+
 def test_equal_weights_that_tuning_parted_are_verified_by_the_plan(cli, tmp_path):
-    source, out, plan, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
     text = (
         "(float[n,10] x, float[10,24] w, float[24,6] u, float[10,24] v, float[24,6] o) => (float[n,6] y) "
         "{ a = MatMul(x, w) r = Sigmoid(a) b = MatMul(r, u) c = MatMul(x, v) s = Tanh(c) "
         "d = MatMul(s, o) y = Add(b, d) }"
     )
-    rng = np.random.default_rng(0)
-    equal = rng.normal(size=(10, 24)).astype(np.float32)
-    onnx.save(proto(text, {"w": equal, "v": equal}), source)
-    np.savez(data, x=rng.normal(size=(80, 10)).astype(np.float32))
-    tuned = ("--method", "taylor", "--data", data, "--epochs", 1, "--lr", 0.05, "--target", "params=0.6", "--align", 1)
-    ran = cli(source, out, *tuned, "--no-latency", "--plan", plan)
-    assert ran.code == 0, ran.err
-    ran = cli("verify", source, out, "--plan", plan)
-    assert ran.code == 0, ran.err
-    assert "with the recovered weights" in ran.out
+    equal = np.random.default_rng(0).normal(size=(10, 24)).astype(np.float32)
+    verified_after_tuning(cli, tmp_path, "taylor", text, {"w": equal, "v": equal})
 
 
 def test_a_tuned_norm_over_a_width_that_shrank_and_a_split_are_verified_by_the_plan(cli, tmp_path):
-    source, out, plan, data = (tmp_path / name for name in ("in.onnx", "out.onnx", "plan.json", "x.npz"))
     text = (
         "(float[n,10] x, float[10,24] w, float[24] g, float[24] c, float[24,32] u, float[16,6] v) => (float[n,6] y) "
         "{ a = MatMul(x, w) b = LayerNormalization(a, g, c) d = MatMul(b, u) "
         "e, f = Split<axis = 1, num_outputs = 2>(d) s = Sigmoid(e) p = Mul(s, f) y = MatMul(p, v) }"
     )
-    onnx.save(proto(text), source)
-    np.savez(data, x=np.random.default_rng(0).normal(size=(80, 10)).astype(np.float32))
-    tuned = ("--method", "l1", "--data", data, "--epochs", 1, "--lr", 0.05, "--target", "params=0.6", "--align", 1)
-    ran = cli(source, out, *tuned, "--no-latency", "--plan", plan)
-    assert ran.code == 0, ran.err
-    ran = cli("verify", source, out, "--plan", plan)
-    assert ran.code == 0, ran.err
-    assert "with the recovered weights" in ran.out
-    assert float(ran.out.split("largest difference ")[1].split(",")[0]) < 1e-5
+    said = verified_after_tuning(cli, tmp_path, "l1", text)
+    assert float(said.split("largest difference ")[1].split(",")[0]) < 1e-5
 
 
 def test_verify_fails_on_the_result_of_another_plan(cli, tmp_path):

@@ -43,8 +43,8 @@ class Network(nn.Module):
         if model.functions:
             model = model.clone()
             passes.InlinePass()(model)
-        halves = [value for value in model.graph.outputs if value.dtype in precision.HALVES]
-        self._rounded = {value.name or "": TORCH_TYPES[value.dtype] for value in halves if value.dtype is not None}
+        types = ((value.name or "", value.dtype) for value in model.graph.outputs)
+        self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types if dtype and dtype in precision.HALVES}
         if precision.has_halves(model):
             model = precision.single(model)
         opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in model.opset_imports.items()}
@@ -112,7 +112,8 @@ class Network(nn.Module):
         outputs = run(self.plain_program if self._looks_inside(capture) else self.program, inputs, context)
         result = dict(zip(self.output_names, outputs, strict=True))
         for name, dtype in self._rounded.items():
-            result[name] = result[name] if result[name].requires_grad else result[name].to(dtype)
+            if not result[name].requires_grad:
+                result[name] = result[name].to(dtype)
         for name in capture:
             result[name] = self._captured(name, context, feeds, held)
         return result

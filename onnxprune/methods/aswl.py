@@ -44,8 +44,7 @@ SHALLOW = 6  # layers
 @dataclass(frozen=True)
 class Settings(Course):
     """density: share of the weights that stays, 0 takes --target or 0.3. alpha, gamma: as in the formulas. refresh:
-    steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers L only 6 / L of it, at
-    least 7e-4.
+    steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers L only 6 / L of it, at least 7e-4.
     attention_lr: 0 chooses by the number of steps. reinit: train from random weights."""
 
     epochs: int = 6
@@ -78,10 +77,10 @@ def aswl(context: Context) -> Outcome:
         reinit.draw(working, network, context.seed)
     attention = Attention(working, network, chosen, settings, density)
     lessons = Lessons(context, settings, teach=not settings.reinit)
-    lr = settings.lr or LR * (1.0 if settings.reinit else min(1.0, max(SHALLOW / len(chosen), LEAST_LR / LR)))
-    weights = (
-        torch.optim.Adam(network.parameters_by_name.values(), lr=lr) if settings.reinit else training.adam(network, lr)
-    )
+    if settings.reinit:
+        weights = torch.optim.Adam(network.parameters_by_name.values(), lr=settings.lr or LR)
+    else:
+        weights = training.adam(network, settings.lr or max(LEAST_LR, LR * min(1.0, SHALLOW / len(chosen))))
     rate = settings.attention_lr or 12 / max(1, settings.epochs * lessons.steps_per_epoch)
     own = torch.optim.Adam([attention.theta], lr=rate)
     start = attention.values()

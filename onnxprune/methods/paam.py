@@ -179,7 +179,7 @@ class Run:
         self.omega = {dim: share / total for dim, share in shares.items()}
         self.weight = settings.lambda_score
         self.masks: dict[Dim, Tensor] | None = None
-        self.decided = False  # whether the masks are those of the budget, to stay
+        self.settled = False  # whether the masks are those of the budget, to stay
         self.sums: dict[Dim, Tensor] = {}
         self.steps = 0
 
@@ -245,8 +245,8 @@ class Run:
             self._refresh_filters()
         self.scores = self.attention()
         way = (step.progress - RAMP[0]) / (RAMP[1] - RAMP[0])
-        if way > 0 and not self.decided and (step.first or way >= 1):  # once an epoch: filters need time under a mask
-            self.decided = way >= 1
+        if way > 0 and not self.settled and (step.first or way >= 1):  # once an epoch: filters need time under a mask
+            self.settled = way >= 1
             with torch.no_grad():
                 self.masks = self._highest(1 - (1 - self.budget) * min(way, 1.0))
         assert self.silencers is not None

@@ -70,9 +70,14 @@ class Lessons:
         self.label_weight = course.label_weight
         self.augmentation = Augmentation(seed=context.seed, flip=course.flip, crop=course.crop)
         self.drawn = 0  # batches that were augmented
-        teacher = Network(context.model, trainable=()).to(self.device).eval() if teach else None
-        self.teacher = teacher if self.augmentation.augments else None
-        self.answers = {} if teacher is None or self.augmentation.augments else self._taught(teacher)
+        self.teacher: Network | None = None  # asked batch by batch, where images are augmented
+        self.answers: dict[str, Tensor] = {}
+        if teach:
+            teacher = Network(context.model, trainable=()).to(self.device).eval()
+            if self.augmentation.augments:
+                self.teacher = teacher
+            else:
+                self.answers = self._taught(teacher)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -139,8 +139,8 @@ def test_what_onnxsim_spoils_at_the_end_is_written_without_it(cli, tmp_path, mon
     onnx.save(filled(CNN), tmp_path / "cnn.onnx")
     finish = graph.finish
 
-    def spoiling(source: ir.Model, *, rewrite: bool = True) -> ir.Model:
-        found = finish(source, rewrite=rewrite)
+    def spoiling(source: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
+        found = finish(source, rewrite=rewrite, join=join)
         weight = found.graph.initializers["w5"]
         array = graph.array_of(weight)
         if rewrite:

@@ -1,8 +1,8 @@
 """paam: an attention network scores filters by their weights (Pruning by Active Attention Manipulation, 2210.11114).
 
 A small attention network per layer, with query, key and value, maps the layer's filters to "analog" scores S that
-multiply the feature maps. The scores of all layers are learned jointly, and no gradient reaches a filter through its
-score:
+multiply the feature maps. The scores of all layers are learned jointly, and no gradient
+reaches a filter through its score:
 
     L = task(f(x; W, S)) + lambda sum_l omega_l mean_i S_l,i          omega_l: share of the MACs
     S = LE(c + 1/n sum_j e_ij u(F_j)),  e_ij = v tanh(Wq F_i + Wk F_j + b),  u(F) = Wv F

@@ -1,10 +1,9 @@
 """paam: an attention network scores filters by their weights (Pruning by Active Attention Manipulation, 2210.11114).
 
 A small attention network per layer, with query, key and value, maps the layer's filters to "analog" scores S that
-multiply the feature maps. The scores of all layers are learned jointly, and no gradient
-reaches a filter through its score:
+multiply the feature maps. Only it is trained; the scores of all layers are learned jointly:
 
-    L = task(f(x; W, S)) + lambda sum_l omega_l mean_i S_l,i          omega_l: share of the MACs
+    L = task(f(x; W frozen, S)) + lambda sum_l omega_l mean_i S_l,i          omega_l: share of the MACs
     S = LE(c + 1/n sum_j e_ij u(F_j)),  e_ij = v tanh(Wq F_i + Wk F_j + b),  u(F) = Wv F
     LE(x) = exp(x) for x <= 0, 1 + 0.01 x above
 
@@ -17,9 +16,7 @@ public. Filters are standardized per layer with their log norm as one column mor
 behind bias and norm. lambda is steered so that the weighted mean score falls along a line to the budget, where the
 paper leaves its tuning open. Scores are averaged over that way: a unit that holds out longer ranks higher, and the
 order no longer depends on where the way ends. Units that share a Dim share one score, the mean over its layers.
-Without labels the task is distillation. Where fine-tuning follows, the filters learn on while scores do, as in the
-paper, and are thrown away, for they serve gates between 0 and 1: scores then tell what training cannot make good.
-`reinit` trains filters and scores in one stage from random weights, units
+Without labels the task is distillation. `reinit` trains filters and scores in one stage from random weights, units
 leave as the budget grows and may return until 60 % of the run.
 """
 
@@ -45,7 +42,6 @@ from onnxprune.select import aligned
 
 LEAST_SHARE, LEAST_UNITS = 0.05, 2
 STEERING, STEP_LIMIT = 1.0, 0.1  # growth of log lambda per step: by the gap of the mean score, and at most
-WEIGHTS_LR, REINIT_LR = 3e-4, 2e-3
 RAMP = (0.2, 0.6)  # of a one-stage run: where the budget begins to bite, and where the masks are fixed
 
 
@@ -53,8 +49,7 @@ RAMP = (0.2, 0.6)  # of a one-stage run: where the budget begins to bite, and wh
 class Settings(Course):
     """budget: mean score to reach, 0 takes --target or 0.5. lr: of the attention network. lambda_score: where the
     weight of the score term starts. mass: share of the sum of scores that stays without a target. width: of queries
-    and keys. reinit: one stage from random weights. weights_lr: rate of the filters meanwhile, 0 leaves them as they
-    are; by default WEIGHTS_LR where fine-tuning follows, with reinit REINIT_LR, else 0."""
+    and keys. reinit: one stage from random weights; weights_lr is then the rate of the filters."""
 
     epochs: int = 8
     lr: float = 0.03
@@ -63,7 +58,7 @@ class Settings(Course):
     mass: float = 0.95
     width: int = 32
     reinit: bool = False
-    weights_lr: float = -1.0
+    weights_lr: float = 2e-3
 
 
 @method(
@@ -75,14 +70,10 @@ def paam(context: Context) -> Outcome:
     budget = settings.budget or context.target or 0.5
     options.require(0 < budget < 1, "paam", f"budget={budget:g}: give a share between 0 and 1")
     options.require(0 < settings.mass <= 1, "paam", f"mass={settings.mass:g}: give a share above 0 and up to 1")
-    if settings.weights_lr < 0:
-        learning = WEIGHTS_LR if context.recover == "finetune" else 0.0
-        settings = replace(settings, weights_lr=REINIT_LR if settings.reinit else learning)
     torch.manual_seed(context.seed)
     if settings.reinit:
         return _from_scratch(context, settings, budget)
-    trainable = None if settings.weights_lr else ()
-    network = Network(context.model, trainable=trainable).to(context.device)
+    network = Network(context.model, trainable=()).to(context.device)
     run = Run(context, network, settings, budget)
     history = run.scores_only(Lessons(context, settings))
     return _outcome(context, settings, history, run, None)
@@ -197,17 +188,15 @@ class Run:
         return torch.stack([self.omega[dim] * score.mean() for dim, score in scores.items()]).sum()
 
     def scores_only(self, lessons: Lessons) -> list[float]:
-        """Trains the attention network, and the filters where they have a rate; loss by epoch."""
+        """Trains the attention network with the filters frozen; loss by epoch."""
         self.network.eval()
-        optimizers = [torch.optim.Adam(self.attention.parameters(), lr=self.settings.lr)]
-        if self.network.parameters_by_name:
-            optimizers.append(training.adam(self.network, self.settings.weights_lr))
+        optimizer = torch.optim.Adam(self.attention.parameters(), lr=self.settings.lr)
         history = training.run(
             self.context,
             self.network,
             lessons,
             self.settings,
-            optimizers,
+            [optimizer],
             name="paam",
             before=self.apply,
             penalty=self.penalty,

@@ -1,12 +1,10 @@
 """PAAM: the activation, the attention network, what it learns about planted filters, and selection."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from toys import context_of, digits_context, scaled, toy, with_model
 
-from onnxprune import cost, graph, metrics, runtime, select, surgery
+from onnxprune import cost, metrics, runtime, select, surgery
 from onnxprune.data import input_infos, load_samples
 from onnxprune.methods import base, paam, paam_network
 
@@ -106,17 +104,6 @@ def test_without_a_target_no_more_goes_than_the_budget():
     assert 0.5 <= left(paam.decided(context, scores, 0.95, 0.5)) < 0.7
     even = {dim: np.linspace(0.9, 1, dim.size) for dim in context.dims}
     assert left(paam.decided(context, even, 0.95, 0.5)) > 0.8  # the mass prunes less
-
-
-def test_where_fine_tuning_follows_filters_learn_along_and_are_thrown_away():
-    context = digits_context(target=0.5, epochs=2, train_samples=256)
-    before = graph.digest(context.model)
-    frozen, following = run(context), run(replace(context, recover="finetune"))
-    still = run(replace(context, recover="finetune", options={**context.options, "weights_lr": 0}))
-    assert any((frozen.scores[dim] != following.scores[dim]).any() for dim in context.dims)
-    assert all((frozen.scores[dim] == still.scores[dim]).all() for dim in context.dims)
-    assert following.model is None
-    assert graph.digest(context.model) == before
 
 
 @pytest.mark.slow

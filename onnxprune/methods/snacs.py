@@ -9,10 +9,12 @@ dies. Ours, and the default, is `mode=filter`: a filter's score is the mean of r
 so that every zero is a removed unit. Limits, threshold and protection are those of the paper in both modes.
 Without a target the method decides how much to remove: one global threshold, capped by each layer's limit, raised
 until the network with all layers pruned together loses `tolerance` of its answers before any training.
+With a target scores order the units of a layer, and layers are weighed against each other by what the loss loses,
+to first order, when their lowest-scored units go (`between=loss`); rho has no scale that layers share. [ours]
 
 Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
-(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), density (in
-connection mode: share of the connections that stays; 0 takes --target, else the method decides).
+(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), between (loss,
+mean), density (in connection mode: share of the connections that stays; 0 takes --target, else the method decides).
 See docs/methods/snacs.md.
 """
 
@@ -25,10 +27,11 @@ import numpy as np
 from onnxprune import metrics, runtime, surgery
 from onnxprune.coupling import Dim
 from onnxprune.data import Samples
+from onnxprune.errors import BridgeError
 from onnxprune.methods import acmi_select as rules
-from onnxprune.methods import connections, options
+from onnxprune.methods import connections, options, taylor
 from onnxprune.methods.acmi import connection_scores
-from onnxprune.methods.base import Context, Needs, Outcome, method
+from onnxprune.methods.base import Context, Needs, Outcome, method, together
 from onnxprune.methods.connections import Layer
 from onnxprune.methods.magnitude import l2
 from onnxprune.select import aligned
@@ -56,6 +59,7 @@ class Settings:
     tolerance: float = 0.0  # 0: TOLERANCE
     protect: float = 0.05
     density: float = 0.0
+    between: str = "loss"
 
 
 @method(
@@ -63,7 +67,12 @@ class Settings:
 )
 def snacs(context: Context) -> Outcome:
     settings = options.read(Settings, context, "snacs")
-    for name, allowed in (("mode", ("filter", "connection")), ("limits", ("auto", "labels", "pseudo", "error"))):
+    choices = (
+        ("mode", ("filter", "connection")),
+        ("limits", ("auto", "labels", "pseudo", "error")),
+        ("between", ("loss", "mean")),
+    )
+    for name, allowed in choices:
         options.require(getattr(settings, name) in allowed, "snacs", f"{name} is one of {', '.join(allowed)}")
     options.require(0 <= settings.tolerance < 1, "snacs", "tolerance is a share of answers, between 0 and 1")
     options.require(0 <= settings.density <= 1, "snacs", "density is a share of the connections, between 0 and 1")
@@ -144,6 +153,13 @@ def _filters(
         f"snacs: global threshold at {fraction:.3f} of all scores, limits by {_limits_from(context, settings, classes)}"
     )
     raised = {dim: _raise(values, protected[dim]) for dim, values in scores.items()}
+    if settings.between == "loss":
+        try:
+            losses = taylor.losses(context)
+            raised = {dim: together(losses[dim], values) for dim, values in raised.items()}
+            return Outcome(raised, comparable=True, limits=limits, keep=keep, notes=tuple(notes))
+        except BridgeError as error:
+            notes.append(f"layers were compared by the mean of their scores, for want of a gradient: {error}")
     return Outcome(raised, limits=limits, keep=keep, notes=tuple(notes))
 
 

@@ -9,9 +9,11 @@ is the mean square of the outputs. Where samples are not stacked on axis 0 a bat
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from onnxprune.bridge.network import Network
+from onnxprune.coupling import Dim
 from onnxprune.methods import objective, options
 from onnxprune.methods.base import Context, Needs, Outcome, method
 from onnxprune.methods.gates import Gates
@@ -33,11 +35,24 @@ class Settings:
 def taylor(context: Context) -> Outcome:
     """Scores by the gradient of the loss at gates of 1."""
     settings = options.read(Settings, context, "taylor")
+    scores = losses(context, settings.samples, settings.score_batch)
+    labelled = context.samples is None or context.samples.labels is not None
+    notes = () if labelled else ("taylor used the model's own answers as labels",)
+    return Outcome(scores, comparable=True, losses=settings.joint, notes=notes)
+
+
+def losses(
+    context: Context, samples: int = Settings.samples, batch: int = Settings.score_batch
+) -> dict[Dim, np.ndarray]:
+    """What the loss loses, to first order, when a unit alone goes: (size,) by Dim, over up to `samples` samples.
+
+    Raises: BridgeError where the model has no torch counterpart or no gradient.
+    """
     network = Network(context.model, trainable=()).to(context.device).eval()
     gates = Gates(context, network)
     totals = {dim: torch.zeros(dim.size, dtype=torch.float64) for dim in context.dims}
     count = dict.fromkeys(context.dims, 0)
-    for feeds, labels in objective.walk(context, settings.samples, settings.score_batch):
+    for feeds, labels in objective.walk(context, samples, batch):
         size = len(next(iter(feeds.values())))
         gates.open(size, context.device)
         loss = objective.loss(network(feeds), labels)
@@ -46,10 +61,4 @@ def taylor(context: Context) -> Outcome:
             own = grad * size if len(grad) > 1 else grad
             totals[dim] += own.double().square().sum(0).cpu()
             count[dim] += len(own)
-    note = (
-        ""
-        if context.samples is None or context.samples.labels is not None
-        else "taylor used the model's own answers as labels"
-    )
-    scores = {dim: (total / max(1, count[dim])).numpy() for dim, total in totals.items()}
-    return Outcome(scores, comparable=True, losses=settings.joint, notes=(note,) if note else ())
+    return {dim: (total / max(1, count[dim])).numpy() for dim, total in totals.items()}

@@ -10,8 +10,8 @@ from onnx_text import model as text_model
 from onnxprune import cost, graph
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
-from onnxprune.errors import UsageError
-from onnxprune.methods import base, connections, snacs
+from onnxprune.errors import BridgeError, UsageError
+from onnxprune.methods import base, connections, snacs, taylor
 from onnxprune.methods.base import Context
 
 N, P, C = 600, 16, 24
@@ -173,3 +173,27 @@ def test_a_stack_of_matrices_is_no_layer():
     text = "(float[2,6,8] x, float[2,8,16] w, float[16,4] v) => (float[2,6,4] y) { a = MatMul(x, w) y = MatMul(a, v) }"
     context = context_of(text_model(text), np.random.default_rng(0).normal(size=(64, 6, 8)).astype(np.float32))
     assert [layer.initializer for layer in connections.find(context)] == ["v"]
+
+
+def test_layers_are_weighed_by_what_the_loss_loses_and_order_their_own_units_by_score():
+    model, x = planted(dead=5, weak=11)
+    context = context_of(model, x)
+    by_mean, by_loss = (run(context_of(model, x, between=between)) for between in ("mean", "loss"))
+    assert not by_mean.comparable
+    assert by_loss.comparable
+    losses = taylor.losses(context)
+    for one, other in zip(by_mean.scores, by_loss.scores, strict=True):
+        np.testing.assert_array_equal(np.argsort(by_mean.scores[one]), np.argsort(by_loss.scores[other]))
+    for dim, scores in by_loss.scores.items():  # a whole layer costs what its units lose together
+        whole = np.sqrt(next(values for d, values in losses.items() if d.name == dim.name)).sum() ** 2
+        assert scores.sum() >= 0.999 * whole
+
+
+def test_without_a_gradient_layers_are_weighed_by_their_mean_and_a_note_says_so(monkeypatch):
+    def fails(context: Context) -> dict:
+        raise BridgeError("no torch function for Foo")
+
+    monkeypatch.setattr(taylor, "losses", fails)
+    outcome = run(context_of(*planted(dead=5, weak=11)))
+    assert not outcome.comparable
+    assert "no torch function for Foo" in outcome.notes[-1]

@@ -78,21 +78,17 @@ class Outcome:
         return {dim: together(values) for dim, values in self.scores.items()} if self.losses else self.scores
 
 
-def together(losses: np.ndarray, scores: np.ndarray | None = None) -> np.ndarray:
-    """Losses (size,) of units that go alone -> what each adds when all before it in its Dim have gone.
+def together(losses: np.ndarray) -> np.ndarray:
+    """Losses (size,) of units that go alone -> what each adds when all cheaper ones of its Dim have gone.
 
     A loss is the square of a change, and changes of one layer's units add up: together they cost up to
     (sum of sqrt(loss))^2, not the sum. Taken one by one, cheap units of one Dim would go until it collapses. [ours]
-    They go in order of their loss or, where there are `scores` (size,), of these: the result then rises in that order.
     """
     losses = np.maximum(np.asarray(losses, np.float64), 0.0)
-    order = np.argsort(losses if scores is None else scores, kind="stable")
+    order = np.argsort(losses, kind="stable")
     changes = np.sqrt(losses[order])
     added = np.empty_like(losses)
     added[order] = changes * (2 * np.cumsum(changes) - changes)
-    if scores is not None:
-        rising = np.maximum.accumulate(added[order])
-        added[order] = rising + np.arange(len(order)) * 1e-9 * max(float(rising[-1]), 1e-30)  # no ties
     return added
 
 

@@ -10,11 +10,14 @@ so that every zero is a removed unit. Limits, threshold and protection are those
 Without a target the method decides how much to remove: one global threshold, capped by each layer's limit, raised
 until the network with all layers pruned together loses `tolerance` of its answers before any training.
 With a target scores order the units of a layer, and layers are weighed against each other by what the loss loses,
-to first order, when their lowest-scored units go (`between=loss`); rho has no scale that layers share. [ours]
+to first order, when so many of their units go (`between=loss`); rho has no scale that layers share. Widths of
+residual streams then stay whole, unless the target cannot be met otherwise: what is inside blocks can be made good
+best, and rho sees one layer at a time, where a stream has many readers. [ours]
 
 Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
 (auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), between (loss,
-mean), density (in connection mode: share of the connections that stays; 0 takes --target, else the method decides).
+mean), streams (widths of residual streams like all others), density (in connection mode: share of the connections
+that stays; 0 takes --target, else the method decides).
 See docs/methods/snacs.md.
 """
 
@@ -60,6 +63,7 @@ class Settings:
     protect: float = 0.05
     density: float = 0.0
     between: str = "loss"
+    streams: bool = False
 
 
 @method(
@@ -153,10 +157,12 @@ def _filters(
         f"snacs: global threshold at {fraction:.3f} of all scores, limits by {_limits_from(context, settings, classes)}"
     )
     raised = {dim: _raise(values, protected[dim]) for dim, values in scores.items()}
+    if not settings.streams:
+        limits.update(dict.fromkeys(context.coupling.residual & limits.keys(), 0.0))
     if settings.between == "loss":
         try:
             losses = taylor.losses(context)
-            raised = {dim: together(losses[dim], values) for dim, values in raised.items()}
+            raised = {dim: priced(values, losses[dim]) for dim, values in raised.items()}
             return Outcome(raised, comparable=True, limits=limits, keep=keep, notes=tuple(notes))
         except BridgeError as error:
             notes.append(f"layers were compared by the mean of their scores, for want of a gradient: {error}")
@@ -265,6 +271,18 @@ def protect(
 def _raise(scores: np.ndarray, protected: np.ndarray) -> np.ndarray:
     """Scores in which protected units come last to be removed, in unchanged order among themselves."""
     return np.where(protected, scores + scores.max(), scores)
+
+
+def priced(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Scores (size,) that mean the same in every Dim, in the order of `scores`; losses (size,): of each unit alone.
+
+    The k-th unit to go is priced like the k-th cheapest: the order is that of the scores, the width is the loss's.
+    """
+    prices = np.empty(len(scores))
+    rising = np.sort(together(losses))
+    ties = np.arange(len(scores)) * 1e-9 * max(float(rising[-1]), 1e-30)
+    prices[np.argsort(scores, kind="stable")] = rising + ties
+    return prices
 
 
 # How much ---------------------------------------------------------------------------------------------------------

@@ -13,22 +13,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.api import analyze, prune
     from onnxprune.bridge.ops.registry import torch_function as torch_op
-    from onnxprune.cost import macs_rule
     from onnxprune.coupling import Coupling, coupling_rule
     from onnxprune.errors import OnnxPruneError
     from onnxprune.methods.base import Outcome, method
-    from onnxprune.pipeline import Result
     from onnxprune.plan import Plan
+    from onnxprune.plan.cost import macs_rule
+    from onnxprune.run.pipeline import Result
 
 _HOMES = {
     "Coupling": "onnxprune.coupling",
     "OnnxPruneError": "onnxprune.errors",
     "Outcome": "onnxprune.methods.base",
     "Plan": "onnxprune.plan",
-    "Result": "onnxprune.pipeline",
+    "Result": "onnxprune.run.pipeline",
     "analyze": "onnxprune.api",
     "coupling_rule": "onnxprune.coupling",
-    "macs_rule": "onnxprune.cost",
+    "macs_rule": "onnxprune.plan.cost",
     "method": "onnxprune.methods.base",
     "prune": "onnxprune.api",
     "torch_op": "onnxprune.bridge.ops.registry:torch_function",

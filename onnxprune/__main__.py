@@ -2,8 +2,8 @@
 
 import gc
 
-from onnxprune import processes
 from onnxprune.cli import main as run
+from onnxprune.system import processes
 
 
 def main() -> None:

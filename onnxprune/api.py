@@ -7,11 +7,12 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from onnxprune import graph, pipeline
+from onnxprune import graph
 from onnxprune.coupling import Coupling
 from onnxprune.coupling import analyze as analyze_normalized
 from onnxprune.errors import UsageError
 from onnxprune.options import PREPROCESS, Options
+from onnxprune.run import pipeline
 
 SEVERAL = ("include", "exclude", "report")  # options of which there may be one or several
 

@@ -147,7 +147,7 @@ def alignment_for(align: int | Literal["auto"], provider: str) -> int:
     """
     if align != "auto":
         return int(align)
-    from onnxprune.bench.cache import cached_multiple
+    from onnxprune.measure.calibrations import cached_multiple
 
     measured = cached_multiple(provider)
     if measured is not None:

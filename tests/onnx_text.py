@@ -5,8 +5,9 @@ import onnx
 import onnx.parser
 import onnx_ir as ir
 
-from onnxprune import surgery, verify
+from onnxprune import surgery
 from onnxprune.coupling import Coupling
+from onnxprune.proof import comparison
 
 # Integer initializers are settings, so their numbers are given; floats are random and never constant.
 Constants = dict[str, object]
@@ -54,7 +55,7 @@ def random_keep(coupling: Coupling, seed: int, share: float = 0.5) -> dict:
     return keep
 
 
-def prove(coupling: Coupling, keep: dict, seed: int = 0) -> verify.Verification:
+def prove(coupling: Coupling, keep: dict, seed: int = 0) -> comparison.Verification:
     """Cut against mask on random inputs at both probe sizes."""
     cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
-    return verify.compare(cut, masked, verify.random_feeds(coupling.model, coupling.shapes, seed))
+    return comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes, seed))

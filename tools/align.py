@@ -16,12 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxprune import cost, graph, surgery
-from onnxprune.bench import Rounds, doubts, machine, measure_latency
+from onnxprune import graph, surgery
+from onnxprune.measure import Rounds, doubts, machine, measure_latency
 from onnxprune.methods import base
 from onnxprune.options import Options, alignment_for
-from onnxprune.select import Budget, alignment, select
-from onnxprune.subject import Clock, Subject, prepare, scored_dims
+from onnxprune.plan import cost
+from onnxprune.plan.select import Budget, alignment, select
+from onnxprune.run.subject import Clock, Subject, prepare, scored_dims
 
 
 @dataclass(frozen=True)

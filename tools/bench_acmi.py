@@ -23,7 +23,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from onnxprune.methods.acmi import connection_scores
+from onnxprune.methods.snacs.acmi import connection_scores
 
 SHIFTS, UPPER = (0.0, 0.25, 0.5, 0.75), 10.0
 VGG16 = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512, 512)  # 13 convolutions, one hidden Gemm

@@ -20,13 +20,16 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 import cifar
 
-from onnxprune import cost, graph, metrics, runtime, surgery
+from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Samples, input_infos, load_samples, split
+from onnxprune.graph import sessions
 from onnxprune.methods import base
+from onnxprune.outputs import metrics
+from onnxprune.plan import cost
+from onnxprune.plan.select import Budget, select
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, finetune
-from onnxprune.select import Budget, select
 
 Keep = dict[Dim, np.ndarray]
 Row = tuple[str, float, float]  # step, seconds, accuracy
@@ -98,7 +101,7 @@ def _samples(model: ir.Model, part: str, count: int) -> Samples:
 
 
 def accuracy_of(model: ir.Model, test: Samples) -> float:
-    found = metrics.evaluate(runtime.open_session(model), test)
+    found = metrics.evaluate(sessions.open_session(model), test)
     assert found is not None
     return found.value
 

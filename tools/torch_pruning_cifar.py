@@ -27,16 +27,19 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from onnxprune import cost, graph, metrics, runtime
-from onnxprune.bench import measure_file
-from onnxprune.comparison import loop, store
+from onnxprune import graph
 from onnxprune.coupling import analyze
 from onnxprune.data import Samples, split
+from onnxprune.graph import sessions
+from onnxprune.measure import measure_file
+from onnxprune.outputs import metrics
+from onnxprune.plan import cost
 from onnxprune.recover import asked
 from onnxprune.recover import settings as recovery
 from onnxprune.recover.augment import augment
-from onnxprune.recovering import CHOOSING_SHARE
-from onnxprune.subject import Clock, Subject, prepare
+from onnxprune.recover.levels import CHOOSING_SHARE
+from onnxprune.run.subject import Clock, Subject, prepare
+from onnxprune.studies.compare import loop, store
 from tools import cifar, cifar_resnet
 
 CRITERIA = ("magnitude", "bn", "taylor")
@@ -83,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
 def check_equal(network: nn.Module, path: Path, samples: Samples) -> None:
     """Nothing, when torch and onnxruntime give the same logits. Raises ArithmeticError."""
     feeds = samples.batch(np.arange(16))
-    (wanted,) = runtime.run(runtime.open_session(path), feeds).values()
+    (wanted,) = sessions.run(sessions.open_session(path), feeds).values()
     with torch.no_grad():
         y = network(torch.from_numpy(next(iter(feeds.values())))).numpy()
     difference = float(np.abs(y - wanted).max())
@@ -219,7 +222,7 @@ def measure(network: nn.Module, subject: Subject, original: Mapping) -> store.Ro
         )
         written = graph.normalize(graph.load(out))
         found = measure_file("pruned", out, cost.of(analyze(written)).totals())
-        value = metrics.evaluate(runtime.open_session(out), subject.held)
+        value = metrics.evaluate(sessions.open_session(out), subject.held)
         found = replace(found, accuracy=value)
         return loop.measured(found, written, original)
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
-from onnxprune import precision
 from onnxprune.bridge.compile import compile_graph
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
@@ -18,7 +17,7 @@ from onnxprune.bridge.store import Store
 from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, TRAINABLE_TYPES, to_numpy, to_torch
 from onnxprune.bridge.trainable import initializers, trainable
 from onnxprune.errors import BridgeError
-from onnxprune.graph import set_constant
+from onnxprune.graph import half, set_constant
 
 Hook = Callable[[Tensor], Tensor]
 
@@ -44,9 +43,9 @@ class Network(nn.Module):
             model = model.clone()
             passes.InlinePass()(model)
         types = ((value.name or "", value.dtype) for value in model.graph.outputs)
-        self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types if dtype and dtype in precision.HALVES}
-        if precision.has_halves(model):
-            model = precision.single(model)
+        self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types if dtype and dtype in half.HALVES}
+        if half.has_halves(model):
+            model = half.single(model)
         opsets = {"" if domain == "ai.onnx" else domain: version for domain, version in model.opset_imports.items()}
         named = initializers(model.graph)
         parameters = _chosen(model.graph, named, opsets, trainable)

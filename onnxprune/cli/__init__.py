@@ -4,7 +4,7 @@ entry      `main`: which command, and what an error becomes
 parser     the options, and the parts that several commands share
 values     KEY=VALUE, numbers and other words of the command line as Python values
 config     the same options from a TOML file
-commands   what each command does
+commands   what each command does; more, calibrate, compare, compare_reports, sensitivity: those besides pruning
 """
 
 from onnxprune.cli.entry import main

@@ -8,11 +8,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from onnxprune import commands, processes
-from onnxprune.cli import config
+from onnxprune.cli import config, more
 from onnxprune.cli.parser import Parser, data_arguments, prune_parser, recovery, set_logging, settings_of, verbosity
 from onnxprune.cli.values import options_of
 from onnxprune.options import Options
+from onnxprune.system import processes
 
 
 def prune(given: list[str]) -> int:
@@ -26,7 +26,7 @@ def prune(given: list[str]) -> int:
         settings = {**config.read(settings["config"], parser), **settings}
         set_logging(settings)
     options = options_of(settings, shlex.join(["onnxprune", *given]))
-    from onnxprune import pipeline
+    from onnxprune.run import pipeline
 
     _print_result(pipeline.prune(settings["input"], settings["output"], options), settings)
     return 0
@@ -67,8 +67,8 @@ def _inspect(given: list[str]) -> int:
     options = options_of(settings, "")
     from rich.console import Console
 
-    from onnxprune import inspection
     from onnxprune.report import widths
+    from onnxprune.studies import inspection
 
     targets = [widths.check_path(path) for path in settings.get("report", ())]
     found = inspection.inspect_file(settings["model"], options)
@@ -91,11 +91,13 @@ def _normalize(given: list[str]) -> int:
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune import checks, graph, normal
+    from onnxprune import graph
+    from onnxprune.proof import normal_form
+    from onnxprune.run import checks
 
     checks.check_paths(settings["input"], settings["output"], Options())
     checks.check_data_file(settings["input"], settings["output"])
-    graph.save(normal.form_of(graph.load(settings["input"])), settings["output"])
+    graph.save(normal_form.form_of(graph.load(settings["input"])), settings["output"])
     return 0
 
 
@@ -118,7 +120,7 @@ def _apply(given: list[str]) -> int:
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, shlex.join(["onnxprune", "apply", *given]))
-    from onnxprune import pipeline
+    from onnxprune.run import pipeline
 
     result = pipeline.replay(settings["input"], settings["plan_file"], settings["output"], options)
     _print_result(result, settings)
@@ -141,10 +143,10 @@ def _verify(given: list[str]) -> int:
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, "")
-    from onnxprune import replaying
+    from onnxprune.run import replay
 
     files = (settings["input"], settings["output"], settings["plan_file"])
-    found, what = replaying.check(*files, options, any_weights=settings["any_weights"])
+    found, what = replay.check(*files, options, any_weights=settings["any_weights"])
     numbers = f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples"
     print(f"{what}: {numbers}{_told(found)}")
     return 0
@@ -167,7 +169,7 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune.bench import run_bench
+    from onnxprune.measure import run_bench
     from onnxprune.report import print_report
 
     found = run_bench(
@@ -197,9 +199,9 @@ def _methods(given: list[str]) -> int:
 
 def _ops(given: list[str]) -> int:
     Parser(prog="onnxprune ops", description="Operators that coupling, torch and cost know.").parse_args(given)
-    from onnxprune import cost
     from onnxprune.bridge import ops
     from onnxprune.coupling.registry import RULES
+    from onnxprune.plan import cost
 
     torch_ops = {key[:2] for key in ops.registered()}
     print(f"{'operator':44s} couple torch cost")
@@ -218,5 +220,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "methods": _methods,
     "ops": _ops,
-    **commands.COMMANDS,
+    **more.COMMANDS,
 }

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
 from onnxprune.errors import OnnxPruneError, OutOfMemoryError, UsageError
-from onnxprune.functions import import_here
-from onnxprune.memory import out_of_memory
-from onnxprune.processes import require_one
+from onnxprune.system.memory import out_of_memory
+from onnxprune.system.plugins import import_here
+from onnxprune.system.processes import require_one
 
 EXIT_BAD_USAGE, EXIT_INTERRUPTED = 2, 130
 LOG = logging.getLogger("onnxprune")

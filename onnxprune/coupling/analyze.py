@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, probes, shapes
+from onnxprune import graph
 from onnxprune.coupling import dims, silence
 from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
 from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
+from onnxprune.graph import probes, shapes
 
 
 @dataclass(frozen=True)

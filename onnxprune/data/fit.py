@@ -10,9 +10,9 @@ from itertools import permutations
 
 import numpy as np
 
-from onnxprune.data.inputs import InputInfo, batch_axes, is_float, shape_text
 from onnxprune.data.samples import ArraySamples, Scaling
 from onnxprune.errors import DataError
+from onnxprune.graph.inputs import InputInfo, batch_axes, is_float, shape_text
 
 log = logging.getLogger("onnxprune")
 

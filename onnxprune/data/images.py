@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from onnxprune.data.fit import castable
-from onnxprune.data.inputs import InputInfo, is_float
 from onnxprune.data.samples import Scaling
 from onnxprune.errors import DataError
+from onnxprune.graph.inputs import InputInfo, is_float
 
 log = logging.getLogger("onnxprune")
 

@@ -13,7 +13,7 @@ from onnxprune.data.fit import Target, by_input_name, log, one_line
 from onnxprune.data.objects import from_object, told
 from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
-from onnxprune.functions import import_here, is_absent
+from onnxprune.system.plugins import import_here, is_absent
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NPY = b"\x93NUMPY"

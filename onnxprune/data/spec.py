@@ -9,10 +9,10 @@ import numpy as np
 
 from onnxprune.data.folder import load_folder
 from onnxprune.data.images import Preprocess, find_layout
-from onnxprune.data.inputs import InputInfo
 from onnxprune.data.samples import Samples, Scaling, split
 from onnxprune.data.sources import FUNCTION, Target, from_object, load_function, load_npy, load_npz
 from onnxprune.errors import DataError
+from onnxprune.graph.inputs import InputInfo
 
 SPECS = "an .npz, .npy, folder of images, module:function or 'digits'"
 DIGITS = ("digits", "digits:train", "digits:test")

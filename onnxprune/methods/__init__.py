@@ -11,15 +11,15 @@ from importlib import import_module
 MODULES = {
     "aswl": "aswl",
     "bn": "bn",
-    "cci": "cci",
+    "cci": "cci.cci",
     "fpgm": "fpgm",
     "gss": "gss",
     "hessian": "hessian",
     "l1": "magnitude",
     "l2": "magnitude",
-    "paam": "paam",
+    "paam": "paam.paam",
     "random": "random_",
-    "snacs": "snacs",
+    "snacs": "snacs.snacs",
     "taylor": "taylor",
 }
 

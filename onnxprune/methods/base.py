@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, methods
-from onnxprune.cost import Cost
 from onnxprune.coupling import Coupling, Dim, Member, dims
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.memory import retrying
+from onnxprune.plan.cost import Cost
+from onnxprune.system.memory import retrying
 
 
 @dataclass(frozen=True)

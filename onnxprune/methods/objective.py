@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import BridgeError
-from onnxprune.memory import at_most
 from onnxprune.methods.base import Context
+from onnxprune.system.memory import at_most
 
 Feeds = dict[str, Tensor]
 

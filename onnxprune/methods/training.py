@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from onnxprune.bridge.network import Network
 from onnxprune.data import Samples, batches, fixed_batch
-from onnxprune.memory import at_most
 from onnxprune.methods import objective
 from onnxprune.methods.base import Context
 from onnxprune.recover.augment import augment
 from onnxprune.recover.settings import Settings as Augmentation
+from onnxprune.system.memory import at_most
 
 TEMPERATURE = 2.0
 RMS = 0.1  # of weights, as in narrow layers with norms

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onnxprune import functions
 from onnxprune.errors import UsageError
 from onnxprune.options import RELATIVE_ERROR, TUNING, Options
 from onnxprune.recover.settings import Settings
+from onnxprune.system import plugins
 
 OWN_OPTIONS = ("epochs", "lr", "batch_size", "device", "seed", "resume", "loss", "metric")
 AUTO = ("weight_decay", "ema", "channels_last")  # None where they are left to the tool
@@ -27,7 +27,7 @@ def settings_of(options: Options, device: str = "cpu") -> Settings:
         seed=options.seed,
         progress=options.progress,
         resume_dir=str(options.resume) if options.resume else None,
-        loss=None if options.loss is None else functions.find(options.loss, "--loss"),
+        loss=None if options.loss is None else plugins.find(options.loss, "--loss"),
         metric=own_metric(options.metric),
         regression=options.metric == RELATIVE_ERROR,
     )
@@ -35,7 +35,7 @@ def settings_of(options: Options, device: str = "cpu") -> Settings:
 
 def own_metric(metric: Any) -> Callable[..., Any] | None:
     """The user's own metric, None where there is none or a built-in one is named. Raises: UsageError."""
-    return None if metric in (None, RELATIVE_ERROR) else functions.find(metric, "--metric")
+    return None if metric in (None, RELATIVE_ERROR) else plugins.find(metric, "--metric")
 
 
 def check(options: Options) -> None:

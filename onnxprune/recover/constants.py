@@ -16,14 +16,14 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import runtime
 from onnxprune.coupling import Coupling, Dim, dims
 from onnxprune.data import Samples, batches, fixed_batch
-from onnxprune.memory import at_most
+from onnxprune.graph import sessions
 from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
+from onnxprune.system.memory import at_most
 
 Keep = Mapping[Dim, np.ndarray]
 VALUES_BYTES = 256_000_000  # what one batch may hold of observed values
@@ -94,11 +94,11 @@ def _mean_inputs(
 ) -> dict[str, np.ndarray]:
     """What each tap of each consumer sees on average, node name -> (C, K); sums are kept, not samples."""
     extra = sorted({name for c in found for name in (c.x, *((c.linear.y.name or "",) if c.linear.spatial else ()))})
-    session = runtime.open_session(dense, extra_outputs=extra)
+    session = sessions.open_session(dense, extra_outputs=extra)
     totals: dict[str, np.ndarray] = {}
     count = 0
     for batch in feeds:
-        values = runtime.run(session, batch)
+        values = sessions.run(session, batch)
         count += 1
         for consumer in found:
             mean = _mean_of(consumer.linear, values)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from onnxprune.processes import launched
+from onnxprune.system.processes import launched
 
 PATIENCE = timedelta(days=7)  # until the first process has scored, searched and cut
 

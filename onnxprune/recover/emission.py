@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, verify
+from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, dims
 from onnxprune.methods.base import unit_positions
+from onnxprune.proof import comparison
 from onnxprune.recover.biases import has_bias, read_bias, write_bias
 from onnxprune.recover.linear import Linear, linears, number, stored_behind
 
@@ -43,7 +44,7 @@ def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
 def noise_feeds(model: ir.Model, coupling: Coupling) -> Iterator[Mapping[str, np.ndarray]]:
     """Random inputs; every run draws other noise."""
     for seed in range(RUNS):
-        yield verify.random_feeds(model, coupling.shapes, seed)[0]
+        yield comparison.random_feeds(model, coupling.shapes, seed)[0]
 
 
 def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, live: dict[Dim, np.ndarray]) -> None:

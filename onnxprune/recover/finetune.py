@@ -13,16 +13,16 @@ import torch
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import DataError, UsageError
-from onnxprune.memory import halving
+from onnxprune.outputs.losses import scales_of, shared_points, task_of, with_points
 from onnxprune.recover import checkpoint, distributed, probe
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
 from onnxprune.recover.judging import Epoch, Judge, all_outputs
-from onnxprune.recover.losses import scales_of, shared_points, task_of, with_points
 from onnxprune.recover.settings import Settings, choose
 from onnxprune.recover.state import check_same
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Regularizer, Run, train
+from onnxprune.system.memory import halving
 
 __all__ = ["Epoch", "History", "Settings", "choose", "finetune"]
 

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
-from onnxprune.functions import name_of
-from onnxprune.memory import halving
-from onnxprune.metrics import AGREEMENT, RELATIVE_ERROR, TOP1, Metric, has_lists, joined, judged
+from onnxprune.outputs.losses import Task, distillation, logits_of, regression
+from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, TOP1, Metric, has_lists, joined, judged
 from onnxprune.recover.feeding import tensors_of, walk
-from onnxprune.recover.losses import Task, distillation, logits_of, regression
+from onnxprune.system.memory import halving
+from onnxprune.system.plugins import name_of
 
 
 @dataclass(frozen=True)

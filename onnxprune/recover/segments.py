@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from onnxprune import precision, runtime
 from onnxprune.errors import GraphError
+from onnxprune.graph import half, sessions
 
 MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
 
@@ -24,7 +24,7 @@ class Walk:
     """The walk of one model over batches of feeds; `targets` are all values that will be asked for, each as often."""
 
     def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]], targets: Iterable[str]) -> None:
-        self.model, self.halves = model, precision.has_halves(model)
+        self.model, self.halves = model, half.has_halves(model)
         self.values = {value.name: value for node in model.graph for value in node.outputs if value.name}
         self.done: set[ir.Node] = set()
         self.asked = Counter(targets)
@@ -101,15 +101,15 @@ class Walk:
         if not proto.graph.output:
             return None
         # Fits of halves are made in single precision: onnxruntime even crashes on some pieces in half.
-        whole = precision.single(ir.from_proto(proto)) if self.halves else proto
-        return runtime.open_session(whole, session_options=calm)
+        whole = half.single(ir.from_proto(proto)) if self.halves else proto
+        return sessions.open_session(whole, session_options=calm)
 
     def _run(self, session, index: int) -> dict[str, np.ndarray]:
         if session is None:
             return {}
         feeds = {entry.name: np.asarray(self.shelf.get(index, entry.name)) for entry in session.get_inputs()}
-        (feeds,) = precision.single_feeds([feeds]) if self.halves else (feeds,)
-        return runtime.run(session, feeds)
+        (feeds,) = half.single_feeds([feeds]) if self.halves else (feeds,)
+        return sessions.run(session, feeds)
 
 
 def reads(node: ir.Node) -> Iterator[ir.Value]:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
-from onnxprune.memory import halving
+from onnxprune.outputs.losses import Task
 from onnxprune.recover.feeding import tensors_of, walk
-from onnxprune.recover.losses import Task
 from onnxprune.recover.settings import Settings
+from onnxprune.system.memory import halving
 
 CACHE_BYTES = 1_000_000_000
 

@@ -13,19 +13,19 @@ from tqdm import tqdm
 
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch, input_infos
-from onnxprune.data.inputs import batch_axes
 from onnxprune.errors import UsageError
-from onnxprune.functions import name_of
-from onnxprune.memory import give_up, out_of_memory, smaller
+from onnxprune.graph.inputs import batch_axes
+from onnxprune.outputs.losses import Task, classification, distillation, logits_of, regression
 from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
 from onnxprune.recover.feeding import ahead, tensors_of
 from onnxprune.recover.judging import Epoch, Judge, Verdict
-from onnxprune.recover.losses import Task, classification, distillation, logits_of, regression
 from onnxprune.recover.optimizer import Average, clip, make_optimizer, rate
 from onnxprune.recover.settings import Settings
 from onnxprune.recover.state import keep, resume
 from onnxprune.recover.teacher import Teacher, precision
+from onnxprune.system.memory import give_up, out_of_memory, smaller
+from onnxprune.system.plugins import name_of
 
 Regularizer = Callable[[Mapping[str, Tensor]], Tensor]
 

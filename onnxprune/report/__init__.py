@@ -11,9 +11,7 @@ write      a report into a file by suffix
 compare    what became worse since an earlier report
 """
 
-from onnxprune.report.compare import Regression, compare_reports
-from onnxprune.report.document import document, read_report, schema
-from onnxprune.report.record import (
+from onnxprune.measure.records import (
     Frozen,
     Latency,
     LatencyRatio,
@@ -29,6 +27,8 @@ from onnxprune.report.record import (
     TuningPoint,
     with_latencies,
 )
+from onnxprune.report.compare import Regression, compare_reports
+from onnxprune.report.document import document, read_report, schema
 from onnxprune.report.terminal import print_report
 from onnxprune.report.write import check_report_path, write_report
 

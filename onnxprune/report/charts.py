@@ -8,7 +8,7 @@ from math import floor, log10
 
 from markupsafe import Markup, escape
 
-from onnxprune.report.record import Latency, Layer
+from onnxprune.measure.records import Latency, Layer
 
 Points = Sequence[tuple[float, float]]
 ROW = 34  # pixels of a box or an interval

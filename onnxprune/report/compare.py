@@ -4,10 +4,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from onnxprune.metrics import LOWER_IS_BETTER
+from onnxprune.measure.records import Report
+from onnxprune.outputs.metrics import LOWER_IS_BETTER
 from onnxprune.report import text
 from onnxprune.report.document import COSTS, document
-from onnxprune.report.record import Report
 
 Document = Mapping[str, Any]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from onnxprune.metrics import LOWER_IS_BETTER
+from onnxprune.measure.records import SensitivityCurve
+from onnxprune.outputs.metrics import LOWER_IS_BETTER
 from onnxprune.report import text
-from onnxprune.report.record import SensitivityCurve
 
 
 def fractions_of(curves: Sequence[SensitivityCurve], most: int = 5) -> list[float]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.report.record import LatencyRatio, Measurement, Report, ratio
+from onnxprune.measure.records import LatencyRatio, Measurement, Report, ratio
 
 FORMAT = "onnxprune-report/1"
 COSTS = ("macs", "params", "bytes")

@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from onnxprune.measure.records import Frozen, LatencyRatio, Report, ratio
 from onnxprune.report import charts, curves, text
 from onnxprune.report.markdown import title
-from onnxprune.report.record import Frozen, LatencyRatio, Report, ratio
 from onnxprune.report.sections import (
     COSTS,
     accuracy_charts,

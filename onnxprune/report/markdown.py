@@ -2,8 +2,8 @@
 
 from pathlib import PurePath
 
+from onnxprune.measure.records import Latency, Layer, Report
 from onnxprune.report import curves, text
-from onnxprune.report.record import Latency, Layer, Report
 from onnxprune.report.terminal import header, rows
 
 MOST_FROZEN = 40

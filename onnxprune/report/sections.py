@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from onnxprune.metrics import LOWER_IS_BETTER, Accuracy
+from onnxprune.measure.records import Latency, LatencyRatio, Layer, Profile, Report, SensitivityCurve, TuningPoint
+from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 from onnxprune.report import charts, text
-from onnxprune.report.record import Latency, LatencyRatio, Layer, Profile, Report, SensitivityCurve, TuningPoint
 
 NOTHING = Markup()
 MOST_NODES = 15

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from onnxprune.measure.records import Measurement, Report, ratio
 from onnxprune.report import text
 from onnxprune.report.document import latency_ratios
-from onnxprune.report.record import Measurement, Report, ratio
 
 Row = tuple[str, list[str], str]
 PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from onnxprune.metrics import LOWER_IS_BETTER, Accuracy
+from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 
 DASH = "–"
 LABELS = {"top1": "Top-1 accuracy", "agreement": "Agreement with the original", "relative_error": "Relative error"}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from onnxprune.errors import UsageError
+from onnxprune.measure.records import Report
 from onnxprune.report.document import to_json
 from onnxprune.report.markdown import to_markdown
-from onnxprune.report.record import Report
 
 
 def _html(report: Report) -> str:

@@ -7,9 +7,10 @@ from onnx_ir import to_proto
 from onnx_text import model, prove, random_keep
 from records import RECORDS, Record
 
-from onnxprune import shapes, surgery
+from onnxprune import surgery
 from onnxprune.coupling import analyze
 from onnxprune.coupling.registry import RULES
+from onnxprune.graph import shapes
 
 BY_NAME = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 

@@ -10,12 +10,12 @@ import torch
 from scipy.stats import spearmanr
 
 from onnxprune.errors import UsageError
-from onnxprune.methods import acmi
-from onnxprune.methods.acmi import connection_scores
-from onnxprune.methods.acmi_cells import quantile_range
-from onnxprune.methods.acmi_hash import neighbor_distance, runs
-from onnxprune.methods.acmi_math import bounded, middle
-from onnxprune.methods.acmi_phi import PHIS
+from onnxprune.methods.snacs import acmi
+from onnxprune.methods.snacs.acmi import connection_scores
+from onnxprune.methods.snacs.acmi_cells import quantile_range
+from onnxprune.methods.snacs.acmi_hash import neighbor_distance, runs
+from onnxprune.methods.snacs.acmi_math import bounded, middle
+from onnxprune.methods.snacs.acmi_phi import PHIS
 
 _SPEC = importlib.util.spec_from_file_location("bench_acmi", Path(__file__).parents[2] / "tools" / "bench_acmi.py")
 assert _SPEC is not None
@@ -171,7 +171,7 @@ def test_group_ids_equal_a_number_of_blocks_and_may_be_uneven():
 def test_more_parent_groups_than_one_block_holds_score_as_fewer_do(monkeypatch):
     a, x, w = planted(8, parents=32, samples=600)
     whole = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
-    monkeypatch.setattr("onnxprune.methods.acmi.BLOCK_PAIRS", 5)
+    monkeypatch.setattr("onnxprune.methods.snacs.acmi.BLOCK_PAIRS", 5)
     parts = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
@@ -249,8 +249,8 @@ def test_the_compiled_kernel_agrees_with_torch(monkeypatch, divergence, shape):
 
 def test_without_numba_torch_does_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "onnxprune.methods.acmi_kernel", raising=False)
-    monkeypatch.delattr("onnxprune.methods.acmi_kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "onnxprune.methods.snacs.acmi_kernel", raising=False)
+    monkeypatch.delattr("onnxprune.methods.snacs.acmi_kernel", raising=False)
     monkeypatch.setattr(acmi, "WORTH_COMPILING", 1)
     a, x, w = planted(0, samples=300)
     assert acmi.compiled(acmi.grouped(a, x, w, None, 16, 8, torch.device("cpu"))) is None

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import UsageError
-from onnxprune.methods import acmi_select as select
+from onnxprune.methods.snacs import acmi_select as select
 
 A = np.array([[1.0, 2.0], [3.0, 4.0]])
 B = np.array([[5.0, 6.0], [7.0, 7.0]])

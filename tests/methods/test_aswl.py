@@ -6,9 +6,11 @@ import onnx_text
 import pytest
 from toys import context_of, digits_context, outputs, toy
 
-from onnxprune import graph, metrics, runtime
+from onnxprune import graph
 from onnxprune.data import input_infos, load_samples
+from onnxprune.graph import sessions
 from onnxprune.methods import aswl, base, layers
+from onnxprune.outputs import metrics
 
 torch = pytest.importorskip("torch")
 
@@ -60,7 +62,7 @@ def test_accuracy_survives_at_thirty_percent_of_the_weights():
     context = digits_context(density=0.3, train_samples=640)
     outcome = run(context)
     accuracy = metrics.evaluate(
-        runtime.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))
+        sessions.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))
     )
     assert accuracy is not None
     assert accuracy.value > 0.95
@@ -124,7 +126,7 @@ def test_from_random_weights_it_learns_the_task():
     context = digits_context(reinit="yes", epochs=8, train_samples=640, density=0.5)
     outcome = run(context)
     accuracy = metrics.evaluate(
-        runtime.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))
+        sessions.open_session(outcome.model, threads=1), load_samples("digits:test", input_infos(context.model))
     )
     assert accuracy is not None
     assert accuracy.value > 0.9

@@ -9,7 +9,7 @@ from toys import context_of, digits_context, last_affine, outputs, scaled, toy, 
 
 from onnxprune import graph
 from onnxprune.methods import base, fpgm, gates, objective, units
-from onnxprune.select import Budget, select
+from onnxprune.plan.select import Budget, select
 
 
 def scores_of(name: str, context: base.Context) -> dict:

@@ -6,9 +6,12 @@ import pytest
 from onnx_text import proto
 from toys import context_of, digits_context, outputs, toy
 
-from onnxprune import graph, metrics, runtime
+from onnxprune import graph
 from onnxprune.data import input_infos, load_samples
-from onnxprune.methods import base, cci, cci_closed, cci_permute, layers
+from onnxprune.graph import sessions
+from onnxprune.methods import base, layers
+from onnxprune.methods.cci import cci, closed_form, permute
+from onnxprune.outputs import metrics
 
 torch = pytest.importorskip("torch")
 
@@ -54,7 +57,7 @@ def test_first_grouped_and_last_layers_stay_dense_unless_asked():
 def test_accuracy_survives_training(options, floor):
     context = digits_context(train_samples=640, **options)
     held = load_samples("digits:test", input_infos(context.model))
-    found = metrics.evaluate(runtime.open_session(run(context).model, threads=1), held)
+    found = metrics.evaluate(sessions.open_session(run(context).model, threads=1), held)
     assert found is not None
     assert found.value > floor
 
@@ -117,7 +120,7 @@ def test_permuting_units_leaves_the_function_as_it_is(network):
     x = context.samples.batch(np.arange(2))[input_infos(context.model)[0].name]  # type: ignore[union-attr]
     model = context.model.clone()
     for dim in context.dims:
-        cci_permute.apply(context.coupling, model, dim, np.random.default_rng(dim.size).permutation(dim.size))
+        permute.apply(context.coupling, model, dim, np.random.default_rng(dim.size).permutation(dim.size))
     y = outputs(context.model, x)
     np.testing.assert_allclose(outputs(model, x), y, atol=1e-5 * np.abs(y).max())
 
@@ -127,14 +130,14 @@ def test_permutation_raises_kept_energy_and_finds_a_planted_order():
     # Pairs of strong channels were put into the same group: one strong channel per group keeps all.
     rows = np.ones((8, 50)) * 1e-3
     rows[:4] = 1.0
-    order = cci_permute.improved(rows, 2, 1, rng)
+    order = permute.improved(rows, 2, 1, rng)
     assert sorted(order) == list(range(8))
     strong = (order.reshape(-1, 2) < 4).sum(1)
     assert (strong == 1).all()
     context = digits_context()
     chosen = [layer for layer in layers.linear_layers(context.model) if not layer.first and layer.groups == 1][:5]
     for axis in ("input", "output"):
-        _, before, after = cci_permute.permute(context, chosen, axis, 4, 2)
+        _, before, after = permute.permute(context, chosen, axis, 4, 2)
         assert after > before
 
 
@@ -144,7 +147,7 @@ def test_closed_form_beats_magnitude_with_the_same_pattern():
     w = rng.normal(size=(8, 24))
     h = x @ x.T / x.shape[1]
     for rows in (True, False):
-        fitted, mask = cci_closed.solve(w, h, 4, 2, rows=rows)
+        fitted, mask = closed_form.solve(w, h, 4, 2, rows=rows)
         axis = 0 if rows else 1
         plain = w * cci.group_mask(torch.from_numpy(w), axis, 4, 2).numpy()
         errors = [np.linalg.norm((w - other) @ x) for other in (fitted, plain)]
@@ -158,7 +161,7 @@ def test_the_kept_weights_are_the_least_squares_solution():
     w, mask = rng.normal(size=(3, 12)), rng.random((3, 12)) < 0.5
     h = x @ x.T / x.shape[1]
     damped = h + np.eye(12) * 0.01 * np.diag(h).mean()
-    found = cci_closed.refined(w, w, h, mask)
+    found = closed_form.refined(w, w, h, mask)
     for row, kept, original in zip(found, mask, w, strict=True):
         expected = np.linalg.solve(damped[np.ix_(kept, kept)], (original @ damped)[kept])
         np.testing.assert_allclose(row[kept], expected, atol=1e-6)
@@ -167,7 +170,7 @@ def test_the_kept_weights_are_the_least_squares_solution():
 
 def test_without_correlation_the_closed_form_keeps_weights_as_they_are():
     w = np.random.default_rng(0).normal(size=(8, 16))
-    fitted, mask = cci_closed.solve(w, np.eye(16), 4, 2, rows=False)
+    fitted, mask = closed_form.solve(w, np.eye(16), 4, 2, rows=False)
     np.testing.assert_allclose(fitted, w * mask)
     np.testing.assert_array_equal(mask, cci.group_mask(torch.from_numpy(w), 1, 4, 2).numpy())
 
@@ -176,13 +179,13 @@ def test_second_moments_are_those_of_the_patches():
     """H w for the moments of a strided, padded convolution equals what the convolution computes."""
     context = digits_context()
     chosen = [layer for layer in layers.linear_layers(context.model) if layer.weight == "onnx::Conv_84"]
-    moments = cci_closed.second_moments(context, context.model, chosen, 32)["onnx::Conv_84"].double().numpy()
+    moments = closed_form.second_moments(context, context.model, chosen, 32)["onnx::Conv_84"].double().numpy()
     from onnxprune.methods import objective
 
     feeds, _ = next(objective.walk(context, 32, 32))
     node = next(node for node in context.model.graph if node.name == chosen[0].node)
-    session = runtime.open_session(context.model, threads=1, extra_outputs=[chosen[0].data, node.outputs[0].name])
-    values = runtime.run(session, {"image": feeds["image"].numpy()})
+    session = sessions.open_session(context.model, threads=1, extra_outputs=[chosen[0].data, node.outputs[0].name])
+    values = sessions.run(session, {"image": feeds["image"].numpy()})
     w = (
         chosen[0]
         .matrix(graph.array_of(context.model.graph.initializers["onnx::Conv_84"]))

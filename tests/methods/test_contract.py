@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from toys import context_of, digits_context, scaled, toy, with_model
 
-from onnxprune import methods, runtime
+from onnxprune import methods
 from onnxprune.errors import UsageError
-from onnxprune.methods import base, cci_permute
+from onnxprune.graph import sessions
+from onnxprune.methods import base
+from onnxprune.methods.cci import permute
 
 QUICK = {"epochs": 1, "lr": 1e-3, "group": 2, "samples": 64}
 TRAINED = ("aswl", "cci", "gss", "paam")
@@ -31,7 +33,7 @@ def test_scores_have_the_shape_of_every_dim_and_are_finite(name, network):
         assert outcome.scores[dim].shape == (dim.size,)
         assert np.isfinite(outcome.scores[dim]).all()
     if outcome.model is not None:
-        runtime.open_session(outcome.model, threads=1)
+        sessions.open_session(outcome.model, threads=1)
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n != "bn"])
@@ -55,7 +57,7 @@ def test_permuted_channels_permute_the_scores(name, network):
     model = context.model.clone()
     orders = {dim: np.random.default_rng(dim.size).permutation(dim.size) for dim in context.dims}
     for dim, order in orders.items():
-        cci_permute.apply(context.coupling, model, dim, order)
+        permute.apply(context.coupling, model, dim, order)
     found = run(name, with_model(context, model))
     for dim, order in orders.items():
         # Sums in another order round otherwise, and training carries that on.

@@ -100,14 +100,15 @@ def test_without_samples_it_ranks_by_norm_and_says_so():
 def test_training_without_labels_keeps_the_answers():
     from dataclasses import replace
 
-    from onnxprune import metrics, runtime
     from onnxprune.data import input_infos, load_samples
+    from onnxprune.graph import sessions
+    from onnxprune.outputs import metrics
 
     context = digits_context(epochs=2, train_samples=512)
     assert context.samples is not None
     x = context.samples.batch(np.arange(len(context.samples)))["image"]
     outcome = base.run(base.get("gss"), replace(context, samples=load_samples(x, input_infos(context.model))))
     held = load_samples("digits:test", input_infos(context.model))
-    accuracy = metrics.evaluate(runtime.open_session(outcome.model, threads=1), held)
+    accuracy = metrics.evaluate(sessions.open_session(outcome.model, threads=1), held)
     assert accuracy is not None
     assert accuracy.value > 0.98

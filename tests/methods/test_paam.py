@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 from toys import context_of, digits_context, scaled, toy, with_model
 
-from onnxprune import cost, metrics, runtime, select, surgery
+from onnxprune import surgery
 from onnxprune.data import input_infos, load_samples
-from onnxprune.methods import base, paam, paam_network
+from onnxprune.graph import sessions
+from onnxprune.methods import base
+from onnxprune.methods.paam import network, paam
+from onnxprune.outputs import metrics
+from onnxprune.plan import cost, select
 
 torch = pytest.importorskip("torch")
 
@@ -17,14 +21,14 @@ def run(context: base.Context) -> base.Outcome:
 
 def accuracy(context: base.Context, model) -> float:
     held = load_samples("digits:test", input_infos(context.model))
-    found = metrics.evaluate(runtime.open_session(model, threads=1), held)
+    found = metrics.evaluate(sessions.open_session(model, threads=1), held)
     assert found is not None
     return found.value
 
 
 def test_the_activation_starts_at_one_stays_positive_and_keeps_a_gradient():
     x = torch.tensor([-20.0, -1.0, 0.0, 1.0, 50.0], requires_grad=True)
-    y = paam_network.leaky_exponential(x)
+    y = network.leaky_exponential(x)
     y.sum().backward()
     assert y[2].item() == 1
     assert (y > 0).all()
@@ -35,15 +39,15 @@ def test_the_activation_starts_at_one_stays_positive_and_keeps_a_gradient():
 
 def test_every_score_starts_at_one_and_filters_get_no_gradient():
     context = context_of(toy("cnn"))
-    network = paam_network.AttentionNetwork(context, 8)
-    scores = network()
+    attention = network.AttentionNetwork(context, 8)
+    scores = attention()
     assert all((score == 1).all() for score in scores.values())
-    assert not any("filters" in name for name, _ in network.named_parameters())
+    assert not any("filters" in name for name, _ in attention.named_parameters())
 
 
 def test_scores_do_not_depend_on_the_number_of_filters_being_large():
     """Above 512 filters the dot-product form takes over; it too starts at one and learns."""
-    head = paam_network.LayerAttention(paam_network.standardized(np.random.default_rng(0).normal(size=(600, 9))), 8)
+    head = network.LayerAttention(network.standardized(np.random.default_rng(0).normal(size=(600, 9))), 8)
     z = head()
     assert (z == 1).all()
     z.sum().backward()

@@ -7,12 +7,14 @@ import onnx_ir as ir
 import pytest
 from onnx_text import model as text_model
 
-from onnxprune import cost, graph
+from onnxprune import graph
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import BridgeError, UsageError
-from onnxprune.methods import base, connections, snacs, taylor
+from onnxprune.methods import base, taylor
 from onnxprune.methods.base import Context
+from onnxprune.methods.snacs import connections, snacs
+from onnxprune.plan import cost
 
 N, P, C = 600, 16, 24
 

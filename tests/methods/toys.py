@@ -8,11 +8,13 @@ import onnx_ir as ir
 import onnx_text
 from networks import DIGITS, NETWORKS, filled
 
-from onnxprune import cost, graph, runtime
+from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import input_infos, load_samples
+from onnxprune.graph import sessions
 from onnxprune.methods import units
 from onnxprune.methods.base import Context, unit_positions
+from onnxprune.plan import cost
 
 # Two heads of width 4: q, k and v from one matrix, as exporters write it.
 ATTENTION = """(float[2,5,8] x, float[8,24] wqkv, float[24] bqkv, float[8,8] wo, float[8,3] wh, int64[4] split,
@@ -58,8 +60,8 @@ def context_of(
     rng = np.random.default_rng(7)
     infos = input_infos(model)
     x = rng.normal(size=(samples, *(d if isinstance(d, int) else 4 for d in infos[0].shape[1:]))).astype(np.float32)
-    first = runtime.run(
-        runtime.open_session(model, threads=1),
+    first = sessions.run(
+        sessions.open_session(model, threads=1),
         {infos[0].name: x[: len(x) if isinstance(infos[0].shape[0], str) else infos[0].shape[0]]},
     )
     y = next(iter(first.values()))
@@ -98,7 +100,7 @@ def scaled(
 
 def outputs(model: ir.Model, x: np.ndarray) -> np.ndarray:
     name = input_infos(model)[0].name
-    return next(iter(runtime.run(runtime.open_session(model, threads=1), {name: x}).values()))
+    return next(iter(sessions.run(sessions.open_session(model, threads=1), {name: x}).values()))
 
 
 def last_affine(context: Context, dim: Dim) -> set[tuple[str, int]]:

@@ -6,9 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, metrics, runtime
+from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Samples, input_infos, load_samples, split
+from onnxprune.graph import sessions
+from onnxprune.outputs import metrics
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -23,14 +25,14 @@ class Digits(NamedTuple):
     test: Samples
 
     def accuracy(self, model: ir.Model) -> float:
-        found = metrics.evaluate(runtime.open_session(model, threads=1), self.test)
+        found = metrics.evaluate(sessions.open_session(model, threads=1), self.test)
         assert found is not None
         return found.value
 
     def error(self, model: ir.Model) -> float:
         """Mean squared difference of the logits to the dense model's on unseen samples."""
         y, t = (
-            metrics.outputs_on(runtime.open_session(m, threads=1), self.test)["logits"] for m in (model, self.model)
+            metrics.outputs_on(sessions.open_session(m, threads=1), self.test)["logits"] for m in (model, self.model)
         )
         return float(np.square(y - t).mean())
 

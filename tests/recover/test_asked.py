@@ -9,11 +9,11 @@ import torch
 from networks import DIGITS
 
 import onnxprune
-from onnxprune import functions
 from onnxprune.errors import UsageError
 from onnxprune.options import TUNING, Options
 from onnxprune.recover import asked
 from onnxprune.recover.settings import Settings
+from onnxprune.system import plugins
 
 MINE = """
 import numpy as np
@@ -99,9 +99,9 @@ def test_a_module_that_fails_to_import_says_why(tmp_path, monkeypatch):
     (tmp_path / "bad_syntax_here.py").write_text("def f(:")
     (tmp_path / "needs_missing.py").write_text("import no_such_package_at_all")
     with pytest.raises(UsageError, match="raised SyntaxError"):
-        functions.find("bad_syntax_here:f", "--loss")
+        plugins.find("bad_syntax_here:f", "--loss")
     with pytest.raises(UsageError, match="needs 'no_such_package_at_all', which is not installed"):
-        functions.find("needs_missing:f", "--loss")
+        plugins.find("needs_missing:f", "--loss")
 
 
 def test_python_takes_functions_and_settings(tmp_path):

@@ -6,9 +6,11 @@ import pytest
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
-from onnxprune import graph, runtime, surgery, verify
+from onnxprune import graph, surgery
 from onnxprune.coupling import analyze, dims
 from onnxprune.data import input_infos, load_samples
+from onnxprune.graph import sessions
+from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants
 from onnxprune.recover.linear import linears
 
@@ -82,7 +84,7 @@ def _dead(model: ir.Model) -> tuple:
 
 
 def _run(model: ir.Model, feeds) -> np.ndarray:
-    return runtime.run(runtime.open_session(model, threads=1), feeds)["y"]
+    return sessions.run(sessions.open_session(model, threads=1), feeds)["y"]
 
 
 @pytest.mark.parametrize("with_samples", [False, True])
@@ -90,7 +92,7 @@ def _run(model: ir.Model, feeds) -> np.ndarray:
 def test_the_constant_of_dead_units_is_kept_exactly(text: str, with_samples: bool):
     model = text_model(text)
     coupling, keep = _dead(model)
-    feeds = verify.random_feeds(model, coupling.shapes)[0]
+    feeds = comparison.random_feeds(model, coupling.shapes)[0]
     samples = load_samples(feeds, input_infos(model)) if with_samples else None
     cut = surgery.cut(coupling, keep)
     plain = _run(cut, feeds)
@@ -110,7 +112,7 @@ def test_the_twin_carries_biases_that_were_made(text: str):
     twin = surgery.uncut(coupling, keep, cut)
     made = biases.carry(coupling, keep, cut, twin)
     assert made == ("without bias" in next(name for name, case in CASES.items() if case == text))
-    assert verify.compare(cut, twin, verify.random_feeds(model, coupling.shapes)).ok
+    assert comparison.compare(cut, twin, comparison.random_feeds(model, coupling.shapes)).ok
 
 
 def test_half_precision_weights_stay_half_precision():

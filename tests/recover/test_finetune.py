@@ -9,14 +9,15 @@ import torch
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
-from onnxprune import graph, runtime, surgery
+from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import DataError, UsageError
+from onnxprune.graph import sessions
+from onnxprune.outputs.losses import shared_points
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import Verdict, share
-from onnxprune.recover.losses import shared_points
 
 QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)
 
@@ -170,7 +171,7 @@ def test_outputs_that_are_no_classes_are_regressed():
     history = finetune(student, dense, samples, samples.subset(np.arange(32)), settings)
     assert history.metric == "relative_error"
     assert history.best < 0.5 * history.initial
-    wanted, got = (runtime.run(runtime.open_session(m), {"x": x[:8]})["y"] for m in (dense, student))
+    wanted, got = (sessions.run(sessions.open_session(m), {"x": x[:8]})["y"] for m in (dense, student))
     assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < history.initial
 
 
@@ -192,7 +193,7 @@ def test_what_is_left_of_cut_values_can_be_compared(refitted):
 
     def distance(cut):
         """Mean over points of the squared error in units of the original's variance."""
-        was, now = (runtime.run(runtime.open_session(with_outputs(m, points)), x) for m in (digits.model, cut))
+        was, now = (sessions.run(sessions.open_session(with_outputs(m, points)), x) for m in (digits.model, cut))
         parts = {name: np.take(was[name], positions[name][1], 1) for name in points}
         return np.mean([np.square(now[name] - part).mean() / part.var() for name, part in parts.items()])
 

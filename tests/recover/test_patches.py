@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from onnx_text import model as text_model
 
-from onnxprune import runtime
+from onnxprune.graph import sessions
 from onnxprune.recover.linear import linears, read_weights, write_weights
 from onnxprune.recover.patches import mean_taps, window_of, windows
 
@@ -37,7 +37,7 @@ def _setup(case: tuple[str, str, str]):
     model = text_model(f"(float[{x_shape}] x, float[{w_shape}] w) => (float[{y_shape}] y) {{ y = {op}(x, w) }}")
     linear = next(iter(linears(model).values()))
     x = np.random.default_rng(1).normal(size=[int(s) for s in model.graph.inputs[0].shape]).astype(np.float32)
-    y = runtime.run(runtime.open_session(model, threads=1), {"x": x})["y"]
+    y = sessions.run(sessions.open_session(model, threads=1), {"x": x})["y"]
     return model, linear, x, y
 
 
@@ -67,5 +67,5 @@ def test_mean_taps_times_weights_are_the_mean_output(case: tuple[str, str, str])
 def test_weights_are_written_as_they_were_read(case: tuple[str, str, str]):
     model, linear, x, y = _setup(case)
     write_weights(linear, 2 * read_weights(linear))
-    doubled = runtime.run(runtime.open_session(model, threads=1), {"x": x})["y"]
+    doubled = sessions.run(sessions.open_session(model, threads=1), {"x": x})["y"]
     assert np.abs(doubled - 2 * y).max() <= 1e-5 * np.abs(y).max()

@@ -7,12 +7,14 @@ import pytest
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
-from onnxprune import graph, runtime, surgery, verify
+from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
+from onnxprune.graph import sessions
+from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants, reconstruct
 from onnxprune.recover.layers import Layer, find
-from onnxprune.recovering import fitting_samples
+from onnxprune.recover.levels import fitting_samples
 
 
 def test_over_half_of_the_lost_accuracy_comes_back(digits: Digits):
@@ -32,7 +34,7 @@ def test_the_twin_still_holds(digits: Digits):
     reconstruct.refit(digits.coupling, keep, cut, digits.tune, limit=64)
     twin = surgery.uncut(digits.coupling, keep, cut)
     assert biases.carry(digits.coupling, keep, cut, twin) == 0
-    assert verify.compare(cut, twin, verify.random_feeds(digits.model, digits.coupling.shapes)).ok
+    assert comparison.compare(cut, twin, comparison.random_feeds(digits.model, digits.coupling.shapes)).ok
 
 
 def test_the_same_seed_gives_the_same_model(folded: Digits):
@@ -92,7 +94,7 @@ def test_a_redundant_layer_is_made_whole(text: str):
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     cut = surgery.cut(coupling, keep)
     (record,) = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)), ridge=1e-7)
-    y, wanted = (runtime.run(runtime.open_session(m, threads=1), {"x": x[:20]})["y"] for m in (cut, model))
+    y, wanted = (sessions.run(sessions.open_session(m, threads=1), {"x": x[:20]})["y"] for m in (cut, model))
     assert record.accepted
     assert record.before > 0.05
     assert np.abs(y - wanted).max() <= 2e-3 * np.abs(wanted).max()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from onnx_text import model as text_model
 
-from onnxprune import graph, runtime
+from onnxprune import graph
+from onnxprune.graph import sessions
 from onnxprune.recover import segments
 from onnxprune.recover.segments import Walk
 
@@ -27,8 +28,8 @@ def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.Monk
     monkeypatch.setattr(segments, "MEMORY_SHARE", share * segments.MEMORY_SHARE)
     model, feeds = text_model(BRANCHES), _feeds()
     names = ["r", "b", "s", "t", "y"]
-    session = runtime.open_session(model, extra_outputs=names, threads=1)
-    whole = [runtime.run(session, batch) for batch in feeds]
+    session = sessions.open_session(model, extra_outputs=names, threads=1)
+    whole = [sessions.run(session, batch) for batch in feeds]
     with closing(Walk(model, feeds, names)) as walk:
         for wanted in (["r"], ["r", "b"], ["s"], ["t", "y"]):
             for got, expected in zip(walk.to(wanted), whole, strict=True):
@@ -39,7 +40,7 @@ def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.Monk
 def test_a_value_that_is_asked_for_later_is_kept():
     model, feeds = text_model(BRANCHES), _feeds()
     names = ["s", "b", "s"]
-    whole = [runtime.run(runtime.open_session(model, extra_outputs=names[:2], threads=1), batch) for batch in feeds]
+    whole = [sessions.run(sessions.open_session(model, extra_outputs=names[:2], threads=1), batch) for batch in feeds]
     with closing(Walk(model, feeds, names)) as walk:
         for wanted in (["s"], ["b", "s"]):
             for got, expected in zip(walk.to(wanted), whole, strict=True):
@@ -62,7 +63,7 @@ def test_a_walk_sees_weights_that_changed_behind_it():
         u = model.graph.initializers["u"]
         graph.set_constant(u, 2 * graph.array_of(u))
         (got,) = walk.to(["y"])
-    wanted = runtime.run(runtime.open_session(model, threads=1), feeds[0])["y"]
+    wanted = sessions.run(sessions.open_session(model, threads=1), feeds[0])["y"]
     assert np.allclose(got["y"], wanted, atol=1e-5)
 
 
@@ -77,4 +78,4 @@ def test_values_that_subgraphs_capture_are_read():
     with closing(Walk(model, feeds, ["y"])) as walk:
         list(walk.to(["b"]))
         (got,) = walk.to(["y"])
-    assert np.allclose(got["y"], runtime.run(runtime.open_session(model, threads=1), feeds[0])["y"])
+    assert np.allclose(got["y"], sessions.run(sessions.open_session(model, threads=1), feeds[0])["y"])

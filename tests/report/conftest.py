@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.metrics import Accuracy, wilson_interval
-from onnxprune.report.record import (
+from onnxprune.measure.records import (
     Frozen,
     Latency,
     LatencyRatio,
@@ -17,7 +16,8 @@ from onnxprune.report.record import (
     Step,
     TuningPoint,
 )
-from onnxprune.verify import Verification
+from onnxprune.outputs.metrics import Accuracy, wilson_interval
+from onnxprune.proof.comparison import Verification
 
 CPU = "CPUExecutionProvider"
 

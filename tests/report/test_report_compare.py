@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from onnxprune.metrics import Accuracy, wilson_interval
+from onnxprune.outputs.metrics import Accuracy, wilson_interval
 from onnxprune.report import Report, compare_reports, document
 from onnxprune.report.document import to_json
 

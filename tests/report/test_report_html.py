@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from onnxprune.metrics import Accuracy
+from onnxprune.outputs.metrics import Accuracy
 from onnxprune.report import Frozen, Layer, Measurement, Report, SensitivityCurve, TuningPoint, charts
 from onnxprune.report.html import to_html
 

@@ -9,11 +9,11 @@ import pytest
 from rich.console import Console
 
 from onnxprune.errors import UsageError
-from onnxprune.metrics import Accuracy
+from onnxprune.outputs.metrics import Accuracy
+from onnxprune.proof.comparison import Verification
 from onnxprune.report import Frozen, Measurement, Report, print_report, text, write_report
 from onnxprune.report.markdown import to_markdown
 from onnxprune.report.terminal import rich_table
-from onnxprune.verify import Verification
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from onnxprune import graph, inspection
+from onnxprune import graph
 from onnxprune.errors import UsageError
 from onnxprune.report import widths
+from onnxprune.studies import inspection
 
 MODEL = Path(__file__).parents[2] / "models" / "digits.onnx"
 

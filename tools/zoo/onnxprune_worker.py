@@ -41,7 +41,7 @@ def _of_children() -> float:
 
 def preload() -> None:
     """The imports of a run."""
-    from onnxprune import pipeline, search, simplify  # noqa: F401
+    from onnxprune.graph import simplify
     from onnxprune.methods import base
 
     simplify._import_onnxsim()
@@ -51,12 +51,17 @@ def preload() -> None:
 def main(file: str) -> dict[str, Any]:
     """ok, kept_params, right, difference and seconds. Raises what onnxprune raises."""
     preload()
-    from onnxprune import cost, graph, inspection, normal, schedule, search, shapes, surgery, verify
+    from onnxprune import graph, surgery
     from onnxprune.coupling import analyze
     from onnxprune.errors import BudgetError
+    from onnxprune.graph import shapes
     from onnxprune.methods import base
     from onnxprune.options import Options
-    from onnxprune.subject import Subject
+    from onnxprune.plan import cost
+    from onnxprune.proof import comparison, normal_form
+    from onnxprune.run import schedule, search
+    from onnxprune.run.subject import Subject
+    from onnxprune.studies import inspection
 
     clock = Times()
     with clock("load"):
@@ -66,11 +71,11 @@ def main(file: str) -> dict[str, Any]:
     with clock("observe"):
         observed = shapes.observe(model)
     with clock("prove the normal form"):
-        model, observed = normal.proven(loaded, model, observed)
+        model, observed = normal_form.proven(loaded, model, observed)
     with clock("analyze"):
         coupling = analyze(model, observed)
         costs = cost.of(coupling)
-    feeds = verify.random_feeds(model, observed)
+    feeds = comparison.random_feeds(model, observed)
     subject = Subject(Path(file), model, "", coupling, costs, None, None, feeds)
     options = Options(method="random", target={"params": 0.5}, recover="none", align=1)
     subject, outcome = schedule.scored(subject, base.get("random"), options, clock)  # type: ignore[arg-type]
@@ -81,7 +86,7 @@ def main(file: str) -> dict[str, Any]:
             keep = {dim: _first(dim.size) for dim in coupling.free}
     with clock("cut"):
         cut = surgery.cut(coupling, keep)
-    found = verify.compare(cut, surgery.mask(coupling, keep), feeds)
+    found = comparison.compare(cut, surgery.mask(coupling, keep), feeds)
     before, after = costs.totals()["params"], costs.totals(cost.keep_sizes(keep))["params"]
     reasons = Counter(str(dim.frozen).split(" (")[0] for dim in coupling.dims if dim.frozen)
     return {

@@ -91,7 +91,7 @@ def preload() -> None:
     """Imports once what each copy of this process needs."""
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"))
     gc.set_threshold(50_000, 10, 20)
-    from onnxprune import inspection, pipeline, search, simplify  # noqa: F401
+    from onnxprune.graph import simplify
     from onnxprune.methods import random_  # noqa: F401
 
     simplify._import_onnxsim()

@@ -1,0 +1,44 @@
+"""Models as graphs: files, the normal form, what onnxruntime makes of them, shapes observed, tensors.
+
+files       load, normalize, finish, save
+simplify    onnxsim, isolated, with weights hidden from it        integrity  what a file must hold to be a model
+sessions    the one place that opens onnxruntime sessions         inputs     what a model takes; random feeds for it
+shapes      shapes of every value, observed at two sizes          probes     sizes to try for symbolic axes
+tensors     initializers as numpy arrays                          half       half precision written out as single
+qoperator   QOperator nodes written out as QDQ                    branches   Ifs of which the condition is constant
+zipmaps     outputs that are maps
+"""
+
+from onnxprune.graph.files import (
+    add_constant,
+    all_nodes,
+    array_of,
+    constant,
+    digest,
+    finish,
+    load,
+    normalize,
+    save,
+    set_constant,
+    size_bytes,
+    skeleton,
+    tie,
+    write_text,
+)
+
+__all__ = [
+    "add_constant",
+    "all_nodes",
+    "array_of",
+    "constant",
+    "digest",
+    "finish",
+    "load",
+    "normalize",
+    "save",
+    "set_constant",
+    "size_bytes",
+    "skeleton",
+    "tie",
+    "write_text",
+]

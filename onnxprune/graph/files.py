@@ -1,0 +1,326 @@
+"""Models on disk and in memory: load, normalize, save. The only file that knows files.
+
+A model in memory is an `onnx_ir.Model`. The normalized model is what analysis, plans and surgery refer to:
+functions are inlined, constants are initializers, shapes computed from constants are folded away, every node has
+a name, no initializer is a graph input, and equal initializers that an exporter merged are separate again.
+It computes the same numbers behind the same interface.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from onnx import external_data_helper
+
+from onnxprune.errors import GraphError, UsageError
+from onnxprune.graph import branches, integrity, qoperator, zipmaps
+from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
+from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
+
+MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
+PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
+
+__all__ = [
+    "add_constant",
+    "all_nodes",
+    "array_of",
+    "constant",
+    "digest",
+    "finish",
+    "load",
+    "normalize",
+    "save",
+    "set_constant",
+    "size_bytes",
+    "skeleton",
+    "tie",
+    "write_text",
+]
+
+# Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
+# fuse_attention writes operators of com.microsoft that no other runtime knows.
+KEPT_APART = [
+    "eliminate_duplicate_initializer",
+    "eliminate_common_subexpression",
+    "fuse_qkv",
+    "fuse_bn_into_conv",
+    "fuse_attention",
+]
+
+
+def load(path: str | Path) -> ir.Model:
+    """The model in file `path`; external data stays on disk until it is read.
+
+    Raises: GraphError when the file is missing, is not ONNX, or its external data is absent or outside its folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise GraphError(f"{path}: no such file; give the path of an .onnx model")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise GraphError(f"{path}: not an ONNX file, or truncated ({_line(error)}); export or copy it again") from error
+    if not proto.graph.node or not proto.opset_import:
+        raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
+    _check_opsets(proto, path)
+    integrity.check(proto, path)
+    _check_external(proto, path)
+    aside = zipmaps.detach(proto)
+    _check_types(proto, path)
+    try:
+        model = ir.from_proto(proto)
+    except Exception as error:
+        raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
+    model.meta["maps"] = aside
+    model.meta["external"] = _locate(model, path.parent.resolve())
+    _check_order(model, path)
+    return model
+
+
+def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
+    """The normalized form of `model`, a new model that shares the tensors; normalizing again changes nothing.
+
+    rewrite: onnxsim may fold constants and rewrite nodes.
+    """
+    meta, model = model.meta, model.clone()
+    read_external(model, MEMORY_BYTES)
+    outputs = [value.name for value in model.graph.outputs]
+    passes.InlinePass()(model)
+    passes.RemoveInitializersFromInputsPass()(model)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    written_out = qoperator.write_out(model) if rewrite else 0
+    simplified = model
+    if rewrite and is_plain(model):
+        infer_shapes(model)
+    elif rewrite:
+        simplified = _simplified(model)
+    assert [value.name for value in simplified.graph.outputs] == outputs, outputs
+    passes.RemoveUnusedNodesPass()(simplified)
+    _drop_unused_initializers(simplified)
+    _name_nodes(simplified)
+    _untie(simplified)
+    simplified.meta.update({**meta, "written_out": written_out})
+    return simplified
+
+
+def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
+    """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged.
+
+    join: equal initializers become one.
+    """
+    skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
+    finished = simplify(model, skipped=skipped, bake=True) if rewrite else model.clone()
+    _drop_unused_initializers(finished)
+    if join:
+        tie(finished)
+    finished.meta.update(model.meta)
+    return finished
+
+
+def save(model: ir.Model, path: str | Path) -> None:
+    """Writes `model` beside `path` and renames it: `path` holds the old file or the whole new one, never a part.
+
+    Weights go to `<name>.data` beside the file when the model is too large for one protobuf message or came so.
+    Raises: UsageError when the folder does not exist or cannot be written.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            data = (
+                f"{path.name}.data" if model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES else None
+            )
+            ir.save(model, temporary, external_data=data)
+            if model.meta.get("maps"):
+                _attach_maps(temporary, model.meta["maps"])
+            if data is not None and (temporary.parent / data).exists():
+                os.replace(temporary.parent / data, path.parent / data)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
+def _attach_maps(file: Path, aside: tuple[zipmaps.Map, ...]) -> None:
+    proto = onnx.load(file, load_external_data=False)
+    zipmaps.attach(proto, aside)
+    file.write_bytes(proto.SerializeToString())
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes `text` beside `path` and renames it. Raises: UsageError when the folder cannot be written."""
+    path = Path(path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            temporary = Path(folder) / path.name
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
+
+
+def digest(model: ir.Model) -> str:
+    """SHA-256 of the file that `save` writes for `model`, the weights included wherever they are stored."""
+    hasher = hashlib.sha256()
+    if size_bytes(model) <= PROTOBUF_LIMIT_BYTES and not model.meta.get("external"):
+        hasher.update(ir.to_proto(model).SerializeToString(deterministic=True))
+        return hasher.hexdigest()
+    proto, hidden = skeleton(model, 0)
+    hasher.update(proto.SerializeToString(deterministic=True))
+    for name in sorted(hidden):
+        hasher.update(name.encode())
+        hasher.update(array_of(hidden[name]).tobytes())
+    return hasher.hexdigest()
+
+
+# Loading --------------------------------------------------------------------------------------------------------
+
+
+def _check_opsets(proto: onnx.ModelProto, path: Path) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx") and not 1 <= opset.version <= newest:
+            raise GraphError(
+                f"{path}: opset {opset.version} is unknown (newest known: {newest}); export at {newest} or lower"
+            )
+
+
+def _check_types(proto: onnx.ModelProto, path: Path) -> None:
+    for value in (*proto.graph.input, *proto.graph.output):
+        kind = value.type
+        while kind.WhichOneof("value") in ("sequence_type", "optional_type"):
+            kind = getattr(kind, kind.WhichOneof("value")).elem_type
+        if kind.WhichOneof("value") == "map_type":
+            raise GraphError(
+                f"{path}: '{value.name}' is a map, not a tensor: not supported; export without ZipMap (zipmap=False)"
+            )
+
+
+def _check_external(proto: onnx.ModelProto, path: Path) -> None:
+    folder = path.parent.resolve()
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        location = entries.get("location", "")
+        file = (folder / location).resolve()
+        if not location or not file.is_relative_to(folder):
+            raise GraphError(
+                f"{path}: external data of '{tensor.name}' is at '{location}', outside the folder; move it there"
+            )
+        if not file.is_file():
+            raise GraphError(
+                f"{path}: external data file '{location}' of '{tensor.name}' is missing; copy it beside the model"
+            )
+        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        if file.stat().st_size < end:
+            raise GraphError(
+                f"{path}: external data file '{location}' is {file.stat().st_size} bytes, '{tensor.name}' ends at {end}"
+            )
+
+
+def _locate(model: ir.Model, folder: Path) -> bool:
+    """Whether some weights are external; theirs are whole paths then.
+
+    Given a base folder, onnx_ir refuses files with several hard links, as package installers make. What it guards
+    against, a path that leads out of the folder, was refused by `_check_external`.
+    """
+    found = [v for graph in model.graphs() for v in graph.initializers.values() if _is_external(v)]
+    for value in found:
+        old = value.const_value
+        assert isinstance(old, ir.ExternalTensor)
+        value.const_value = ir.ExternalTensor(
+            str(folder / old.location), old.offset, old.length, old.dtype, shape=old.shape, name=old.name
+        )
+    return bool(found)
+
+
+def _check_order(model: ir.Model, path: Path) -> None:
+    """Sorts the nodes. Raises: GraphError when they form a cycle, or a value comes from nowhere."""
+    graph = model.graph
+    known = set(graph.inputs) | set(graph.initializers.values())
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value not in known:
+                raise GraphError(
+                    f"{path}: node '{node.name or node.op_type}' reads '{value.name}', which nothing produces"
+                )
+    try:
+        graph.sort()
+    except ValueError as error:
+        raise GraphError(f"{path}: the graph has a cycle ({_line(error)})") from error
+
+
+def _is_external(value: ir.Value) -> bool:
+    return isinstance(value.const_value, ir.ExternalTensor)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+# Normal form ----------------------------------------------------------------------------------------------------
+
+
+def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
+    """The nodes of `graph` and of all its subgraphs."""
+    return iter(graph.all_nodes())
+
+
+def _simplified(model: ir.Model) -> ir.Model:
+    """`model` through onnxsim, again where that decided an If."""
+    simplified = simplify(model, skipped=KEPT_APART)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    return _simplified(simplified) if branches.inline_decided(simplified) else simplified
+
+
+def _drop_unused_initializers(model: ir.Model) -> None:
+    outputs = set(model.graph.outputs)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del model.graph.initializers[name]
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Gives every node a name of its own; given names stay."""
+    taken: set[str] = set()
+    for index, node in enumerate(model.graph.all_nodes()):
+        name = node.name or f"{node.op_type}_{index}"
+        unique, count = name, 0
+        while unique in taken:
+            count += 1
+            unique = f"{name}.{count}"
+        taken.add(unique)
+        node.name = unique
+
+
+def _untie(model: ir.Model) -> None:
+    """One initializer per use, except for weights that the author of the network shares between nodes.
+
+    Exporters merge equal initializers: one zero vector in thirty places would couple half of a network.
+    A matrix with contents of its own that several nodes use is shared by design and stays shared.
+    """
+    for value in list(model.graph.initializers.values()):
+        uses = [use for use in value.uses() if use.node.graph is model.graph]
+        if len(uses) < 2 or len(uses) < len(value.uses()) or value in model.graph.outputs or _shared_by_design(value):
+            continue
+        for node, index in uses[1:]:
+            tensor = value.const_value
+            name = f"{value.name}@{node.name}.{index}"
+            copy = ir.Value(name=name, shape=value.shape, type=value.type, const_value=tensor)
+            model.graph.register_initializer(copy)
+            node.replace_input_with(index, copy)
+
+
+def _shared_by_design(value: ir.Value) -> bool:
+    tensor = value.const_value
+    if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+        return False
+    array = tensor.numpy()
+    return bool((array != array.flat[0]).any()) if array.size > 1 else False

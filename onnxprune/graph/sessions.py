@@ -1,0 +1,276 @@
+"""onnxruntime sessions: the one place that opens them, and that refuses a provider which did not load."""
+
+import contextlib
+import ctypes
+import io
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError
+from onnxprune.graph.inputs import InputInfo, axis_of
+from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
+from onnxprune.graph.tensors import size_bytes
+from onnxprune.system.memory import out_of_memory
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+# Nodes that a provider has no kernel for run on these.
+FALLBACKS = {
+    "CUDAExecutionProvider": ("CPUExecutionProvider",),
+    "TensorrtExecutionProvider": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+}
+# What each session was opened with, and the arrays it reads where they are, so that they have to stay.
+_ORIGINS: weakref.WeakKeyDictionary[ort.InferenceSession, "_Origin"] = weakref.WeakKeyDictionary()
+# Sessions that ran out of memory, to be opened again before they next run.
+_SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
+LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
+ort.set_default_logger_severity(4)
+
+
+class _Origin(NamedTuple):
+    settings: ort.SessionOptions
+    providers: list[tuple[str, dict[str, Any]]]
+    weights: list[np.ndarray]
+
+
+def few_threads() -> int:
+    """Threads of short runs: two, or fewer where OMP_NUM_THREADS says so."""
+    return min(2, allowed_threads() or 2)
+
+
+def allowed_threads() -> int | None:
+    """What OMP_NUM_THREADS allows, as where several runs share a machine; onnxruntime itself does not read it."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else None
+
+
+def provider_name(provider: str) -> str:
+    """The full name of `provider`, given short ("cuda") or full ("CUDAExecutionProvider")."""
+    return PROVIDERS.get(provider.lower(), provider)
+
+
+def open_session(
+    model: ir.Model | onnx.ModelProto | bytes | str | Path,
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    inter_threads: int = 1,
+    optimize: bool = True,
+    extra_outputs: Sequence[str] = (),
+    options: Mapping[str, Any] | None = None,
+    session_options: Mapping[str, str] | None = None,
+    profile_prefix: str | Path | None = None,
+) -> ort.InferenceSession:
+    """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
+
+    threads: intra-op threads, None for OMP_NUM_THREADS, else onnxruntime's own choice; inter_threads above 1 runs
+    branches in parallel. options: provider options. session_options: onnxruntime session configuration entries.
+    profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
+    Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
+    """
+    settings = _settings(threads, inter_threads, optimize, session_options or {})
+    weights: list[np.ndarray] = []
+    source = _source(model, extra_outputs, settings, weights)
+    if profile_prefix is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile_prefix)
+    name = provider_name(provider)
+    require_provider(name)
+    _preload(name)
+    wanted = [(name, dict(options or {})), *((rest, {}) for rest in FALLBACKS.get(name, ()))]
+    said = io.StringIO()  # onnxruntime prints on stdout when it falls back; stdout is for results
+    try:
+        with contextlib.redirect_stdout(said) if len(wanted) > 1 else contextlib.nullcontext():
+            session = ort.InferenceSession(source, settings, providers=wanted)
+    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        if out_of_memory(error):
+            raise OutOfMemoryError(
+                f"onnxruntime: out of memory while it opens the model ({_first_line(error)}); nothing was written. "
+                "Free memory, or use a machine with more"
+            ) from error
+        raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
+    _ORIGINS[session] = _Origin(settings, wanted, weights)
+    if name not in session.get_providers():
+        raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
+    return session
+
+
+def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: Mapping[str, str]):
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    threads = threads or allowed_threads()
+    if threads is not None:
+        settings.intra_op_num_threads = threads
+        settings.inter_op_num_threads = inter_threads
+    if inter_threads > 1:
+        settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+    if not optimize:
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    for key, value in entries.items():
+        settings.add_session_config_entry(key, value)
+    return settings
+
+
+def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:
+    """The inputs that `session` must be fed, in the order of the graph."""
+    return [
+        InputInfo(arg.name, tuple(map(axis_of, arg.shape)), ort_dtype(arg.type))
+        for arg in session.get_inputs()
+        if arg.type.startswith("tensor(")
+    ]
+
+
+def ort_dtype(ort_type: str) -> np.dtype:
+    """The numpy dtype of onnxruntime's `tensor(float)` and its like."""
+    kind = ort_type.removeprefix("tensor(").removesuffix(")")
+    return np.dtype(object if kind == "string" else ir.DataType[kind.upper()].numpy())
+
+
+def require_provider(name: str) -> None:
+    """Nothing, when onnxruntime was built with provider `name`. Raises: ProviderError otherwise."""
+    if name not in ort.get_available_providers():
+        raise ProviderError(_not_loaded(name, "this onnxruntime offers " + ", ".join(ort.get_available_providers())))
+
+
+def _preload(name: str) -> None:
+    """Loads the CUDA and cuDNN libraries that pip packages or torch brought, where onnxruntime can find them."""
+    if name != "CPUExecutionProvider" and hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; stdout is for results
+            ort.preload_dlls()
+
+
+def _missing_library(name: str) -> str:
+    """The loader's own words on why the provider's library does not load, or nothing where it does."""
+    library = f"libonnxruntime_providers_{name.removesuffix('ExecutionProvider').lower()}.so"
+    path = Path(ort.__file__).parent / "capi" / library
+    try:
+        if path.is_file():
+            ctypes.CDLL(str(path))
+    except OSError as error:
+        # Its own helper symbols are missing when it is opened alone, which says nothing.
+        return "" if "undefined symbol" in str(error) else _first_line(error)
+    return ""
+
+
+def _fallback_reason(said: str) -> str:
+    reasons = [line.removeprefix("EP Error").strip() for line in said.splitlines() if line.startswith("EP Error ")]
+    return (
+        reasons[0][:300]
+        if reasons
+        else "onnxruntime fell back to the CPU without a word; does nvidia-smi show a device?"
+    )
+
+
+def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """All outputs of `session` by name.
+
+    Raises: GraphError when the model fails on these inputs, OutOfMemoryError when memory runs out.
+    """
+    try:
+        if session in _SPENT:
+            _reopen(session)
+        names = [output.name for output in session.get_outputs()]
+        values = session.run(names, dict(feeds))
+        return dict(zip(names, cast("list[np.ndarray]", values), strict=True))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feeds.items())
+        if out_of_memory(error):
+            if session in _ORIGINS:
+                _SPENT.add(session)
+            raise OutOfMemoryError(
+                f"onnxruntime: out of memory on inputs {shapes} ({_first_line(error)}); nothing was written. "
+                "Give smaller samples, or free memory"
+            ) from error
+        raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
+
+
+def _reopen(session: ort.InferenceSession) -> None:
+    """Opens `session` again so that it holds no more memory than a run needs.
+
+    Arenas keep what they took, take the double of what is asked for, and lose what an allocation that fails midway had.
+    """
+    origin = _ORIGINS[session]
+    origin.settings.enable_cpu_mem_arena = False
+    frugal = {"CUDAExecutionProvider": {"arena_extend_strategy": "kSameAsRequested"}}
+    session.set_providers([(name, {**options, **frugal.get(name, {})}) for name, options in origin.providers])
+    _SPENT.discard(session)
+
+
+def _source(
+    model: ir.Model | onnx.ModelProto | bytes | str | Path,
+    extra_outputs: Sequence[str],
+    settings: ort.SessionOptions,
+    weights: list[np.ndarray],
+) -> str | bytes:
+    if isinstance(model, (str, Path)) and not extra_outputs:
+        return str(model)
+    if isinstance(model, bytes) and not extra_outputs:
+        return model
+    if isinstance(model, ir.Model):
+        proto = lean_proto(model, settings, weights)
+    elif isinstance(model, onnx.ModelProto):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(model)
+    else:
+        proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
+    present = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in present)
+    return proto.SerializeToString()
+
+
+def lean_proto(model: ir.Model, settings: ort.SessionOptions, weights: list[np.ndarray]) -> onnx.ModelProto:
+    """`model` as a message; the weights of a large one stay where they are, and `settings` lead to them.
+
+    A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
+    weights: takes the arrays that must live as long as the session.
+    """
+    if size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
+        return ir.to_proto(model)
+    proto, hidden = skeleton(model, HIDDEN_BYTES)
+    inputs = [value for value in proto.graph.input if value.name not in hidden]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+    names, values = [], []
+    for name, value in hidden.items():
+        if not model.graph.initializers[name].uses():  # onnxruntime drops it, and then misses it
+            continue
+        tensor = value.const_value
+        assert tensor is not None, name
+        entry = proto.graph.initializer.add(name=name, data_type=tensor.dtype, dims=tensor.shape.numpy())
+        entry.data_location = onnx.TensorProto.EXTERNAL
+        entry.external_data.add(key="location", value="memory")
+        entry.external_data.add(key="length", value=str(tensor.nbytes))
+        weights.append(np.ascontiguousarray(_plain(tensor)))
+        names.append(name)
+        values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weights[-1], tensor.dtype))
+    settings.add_external_initializers(names, values)
+    return proto
+
+
+def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The array of `tensor` in a dtype that numpy itself knows."""
+    array = tensor.numpy()
+    return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
+
+
+def _not_loaded(name: str, seen: str) -> str:
+    fix = (
+        "install onnxruntime-gpu with its CUDA and cuDNN libraries "
+        "(pip install 'onnxruntime-gpu[cuda,cudnn]', or those of torch: 'import torch' before)"
+    )
+    return f"execution provider {name} did not load: {seen}; {fix}, or choose --provider cpu"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -1,0 +1,307 @@
+"""Shapes of every value, observed at two sizes.
+
+Static inference is the fast path. Where it leaves holes, or where shapes are computed in the graph, the model is
+run in onnxruntime at two probe sizes with every intermediate value recorded. What is equal in both runs is a
+constant of the model; what differs is dynamic.
+"""
+
+import contextlib
+import mmap
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune import graph
+from onnxprune.errors import GraphError, OutOfMemoryError
+from onnxprune.graph import probes, sessions
+from onnxprune.graph.inputs import texts
+from onnxprune.graph.tensors import size_bytes
+from onnxprune.system.isolation import CrashedError, isolated
+
+MEMORY_BYTES = 256_000_000  # larger models are run without their weights
+FILLED_BYTES = 4096  # in these, larger initializers are filled with one number as they are needed
+SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
+
+MAX_SECONDS = 60.0  # for all tries together
+
+# Ops whose integer inputs decide output shapes; these inputs have to be known as numbers.
+SHAPED_BY_INPUT = frozenset(
+    ("Reshape Expand Slice Pad Tile Resize Upsample ConstantOfShape Split TopK OneHot Range Unsqueeze Squeeze").split()
+)
+
+SHAPE_SUFFIX = "@shape"
+NOT_TENSORS = frozenset(
+    "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence Optional ZipMap".split()
+)
+INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))  # TensorProto.DataType
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What is known of every value: sizes at the first probe, which of them change, small integer contents."""
+
+    sizes: dict[str, tuple[int, ...]]
+    dynamic: dict[str, tuple[bool, ...]] = field(default_factory=dict)
+    contents: dict[str, np.ndarray] = field(default_factory=dict)
+    again: dict[str, np.ndarray] = field(default_factory=dict)  # contents at the second probe, where they differ
+    probe: dict[str, tuple[int, ...]] = field(default_factory=dict)  # graph input -> shape
+    second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
+
+
+def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+    """Shapes of all values of a normalized `model`; `samples` are input shapes that are known to work.
+
+    Raises: GraphError when the model runs at none of the sizes that were tried.
+    """
+    symbolic = probes.is_symbolic(model.graph.inputs)
+    if not symbolic and not _needs_running(model):
+        static = _infer(model)
+        if static is not None:
+            return static
+    return _run(model, symbolic, samples)
+
+
+def _needs_running(model: ir.Model) -> bool:
+    """Whether some shape is computed in the graph, or some operator is outside static inference."""
+    for node in model.graph:
+        if node.domain not in ("", "ai.onnx", "com.microsoft") or any(
+            a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
+        ):
+            return True
+        if node.op_type in SHAPED_BY_INPUT and any(v is not None and not v.is_initializer() for v in node.inputs[1:]):
+            return True
+    return False
+
+
+# Static ---------------------------------------------------------------------------------------------------------
+
+
+def _infer(model: ir.Model) -> Shapes | None:
+    """Shapes by static inference, None where it leaves a hole."""
+    proto = graph.skeleton(model, 1024)[0]
+    del proto.graph.value_info[:]
+    for value in proto.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    try:
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception:  # the inference of some operator raised: then the model is run instead
+        return None
+    sizes: dict[str, tuple[int, ...]] = {}
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
+            sizes[value.name] = tuple(dim.dim_value for dim in dims)
+    sizes.update({value.name: tuple(value.dims) for value in proto.graph.initializer})
+    if not all(name in sizes for node in proto.graph.node for name in node.output if name):
+        return None
+    probe = {value.name or "": sizes[value.name or ""] for value in model.graph.inputs}
+    return Shapes(sizes, probe=probe, second=probe)
+
+
+def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[bool, ...]]:
+    dynamic: dict[str, tuple[bool, ...]] = {}
+    for name, sizes in one.items():
+        other = two.get(name, sizes)
+        same_rank = len(other) == len(sizes)
+        flags = tuple(a != b for a, b in zip(sizes, other, strict=True)) if same_rank else (True,) * len(sizes)
+        if any(flags):
+            dynamic[name] = flags
+    return dynamic
+
+
+# Running --------------------------------------------------------------------------------------------------------
+
+
+def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None) -> Shapes:
+    """Shapes from two runs. Sizes at which onnxruntime ends the process (it divides by zero) are passed over."""
+    current = mmap.mmap(-1, 8)  # seen from the copy of this process in which the model runs
+    start, end = 0, time.monotonic() + MAX_SECONDS
+    while True:
+        current[:] = start.to_bytes(8, "little")
+        try:
+            return isolated(lambda: _search(model, symbolic, samples, current, end))
+        except CrashedError as crash:
+            at = int.from_bytes(current[:], "little")
+            if at == start or time.monotonic() > end:
+                raise GraphError(f"onnxruntime ends with {crash} on this model; it cannot be observed") from crash
+            start = at
+
+
+def _search(
+    model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None, current: mmap.mmap, end: float
+) -> Shapes:
+    """Shapes at the first sizes that the model accepts. `current` counts those tried, some before this call."""
+    inputs = list(model.graph.inputs)
+    session = _instrumented_session(model)
+    failure, start = "no sizes were tried", int.from_bytes(current[:], "little")
+    for number, (first, seconds) in enumerate(probes.pairs(model, samples)):
+        if number < start:
+            continue
+        current[:] = (number + 1).to_bytes(8, "little")
+        one, failure = _attempt(session, inputs, first, failure)
+        if one is None and time.monotonic() < end:
+            continue
+        if one is None:
+            break
+        for second in seconds if symbolic else ():
+            two, _ = _attempt(session, inputs, second, failure)
+            if two is not None and _ranks(two) == _ranks(one):
+                if _vanishing(one, two) > _vanishing(two, one):  # an axis that is one long couples with nothing
+                    one, two, first, second = two, one, second, first
+                return _recorded(model, one, two, first, second)
+        return _recorded(model, one, one, first, {} if symbolic else first)
+    if not any(_is_weight(value) for value in model.graph.initializers.values()):
+        raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
+    raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """Whether an initializer is more than a setting: floats, or integers that a quantized layer multiplies with."""
+    tensor = value.const_value
+    return tensor is not None and tensor.size > 16 and (tensor.dtype.is_floating_point() or tensor.dtype.itemsize == 1)
+
+
+def _attempt(
+    session: ort.InferenceSession, inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], failure: str
+) -> tuple[dict[str, np.ndarray] | None, str]:
+    try:
+        return sessions.run(session, feeds(inputs, probe)), failure
+    except (GraphError, OutOfMemoryError) as error:
+        return None, str(error)
+
+
+def _without_weights(model: ir.Model) -> onnx.ModelProto:
+    """`model` with its large weights filled in as it runs: sizes do not depend on their numbers, memory does."""
+    proto, hidden = graph.skeleton(model, FILLED_BYTES)
+    inputs = [value for value in proto.graph.input if value.name not in hidden]
+    nodes = list(proto.graph.node)
+    del proto.graph.input[:], proto.graph.node[:]
+    proto.graph.input.extend(inputs)
+    waiting = dict(hidden)
+    for node in nodes:
+        for name in _names_read(node):
+            if name in waiting:  # right in front of its first use, so few are held at a time
+                _fill(proto.graph, waiting.pop(name))
+        proto.graph.node.append(node)
+    return proto
+
+
+def _names_read(node: onnx.NodeProto) -> Iterator[str]:
+    """The inputs of `node` and of all nodes in its bodies."""
+    yield from node.input
+    for attribute in node.attribute:
+        for inner in attribute.g.node:
+            yield from _names_read(inner)
+
+
+def _fill(graph_: onnx.GraphProto, value: ir.Value) -> None:
+    name, tensor = value.name or "", value.const_value
+    assert tensor is not None, name
+    sizes = np.array(tensor.shape.numpy(), np.int64)
+    graph_.initializer.append(onnx.numpy_helper.from_array(sizes, f"{name}@sizes"))
+    fill = onnx.helper.make_tensor("value", tensor.dtype, [1], [0.01 if tensor.dtype.is_floating_point() else 0])
+    graph_.node.append(onnx.helper.make_node("ConstantOfShape", [f"{name}@sizes"], [name], value=fill))
+
+
+def _ranks(outputs: Mapping[str, np.ndarray]) -> dict[str, int]:
+    return {name: len(sizes) for name, sizes in _sizes(outputs).items()}
+
+
+def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> int:
+    """Number of axes that are one long in `one` and longer in `two`."""
+    left, right = _sizes(one), _sizes(two)
+    return sum(a == 1 < b for name in left for a, b in zip(left[name], right.get(name, ()), strict=False))
+
+
+def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
+    """A session of `model` with the shape of every computed value, and the contents of integer ones, as outputs."""
+    settings = ort.SessionOptions()
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    settings.log_severity_level = 4
+    settings.intra_op_num_threads = sessions.few_threads()
+    settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # shapes are taken at once, and values let go
+    on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+    proto = _without_weights(model) if on_disk or size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
+    typed = graph.skeleton(model, 1024)[0]
+    with contextlib.suppress(Exception):  # the inference of some operator: then the types that are written are known
+        typed = onnx.shape_inference.infer_shapes(typed)
+    kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
+    outputs = {value.name for value in proto.graph.output}
+    extra: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
+        if node.op_type in NOT_TENSORS:
+            continue
+        for name in filter(None, node.output):
+            kind = kinds.get(name)
+            if kind is not None and not kind.HasField("tensor_type"):
+                continue
+            extra.append(onnx.helper.make_node("Shape", [name], [name + SHAPE_SUFFIX]))
+            proto.graph.output.append(onnx.ValueInfoProto(name=name + SHAPE_SUFFIX))
+            if kind is not None and kind.tensor_type.elem_type in INTEGERS and name not in outputs:
+                proto.graph.output.append(onnx.ValueInfoProto(name=name))
+    proto.graph.node.extend(extra)
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        opset = model.opset_imports.get("", 7)
+        old = f"; it has opset {opset}: convert it to 7 or later with onnx.version_converter" if opset < 7 else ""
+        raise GraphError(f"onnxruntime refuses the model: {str(error).strip().splitlines()[0][:300]}{old}") from error
+
+
+def _recorded(
+    model: ir.Model,
+    one: Mapping[str, np.ndarray],
+    two: Mapping[str, np.ndarray],
+    probe: dict[str, tuple[int, ...]],
+    second: dict[str, tuple[int, ...]],
+) -> Shapes:
+    sizes, other = _sizes(one), _sizes(two)
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None:
+            sizes[name] = tuple(value.const_value.shape.numpy())
+    sizes.update(probe)
+    other.update(second or probe)
+    contents = {
+        name: array
+        for name, array in one.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind in "iub" and array.size <= SMALL
+    }
+    again = {name: two[name] for name, array in contents.items() if not np.array_equal(array, two[name])}
+    return Shapes(sizes, _compare(sizes, other), contents, again, probe, second)
+
+
+def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {
+        name.removesuffix(SHAPE_SUFFIX): tuple(map(int, array))
+        for name, array in outputs.items()
+        if name.endswith(SHAPE_SUFFIX)
+    }
+
+
+def feeds(inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random arrays for graph inputs of the given shapes: normal floats, zeros and ones elsewhere.
+
+    Single numbers are settings such as a ratio or a length, so they are positive.
+    """
+    rng = np.random.default_rng(seed)
+    arrays: dict[str, np.ndarray] = {}
+    for value in inputs:
+        name = value.name or ""
+        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        if prod(probe[name]) == 1 and dtype.kind in "fiu":
+            arrays[name] = np.full(probe[name], 0.5 if dtype.kind == "f" else 1, dtype)
+        elif dtype.kind == "f" or value.dtype == ir.DataType.BFLOAT16:
+            arrays[name] = rng.normal(size=probe[name]).astype(dtype)
+        elif dtype.kind in "iu" and len(probe[name]) == 1:
+            arrays[name] = np.ones(probe[name], dtype)
+        elif dtype.kind in "iub":
+            arrays[name] = rng.integers(0, 2, size=probe[name]).astype(dtype)
+        else:
+            arrays[name] = texts(probe[name], rng)
+    return arrays

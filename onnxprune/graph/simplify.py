@@ -1,0 +1,230 @@
+"""onnxsim on a model of which the weights that it must not touch, or copy, are hidden from it."""
+
+import contextlib
+import importlib
+import io
+import sys
+from collections.abc import Collection, Iterable
+from functools import partial
+from types import ModuleType
+
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune.errors import GraphError
+from onnxprune.graph.tensors import size_bytes, tensor_of
+from onnxprune.system.isolation import isolated
+
+# In a network of these alone, without constant expressions, onnxsim finds nothing that would help the analysis.
+PLAIN = frozenset(
+    "Conv ConvTranspose BatchNormalization InstanceNormalization Gemm Flatten GlobalAveragePool GlobalMaxPool MaxPool "
+    "AveragePool Concat Add Sub Mul Div Relu LeakyRelu PRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Clip Softplus "
+    "Mish Softmax LRN Erf Sqrt Gelu".split()
+)
+HIDDEN_BYTES = 4096  # larger initializers are hidden: they would be copied a dozen times, and held at least twice
+SKELETON_BYTES = 256_000_000  # in larger models also those that stand in constant expressions
+
+
+def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.Model:
+    """`model` through onnxsim; weights that it must not bake or copy are hidden from it as inputs.
+
+    bake: it may compute with all weights of a model that is not large, as its value-baking fusions do.
+    """
+    onnxsim = _import_onnxsim()
+    shown: Collection[str] = ()
+    if size_bytes(model) <= SKELETON_BYTES:
+        shown = list(model.graph.initializers) if bake else _folded_away(model)
+    proto, hidden = skeleton(model, shown=shown)
+    _forget_placeholders(proto)
+    _forget_inferable(proto)
+    simplified = _attempt(onnxsim, proto, skipped)
+    if not _loads(simplified):  # it has been seen to write nodes that no runtime accepts
+        simplified = proto
+    result = ir.from_proto(simplified)
+    _unhide(result, hidden)
+    _order(result, model.graph.initializers)
+    _restore_interface(result, model)
+    return result
+
+
+def _attempt(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> onnx.ModelProto:
+    """`proto` rewritten; where a rewriting fails only with its constants folded, where that fails as it is.
+
+    onnxsim raises bare RuntimeErrors, or crashes.
+    """
+    for optimize in (True, False):
+        with contextlib.suppress(Exception):
+            return onnx.ModelProto.FromString(isolated(partial(_rewritten, onnxsim, proto, skipped, optimize)))
+    return proto
+
+
+def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str], optimize: bool) -> bytes:
+    said = {"skipped_optimizers": skipped, "perform_optimization": optimize, "check_n": 0, "certify": False}
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints notes where our own JSON goes
+        return onnxsim.simplify(proto, **said)[0].SerializeToString()
+
+
+def _forget_placeholders(proto: onnx.ModelProto) -> None:
+    """Sizes of -1 and 0, by which some exporters mean 'any', become unknown: shape inference would reckon with them."""
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value") and dim.dim_value < 1:
+                dim.ClearField("dim_value")
+
+
+def _forget_inferable(proto: onnx.ModelProto) -> None:
+    """Shapes inside become unknown: exporters write sizes of their trace there, which folding would make constants."""
+    own = {name for node in proto.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    kept = [value for value in proto.graph.value_info if value.name in own]  # nothing else says what these are
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+
+
+def is_plain(model: ir.Model) -> bool:
+    """Whether onnxsim has nothing to do for the normal form of `model`: no constants to fold, no shapes to compute."""
+    plain = all(node.op_type in PLAIN and node.domain in ("", "ai.onnx") for node in model.graph)
+    return plain and not _folded_away(model)
+
+
+def infer_shapes(model: ir.Model) -> None:
+    """Writes types and shapes, as far as onnx infers them, to the values of `model`, as onnxsim would."""
+    proto = skeleton(model)[0]
+    _forget_placeholders(proto)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # of the inference of some operator: then nothing is known
+        return
+    known = {value.name: value.type for value in inferred.graph.value_info}
+    for value in (value for node in model.graph for value in node.outputs):
+        if value.name in known:
+            value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
+            value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
+
+
+def _folded_away(model: ir.Model) -> set[str]:
+    """Names of initializers that stand in constant expressions: onnxsim computes these, for which it needs numbers."""
+    constant = {value for value in model.graph.initializers.values() if not value.is_graph_input()}
+    found: set[str] = set()
+    for node in model.graph:
+        read = [value for value in node.inputs if value is not None]
+        if all(value in constant for value in read):
+            constant.update(node.outputs)
+            found.update(value.name or "" for value in read)
+    return found
+
+
+def _loads(proto: onnx.ModelProto) -> bool:
+    """Whether onnxruntime accepts the model."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime raises a dozen pybind types without a common base
+        return False
+    return True
+
+
+def _import_onnxsim() -> ModuleType:
+    """onnxsim without torch, which it would import (two seconds) for parts that are not used here."""
+    hide = "torch" not in sys.modules
+    if hide:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # makes 'import torch' fail, which onnxsim expects
+    try:
+        return importlib.import_module("onnxsim")
+    finally:
+        if hide:
+            del sys.modules["torch"]
+
+
+def skeleton(
+    model: ir.Model, threshold: int = HIDDEN_BYTES, shown: Collection[str] = ()
+) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
+    """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
+
+    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), all initializers
+    of more bytes than the threshold, and all that are still on disk; but for those in `shown`.
+    """
+    hidden = {
+        name: value
+        for name, value in model.graph.initializers.items()
+        if _arrives_through_node(value) or (name not in shown and _is_large(tensor_of(value), threshold))
+    }
+    if not hidden:
+        return ir.to_proto(model), {}
+    tensors = {name: tensor_of(value) for name, value in hidden.items()}
+    inputs, names = list(model.graph.inputs), list(model.graph.initializers)
+    try:
+        for name, value in hidden.items():
+            value.shape = ir.Shape(tensors[name].shape.numpy())
+            value.type = ir.TensorType(tensors[name].dtype)
+            del model.graph.initializers[name]
+            value.const_value = None
+            model.graph.inputs.append(value)
+        return ir.to_proto(model), {name: _detached(name, tensors[name]) for name in hidden}
+    finally:
+        for name, value in hidden.items():
+            model.graph.inputs.remove(value)
+            value.const_value = tensors[name]
+            model.graph.register_initializer(value)
+        assert list(model.graph.inputs) == inputs
+        _order(model, names)
+
+
+def _is_large(tensor: ir.TensorProtocol, threshold: int) -> bool:
+    return tensor.nbytes > threshold or isinstance(tensor, ir.ExternalTensor)
+
+
+def _detached(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+
+
+def _unhide(model: ir.Model, hidden: dict[str, ir.Value]) -> None:
+    for value in [value for value in model.graph.inputs if value.name in hidden]:
+        model.graph.inputs.remove(value)
+        value.const_value = hidden[value.name or ""].const_value
+        model.graph.register_initializer(value)
+
+
+def _order(model: ir.Model, names: Iterable[str]) -> None:
+    """Puts the initializers into the order of `names`, new ones first."""
+    initializers = model.graph.initializers
+    for name in list(names):
+        if name in initializers:
+            initializers[name] = initializers.pop(name)
+
+
+def _arrives_through_node(value: ir.Value) -> bool:
+    if value.const_value is None or value.const_value.nbytes < 64:
+        return False
+    users = {node.op_type for node, _ in value.uses()}
+    if "DequantizeLinear" in users:
+        return True
+    return users == {"Cast"} and value.const_value.dtype.bitwidth <= 16 and len(value.const_value.shape) > 1
+
+
+def _restore_interface(result: ir.Model, original: ir.Model) -> None:
+    """Signatures, names and metadata as they were; onnxsim may have specialised shapes or dropped properties."""
+    for new, old in zip(result.graph.outputs, original.graph.outputs, strict=True):
+        new.shape, new.type = old.shape, old.type
+    by_name = {value.name: value for value in result.graph.inputs}
+    for old in original.graph.inputs:
+        if old.name not in by_name:
+            raise GraphError(f"graph input '{old.name}' was lost in simplification; please report this model")
+        by_name[old.name].shape, by_name[old.name].type = old.shape, old.type
+    result.graph.inputs[:] = [by_name[value.name] for value in original.graph.inputs]
+    result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string
+    result.metadata_props.clear()
+    result.metadata_props.update(original.metadata_props)
+    result.producer_name, result.producer_version = original.producer_name, original.producer_version
+    result.model_version, result.domain, result.doc_string = (
+        original.model_version,
+        original.domain,
+        original.doc_string,
+    )
+
+
+# Normal form ----------------------------------------------------------------------------------------------------

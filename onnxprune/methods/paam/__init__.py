@@ -1,0 +1,1 @@
+"""PAAM (arXiv 2210.11114): an attention network scores filters."""

@@ -1,0 +1,150 @@
+"""What SNACS makes of its scores: limits per layer, the connections to keep, and protected filters.
+
+Connectivity scores are (J, G) per layer, child groups by parent groups; a keep mask has that shape, True = keep.
+Source: SNACS code (gen_mask, gamma_sensitivity5, retrain_stage3_sens) as restated in methods section 5.7 and 5.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from sklearn.neighbors import NearestCentroid
+from sklearn.svm import SVC
+
+from onnxprune.errors import UsageError
+
+GRID = tuple(p / 100 for p in range(1, 98, 2))  # shares of a layer's scores that the limit scan prunes
+DROP = 0.7
+
+
+def accuracy_limit(accuracy: Callable[[float], float], grid: Sequence[float] = GRID, drop: float = DROP) -> float:
+    """Largest p of the grid with acc(p) >= max - drop (max - min), acc being measured with the lowest p pruned.
+
+    A layer whose curve is flat gets the largest p: by this rule nothing it loses can be seen.
+    """
+    curve = np.array([accuracy(p) for p in grid])
+    allowed = curve >= curve.max() - drop * (curve.max() - curve.min())
+    return float(np.asarray(grid)[allowed].max())
+
+
+def error_limit(error: Callable[[float], float], tolerance: float, grid: Sequence[float] = GRID) -> float:
+    """Largest p of the grid with error(p) <= tolerance, 0 if there is none; needs no labels. [ours]"""
+    allowed = [p for p in grid if error(p) <= tolerance]
+    return max(allowed, default=0.0)
+
+
+def layer_limits(
+    measures: Mapping[str, Callable[[float], float]],
+    rule: str = "accuracy",
+    *,
+    grid: Sequence[float] = GRID,
+    drop: float = DROP,
+    tolerance: float = 0.05,
+) -> dict[str, float]:
+    """Upper limit per layer, each layer alone; measures give accuracy or error at a pruned share, as the rule says."""
+    if rule == "accuracy":
+        return {name: accuracy_limit(measure, grid, drop) for name, measure in measures.items()}
+    if rule == "error":
+        return {name: error_limit(measure, tolerance, grid) for name, measure in measures.items()}
+    raise UsageError(f"limit rule '{rule}' is unknown; use 'accuracy' or 'error'")
+
+
+def class_accuracy(children, labels, classifier: str = "svm") -> Callable[[np.ndarray], float]:
+    """A function: pruned child activations (N, C) -> accuracy of a classifier fitted to the unpruned ones.
+
+    Labels (N,) may be the model's own argmax. Negative activations are clipped to 0, as the authors do; "svm" is
+    their RBF SVC at tol 1e-5, "centroid" the nearest class mean, a fraction of its cost.
+    """
+    if classifier not in ("svm", "centroid"):
+        raise UsageError(f"classifier '{classifier}' is unknown; use 'svm' or 'centroid'")
+    fitted = SVC(kernel="rbf", tol=1e-5) if classifier == "svm" else NearestCentroid()
+    fitted.fit(np.maximum(children, 0), labels)
+    return lambda pruned: float(np.mean(fitted.predict(np.maximum(pruned, 0)) == labels))
+
+
+def lowest_pruned(scores: np.ndarray, fraction: float) -> np.ndarray:
+    """Keep mask without the lowest fraction of the scores; equal scores go in order of position."""
+    keep = np.ones(scores.size, dtype=bool)
+    keep[np.argsort(scores, axis=None, kind="stable")[: round(fraction * scores.size)]] = False
+    return keep.reshape(scores.shape)
+
+
+def select_connections(
+    scores: Mapping[str, np.ndarray],
+    limits: Mapping[str, float],
+    fraction: float,
+    protected: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Keep masks (J, G) per layer under one global threshold and each layer's upper limit (gen_mask).
+
+    delta is the value at round(fraction #unique) of all layers' unique scores. A layer whose share of scores <= delta
+    reaches its limit takes its own threshold instead, the value at round(limit #unique) of its unique scores.
+    Scores <= the threshold go. A fraction or limit of 0 removes nothing; the code would remove the lowest. [ours]
+    Protected child groups, boolean (J,) per layer, keep all their connections.
+    """
+    check_fraction(fraction, "fraction")
+    for name, limit in limits.items():
+        check_fraction(limit, f"limit of '{name}'")
+    if missing := sorted(set(scores) - set(limits)):
+        raise UsageError(f"{len(missing)} of {len(scores)} layers have scores but no limit, '{missing[0]}' first")
+    if not scores:
+        return {}
+    delta = value_at(np.concatenate([np.ravel(s) for s in scores.values()]), fraction)
+    masks = {}
+    for name, layer in scores.items():
+        capped = np.mean(layer <= delta) >= limits[name]
+        masks[name] = layer > (value_at(layer, limits[name]) if capped else delta)
+        if protected is not None and name in protected:
+            masks[name] = masks[name] | np.asarray(protected[name], dtype=bool)[:, None]
+    return masks
+
+
+def value_at(values: np.ndarray, fraction: float) -> float:
+    """The value at index round(fraction #unique) of the sorted unique values; -inf at fraction 0."""
+    if fraction <= 0:
+        return -np.inf
+    unique = np.unique(values)
+    return float(unique[min(round(fraction * len(unique)), len(unique) - 1)])
+
+
+def automatic_fraction(error: Callable[[float], float], tolerance: float, steps: int = 7) -> float:
+    """Largest fraction, to 2^-steps, at which the network with all layers pruned together has error <= tolerance.
+
+    Each layer's limit was found with that layer alone; this one is the constraint on all of them acting jointly.
+    The error is taken to grow with the fraction, so that bisection finds it in `steps` runs. [ours]
+    """
+    if error(1.0) <= tolerance:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(steps):
+        middle = (low + high) / 2
+        low, high = (middle, high) if error(middle) <= tolerance else (low, middle)
+    return low
+
+
+def protected_children(next_weights, rms, fraction: float = 0.05, child_groups: np.ndarray | None = None) -> np.ndarray:
+    """Boolean (J,): the child groups that the next layer leans on most, exempt from pruning.
+
+    next_weights (O, C): |w| of the next layer over its kernel, for several consumers stacked; rms (C,): root mean
+    square of each child's activation; child_groups (C,): group ids, None for each child alone.
+
+        lambda_j = mean over o of sum over c in j of |w_oc| rms_c / sum over all c of |w_oc| rms_c
+
+    The highest ceil(fraction J) are protected, as in the paper's abstract; one published script takes the lowest.
+    The factor rms is ours.
+    """
+    check_fraction(fraction, "protected fraction")
+    strength = np.abs(np.asarray(next_weights, dtype=np.float64)) * np.asarray(rms, dtype=np.float64)
+    sums = strength.sum(1, keepdims=True)
+    per_child = (strength / np.where(sums > 0, sums, 1)).mean(0)
+    ids = np.arange(len(per_child)) if child_groups is None else np.asarray(child_groups)
+    sensitivity = np.bincount(ids, per_child)
+    keep = np.zeros(len(sensitivity), dtype=bool)
+    keep[np.argsort(-sensitivity, kind="stable")[: int(np.ceil(fraction * len(sensitivity)))]] = True
+    return keep
+
+
+def check_fraction(value: float, what: str) -> None:
+    if not 0 <= value <= 1:
+        raise UsageError(f"{what} is {value}; it must lie between 0 and 1")

@@ -1,0 +1,179 @@
+"""The layers of a model as SNACS sees them: parents, children, the weights between, and their mean activations.
+
+A layer is a node with a constant weight that contracts its input's channels: Conv, Gemm, MatMul. Its parents are
+the channels of its true input tensor (behind a residual sum that is the sum), its children its output channels.
+
+Letters: N samples, P parents, C children, K kernel.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Dim, dims
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.graph import sessions
+from onnxprune.methods.base import Context, unit_positions
+from onnxprune.system.memory import at_most
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weighted node. `weights` (C, P) are signed and summed over K, `magnitude` (C, P) is mean |w| over K.
+
+    units: Dim -> (P,) the unit that each parent belongs to, -1 for none. made: likewise (C,) for the children.
+    parent_axis and child_axis are those of the input and output tensors; to_matrix gives (C, P, K) of the weight.
+    """
+
+    node: str
+    initializer: str
+    parent_value: str
+    child_value: str
+    parent_axis: int
+    child_axis: int
+    weights: np.ndarray
+    magnitude: np.ndarray
+    units: Mapping[Dim, np.ndarray]
+    made: Mapping[Dim, np.ndarray]
+    transposed: bool  # the weight is stored (P, C), as MatMul and Gemm without transB have it
+
+
+def find(context: Context) -> list[Layer]:
+    """The layers of the model that consume or produce a Dim to be scored, in topological order."""
+    chosen = set(context.dims)
+    layers = (_layer(context, node, chosen) for node in context.model.graph)
+    return [layer for layer in layers if layer is not None and (layer.units or layer.made)]
+
+
+def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
+    form = _form(node)
+    if form is None:
+        return None
+    transposed, parent_axis, child_axis = form
+    value, weight = node.inputs[0], node.inputs[1]
+    array = _array(weight)
+    axes = context.coupling.axes
+    if value is None or weight is None or array is None or value.name not in axes or value.is_initializer():
+        return None
+    if transposed and array.size != array.shape[-2] * array.shape[-1]:  # a stack of matrices is no single layer
+        return None
+    matrix = to_matrix(array, transposed)
+    x, y = axes[value.name or ""], axes.get(node.outputs[0].name or "", ())
+    if len(x) < 2 or len(y) < 2 or dims.length(x[parent_axis]) != matrix.shape[1]:
+        return None
+    return Layer(
+        node.name or "",
+        _source(weight),
+        value.name or "",
+        node.outputs[0].name or "",
+        parent_axis,
+        child_axis,
+        matrix.sum(2, dtype=np.float64),
+        np.abs(matrix).mean(2, dtype=np.float64),
+        _units(x[parent_axis], chosen),
+        _units(y[child_axis], chosen),
+        transposed,
+    )
+
+
+def _form(node: ir.Node) -> tuple[bool, int, int] | None:
+    """(weight stored (P, C), parent axis of the input, child axis of the output), None for other operators."""
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    if node.op_type in ("Conv", "FusedConv") and attributes.get("group", 1) == 1:
+        return False, 1, 1
+    if node.op_type == "Gemm" and not attributes.get("transA", 0):
+        return not attributes.get("transB", 0), 1, 1
+    if node.op_type == "MatMul" and len(node.inputs) == 2:
+        return True, -1, -1
+    return None
+
+
+def _source(weight: ir.Value) -> str:
+    """The initializer behind `weight`, which may arrive through a Cast."""
+    producer = weight.producer()
+    return (
+        (producer.inputs[0].name or "")
+        if producer is not None and producer.inputs[0] is not None
+        else weight.name or ""
+    )
+
+
+def _array(weight: ir.Value | None) -> np.ndarray | None:
+    """The constant behind `weight`, also when it arrives through a Cast."""
+    array = graph.constant(weight)
+    if (
+        array is None
+        and weight is not None
+        and (producer := weight.producer()) is not None
+        and producer.op_type == "Cast"
+    ):
+        array = graph.constant(producer.inputs[0])
+    if array is None or array.ndim < 2 or array.dtype.kind != "f":
+        return None
+    return array.astype(np.float32)
+
+
+def to_matrix(array: np.ndarray, transposed: bool) -> np.ndarray:
+    """A weight (C, P, *K), or (P, C) when transposed, as (C, P, K)."""
+    if transposed:
+        array = array.reshape(array.shape[-2:]).T
+    return array.reshape(array.shape[0], array.shape[1], -1)
+
+
+def _units(axis: dims.Axis, chosen: set[Dim]) -> dict[Dim, np.ndarray]:
+    found = dict.fromkeys(dim for dim in dims.leaves(axis) if dim in chosen)
+    return {dim: unit_positions(axis, dim) for dim in found}
+
+
+# Activations ------------------------------------------------------------------------------------------------------
+
+
+def mean_activations(
+    context: Context, layers: Sequence[Layer], samples: Samples, indices: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Value name -> (N, channels): every layer's input and output, averaged over all positions but the channel."""
+    axes = {layer.parent_value: layer.parent_axis for layer in layers} | {
+        layer.child_value: layer.child_axis for layer in layers
+    }
+    names = list(axes)
+    outputs = {value.name for value in context.model.graph.outputs}
+    session = sessions.open_session(
+        context.model, extra_outputs=[name for name in names if name not in outputs], threads=2
+    )
+    fixed = fixed_batch(context.model)
+    chosen = samples.subset(indices)
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    seen = 0
+    for block in batches(chosen, at_most(min(BATCH, len(chosen))), fixed=fixed):
+        rows = min(len(block), len(chosen) - seen)
+        found = sessions.run(session, chosen.batch(block))
+        for name in names:
+            parts[name].append(_means(found[name], axes[name], len(block))[:rows])
+        seen += rows
+    return {name: np.concatenate(pieces) for name, pieces in parts.items()}
+
+
+def _means(value: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """(N, channels) means over all other axes; samples that were folded into the first axis are unfolded."""
+    rows = np.moveaxis(value, axis, -1)
+    channels = rows.shape[-1]
+    if rows.ndim == 2 and rows.shape[0] == count:
+        return rows.astype(np.float32)
+    return (
+        rows.reshape(count, -1, channels).mean(1, dtype=np.float32)
+        if rows.shape[0] % count == 0
+        else _spread(rows, count)
+    )
+
+
+def _spread(rows: np.ndarray, count: int) -> np.ndarray:
+    """A value that does not depend on the sample, once per sample."""
+    return np.repeat(rows.reshape(-1, rows.shape[-1]).mean(0, dtype=np.float32)[None], count, axis=0)
+
+
+__all__ = ["Layer", "find", "mean_activations", "to_matrix"]

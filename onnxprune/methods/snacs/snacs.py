@@ -1,0 +1,353 @@
+"""SNACS, arXiv 2006.12463: connections scored by adaptive conditional mutual information, pruned in a single shot.
+
+    rho(j, g) = phi * I(child j; parents g | the other parents)          score of the connection g -> j
+    limit     = largest share of a layer's connections that its children can lose (an SVM on their activations)
+    protected = the filters on which the next layer leans most
+
+As published, what is pruned are connections, that is kernel slices: `mode=connection` zeroes them and removes what
+dies. Ours, and the default, is `mode=filter`: a filter's score is the mean of rho over all children that read it,
+so that every zero is a removed unit. Limits, threshold and protection are those of the paper in both modes.
+Without a target the method decides how much to remove: one global threshold, capped by each layer's limit, raised
+until the network with all layers pruned together loses `tolerance` of its answers before any training.
+With a target scores order the units of a layer, and layers are weighed against each other by what the loss loses,
+to first order, when so many of their units go (`between=loss`); rho has no scale that layers share. Widths of
+residual streams then stay whole, unless the target cannot be met otherwise: what is inside blocks can be made good
+best, and rho sees one layer at a time, where a stream has many readers. [ours]
+
+Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
+(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), between (loss,
+mean), streams (widths of residual streams like all others), density (in connection mode: share of the connections
+that stays; 0 takes --target, else the method decides).
+See docs/methods/snacs.md.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onnxprune import surgery
+from onnxprune.coupling import Dim
+from onnxprune.data import Samples
+from onnxprune.errors import BridgeError
+from onnxprune.graph import sessions
+from onnxprune.methods import options, taylor
+from onnxprune.methods.base import Context, Needs, Outcome, method, together
+from onnxprune.methods.magnitude import l2
+from onnxprune.methods.snacs import acmi_select as rules
+from onnxprune.methods.snacs import connections
+from onnxprune.methods.snacs.acmi import connection_scores
+from onnxprune.methods.snacs.connections import Layer
+from onnxprune.outputs import metrics
+from onnxprune.plan.select import aligned
+
+LOG = logging.getLogger("onnxprune")
+PAIRS = 8192  # connections of a layer that are scored: children are grouped so far
+LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))
+LIMIT_SAMPLES = 400
+TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
+TOLERANCE_UNTUNED = 0.2
+JOINT_SAMPLES = 256
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of the method, see the head of this file."""
+
+    mode: str = "filter"
+    divergence: str = "geometric"
+    phi: str = "weight"
+    z: str = "weights"
+    samples: int = 2000
+    groups: int = 64
+    limits: str = "auto"
+    tolerance: float = 0.0  # 0: TOLERANCE
+    protect: float = 0.05
+    density: float = 0.0
+    between: str = "loss"
+    streams: bool = False
+
+
+@method(
+    "snacs", needs=Needs(data=True), summary="conditional mutual information of connections, decides by itself how much"
+)
+def snacs(context: Context) -> Outcome:
+    settings = options.read(Settings, context, "snacs")
+    choices = (
+        ("mode", ("filter", "connection")),
+        ("limits", ("auto", "labels", "pseudo", "error")),
+        ("between", ("loss", "mean")),
+    )
+    for name, allowed in choices:
+        options.require(getattr(settings, name) in allowed, "snacs", f"{name} is one of {', '.join(allowed)}")
+    options.require(0 <= settings.tolerance < 1, "snacs", "tolerance is a share of answers, between 0 and 1")
+    options.require(0 <= settings.density <= 1, "snacs", "density is a share of the connections, between 0 and 1")
+    options.require(not settings.density or settings.mode == "connection", "snacs", "density is for mode=connection")
+    samples = context.samples
+    assert samples is not None
+    layers = connections.find(context)
+    indices = balanced(samples, settings.samples, context.seed)
+    activations = connections.mean_activations(context, layers, samples, indices)
+    classes = _classes(context, samples, indices, settings)
+    if settings.mode == "connection":
+        from onnxprune.methods.snacs.kernel_slices import prune_connections
+
+        return prune_connections(context, settings, layers, activations, classes)
+    return _filters(context, settings, layers, activations, classes)
+
+
+def balanced(samples: Samples, count: int, seed: int) -> np.ndarray:
+    """Indices of at most `count` samples, as many of each class as there are labels for."""
+    rng = np.random.default_rng(seed)
+    if len(samples) <= count:
+        return np.arange(len(samples))
+    if samples.labels is None:
+        return np.sort(rng.choice(len(samples), count, replace=False))
+    ranks = np.empty(len(samples), np.int64)  # position of each sample within its class, in random order
+    for label in np.unique(samples.labels):
+        members = np.flatnonzero(samples.labels == label)
+        ranks[rng.permutation(members)] = np.arange(len(members))
+    return np.sort(np.argsort(ranks, kind="stable")[:count])
+
+
+def _classes(context: Context, samples: Samples, indices: np.ndarray, settings: Settings) -> np.ndarray | None:
+    """Labels for the limits (N,): the user's, or the model's own answers; None where it does not classify."""
+    if samples.labels is not None and samples.labels.ndim == 1 and settings.limits in ("auto", "labels"):
+        return samples.labels[indices]
+    options.require(settings.limits != "labels", "snacs", "limits=labels needs labelled samples")
+    if settings.limits == "error":
+        return None
+    outputs = metrics.outputs_on(sessions.open_session(context.model), samples.subset(indices))
+    logits = next(iter(outputs.values()))
+    return logits.argmax(1) if logits.ndim == 2 and logits.shape[1] > 1 else None
+
+
+# Filters ----------------------------------------------------------------------------------------------------------
+
+
+def _filters(
+    context: Context,
+    settings: Settings,
+    layers: Sequence[Layer],
+    activations: Mapping[str, np.ndarray],
+    classes: np.ndarray | None,
+) -> Outcome:
+    sums: dict[Dim, np.ndarray] = {}
+    counts: dict[Dim, int] = {}
+    limits: dict[Dim, float] = {}
+    for layer in layers:
+        for dim, units in layer.units.items():
+            scores = filter_scores(layer, units, dim.size, activations, settings, context)
+            sums[dim] = sums.get(dim, 0) + scores
+            counts[dim] = counts.get(dim, 0) + 1
+            limit = filter_limit(layer, units, scores, activations, classes)
+            limits[dim] = min(limits.get(dim, 1.0), limit)
+    scores = {dim: sums[dim] / counts[dim] for dim in sums}
+    missing = [dim for dim in context.dims if dim not in scores]
+    notes: list[str] = []
+    if missing:  # no constant weight reads them, such as the width of attention's keys
+        magnitudes = l2(context)
+        scale = np.mean([values.mean() for values in scores.values()]) if scores else 1.0
+        for dim in missing:
+            values = (magnitudes if isinstance(magnitudes, Mapping) else magnitudes.scores)[dim]
+            scores[dim] = values / max(float(values.mean()), 1e-12) * scale
+        notes.append(f"{len(missing)} dimensions that no constant weight reads were scored by magnitude")
+    protected = {dim: protect(context, layers, dim, activations, settings.protect) for dim in scores}
+    scores = {dim: scores[dim] for dim in context.dims}
+    keep, fraction = decide(context, settings, scores, limits, protected)
+    notes.append(
+        f"snacs: global threshold at {fraction:.3f} of all scores, limits by {_limits_from(context, settings, classes)}"
+    )
+    raised = {dim: _raise(values, protected[dim]) for dim, values in scores.items()}
+    if not settings.streams:
+        limits.update(dict.fromkeys(context.coupling.residual & limits.keys(), 0.0))
+    if settings.between == "loss":
+        try:
+            losses = taylor.losses(context)
+            raised = {dim: priced(values, losses[dim]) for dim, values in raised.items()}
+            return Outcome(raised, comparable=True, limits=limits, keep=keep, notes=tuple(notes))
+        except BridgeError as error:
+            notes.append(f"layers were compared by the mean of their scores, for want of a gradient: {error}")
+    return Outcome(raised, limits=limits, keep=keep, notes=tuple(notes))
+
+
+def _limits_from(context: Context, settings: Settings, classes: np.ndarray | None) -> str:
+    if classes is None:
+        return "output error"
+    labelled = (
+        context.samples is not None and context.samples.labels is not None and settings.limits in ("auto", "labels")
+    )
+    return "labels" if labelled else "the model's own answers"
+
+
+def filter_scores(
+    layer: Layer,
+    units: np.ndarray,
+    size: int,
+    activations: Mapping[str, np.ndarray],
+    settings: Settings,
+    context: Context,
+) -> np.ndarray:
+    """Scores (size,) of the units by one layer that reads them: mean of rho over the groups of its children.
+
+    Parents are grouped by unit, so that a channel that Flatten spread over many columns counts once.
+    """
+    parents = activations[layer.parent_value]
+    inside = units >= 0
+    # Positions of other Dims on the same axis are further parents: they belong to the rest, Z.
+    ids = np.where(inside, units, size + np.arange(len(units)) % max(1, settings.groups))
+    _, ids = np.unique(ids, return_inverse=True)
+    children = _child_groups(layer.weights.shape[0], int(ids.max()) + 1, settings.groups)
+    scores = connection_scores(
+        parents,
+        activations[layer.child_value],
+        layer.weights,
+        parent_groups=ids,
+        child_groups=children,
+        magnitude=layer.magnitude,
+        divergence=settings.divergence,
+        phi=settings.phi,
+        z=settings.z,
+        device=context.device,
+        seed=context.seed,
+    )
+    return scores.mean(0)[:size].astype(np.float64)
+
+
+def _child_groups(children: int, parent_groups: int, groups: int) -> np.ndarray:
+    """Contiguous groups of children (C,), as many as keep the number of pairs bounded."""
+    count = max(1, min(children, groups, PAIRS // max(1, parent_groups)))
+    return np.arange(children) * count // children
+
+
+def filter_limit(
+    layer: Layer,
+    units: np.ndarray,
+    scores: np.ndarray,
+    activations: Mapping[str, np.ndarray],
+    classes: np.ndarray | None,
+) -> float:
+    """Largest share of the units that this layer's children can lose, lowest scores first (methods 5.7).
+
+    A layer is linear and averaging over space nearly commutes with it, so the pruned children are the unpruned
+    ones less the contributions of what is pruned; no run of the network is needed. [ours]
+    """
+    parents, children = activations[layer.parent_value], activations[layer.child_value]
+    rows = np.linspace(0, len(parents) - 1, min(LIMIT_SAMPLES, len(parents))).astype(int)
+    parents, children = parents[rows], children[rows]
+    order = np.argsort(scores, kind="stable")
+    means = parents.mean(0)
+
+    def pruned(share: float) -> np.ndarray:
+        gone = np.isin(units, order[: round(share * len(order))])
+        # A removed unit leaves its mean behind, in the bias: the constants that every run pushes.
+        return children - (parents[:, gone] - means[gone]) @ layer.weights[:, gone].T.astype(np.float32)
+
+    return largest_share(pruned, children, None if classes is None else classes[rows])
+
+
+def largest_share(pruned: Callable[[float], np.ndarray], children: np.ndarray, classes: np.ndarray | None) -> float:
+    """Largest share at which `pruned(share)` (N, C) serves like `children` (N, C): by classes (N,), else by error."""
+    if classes is not None and len(np.unique(classes)) > 1:
+        accuracy = rules.class_accuracy(children, classes)
+        return rules.accuracy_limit(lambda share: accuracy(pruned(share)), LIMIT_GRID)
+    norm = max(float(np.linalg.norm(children - children.mean(0))), 1e-12)
+    return rules.error_limit(lambda share: float(np.linalg.norm(pruned(share) - children)) / norm, 0.5, LIMIT_GRID)
+
+
+def protect(
+    context: Context, layers: Sequence[Layer], dim: Dim, activations: Mapping[str, np.ndarray], share: float
+) -> np.ndarray:
+    """Protected units of `dim` (size,) booleans: the `share` on which the layers that read it lean most."""
+    strengths = []
+    for layer in layers:
+        units = layer.units.get(dim)
+        if units is None:
+            continue
+        inside = units >= 0
+        rms = np.sqrt((activations[layer.parent_value].astype(np.float64) ** 2).mean(0))
+        strengths.append(rules.protected_children(layer.magnitude[:, inside], rms[inside], share, units[inside]))
+    return np.any(strengths, axis=0) if strengths else np.zeros(dim.size, bool)
+
+
+def _raise(scores: np.ndarray, protected: np.ndarray) -> np.ndarray:
+    """Scores in which protected units come last to be removed, in unchanged order among themselves."""
+    return np.where(protected, scores + scores.max(), scores)
+
+
+def priced(scores: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Scores (size,) that mean the same in every Dim, in the order of `scores`; losses (size,): of each unit alone.
+
+    The k-th unit to go is priced like the k-th cheapest: the order is that of the scores, the width is the loss's.
+    """
+    prices = np.empty(len(scores))
+    rising = np.sort(together(losses))
+    ties = np.arange(len(scores)) * 1e-9 * max(float(rising[-1]), 1e-30)
+    prices[np.argsort(scores, kind="stable")] = rising + ties
+    return prices
+
+
+# How much ---------------------------------------------------------------------------------------------------------
+
+
+def decide(
+    context: Context,
+    settings: Settings,
+    scores: Mapping[Dim, np.ndarray],
+    limits: Mapping[Dim, float],
+    protected: Mapping[Dim, np.ndarray],
+) -> tuple[dict[Dim, np.ndarray], float]:
+    """Kept units by Dim and the global fraction: the largest at which the whole network stays within the tolerance."""
+    table = {dim.name: scores[dim][None] for dim in scores}
+    shield = {dim.name: protected[dim] for dim in scores}
+    caps = {dim.name: limits.get(dim, 0.5) for dim in scores}
+
+    def keep_at(fraction: float) -> dict[Dim, np.ndarray]:
+        masks = rules.select_connections(table, caps, fraction)
+        kept = {dim: _at_least(masks[dim.name][0] | shield[dim.name], scores[dim]) for dim in scores}
+        return {dim: aligned(kept[dim], _raise(scores[dim], protected[dim]), context.align) for dim in scores}
+
+    samples = context.samples
+    assert samples is not None
+    few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
+    reference = metrics.outputs_on(sessions.open_session(context.model), few)
+
+    def error(fraction: float) -> float:
+        from onnxprune.recover import constants
+
+        keep = keep_at(fraction)
+        model = surgery.cut(context.coupling, keep)
+        constants.push(context.coupling, keep, model, few)
+        lost = disagreement(metrics.outputs_on(sessions.open_session(model), few), reference)
+        LOG.debug("  snacs: fraction %.3f loses %.3f", fraction, lost)
+        return lost
+
+    fraction = rules.automatic_fraction(error, tolerance(context, settings))
+    return keep_at(fraction), fraction
+
+
+def tolerance(context: Context, settings: Settings) -> float:
+    """Share of the answers that the untrained network may change."""
+    return settings.tolerance or TOLERANCE.get(context.recover, TOLERANCE_UNTUNED)
+
+
+def disagreement(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
+    """Share of answers that differ, for outputs (N, classes); else the mean relative error of the first output."""
+    name = next(iter(reference))
+    y, original = outputs[name], reference[name]
+    if original.ndim == 2 and original.shape[1] > 1:
+        return 1 - float(metrics.agreement(y, original).mean())
+    return float(metrics.relative_error(y, original).mean())
+
+
+def _at_least(keep: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """`keep` with the best units added until a twentieth of them, and one, stays."""
+    least = max(1, len(keep) // 20)
+    if keep.sum() < least:
+        keep = keep.copy()
+        keep[np.argsort(-scores, kind="stable")[:least]] = True
+    return keep
+
+
+__all__ = ["Settings", "balanced", "decide", "filter_limit", "filter_scores", "protect", "snacs"]

@@ -1,0 +1,1 @@
+"""What a model gives: metrics of it and losses on it."""

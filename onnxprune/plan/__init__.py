@@ -1,0 +1,9 @@
+"""What is removed and what that costs: cost polynomials, selection under a budget, and the plan as data.
+
+cost    MACs, parameters and bytes of every plan, exact      select   from scores and a budget to kept positions
+plan    the plan file
+"""
+
+from onnxprune.plan.plan import DimPlan, Plan, SlicePlan, tool_version
+
+__all__ = ["DimPlan", "Plan", "SlicePlan", "tool_version"]

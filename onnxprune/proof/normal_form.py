@@ -1,0 +1,109 @@
+"""The normal form, proven: it computes what the model does as it was given."""
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.errors import GraphError, VerificationError
+from onnxprune.graph import half, qoperator, sessions, shapes
+from onnxprune.proof import comparison
+from onnxprune.system.isolation import CrashedError, isolated
+
+LOG = logging.getLogger("onnxprune")
+
+
+def form_of(original: ir.Model) -> ir.Model:
+    """The normal form that pruning works on; unproven where the model does not run, which only pruning refuses."""
+    model = graph.normalize(original)
+    try:
+        return proven(original, *observed_form(original, model))[0]
+    except GraphError as error:
+        LOG.warning("the normal form was not compared with the model: %s", error)
+        return model
+
+
+def observed_form(
+    original: ir.Model, model: ir.Model, samples: Mapping[str, tuple[int, ...]] | None = None
+) -> tuple[ir.Model, shapes.Shapes]:
+    """(`model`, the normal form of `original`, its shapes); without rewritings where these leave nothing that runs.
+
+    Raises: GraphError when that one runs at none of the sizes that were tried either.
+    """
+    try:
+        return model, shapes.observe(model, samples)
+    except GraphError:
+        plain = graph.normalize(original, rewrite=False)
+        found = shapes.observe(plain, samples)
+    LOG.info("  onnxsim's rewritings run at none of the sizes that the model runs at: it is pruned without them")
+    return plain, found
+
+
+def proven(
+    original: ir.Model,
+    model: ir.Model,
+    observed: shapes.Shapes,
+    samples: Mapping[str, tuple[int, ...]] | None = None,
+    seed: int = 0,
+) -> tuple[ir.Model, shapes.Shapes]:
+    """(a normal form that equals `original` in numbers, its shapes): `model`, or one without rewritings.
+
+    Raises: VerificationError when that one differs as well, GraphError when it alone does not run.
+    """
+    feeds = comparison.random_feeds(model, observed, seed)
+    found = _compare(original, model, feeds)
+    if _holds(found) or _differs_by_steps(original, model, feeds):
+        return model, observed
+    LOG.info("  onnxsim changes the numbers of this model: it is pruned without its rewritings")
+    model = graph.normalize(original, rewrite=False)
+    observed = shapes.observe(model, samples)
+    found = _compare(original, model, feeds)
+    if isinstance(found, GraphError):
+        raise found
+    if not _holds(found):
+        assert found is not None
+        raise VerificationError(
+            f"the model's normal form differs from the model as it was given at '{found.worst}' by "
+            f"{found.max_abs:.3g} where {found.tolerance:g} x {found.scale:.3g} is allowed; nothing was written. "
+            "Please report this model"
+        )
+    return model, observed
+
+
+def _differs_by_steps(original: ir.Model, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Whether quantized operators that were written out, see qoperator.py, are all that differs, by a step each."""
+    if not model.meta.get("written_out"):
+        return False
+    plain = graph.normalize(original, rewrite=False)
+    if not qoperator.rounds_alike(plain, feeds):
+        return False
+    written = plain.clone()
+    qoperator.write_out(written)
+    LOG.info("  quantized operators, written out as QDQ, round by up to a step otherwise")
+    return _holds(_compare(written, model, feeds))
+
+
+def _holds(found: comparison.Verification | GraphError | None) -> bool:
+    return found is None or (isinstance(found, comparison.Verification) and found.ok)
+
+
+def _compare(
+    original: ir.Model, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]
+) -> comparison.Verification | GraphError | None:
+    """How far `model` is from `original`, or why it does not run; None where there is nothing to compare with."""
+    try:
+        if half.has_halves(original):  # onnxruntime dies of some fusions of halves
+            return isolated(lambda: comparison.compare(model, original, feeds))
+        return comparison.compare(model, original, feeds)
+    except CrashedError as crash:
+        return GraphError(f"onnxruntime ends with {crash} on this model; it cannot be run")
+    except GraphError as error:
+        failed = error
+    try:
+        sessions.run(sessions.open_session(original), feeds[0])
+    except GraphError as error:  # an operator that onnxruntime lacks may stand where nothing needs it
+        LOG.info("  the model as it was given does not run: %s", error)
+        return None
+    return failed

@@ -1,0 +1,160 @@
+"""The levels of recovery after a cut, and the twin that a recovered model is compared with."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import surgery
+from onnxprune.coupling import Coupling
+from onnxprune.data import Samples, fixed_batch, split
+from onnxprune.options import Options
+from onnxprune.recover import asked, biases
+from onnxprune.run.subject import Clock, Keep, Subject
+from onnxprune.surgery import dead
+from onnxprune.system import processes
+from onnxprune.system.memory import retrying
+
+if TYPE_CHECKING:
+    from onnxprune.recover.finetune import History
+
+LOG = logging.getLogger("onnxprune")
+CHOOSING_SHARE = 0.1  # of the samples to tune on: they choose the epoch to keep
+TRIAL_SAMPLES = 2048  # that a trial tunes on
+FEWEST, MOST = 512, 2048  # samples of least squares; more than the fewest while all of them stay below
+FITTED_MACS, FITTED_NUMBERS = 300_000_000_000, FEWEST * 3 * 224 * 224  # these MACs, and numbers in the inputs
+PLENTY = 1000  # samples from which least squares can do without those that choose; with fewer every one counts
+ENOUGH = 100  # the same of methods that train, which know by heart what they were trained on
+
+
+def recover(
+    subject: Subject,
+    keep: Keep,
+    cut_model: ir.Model,
+    options: Options,
+    clock: Clock,
+    zeros: Mapping[str, np.ndarray],
+    *,
+    trial: bool = False,
+) -> "History | None":
+    """Carries out the recovery level of the options on `cut_model` in place; the fine-tuning history or None.
+
+    trial: on few samples, for one epoch: to tell what the whole would bring.
+    """
+    tune = partial(tuned, subject, options)
+    if trial:
+        subject, options = _cheaper(subject, options)
+    if options.level == "none":
+        return None
+    from onnxprune.recover import constants
+
+    fixed = fixed_batch(subject.model) is not None
+    with clock("push constants"):
+        retrying(
+            lambda: constants.push(subject.coupling, keep, cut_model, subject.tune), "pushing constants", fixed=fixed
+        )
+    fitted = learned_from(subject, options, PLENTY)
+    if fitted is None or options.level == "constants":
+        return None
+    if not zeros:  # least squares would fill them
+        from onnxprune.recover import reconstruct
+
+        with clock("reconstruct"):
+            limit = FEWEST if trial else fitting_samples(subject)
+            retrying(
+                lambda: reconstruct.refit(
+                    subject.coupling, keep, cut_model, fitted, limit=limit, progress=options.progress
+                ),
+                "least squares",
+                fixed=fixed,
+            )
+    if options.level != "finetune":
+        return None
+    if not _can_train(cut_model):
+        LOG.warning("not fine-tuned: all weights are integers, or no gradient reaches them")
+        return None
+    with clock("finetune"):
+        stays = {name: ~mask for name, mask in dead.cut_zeros(subject.coupling, keep, zeros).items()}
+        positions = surgery.kept_positions(subject.coupling, keep) if "features" in options.finetune else {}
+        history = processes.together(tune, cut_model, stays, positions, options.resume, trial)
+        LOG.info("  %s", history.settings.described())
+        return history
+
+
+def _can_train(model: ir.Model) -> bool:
+    from onnxprune.bridge.trainable import trainable
+
+    return bool(trainable(model.graph, dict(model.opset_imports)))
+
+
+def tuned(
+    subject: Subject,
+    options: Options,
+    model: ir.Model,
+    masks: Mapping[str, np.ndarray],
+    positions: Mapping[str, Mapping[int, np.ndarray]],
+    resume: Path | None,
+    trial: bool,
+) -> "History":
+    """Fine-tunes `model` in place; where `masks` are False its weights stay zero.
+
+    positions: of the values that `model` has only in part, see surgery.kept_positions.
+    """
+    from onnxprune.recover import finetune
+
+    if trial:
+        subject, options = _cheaper(subject, options)
+    settings = asked.settings_of(replace(options, resume=resume), device(options))
+    return finetune.finetune(
+        model, subject.model, *_parts(subject, options), settings, masks=masks or None, positions=positions
+    )
+
+
+def fitting_samples(subject: Subject) -> int:
+    """The samples that least squares look at: more of them where they are small and the model is quick."""
+    assert subject.tune is not None
+    numbers = sum(array.size for array in subject.tune.batch(np.arange(1)).values())
+    macs = subject.cost.totals()["macs"]
+    return min(max(FEWEST, min(FITTED_MACS // max(1, macs), FITTED_NUMBERS // max(1, numbers))), MOST)
+
+
+def _cheaper(subject: Subject, options: Options) -> tuple[Subject, Options]:
+    quick = replace(options, epochs=1, resume=None, progress=False)
+    if subject.tune is None or len(subject.tune) <= TRIAL_SAMPLES:
+        return subject, quick
+    some = np.linspace(0, len(subject.tune) - 1, TRIAL_SAMPLES).astype(int)
+    return replace(subject, tune=subject.tune.subset(some)), quick
+
+
+def learned_from(subject: Subject, options: Options, plenty: int) -> Samples | None:
+    """The samples that weights may be fitted to before fine-tuning: where there are `plenty`, not those that choose."""
+    if subject.tune is None or options.level != "finetune" or len(subject.tune) < plenty:
+        return subject.tune
+    return _parts(subject, options)[0]
+
+
+def _parts(subject: Subject, options: Options) -> tuple[Samples, Samples]:
+    """(samples to fine-tune on, samples of --data that choose the epoch to keep): those of --val stay unseen."""
+    assert subject.tune is not None
+    return split(subject.tune, CHOOSING_SHARE, options.seed)
+
+
+def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
+    """The masked model with the weights of a recovered `cut_model`, and with the biases that were made in it."""
+    twin = surgery.uncut(coupling, keep, cut_model)
+    biases.carry(coupling, keep, cut_model, twin)
+    return twin
+
+
+def device(options: Options) -> str:
+    """cpu or cuda, for training."""
+    if options.device != "auto":
+        return options.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,132 @@
+"""The report of a run, put together from what its steps made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import report
+from onnxprune.coupling import Coupling, Dim
+from onnxprune.measure import machine, tool
+from onnxprune.options import Options
+from onnxprune.plan import cost, plan
+from onnxprune.plan.cost import Cost
+from onnxprune.proof import comparison
+
+if TYPE_CHECKING:
+    from onnxprune.recover.finetune import History
+    from onnxprune.run.subject import Clock, Subject
+
+
+def describe(
+    subject: Subject,
+    made: plan.Plan,
+    models: tuple[report.Measurement, report.Measurement],
+    ratios: tuple[report.LatencyRatio, ...],
+    proof: comparison.Verification,
+    history: History | None,
+    clock: Clock,
+    options: Options,
+    notes: Sequence[str],
+    packed: report.Packing | None = None,
+) -> report.Report:
+    """Everything that a reader needs to judge a run and to repeat it."""
+    coupling = subject.normalized
+    keep = plan.masks(made, coupling)
+    return report.Report(
+        options.command,
+        models,
+        ratios,
+        proof,
+        layers(coupling, subject.cost, keep),
+        tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
+        tuple(clock.steps),
+        _tuning_points(history),
+        plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
+        pack=packed,
+        method=made.method,
+        seed=made.seed,
+        data=str(options.data) if options.data is not None else None,
+        notes=tuple(notes),
+        tool=tool(),
+        machine=machine(),
+    )
+
+
+def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:
+    if history is None:
+        return ()
+    start = report.TuningPoint(0, None, history.initial)
+    return (start, *(report.TuningPoint(k + 1, e.loss, e.metric, e.lr) for k, e in enumerate(history.epochs)))
+
+
+def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> tuple[report.Layer, ...]:
+    """Every node with MACs and a weight, before and after."""
+    sizes = cost.keep_sizes(keep)
+    before, after = costs.by_node(), costs.by_node(sizes)
+    rows: list[report.Layer] = []
+    for node in coupling.model.graph:
+        weight = next(
+            (v for v in node.inputs[1:] if v is not None and len(coupling.axes.get(v.name or "", ())) > 1), None
+        )
+        if node.name not in before or weight is None:
+            continue
+        axes = coupling.axes[weight.name or ""]
+        names = tuple(d.name for axis in axes for d in dict.fromkeys(cost.dims.leaves(axis)) if d.frozen is None)
+        rows.append(
+            report.Layer(
+                node.name or "",
+                node.op_type,
+                names,
+                tuple(cost.dims.length(axis) for axis in axes),
+                tuple(cost.dims.kept_length(axis, sizes) for axis in axes),
+                before[node.name or ""],
+                after[node.name or ""],
+                _produced_axis(node),
+            )
+        )
+    return tuple(rows)
+
+
+def _produced_axis(node: ir.Node) -> int | None:
+    """The axis of output channels of a node's weight, None for the op's usual one."""
+    if node.op_type != "Gemm":
+        return None
+    return 0 if node.attributes.get_int("transB", 0) else 1
+
+
+CONTROL_FLOW = ("If", "Loop", "Scan")
+STANDARD = ("", "ai.onnx")
+
+
+def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
+    """Why nothing of a model is free, the reasons for most positions first."""
+    dims = frozen_dims(coupling) or [dim for dim in coupling.dims if dim.frozen]
+    counts: Counter[str] = Counter()
+    for dim in dims:
+        counts[str(dim.frozen).split(" (")[0]] += dim.size
+    reasons = [reason for reason, _ in counts.most_common(most)]
+    bodies = [node for node in coupling.model.graph if node.op_type in CONTROL_FLOW]
+    if bodies:
+        inside = sum(
+            1
+            for node in bodies
+            for a in node.attributes.values()
+            if a.type == ir.AttributeType.GRAPH
+            for _ in a.as_graph().all_nodes()
+        )
+        first = f"{bodies[0].op_type} '{bodies[0].name}'"
+        reasons.append(f"{inside} nodes lie in bodies of control flow (such as {first}), which are left as they are")
+    foreign = sorted({f"{node.domain}.{node.op_type}" for node in coupling.model.graph if node.domain not in STANDARD})
+    unknown = f" ({', '.join(foreign[:3])})" if foreign else ""
+    return reasons or [f"no operator has weights that can shrink{unknown}"]
+
+
+def frozen_dims(coupling: Coupling) -> list[Dim]:
+    """Dims that someone might expect to be pruned: those that a weight produces or consumes."""
+    roles = ("produces", "consumes")
+    return [d for d in coupling.dims if d.frozen is not None and any(m.role in roles for m in coupling.members[d])]

@@ -1,0 +1,219 @@
+"""The straight line: load, normalize, analyze, score, select, cut, verify, recover, finish, save, measure, report."""
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, report, surgery
+from onnxprune.bridge import batchnorm
+from onnxprune.errors import GraphError
+from onnxprune.graph import qoperator
+from onnxprune.methods import base
+from onnxprune.options import LEVELS, Level, Options, provider_for
+from onnxprune.plan import cost, plan
+from onnxprune.proof import comparison
+from onnxprune.recover import asked, levels
+from onnxprune.report import build
+from onnxprune.run import measuring, schedule, search, targets
+from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
+from onnxprune.run.subject import Clock, Keep, Subject, prepare
+from onnxprune.surgery import packing
+from onnxprune.system import processes
+from onnxprune.system.atomic_files import staged
+
+LOG = logging.getLogger("onnxprune")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made: the plan, the original and the pruned model as measured, and the whole report."""
+
+    plan: plan.Plan
+    before: report.Measurement
+    after: report.Measurement
+    report: report.Report
+
+
+def prune(source: str | Path, target_path: str | Path, options: Options) -> Result:
+    """Prunes the model in file `source` into file `target_path`, which appears only when everything held.
+
+    Raises: OnnxPruneError of every kind, see errors.py; nothing is written then.
+    """
+    source, out = Path(source), Path(target_path)
+
+    def work() -> Result:
+        _check(source, out, options)
+        base.get(options.method)  # refuse a wrong name before the work
+        clock = Clock()
+        return prune_subject(prepare(source, options, clock), out, options, clock)
+
+    return _in_all_processes(work, source, options)
+
+
+def _check(source: Path, out: Path, options: Options, *read: Path) -> None:
+    """Nothing, when paths, devices and options can be what they are. Raises: UsageError or ProviderError."""
+    check_paths(source, out, options, *read)
+    check_data_file(source, out)
+    check_devices(options.device, provider_for(options) if options.latency else None)
+    asked.check(options)
+
+
+def _in_all_processes(work: Callable[[], Result], source: Path, options: Options) -> Result:
+    """work(); of several processes the first does it, and the others fine-tune with it."""
+    rank, size = processes.launched()
+    if size == 1:
+        return work()
+    from onnxprune.recover import distributed
+
+    with distributed.group(distributed.device_of(levels.device(options))):
+        if rank == 0:
+            return processes.lead(work)
+        quiet = replace(options, progress=False)
+        subject = cache(lambda: prepare(source, quiet, Clock()))
+        return processes.follow(lambda *job: levels.tuned(subject(), quiet, *job))
+
+
+def prune_subject(
+    subject: Subject, out: Path, options: Options, clock: Clock, look: Callable[[ir.Model], None] | None = None
+) -> Result:
+    """Scores, selects and produces; `look` is shown the proven cut before recovery changes it."""
+    if options.pack:
+        packing.check(subject.model)
+    subject, outcome = schedule.scored(subject, base.get(options.method), options, clock)
+
+    def make(keep: Keep, notes: Sequence[str]) -> Result:
+        notes = (*outcome.notes, *notes)
+        given = {"method": options.method, "notes": notes, "zeros": outcome.zeros, "look": look}
+        return produce(subject, keep, out, options, clock, **given)
+
+    return search.first_that_holds(search.choices(subject, outcome, options), make, clock)
+
+
+def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, options: Options) -> Result:
+    """Cuts the model in `source` by a saved plan: another checkpoint of the model that the plan was made for."""
+    source, out = Path(source), Path(target_path)
+    loaded = plan.load(plan_path)
+    options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
+
+    def work() -> Result:
+        _check(source, out, options, Path(plan_path))
+        clock = Clock()
+        subject = prepare(source, options, clock)
+        if options.pack:
+            packing.check(subject.model)
+        notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)
+        keep = plan.masks(loaded, subject.coupling)
+        return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes)
+
+    return _in_all_processes(work, source, options)
+
+
+def _level_again(loaded: plan.Plan, options: Options) -> Level:
+    """The recovery that the plan was followed by, as far as the samples at hand allow."""
+    names: dict[str, Level] = {level: level for level in LEVELS}
+    level = names.get(loaded.recover, "none")
+    return level if options.data is not None or level == "none" else "constants"
+
+
+# Producing --------------------------------------------------------------------------------------------------------
+
+
+def produce(
+    subject: Subject,
+    keep: Keep,
+    out: Path,
+    options: Options,
+    clock: Clock,
+    *,
+    method: str,
+    notes: Sequence[str] = (),
+    zeros: Mapping[str, np.ndarray] | None = None,
+    look: Callable[[ir.Model], None] | None = None,
+) -> Result:
+    """Cuts by `keep`, proves, recovers, proves again, measures, and only then writes."""
+    sizes = cost.keep_sizes(keep)
+    made = plan.make(
+        subject.normalized,
+        keep,
+        method=method,
+        seed=options.seed,
+        sha256=subject.sha256,
+        name=subject.path.name,
+        before=subject.cost.totals(),
+        after=subject.cost.totals(sizes),
+    )
+    with clock("cut"):
+        cut_model = surgery.cut(subject.coupling, keep)
+    with clock("verify"):
+        comparison.require(comparison.compare(cut_model, surgery.mask(subject.coupling, keep), subject.feeds))
+    if look is not None:
+        look(cut_model)
+    history = levels.recover(subject, keep, cut_model, options, clock, zeros or {})
+    twin = levels.twin_of(subject.coupling, keep, cut_model)
+    dense, finished, proof = _finished(cut_model, twin, subject, options, clock)
+    files = (out, *([options.plan] if options.plan else ()), *options.report)
+    with staged(*files) as places:
+        graph.save(finished, places[out])
+        trained = options.level == "none" and subject.coupling.model is not subject.model
+        made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
+        before, after, ratios = measuring.measure(subject, made, places[out], out, options, clock)
+        packed = measuring.packing(dense, places[out]) if options.pack else None
+        written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
+        checked = targets.check(before, after, ratios, options)
+        all_notes = (*notes, *written_out, *checked, *_packing_notes(packed, options))
+        models = (before, after)
+        made_report = build.describe(subject, made, models, ratios, proof, history, clock, options, all_notes, packed)
+        if options.plan is not None:
+            plan.save(made, places[options.plan])
+        for path in options.report:
+            report.write_report(made_report, places[path])
+    return Result(made, before, after, made_report)
+
+
+def _finished(
+    cut_model: ir.Model, twin: ir.Model, subject: Subject, options: Options, clock: Clock
+) -> tuple[ir.Model, ir.Model, comparison.Verification]:
+    """(what is ready to be written, the same packed if asked, the proof): without onnxsim's rewritings where they err.
+
+    Raises: VerificationError when the result differs from `twin` either way, GraphError when it does not run.
+    """
+
+    def attempt(rewrite: bool) -> tuple[ir.Model, ir.Model, comparison.Verification]:
+        with clock("finish"):
+            dense = finish(cut_model, rewrite=rewrite)
+            finished = packing.pack(dense) if options.pack else dense
+        with clock("verify the result"):
+            return dense, finished, comparison.compare(finished, twin, subject.feeds)
+
+    with contextlib.suppress(GraphError):
+        found = attempt(rewrite=True)
+        if found[-1].ok:
+            return found
+    LOG.info("  onnxsim changes what this model computes: it is written without its rewritings")
+    dense, finished, proof = attempt(rewrite=False)
+    return dense, finished, comparison.require(proof)
+
+
+def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[str]:
+    if found is None:
+        return
+    yield (
+        f"packed: {found.bytes} bytes instead of {found.bytes_dense}; onnxruntime loads it in {found.load_ms:.1f} ms "
+        f"instead of {found.load_ms_dense:.1f} ms. Do not simplify it: that unpacks it"
+    )
+    if "size" in options.target:
+        yield "size counts the packed file"
+
+
+def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
+    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions; `join`: see graph."""
+    folded = model.clone()
+    folded.meta.update(model.meta)
+    batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
+    return graph.finish(folded, rewrite=rewrite, join=join)

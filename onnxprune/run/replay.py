@@ -1,0 +1,160 @@
+"""Checking a result by its plan, from the files alone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import Coupling, Dim, analyze, dims
+from onnxprune.errors import VerificationError
+from onnxprune.graph import shapes
+from onnxprune.methods.base import unit_positions
+from onnxprune.options import Options
+from onnxprune.plan import plan
+from onnxprune.proof import comparison
+from onnxprune.recover import biases
+from onnxprune.recover.levels import twin_of
+from onnxprune.recover.linear import linears
+from onnxprune.run import pipeline
+from onnxprune.run.checks import file_sha256
+from onnxprune.run.subject import Clock, Keep, Subject, prepare
+
+
+def check(
+    source: Path, out: Path, plan_path: Path, options: Options, *, any_weights: bool = False
+) -> tuple[comparison.Verification, str]:
+    """(how far `out` is from the masked `source`, what was compared).
+
+    A result that was recovered has weights of its own: it is compared with the mask that carries them, when the file
+    is the one that the plan was written with, or the plan is for other weights, or `any_weights` are allowed.
+    Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
+    """
+    loaded = plan.load(plan_path)
+    subject = prepare(source, options, Clock())
+    keep = plan.masks(loaded, subject.coupling)
+    result = graph.load(out)
+    _same_interface(subject.model, result, out)
+    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds)
+    if found.ok or loaded.recover == "none":
+        return comparison.require(found), "cut = mask"
+    found = comparison.compare(result, _with_constants(subject, keep), subject.feeds)
+    if found.ok:
+        return found, "cut = mask with the constants of removed units"
+    changed = loaded.result_sha256 not in ("", file_sha256(out)) and loaded.model_sha256 == subject.sha256
+    if changed and not any_weights:
+        raise VerificationError(
+            f"{out}: its weights are neither the model's nor those that the plan was written with (another sha256); "
+            "make it again with 'onnxprune apply', or give --any-weights where it was tuned on purpose"
+        )
+    return _check_recovered(subject, keep, result, out)
+
+
+def _with_constants(subject: Subject, keep: Keep) -> ir.Model:
+    from onnxprune.recover import constants
+
+    cut_model = surgery.cut(subject.coupling, keep)
+    constants.push(subject.coupling, keep, cut_model, subject.tune)
+    return twin_of(subject.coupling, keep, cut_model)
+
+
+def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
+    for kind, ours, theirs in (
+        ("inputs", model.graph.inputs, result.graph.inputs),
+        ("outputs", model.graph.outputs, result.graph.outputs),
+    ):
+        left, right = ([(v.name, str(v.type), str(v.shape)) for v in values] for values in (ours, theirs))
+        if left != right:
+            raise VerificationError(
+                f"{out}: its {kind} are {right}, the original's are {left}; it was not made by this plan"
+            )
+
+
+def _check_recovered(subject: Subject, keep: Keep, result: ir.Model, out: Path) -> tuple[comparison.Verification, str]:
+    """Compares `result` with the masked model into which its own weights were put back at the kept positions.
+
+    A result has its norms folded into weights of other names: so the model is folded in the same way, and weights
+    are known by the node that uses them.
+    """
+    tuned = graph.normalize(result)
+    # Nodes that finishing makes are numbered as they come: all biases have to be there before.
+    # Weights that are equal here may be so no longer in the result.
+    folded = graph.normalize(pipeline.finish(_with_biases_of(subject.model, tuned), join=False))
+    coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
+    keep = same_positions(subject.coupling, keep, coupling)
+    twin = surgery.mask(replace(coupling, model=_put_back(coupling, keep, tuned, out)), keep)
+    return comparison.require(comparison.compare(result, twin, subject.feeds)), "cut = mask with the recovered weights"
+
+
+def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
+    """A copy of `model` with a bias wherever recovery made one in `tuned`; their numbers are of no account."""
+    meta, model = model.meta, model.clone()
+    model.meta.update(meta)
+    nodes = {node.name: node for node in tuned.graph}
+    for name, linear in linears(model).items():
+        other = nodes.get(name)
+        fused = other is None or other.op_type != linear.node.op_type
+        longer = other is not None and len(other.inputs) > len(linear.node.inputs)
+        b = biases.read_bias(linear)
+        if b is not None and not biases.has_bias(linear) and (fused or longer or f"{name}.add_bias" in nodes):
+            biases.write_bias(model, linear, b + 1)  # no zeros, or they would be simplified away
+    return model
+
+
+def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.ndarray]:
+    """The kept positions of the Dims of `new`, a rewriting of the same model, found by the names of shared values."""
+    found: dict[Dim, np.ndarray] = {}
+    for name, axes in new.axes.items():
+        for axis, before in zip(axes, old.axes.get(name, ()), strict=False):
+            mask = dims.keep_mask(before, keep)
+            for dim in dims.leaves(axis):
+                units = unit_positions(axis, dim)
+                if dim.frozen is not None or dim in found or len(units) != len(mask):
+                    continue
+                found[dim] = np.zeros(dim.size, bool)
+                found[dim][units[(units >= 0) & mask]] = True
+    return found
+
+
+def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir.Model:
+    """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
+    model = coupling.model.clone()
+    model.meta.update(coupling.model.meta)
+    nodes = {node.name: node for node in result.graph}
+    for node in coupling.model.graph:
+        if not any(_holds_floats(value) for value in node.inputs):
+            continue  # nothing of it was tuned, and what repeats or reshapes may be gone with the heads
+        other = nodes.get(node.name)
+        if other is None or other.op_type != node.op_type or not _reads_alike(node, other):
+            raise VerificationError(
+                f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"
+            )
+        for value, theirs in zip(node.inputs, other.inputs, strict=False):
+            tuned = graph.constant(theirs)
+            if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
+                continue
+            axes = coupling.axes.get(value.name or "")  # none for numbers such as the factors of Resize
+            whole = [np.ones(size, bool) for size in graph.array_of(value).shape]
+            masks = whole if axes is None else [dims.keep_mask(axis, keep) for axis in axes]
+            expected = tuple(int(mask.sum()) for mask in masks)
+            if tuned.shape != expected:
+                raise VerificationError(
+                    f"{out}: '{node.name}' has weights of shape {tuned.shape} where the plan leaves {expected}; "
+                    "it was not made by this plan"
+                )
+            target = model.graph.initializers[value.name or ""]
+            full = graph.array_of(target).copy()
+            full[np.ix_(*masks)] = tuned
+            graph.set_constant(target, full)
+    return model
+
+
+def _holds_floats(value: ir.Value | None) -> bool:
+    return value is not None and value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
+
+
+def _reads_alike(node: ir.Node, other: ir.Node) -> bool:
+    """Whether `other` reads as many values; it may read more integers, as a Split whose parts are no longer equal."""
+    more = [graph.constant(value) for value in other.inputs[len(node.inputs) :]]
+    return len(other.inputs) >= len(node.inputs) and all(a is not None and a.dtype.kind == "i" for a in more)

@@ -1,0 +1,121 @@
+"""Scores for one shot, or for the last of several steps, between which the model recovers.
+
+Every step works in the coordinates of the original: after a step the cut model's weights are put back into the full
+shapes, where the removed units are silent. So a plan is one set of kept positions, however it was reached.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import Coupling, Dim
+from onnxprune.coupling.dims import Axis
+from onnxprune.methods import base
+from onnxprune.methods.base import Method, Outcome
+from onnxprune.options import Options, alignment_for, provider_for
+from onnxprune.recover import biases, levels
+from onnxprune.recover.linear import linears
+from onnxprune.run import measuring, search
+from onnxprune.run.subject import Clock, Subject, scored_dims
+from onnxprune.surgery import packing
+
+
+def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> tuple[Subject, Outcome]:
+    """(the subject with the weights to be cut, the method's scores for them), after all steps but the last.
+
+    Step k of N approaches the targets f as f^(k/N), so that each removes the same share of what is left.
+    """
+    keep: Mapping[Dim, np.ndarray] = {}
+    for step in range(1, options.steps):
+        subject, outcome = _score(subject, chosen, options, keep, clock)
+        share = step / options.steps
+        near = replace(options, target={key: f**share for key, f in options.target.items() if key != "latency"})
+        with clock(f"step {step} of {options.steps}"):
+            keep = next(search.choices(subject, outcome, replace(near, max_drop=None))).keep
+            model = surgery.cut(subject.coupling, keep)
+        levels.recover(subject, keep, model, replace(options, resume=None), clock, outcome.zeros)
+        subject = replace(subject, coupling=restored(subject.coupling, keep, model))
+    return _score(subject, chosen, options, keep, clock)
+
+
+def _score(
+    subject: Subject,
+    chosen: Method,
+    options: Options,
+    keep: Mapping[Dim, np.ndarray],
+    clock: Clock,
+) -> tuple[Subject, Outcome]:
+    outcome = score(subject, chosen, options, clock)
+    if outcome.model is not None:  # a training method: the same graph with the weights that it learned
+        subject = _with_weights(subject, outcome.model)
+    scores = {dim: _removed_lowest(values, keep.get(dim)) for dim, values in outcome.scores.items()}
+    return subject, replace(outcome, scores=scores)
+
+
+def _removed_lowest(scores: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
+    """`scores` (size,) with units that earlier steps removed below all others; the mean of magnitudes stays."""
+    if kept is None or kept.all():
+        return scores
+    alive = np.asarray(scores, np.float64)[kept]
+    return np.where(kept, scores, min(-np.abs(alive).mean(), alive.min() - 1e-9))
+
+
+def restored(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model) -> Coupling:
+    """`coupling` with the weights of `cut_model` at the kept positions of its graph, and silence elsewhere.
+
+    Biases that recovery made are made there as well; they stand on the axes of the outputs that they are added to.
+    """
+    full = surgery.uncut(coupling, keep, cut_model).graph.initializers
+    model = coupling.model.clone()
+    for name, value in model.graph.initializers.items():
+        if name in full and value.const_value is not None:
+            array = graph.array_of(full[name])
+            if array.shape == tuple(value.const_value.shape.numpy()):
+                graph.set_constant(value, array)
+    biases.carry(coupling, keep, cut_model, model)
+    return replace(coupling, model=model, axes={**coupling.axes, **_axes_of_biases(coupling, model)})
+
+
+def _axes_of_biases(coupling: Coupling, model: ir.Model) -> dict[str, tuple[Axis, ...]]:
+    """The axes of what `model` has beyond the graph of `coupling`: biases, and products before they are added."""
+    found: dict[str, tuple[Axis, ...]] = {}
+    for linear in linears(model).values():
+        total = biases.output_of(linear)
+        axes = coupling.axes.get(total.name or "")
+        bias = total.producer().inputs[-1] if biases.has_bias(linear) else None  # type: ignore[union-attr]
+        if axes is None or bias is None or not bias.is_initializer() or bias.name in coupling.axes:
+            continue
+        found[bias.name or ""] = (axes[linear.y_axis],)
+        if linear.y is not total:
+            found[linear.y.name or ""] = axes
+    return found
+
+
+def _with_weights(subject: Subject, model: ir.Model) -> Subject:
+    return replace(subject, coupling=replace(subject.coupling, model=model))
+
+
+def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> base.Outcome:
+    shares = {key: f for key, f in options.target.items() if key != "latency"}
+    if options.pack and "size" in shares:  # sparse methods train towards what the packed file leaves them
+        whole = float(measuring.measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
+        shares["size"] = packing.density_for(subject.model, shares["size"] * whole)
+    remaining = min(shares.values(), default=None)
+    context = base.Context(
+        subject.coupling,
+        subject.cost,
+        scored_dims(subject.coupling, options),
+        levels.learned_from(subject, options, levels.ENOUGH) if chosen.needs.training else subject.tune,
+        options.seed,
+        levels.device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
+        remaining,
+        options.method_options,
+        options.progress,
+        options.level,
+        alignment_for(options.align, provider_for(options)),
+    )
+    with clock("score"):
+        return base.run(chosen, context)

@@ -1,0 +1,317 @@
+"""From scores to kept positions under the options' budget: one shot, a search for a latency, or for an accuracy.
+
+A trial of a search is a cut with cheap recoveries; what it measures decides where to look next. What is produced in
+the end is measured again after the full recovery, and where it misses, a few neighbors follow.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+import numpy as np
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import Dim
+from onnxprune.data import fixed_batch
+from onnxprune.errors import BudgetError, UsageError
+from onnxprune.measure import QUICK, measure_file, measure_latency, profile
+from onnxprune.measure.predict import node_table, share_for
+from onnxprune.methods.base import Outcome
+from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
+from onnxprune.plan import cost
+from onnxprune.plan.cost import Kind
+from onnxprune.plan.select import Budget, aligned, select, topped_up
+from onnxprune.recover import biases, levels
+from onnxprune.run import measuring
+from onnxprune.run.subject import Clock, Subject
+from onnxprune.run.targets import drop
+from onnxprune.surgery import packing
+
+LOG = logging.getLogger("onnxprune")
+Keep = Mapping[Dim, np.ndarray]
+Targets = Mapping[Kind, float]
+TRIALS = 6
+# After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
+LARGER = (0.15, 0.4, 0.7)
+SMALLER = (0.93, 0.85)
+LEAST_MULTIPLE = 4  # the width of the narrowest vector unit; nothing is aligned below it
+WASTE = 0.06  # share of a target by which blocks of an automatic alignment may remove more than was asked
+NODE_BYTES = 200  # of a node that adds a bias, with its names
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Kept positions that promise to hold the budget, and notes for the report."""
+
+    keep: Keep
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point that a search looked at: the share of MACs kept, and what was measured there."""
+
+    macs: float
+    value: float
+    held: bool
+
+    def __str__(self) -> str:
+        return f"macs={self.macs:.3f}: {self.value:.3f} {'holds' if self.held else 'misses'}"
+
+
+def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Choice]:
+    """What to produce, the best first; the next is for when the finished result missed a gate.
+
+    Raises: BudgetError when the budget cannot be met, with the nearest that can.
+    """
+    targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
+    if options.max_drop is not None:
+        yield from _by_accuracy(subject, outcome, options, targets)
+    elif "latency" in options.target:
+        yield from _by_latency(subject, outcome, options, targets)
+    elif not targets and outcome.keep is not None:
+        yield _decided_by_method(outcome, options)
+    elif options.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
+        yield _decided_by_method(outcome, options)
+        choice = near_the_target(subject, outcome, options, targets)
+        yield replace(choice, notes=(*choice.notes, "zeros alone did not meet the size: units were removed as well"))
+    else:
+        yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
+
+
+def first_that_holds(found: Iterator[Choice], make: Callable[[Keep, Sequence[str]], T], clock: Clock) -> T:
+    """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
+    missed: list[BudgetError] = []
+    while True:
+        with clock("select"):
+            choice = next(found, None)
+        if choice is None:
+            raise missed[-1]
+        try:
+            tries = (f"{len(missed)} larger or smaller results missed before",) if missed else ()
+            return make(choice.keep, (*choice.notes, *tries))
+        except BudgetError as error:
+            LOG.info("%s; looking further", error)
+            missed.append(error)
+
+
+def one_shot(subject: Subject, outcome: Outcome, options: Options, targets: Targets, *, strict: bool = True) -> Choice:
+    """Selection to the targets; the method's limits, and an automatic alignment, give way to a target.
+
+    strict: an alignment that the options name has no exception.
+    Raises: BudgetError.
+    """
+    budget = _budget(subject, outcome, options, targets)
+    budget = budget if strict else replace(budget, strict=False)
+    tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
+    if budget.limits:
+        note = "the target is beyond the limits that the method found per dimension; they were exceeded"
+        tries.append((replace(budget, limits={}), (note,)))
+    if budget.align > 1 and not budget.strict:
+        note = f"the target cannot be met in multiples of {budget.align}; sizes are not aligned"
+        tries.append((replace(budget, limits={}, align=1), (note,)))
+    for tried, notes in tries[:-1]:
+        try:
+            return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
+        except BudgetError:
+            continue
+    tried, notes = tries[-1]
+    return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
+
+
+def near_the_target(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Choice:
+    """`one_shot`, in finer multiples where those of an automatic alignment remove much more than was asked.
+
+    Where few dimensions give all that is removed, one block of them can be a tenth of the model.
+    """
+    choice = one_shot(subject, outcome, options, targets)
+    if options.align != "auto":
+        return choice
+    budget = _budget(subject, outcome, options, targets)
+    best, used, align = choice, _used(subject, choice, budget), budget.align // 2
+    while used < 1 - WASTE and align >= LEAST_MULTIPLE:
+        finer = one_shot(subject, outcome, replace(options, align=align), targets, strict=False)
+        if (reached := _used(subject, finer, budget)) > used:
+            note = f"kept sizes are multiples of {align}: those of {budget.align} would remove much more than was asked"
+            best, used = replace(finer, notes=(*finer.notes, note)), reached
+        align //= 2
+    return best
+
+
+def _used(subject: Subject, choice: Choice, budget: Budget) -> float:
+    """The largest share of a limit that is used up."""
+    sizes = cost.keep_sizes(choice.keep)
+    return max(subject.cost.total(kind, sizes) / budget.limit(kind, subject.cost) for kind in budget.targets)
+
+
+def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Budget:
+    align = alignment_for(options.align, provider_for(options))
+    count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
+    made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
+    budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits, fixed=made)
+    if "bytes" not in targets:
+        return budget
+    # The promise is about the file: nodes and names weigh what they weigh.
+    around = float(graph.skeleton(subject.model, 0)[0].ByteSize())
+    file = measure_file("original", subject.path, subject.cost.totals())
+    return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={**made, "bytes": around + made["bytes"]})
+
+
+def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
+    """Whether the zeros of a sparse method alone, stored small, bring the file to `share` of the original."""
+    if not outcome.zeros or outcome.keep is None:
+        return False
+    packed = packing.pack(surgery.cut(subject.coupling, outcome.keep))
+    whole = measure_file("original", subject.path, subject.cost.totals()).bytes or 0
+    return packing.file_bytes(packed) <= share * whole
+
+
+def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
+    assert outcome.keep is not None
+    keep, strict = outcome.keep, options.align != "auto"
+    align = alignment_for(options.align, provider_for(options))
+    if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
+        keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
+    elif strict:
+        keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
+    return Choice(keep, ("the method decided how much to remove",))
+
+
+# Searching --------------------------------------------------------------------------------------------------------
+
+
+def _bisect(
+    trial: Callable[[float], float],
+    holds: Callable[[float], bool],
+    low: float,
+    high: float,
+    start: float,
+    guess: Callable[[Trial], float] | None = None,
+) -> tuple[float | None, list[Trial]]:
+    """(the share of MACs nearest to `low` at which `trial` holds, all trials), as far as TRIALS steps tell.
+
+    `low` is the side that is wished for, `high` the side that holds; low may be the larger number. guess: where to
+    look next after a trial; without it, halfway between what holds and what misses.
+    Raises: BudgetError when no trial could be made.
+    """
+    tried: list[Trial] = []
+    best: float | None = None
+    unreachable: BudgetError | None = None
+    share = start
+    for _ in range(TRIALS):
+        try:
+            value = trial(share)
+        except BudgetError as error:  # smaller than what can be reached
+            unreachable = error
+            low, high = (share, high) if low < high else (low, share)
+            share = (low + high) / 2
+            continue
+        tried.append(Trial(share, value, holds(value)))
+        LOG.info("  tried %s", tried[-1])
+        if tried[-1].held:
+            best, high = share, share
+        else:
+            low = share
+        if abs(high - low) < 0.005:
+            break
+        share = _inside(guess(tried[-1]) if guess else (low + high) / 2, low, high)
+    if unreachable is not None and not tried:
+        raise unreachable
+    return best, tried
+
+
+def _inside(share: float, low: float, high: float) -> float:
+    """`share`, at least a tenth away from the ends: a guess that is always off the same way must not stall."""
+    margin = 0.1 * abs(high - low)
+    return min(max(share, min(low, high) + margin), max(low, high) - margin)
+
+
+def _told(tried: Sequence[Trial], what: str) -> str:
+    return f"searched for {what}; tried " + ("; ".join(map(str, tried)) or "nothing that can be made")
+
+
+def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
+    return {**targets, "macs": min(share, targets.get("macs", 1.0))}
+
+
+def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+    """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
+    wanted = options.target["latency"]
+    batch = fixed_batch(subject.model) or 1
+    feeds = measuring.latency_feeds(subject, batch)
+    setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
+
+    def measured(share: float) -> float:
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        models = {"original": subject.path, "trial": surgery.cut(subject.coupling, choice.keep)}
+        return measure_latency(models, feeds, rounds=QUICK, memory=False, sessions=1, **setting).ratios[0].median
+
+    def plan(share: float) -> Keep | None:
+        try:
+            return one_shot(subject, outcome, options, _with_macs(targets, share)).keep
+        except BudgetError:
+            return None
+
+    def guess(last: Trial) -> float:
+        """Where the table, corrected by what was measured there, sees the target."""
+        keep = plan(last.macs)
+        return share_for(table, 0.96 * wanted * table.ratio(keep) / last.value, plan) if keep is not None else last.macs
+
+    table = node_table(subject.coupling, subject.cost, profile(subject.model, feeds, **setting))
+    start = share_for(table, wanted, plan)
+    # What is written is measured again, so it needs some room.
+    best, tried = _bisect(measured, lambda ratio: ratio <= wanted * 0.98, 1.0, 0.0, start, guess)
+    if best is None:
+        nearest = min((t.value for t in tried), default=float("nan"))
+        raise BudgetError(
+            f"--target latency={wanted:g} cannot be met: the nearest that was measured is latency={nearest:.3f} "
+            f"({_told(tried, 'it')}); ask for that, or lower --floor"
+        )
+    for share in (best, *(best * less for less in SMALLER)):
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        yield replace(choice, notes=(*choice.notes, _told(tried, f"latency={wanted:g}")))
+
+
+def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+    """The smallest plan that loses at most --max-drop points after a cheap recovery."""
+    allowed = cast("float", options.max_drop)
+    held = subject.held
+    if held is None:
+        raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
+
+    def lost_at(share: float) -> float:
+        keep = one_shot(subject, outcome, options, _with_macs(targets, share)).keep
+        lost = float("inf")
+        for level in _cheap_levels(options):  # the dearer only where the cheaper does not hold
+            model = surgery.cut(subject.coupling, keep)
+            quick = replace(options, recover=level)
+            levels.recover(subject, keep, model, quick, Clock(), outcome.zeros, trial=True)
+            measured = drop(*measuring.accuracies(subject.path, model, held, options.metric))
+            if measured is None:
+                raise UsageError(
+                    "--max-drop: the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
+                )
+            lost = min(lost, measured)
+            if lost <= allowed:
+                break
+        return lost
+
+    high = targets.get("macs", 1.0)
+    # Where there are targets, they are the largest that may be tried; without, the original loses nothing.
+    best, tried = _bisect(lost_at, lambda lost: lost <= allowed, 0.0, high, high if targets else high / 2)
+    if best is None:
+        nearest = min((t.value for t in tried), default=float("nan"))
+        raise BudgetError(
+            f"--max-drop {allowed:g} cannot be met: the nearest is {nearest:.2f} points ({_told(tried, 'it')}); "
+            "allow more, give more samples, or a larger --target"
+        )
+    for share in (best, *(best + part * (high - best) for part in LARGER if high - best > 0.005)):
+        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        yield replace(choice, notes=(*choice.notes, _told(tried, f"at most {allowed:g} points lost")))
+
+
+def _cheap_levels(options: Options) -> tuple[Level, ...]:
+    """The recoveries of a trial: least squares, and one epoch where the run itself will tune."""
+    return ("reconstruct", "finetune") if options.level == "finetune" else (options.level,)

@@ -1,0 +1,172 @@
+"""The model at hand: loaded, normalized, proven to be still the same, analysed, with its samples."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph, report
+from onnxprune.coupling import Coupling, Dim, analyze
+from onnxprune.data import Samples, batches, fixed_batch, input_infos, load_samples, split
+from onnxprune.errors import DataError, GraphError, UsageError
+from onnxprune.graph import sessions, shapes
+from onnxprune.options import Options
+from onnxprune.outputs import metrics
+from onnxprune.plan import cost
+from onnxprune.plan.cost import Cost
+from onnxprune.proof import comparison, normal_form
+from onnxprune.report import build
+from onnxprune.run.checks import check_finite
+
+LOG = logging.getLogger("onnxprune")
+HELD_SHARE = 0.2  # of --data, when there is no --val
+PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
+Keep = Mapping[Dim, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model at hand, normalized and analysed, with its samples."""
+
+    path: Path
+    model: ir.Model
+    sha256: str
+    coupling: Coupling
+    cost: Cost
+    tune: Samples | None
+    held: Samples | None
+    feeds: list[dict[str, np.ndarray]]  # on which the proof runs
+    accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
+
+    @property
+    def normalized(self) -> Coupling:
+        """The coupling of the model as it came, which plans are about, whatever was learned or added since."""
+        return replace(self.coupling, model=self.model)
+
+
+class Clock:
+    """Wall times of the steps of a run."""
+
+    def __init__(self) -> None:
+        self.steps: list[report.Step] = []
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        LOG.info("%s ...", name)
+        start = perf_counter()
+        yield
+        self.steps.append(report.Step(name, perf_counter() - start))
+
+
+def prepare(path: Path, options: Options, clock: Clock) -> Subject:
+    """Loads, normalizes and analyses the model, and loads its samples."""
+    with clock("load"):
+        loaded = graph.load(path)
+    with clock("normalize"):
+        model = graph.normalize(loaded)
+    with clock("data"):
+        tune, held = load_data(model, options)
+    with clock("observe"):
+        given = sample_shapes(model, tune or held)
+        model, observed = normal_form.observed_form(loaded, model, given)
+        if given is not None and observed.probe != given:
+            check_runs(model, real_feeds(model, tune or held)[0], observed)
+    with clock("verify the normal form"):
+        model, observed = normal_form.proven(loaded, model, observed, given, options.seed)
+        sha256 = graph.digest(model)
+    with clock("analyze"):
+        coupling = analyze(model, observed)
+        check_finite(coupling)
+        costs = cost.of(coupling)
+    feeds = [*real_feeds(model, tune or held), *comparison.random_feeds(model, observed, options.seed)]
+    return Subject(path, model, sha256, coupling, costs, tune, held, feeds)
+
+
+def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Samples | None]:
+    """(samples to score and tune on, samples to measure on that tuning never sees)."""
+    inputs = input_infos(model)
+    common = {**options.preprocess, "seed": options.seed, "classes": _classes(model)}
+
+    def read(spec: Any) -> Samples | None:
+        return None if spec is None else load_samples(spec, inputs, **common)
+
+    if options.data is None:
+        return None, read(options.val)
+    if options.val is not None:
+        return read(options.data), read(options.val)
+    if options.data == "digits":
+        return read("digits"), read("digits:test")
+    samples = read(options.data)
+    assert samples is not None
+    if len(samples) < 2:
+        return samples, None
+    return split(samples, HELD_SHARE, options.seed)
+
+
+def _classes(model: ir.Model) -> int | None:
+    shape = model.graph.outputs[0].shape if model.graph.outputs else None
+    last = shape[-1] if shape is not None and len(shape) == 2 else None
+    return last if isinstance(last, int) and last > 1 else None
+
+
+def sample_shapes(model: ir.Model, samples: Samples | None) -> dict[str, tuple[int, ...]] | None:
+    """Input shapes of a batch of three samples, or of the model's fixed batch."""
+    if samples is None or not len(samples):
+        return None
+    count = fixed_batch(model) or 3
+    return {name: array.shape for name, array in samples.batch(np.arange(count) % len(samples)).items()}
+
+
+def check_runs(model: ir.Model, batch: Mapping[str, np.ndarray], observed: shapes.Shapes) -> None:
+    """Nothing, when the model runs on a batch of samples. Raises: DataError."""
+    try:
+        sessions.run(sessions.open_session(model, threads=sessions.few_threads()), batch)
+    except GraphError as error:
+        ours, theirs = (
+            ", ".join(f"{name} {shape}" for name, shape in sizes.items())
+            for sizes in ({name: array.shape for name, array in batch.items()}, observed.probe)
+        )
+        raise DataError(
+            f"the model does not run on a batch of the samples, {ours}, though it does at {theirs}; give samples of "
+            "sizes that it takes, or, where it takes one sample at a time, export it with a fixed batch of 1"
+        ) from error
+
+
+def real_feeds(model: ir.Model, samples: Samples | None) -> list[dict[str, np.ndarray]]:
+    """The first samples, in batches that the model takes."""
+    if samples is None:
+        return []
+    fixed = fixed_batch(model)
+    few = samples.subset(np.arange(min(len(samples), PROOF_SAMPLES)))
+    return [samples.batch(block) for block in batches(few, fixed or PROOF_SAMPLES, fixed=fixed)]
+
+
+def scored_dims(coupling: Coupling, options: Options) -> tuple[Dim, ...]:
+    """The Dims that the options leave to be pruned. Raises: UsageError when there are none."""
+    for name, patterns in (("include", options.include), ("exclude", options.exclude)):
+        for pattern in patterns:
+            if not coupling.matching([pattern]):
+                raise UsageError(
+                    f"--{name} '{pattern}' matches no node, initializer or dimension; 'onnxprune inspect' lists them"
+                )
+    found = set(coupling.exact if options.exact_only else coupling.free)
+    if options.inner_only:
+        found -= coupling.residual
+    if options.include:
+        found &= coupling.matching(options.include)
+    found -= coupling.matching(options.exclude)
+    if not found:
+        why = "none is chosen by --include, --exclude, --exact-only or --inner-only"
+        if not coupling.free:
+            why = "; ".join(build.why_nothing(coupling))
+        raise UsageError(
+            f"nothing can be pruned: {len(coupling.free)} of {len(coupling.dims)} dimensions are free: {why}; "
+            "see 'onnxprune inspect'"
+        )
+    return tuple(dim for dim in coupling.dims if dim in found)

@@ -1,0 +1,71 @@
+"""Whether a finished result keeps what was promised: targets, speed, accuracy."""
+
+from collections.abc import Iterator, Sequence
+
+from onnxprune.errors import BudgetError
+from onnxprune.measure.records import ratio
+from onnxprune.options import TARGETS, Options
+from onnxprune.outputs import metrics
+from onnxprune.report import LatencyRatio, Measurement
+
+NOISE = 0.005  # by which a measured speed may fall short: the noise between two runs
+
+
+def check(before: Measurement, after: Measurement, ratios: Sequence[LatencyRatio], options: Options) -> tuple[str, ...]:
+    """Notes on the gates that held. Raises: BudgetError for one that did not, with what was reached."""
+    _check_costs(before, after, options)
+    return (*_check_drop(before, after, options), *_check_speed(ratios, options))
+
+
+def _check_costs(before: Measurement, after: Measurement, options: Options) -> None:
+    for key, fraction in options.target.items():
+        reached = None if key == "latency" else ratio(getattr(before, TARGETS[key]), getattr(after, TARGETS[key]))
+        if reached is not None and reached > fraction + 1e-9:
+            raise BudgetError(
+                f"--target {key}={fraction:g} was missed: the nearest is {key}={reached + 5e-4:.3f}; "
+                "nothing was written. Ask for that"
+            )
+
+
+def _check_drop(before: Measurement, after: Measurement, options: Options) -> Iterator[str]:
+    if options.max_drop is None:
+        return
+    lost = drop(before.accuracy, after.accuracy)
+    if lost is None:
+        raise BudgetError(
+            "--max-drop: the accuracy could not be measured; give labelled samples with --val, or a --metric"
+        )
+    if lost > options.max_drop:
+        macs = ratio(before.macs, after.macs) or 1.0
+        raise BudgetError(
+            f"--max-drop {options.max_drop:g} was missed: the nearest loses {lost:.2f} points, at macs={macs:.3f}; "
+            "nothing was written. Allow more, raise --epochs, or give more samples"
+        )
+    yield f"lost {lost:.2f} points of {options.max_drop:g} allowed"
+
+
+def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> float | None:
+    """Accuracy points lost; without labels the points of disagreement with the original."""
+    if after is None:
+        return None
+    if before is not None:
+        return after.drop_from(before)
+    return 100 * (after.value if after.metric in metrics.LOWER_IS_BETTER else 1 - after.value)
+
+
+def _check_speed(ratios: Sequence[LatencyRatio], options: Options) -> Iterator[str]:
+    share = options.target.get("latency")
+    wanted = [("--target latency", share, 1 / share)] if share else []
+    if options.min_speedup is not None:
+        wanted.append(("--min-speedup", options.min_speedup, options.min_speedup))
+    for option, asked, least in wanted:
+        if not ratios:
+            raise BudgetError(f"{option} {asked:g}: latency was not measured; leave --no-latency out")
+        speedup = 1 / ratios[0].median
+        if speedup < least * (1 - NOISE):
+            raise BudgetError(
+                f"{option} {asked:g} was missed: the nearest is {speedup:.3f} times as fast "
+                f"(latency={1 / speedup:.3f}) where {least:.3f} was asked; nothing was written. "
+                "Ask for less, or give a smaller --target macs"
+            )
+        yield f"{speedup:.2f} times as fast, {least:.2f} was asked"

@@ -1,0 +1,227 @@
+"""What zeros are good for: units that are entirely dead can be removed.
+
+A unit is dead when nothing reads it (all weights that consume it are zero), or when whatever reads it sees a constant:
+all weights that produce it are zero, or a grouped convolution in between has a kernel of zeros for it, so that only a
+bias is left. Either makes slices of other weights vanish, so the search is repeated until nothing changes. `packing`
+stores the zeros that remain in little space.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
+from onnxprune.plan import cost
+
+Keep = dict[Dim, np.ndarray]
+BIAS_INPUT = 2  # from this input on an initializer of Conv, Gemm or the like is an addend
+LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"})
+
+
+def dead_units(coupling: Coupling, *, constants: bool = True) -> Keep:
+    """Kept units (size,) of every exact Dim: those that are not dead; one stays where all are.
+
+    constants: units that are constant but not zero count as dead; whoever cuts them pushes the constant into the
+    consumers' biases (recover.constants). Without it every removal is exact by itself.
+    """
+    finder = _Finder(coupling, constants)
+    while finder.sweep():
+        pass
+    return finder.keep
+
+
+def cut_zeros(
+    coupling: Coupling, keep: Mapping[Dim, np.ndarray], zeros: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The positions in `zeros` (initializer -> booleans of its shape) that are left after a cut by `keep`."""
+    found = {}
+    for name, mask in zeros.items():
+        for position, axis in enumerate(coupling.axes.get(name, ())):
+            mask = np.compress(dims.keep_mask(axis, keep), mask, axis=position)
+        found[name] = mask
+    return found
+
+
+def density(model: ir.Model) -> float:
+    """Share of the float weights of two axes or more that are not zero."""
+    return nonzeros(model) / max(1, sum(a.size for a in _weights(model.graph.initializers.values())))
+
+
+def nonzeros(model: ir.Model) -> int:
+    """Number of the float weights of two axes or more that are not zero."""
+    return _nonzeros(_weights(model.graph.initializers.values()))
+
+
+def nonzero_macs(model: ir.Model) -> int:
+    """MACs of a normalized model without those that multiply by a weight of zero; no runtime here skips them."""
+    by_node = cost.of(analyze(model)).by_node()
+    return round(sum(by_node.get(node.name or "", 0) * _density_of(node) for node in model.graph))
+
+
+def _density_of(node: ir.Node) -> float:
+    """Share of the weights of `node` that are not zero; 1 where it has none of its own."""
+    found = _weights(value for value in node.inputs if value is not None)
+    return _nonzeros(found) / sum(a.size for a in found) if found else 1.0
+
+
+def _nonzeros(arrays: Iterable[np.ndarray]) -> int:
+    return sum(int(np.count_nonzero(a)) for a in arrays)
+
+
+def _weights(values: Iterable[ir.Value]) -> list[np.ndarray]:
+    arrays = (graph.constant(value) for value in values)
+    return [array for array in arrays if array is not None and _is_weight(array)]
+
+
+def _is_weight(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and array.ndim > 1
+
+
+SUMS = frozenset({"Add", "Sub", "Sum"})
+FACTORS = frozenset({"Mul", "Div", "PRelu"})
+ZERO_TO_ZERO = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
+    "Slice Resize Upsample Dropout Cast".split()
+)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A node on the way of a Dim's units: it passes on those of `sources`, or makes them where there are none."""
+
+    sources: tuple[ir.Value, ...]
+    weights: tuple[Member, ...]  # of which a unit of zeros passes nothing
+    addends: tuple[Member, ...]
+    keeps_zero: bool  # but for the addends
+    results: tuple[ir.Value, ...]
+
+
+class _Finder:
+    """The state of the search: what is kept so far."""
+
+    def __init__(self, coupling: Coupling, constants: bool) -> None:
+        self.coupling = coupling
+        self.keep: Keep = {dim: np.ones(dim.size, bool) for dim in coupling.exact}
+        self.nodes = {node.name or "": node for node in coupling.model.graph}
+        self.nonzero = {
+            name: array != 0
+            for name, value in coupling.model.graph.initializers.items()
+            if (array := graph.constant(value)) is not None and array.dtype.kind == "f"
+        }
+        self.constants = constants
+        self.readers = {dim: self._readers(dim) for dim in coupling.exact}
+        self.flows = {dim: tuple(self._flow(dim)) for dim in coupling.exact}
+
+    def sweep(self) -> bool:
+        """Looks at every Dim once; whether a unit more is dead."""
+        before = sum(int(mask.sum()) for mask in self.keep.values())
+        for dim, mask in self.keep.items():
+            alive = mask & self._alive(dim)
+            if not alive.any():
+                alive[np.flatnonzero(mask)[0]] = True
+            self.keep[dim] = alive
+        return sum(int(mask.sum()) for mask in self.keep.values()) < before
+
+    def _alive(self, dim: Dim) -> np.ndarray:
+        """Units (size,) that are active where something reads them with weights other than zero."""
+        active, readers = self._active(dim), self.readers[dim]
+        if readers is None:  # whoever else reads it, units that are active nowhere say nothing
+            return np.any([*active.values()], axis=0) if active else np.ones(dim.size, bool)
+        found = np.zeros(dim.size, bool)
+        for member in readers:
+            values = [v for v in self.nodes[member.node].inputs if v is not None and self._stands(dim, [v])]
+            seen = [active.get(value, np.ones(dim.size, bool)) for value in values if not value.is_initializer()]
+            found |= self._any(dim, [member]) & np.any(seen, axis=0)
+        return found
+
+    def _active(self, dim: Dim) -> dict[ir.Value, np.ndarray]:
+        """By value the units (size,) that vary; without constants, those that are not always zero."""
+        whole = np.ones(dim.size, bool)
+        found: dict[ir.Value, np.ndarray] = {}
+        for step in self.flows[dim]:
+            units = np.any([found.get(value, whole) for value in step.sources], axis=0) if step.sources else whole
+            if step.weights:  # a grouped convolution passes on what its own kernels let through
+                units = units & self._any(dim, step.weights)
+            if not self.constants:
+                units = units | self._any(dim, step.addends) if step.keeps_zero else whole
+            found.update(dict.fromkeys(step.results, units))
+        return found
+
+    def _any(self, dim: Dim, members: Iterable[Member]) -> np.ndarray:
+        """Units of `dim` for which a slice of one of `members` holds a number other than zero at kept positions."""
+        from onnxprune.methods.base import unit_positions
+
+        found = np.zeros(dim.size, bool)
+        for member in members:
+            nonzero = self.nonzero[member.initializer]
+            axes = self.coupling.axes[member.initializer]
+            for position, axis in enumerate(axes):
+                if position != member.axis:
+                    nonzero = np.compress(dims.keep_mask(axis, self.keep), nonzero, axis=position)
+            positions = unit_positions(axes[member.axis], dim)
+            others = tuple(k for k in range(nonzero.ndim) if k != member.axis)
+            hit = positions[(positions >= 0) & nonzero.any(axis=others)]
+            found[hit] = True
+        return found
+
+    def _readers(self, dim: Dim) -> tuple[Member, ...] | None:
+        """The weights that consume `dim`, or None where something else may read it."""
+        members = tuple(m for m in self.coupling.members[dim] if m.role == "consumes")
+        if not members or any(m.initializer not in self.nonzero for m in members):
+            return None
+        consumers = {member.node for member in members}
+        for node in self.coupling.model.graph:
+            computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+            if node.name not in consumers and self._stands(dim, computed) and not self._stands(dim, node.outputs):
+                return None
+        return members
+
+    def _flow(self, dim: Dim) -> Iterator["_Step"]:
+        """The nodes that make units of `dim` or pass them on, in order."""
+        weights: dict[str, list[Member]] = {}
+        addends: dict[str, list[Member]] = {}
+        consumers = {member.node for member in self.coupling.members[dim] if member.role == "consumes"}
+        for member in self.coupling.members[dim]:
+            if member.role == "produces" and member.input < BIAS_INPUT and self._known(member):
+                weights.setdefault(member.node, []).append(member)
+            if self._adds(member):
+                addends.setdefault(member.node, []).append(member)
+        for node in self.coupling.model.graph:
+            if not self._stands(dim, node.outputs):
+                continue
+            name = node.name or ""
+            computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+            # What consumes the Dim and makes it anew (a convolution between residual sums) passes nothing on.
+            sources = [] if name in consumers else [value for value in computed if self._stands(dim, [value])]
+            linear = node.op_type in LINEAR
+            known = all(self._known(member) for member in addends.get(name, ()))
+            yield _Step(
+                tuple(sources),
+                tuple(weights.get(name, ()) if linear else ()),
+                tuple(addends.get(name, ())) if known else (),
+                known and self._keeps_zero(dim, node),
+                tuple(node.outputs),
+            )
+
+    def _known(self, member: Member) -> bool:
+        return member.initializer in self.nonzero
+
+    def _keeps_zero(self, dim: Dim, node: ir.Node) -> bool:
+        """Whether a unit that is zero leaves `node` as zero; a sum with what knows no units (x + 3) does not."""
+        if node.op_type in SUMS:
+            return all(value is None or self._stands(dim, [value]) for value in node.inputs)
+        return node.op_type in ZERO_TO_ZERO | LINEAR
+
+    def _adds(self, member: Member) -> bool:
+        if member.role == "consumes" or self.nodes[member.node].op_type in FACTORS:
+            return False
+        linear = self.nodes[member.node].op_type in LINEAR
+        return not (linear and member.input < BIAS_INPUT)
+
+    def _stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
+        axes = (axis for value in values for axis in self.coupling.axes.get(value.name or "", ()))
+        return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))

@@ -1,0 +1,219 @@
+"""Cut and mask: the same plan carried out twice, by removing positions and by silencing them.
+
+`cut` deletes slices of initializers and repairs the numbers that are lengths of axes. `mask` keeps all shapes and
+zeroes the same slices; nodes that compute statistics over removed positions compute them over the kept ones.
+The two are each other's proof, see verify.py.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import graph
+from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.dims import Axis
+from onnxprune.surgery import dynamic_positions
+from onnxprune.surgery.repair import Keep, Surgeon
+
+KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
+
+# Quantized input of an operator -> the input that holds its zero point.
+ZERO_POINTS = {
+    ("DequantizeLinear", 0): 2,
+    ("MatMulInteger", 0): 2,
+    ("MatMulInteger", 1): 3,
+    ("ConvInteger", 1): 3,
+    ("DynamicQuantizeMatMul", 1): 3,
+    ("MatMulIntegerToFloat", 1): 5,
+    ("DynamicQuantizeLSTM", 1): 9,
+    ("DynamicQuantizeLSTM", 2): 11,
+}
+# Inputs that are scales or zero points: silencing them is needless and would divide by zero.
+SCALES = {
+    "DequantizeLinear": (1, 2),
+    "QuantizeLinear": (1, 2),
+    "MatMulInteger": (2, 3),
+    "ConvInteger": (2, 3),
+    "DynamicQuantizeMatMul": (2, 3),
+    "MatMulIntegerToFloat": (2, 3, 4, 5),
+    "DynamicQuantizeLSTM": (8, 9, 10, 11),
+}
+
+
+MOVING = frozenset("Gather Reshape Transpose Slice Squeeze Unsqueeze Identity Flatten Expand".split())
+
+
+def cut(coupling: Coupling, keep: Keep) -> ir.Model:
+    """A new model without the positions that `keep` leaves out; initializers that lose nothing are shared.
+
+    keep: Dim -> booleans (size,); Dims that are absent keep all.
+    """
+    surgeon = Surgeon(coupling, keep)
+    if not surgeon.keep:
+        return surgeon.model
+    for value in list(surgeon.model.graph.initializers.values()):
+        _cut_initializer(surgeon, value)
+    for node in list(surgeon.model.graph):
+        surgeon.repair(node)
+    _set_shapes(surgeon)
+    return surgeon.model
+
+
+def mask(coupling: Coupling, keep: Keep) -> ir.Model:
+    """A new model of the original shapes in which the left-out positions are silent."""
+    surgeon = Surgeon(coupling, keep)
+    for value in list(surgeon.model.graph.initializers.values()):
+        _silence_initializer(surgeon, value)
+    for node in list(surgeon.model.graph):
+        if node.name not in coupling.local or not surgeon.loses_reduced(node):
+            continue
+        if node.name in surgeon.lifts:
+            surgeon.silence_lifted(node)
+        else:
+            surgeon.compute_over_kept(node)
+    surgeon.model.meta[KEPT] = _kept_positions(surgeon)
+    return surgeon.model
+
+
+def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
+    """For every computed value that loses positions: axis -> those that the cut model has. Values of which only the
+    length when the model runs tells them are left out."""
+    surgeon = Surgeon(coupling, keep)
+    return {
+        name: {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in axes.items()}
+        for name, axes in _axes_that_lose(surgeon)
+        if not any(dynamic_positions.parts_of(axis, surgeon.keep) for axis in axes.values())
+    }
+
+
+def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, Callable[[int], np.ndarray]]]:
+    """For every computed value that loses positions: axis -> kept positions at a length; inside.py compares there."""
+
+    def at(axis: Axis) -> Callable[[int], np.ndarray]:
+        kept, parts = np.flatnonzero(surgeon.mask_of(axis)), dynamic_positions.parts_of(axis, surgeon.keep)
+        return partial(dynamic_positions.kept_at, parts) if parts else lambda _: kept
+
+    return {name: {k: at(axis) for k, axis in axes.items()} for name, axes in _axes_that_lose(surgeon)}
+
+
+def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
+    """(name, {position: axis}) of every computed value that loses positions."""
+    for node in surgeon.coupling.model.graph:
+        for value in node.outputs:
+            axes = surgeon.coupling.axes.get(value.name or "", ())
+            if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
+                yield value.name or "", lost
+
+
+def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
+    """The masked model with the arrays of `cut_model` at the kept positions: the twin of a tuned model."""
+    model = coupling.model.clone()
+    model.meta.update(coupling.model.meta)
+    for name, value in model.graph.initializers.items():
+        tuned = cut_model.graph.initializers.get(name)
+        axes = coupling.axes.get(name)
+        if tuned is None or axes is None or tuned.const_value is None:
+            continue
+        full, part = graph.array_of(value), graph.array_of(tuned)
+        masks = [dims.keep_mask(axis, keep) for axis in axes]
+        if part.shape == tuple(int(m.sum()) for m in masks) and (part.shape != full.shape or part.dtype.kind == "f"):
+            full = full.copy()
+            full[np.ix_(*masks)] = part
+            graph.set_constant(value, full)
+    return mask(replace(coupling, model=model), keep)
+
+
+def _cut_initializer(surgeon: Surgeon, value: ir.Value) -> None:
+    if not surgeon.lost_axes(value):
+        return
+    axes, tensor = surgeon.axes(value), value.const_value
+    if not isinstance(tensor, ir.ExternalTensor):
+        graph.set_constant(value, surgeon.cut_array(graph.array_of(value), axes))
+        return
+
+    # Read from disk, cut and forgotten each time it is asked for: large models are never held.
+    def read() -> ir.Tensor:
+        array = np.ascontiguousarray(surgeon.cut_array(tensor.numpy(), axes))
+        tensor.release()
+        return ir.Tensor(array, dtype=tensor.dtype, name=value.name)
+
+    shape = ir.Shape([surgeon.kept(axis) for axis in axes])
+    value.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=value.name)
+    value.shape = shape
+
+
+def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
+    lost = surgeon.lost_axes(value)
+    if not lost or _is_scale(value):
+        return
+    array = graph.array_of(value).copy()
+    silent = _silent_numbers(value, array)
+    for position in lost:
+        index = (*[slice(None)] * position, ~surgeon.mask_of(surgeon.axes(value)[position]))
+        array[index] = silent[index]
+    graph.set_constant(value, array)
+
+
+def _is_scale(value: ir.Value) -> bool:
+    return all(index in SCALES.get(node.op_type, ()) for node, index in value.uses())
+
+
+def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:
+    """What stands for zero at each position of `array`, as a broadcast view: the zero points where it is quantized."""
+    for node, index in _readers(value):
+        source = ZERO_POINTS.get((node.op_type, index))
+        points = graph.constant(node.inputs[source]) if source is not None and source < len(node.inputs) else None
+        if points is not None and (node.inputs[index] is value or points.size == 1):
+            return np.broadcast_to(_along(node, points, array), array.shape)
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
+
+
+def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """The uses of `value`, also behind nodes that only move numbers: a quantized table is often gathered first."""
+    for use in value.uses():
+        yield use.node, use.idx
+        if use.idx == 0 and use.node.op_type in MOVING:
+            yield from _readers(use.node.outputs[0])
+
+
+def _along(node: ir.Node, points: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Zero points shaped to broadcast with `array`: per tensor, per position of an axis, or per block."""
+    if points.size == 1:
+        return points.reshape(())
+    if node.op_type == "DynamicQuantizeLSTM":  # per direction, or per direction and column
+        return points.reshape(points.shape[0], 1, -1)
+    if points.ndim == 1:
+        axis = {"DequantizeLinear": _integer(node, "axis", 1), "ConvInteger": 0}.get(node.op_type, -1)
+        shape = [1] * array.ndim
+        shape[axis] = points.size
+        return points.reshape(shape)
+    axis, block = _integer(node, "axis", 1), _integer(node, "block_size", 0)
+    if points.ndim == array.ndim and block:
+        repeated = np.repeat(points, block, axis=axis)
+        return np.take(repeated, np.arange(array.shape[axis]), axis=axis)
+    return points
+
+
+def _integer(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None else attribute.as_int()
+
+
+def _set_shapes(surgeon: Surgeon) -> None:
+    """Known sizes of values follow the cut; symbolic ones, such as 2*batch for batch x heads, are forgotten.
+
+    onnxruntime shares memory between values whose sizes have the same name.
+    """
+    for node in surgeon.model.graph:
+        for value in node.outputs:
+            lost = surgeon.lost_axes(value)
+            if not lost or value.shape is None:
+                continue
+            sizes = list(value.shape)
+            for position in lost:
+                known = isinstance(sizes[position], int)
+                sizes[position] = surgeon.kept(surgeon.axes(value)[position]) if known else ir.SymbolicDim(None)
+            value.shape = ir.Shape(sizes)

@@ -1,0 +1,315 @@
+"""The comparison itself: what counts as equal, what does not, and what is excused."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_text import model, random_keep
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import analyze
+from onnxprune.errors import VerificationError
+from onnxprune.graph import half, sessions
+from onnxprune.proof import comparison
+from onnxprune.run import replay
+
+TEXT = "(float[n,4] x, float[4,8] w, float[8,5] v) => (float[n,5] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
+
+
+def changed(text: str, name: str, by: float, **rest):
+    source, other = model(text, **rest), model(text, **rest)
+    value = other.graph.initializers[name]
+    graph.set_constant(value, graph.array_of(value) + np.float32(by))
+    return source, other, comparison.random_feeds(source, analyze(source).shapes)
+
+
+def test_equal_models_are_equal():
+    one, two, feeds = changed(TEXT, "w", 0.0)
+    found = comparison.compare(one, two, feeds)
+    assert found.ok
+    assert found.max_abs == 0
+    assert found.samples == sum(len(batch["x"]) for batch in feeds)
+    assert comparison.require(found) is found
+
+
+def test_a_difference_above_the_tolerance_fails_and_is_named():
+    found = comparison.compare(*changed(TEXT, "w", 0.01))
+    assert not found.ok
+    with pytest.raises(VerificationError, match=r"at 'y' by .* nothing was written"):
+        comparison.require(found)
+
+
+def test_feeds_are_of_both_sizes_and_repeatable():
+    source = model(TEXT)
+    observed = analyze(source).shapes
+    one, two = comparison.random_feeds(source, observed, 3), comparison.random_feeds(source, observed, 3)
+    assert len({batch["x"].shape for batch in one}) == 2
+    assert all(np.array_equal(a["x"], b["x"]) for a, b in zip(one, two, strict=True))
+
+
+def test_another_shape_is_a_difference():
+    source = model(TEXT)
+    wider = model(TEXT.replace("[8,5]", "[8,6]").replace("[n,5]", "[n,6]"))
+    assert comparison.compare(source, wider, comparison.random_feeds(source, analyze(source).shapes)).max_abs == float(
+        "inf"
+    )
+
+
+def test_not_a_number_equals_itself_only():
+    text = "(float[n,4] x, float[1] c) => (float[n,4] y) { n = Neg(x) a = Abs(x) m = Neg(a) y = Sqrt(m) z = Add(n, c) }"
+    source = model(text)
+    feeds = comparison.random_feeds(source, analyze(source).shapes)
+    assert comparison.compare(source, model(text), feeds).ok
+    finite = model(text.replace("y = Sqrt(m)", "y = Sqrt(a)"))
+    assert not comparison.compare(source, finite, feeds).ok
+
+
+def largest_of(last: float):
+    """The place of the largest of five ones and `last`, for every sample alike."""
+    text = (
+        "(float[n,6] x, float[6] c, float[6] d, int64[1] k) => (int64[n,1] y) { s = Mul(x, d) a = "
+        "Add(s, c) t, y = TopK(a, k) }"
+    )
+    return model(text, {"c": [1, 1, 1, 1, 1, last], "d": [0, 0, 0, 0, 0, 0], "k": [1]})
+
+
+def test_a_decision_between_equals_is_excused():
+    """Both twins choose among ties of rounding size: the values in front are the same within the tolerance."""
+    one = largest_of(1)
+    two = largest_of(1.000001)
+    found = comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes))
+    assert found.ok
+    assert "decisions" in found.note
+
+
+def test_a_decision_between_different_values_is_not():
+    one = largest_of(1)
+    two = largest_of(1.1)
+    assert not comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
+
+
+def test_a_tiny_result_of_a_sigmoid_is_judged_by_its_input():
+    """exp(-14) has no four digits left in float32; its logarithm has."""
+    text = "(float[n,4] x, float[4] c) => (float[n,4] y) { s = Tanh(x) a = Sub(s, c) y = Sigmoid(a) }"
+    one = model(text, {"c": [15, 15, 15, 15]})
+    two = model(text, {"c": [15.0008, 15, 15, 15]})
+    found = comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes))
+    assert found.max_abs > 1e-4 * found.scale
+    assert found.ok
+
+
+def test_values_inside_are_compared_at_the_kept_positions():
+    text = (
+        "(float[n,4] x, float[4,8] w, float[8,5] v) => (float[n,5] y) { a = MatMul(x, w) r = "
+        "Round(a) y = MatMul(r, v) }"
+    )
+    coupling = analyze(model(text))
+    keep = random_keep(coupling, 0)
+    masked = surgery.mask(coupling, keep)
+    kept = masked.meta[surgery.KEPT]["a"]
+    assert list(kept) == [1]
+    assert np.array_equal(kept[1](8), np.flatnonzero(next(iter(keep.values()))))
+
+
+def test_large_weights_stay_alive_with_their_session(monkeypatch):
+    """onnxruntime reads them where they are; arrays that were freed too early once ended the process."""
+    monkeypatch.setattr(sessions, "LEAN_BYTES", 0)
+    monkeypatch.setattr(sessions, "HIDDEN_BYTES", 0)
+    coupling = analyze(model(TEXT))
+    keep = random_keep(coupling, 0)
+    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    feeds = comparison.random_feeds(coupling.model, coupling.shapes)
+    session = sessions.open_session(cut)
+    assert len(sessions._ORIGINS[session].weights) == 2
+    assert comparison.compare(cut, masked, feeds).ok
+    cut.graph.register_initializer(ir.Value(name="unused", const_value=ir.tensor(np.ones(9, np.float32))))
+    session = sessions.open_session(cut)
+    assert len(sessions._ORIGINS[session].weights) == 2  # onnxruntime drops what nothing reads, and must not miss it
+
+
+def test_random_numbers_are_the_same_on_both_sides():
+    text = "(float[n,4] x, float[4,8] w) => (float[n,8] y) { a = MatMul(x, w) r = RandomNormalLike(a) y = Add(a, r) }"
+    one, two = model(text), model(text)
+    node = next(iter(two.graph))
+    node.name = "another place"
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, two, feeds).ok
+    assert all("seed" not in node.attributes for node in one.graph)
+    graph.set_constant(two.graph.initializers["w"], graph.array_of(one.graph.initializers["w"]) + np.float32(0.1))
+    assert not comparison.compare(one, two, feeds).ok
+
+
+def test_a_saturating_result_may_move_as_far_as_its_input():
+    """Logits of 400 that agree to 2e-6 of their size are the same; their softmax then differs by up to 1e-3."""
+    text = "(float[n,4] x, float[4] c, float[4] d) => (float[n,4] y) { z = Mul(x, d) a = Add(z, c) y = Softmax(a) }"
+    zero = {"d": [0, 0, 0, 0]}
+    one = model(text, {"c": [400, 400, 0, 0], **zero})
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, model(text, {"c": [400.001, 400, 0, 0], **zero}), feeds).ok
+    assert not comparison.compare(one, model(text, {"c": [401, 400, 0, 0], **zero}), feeds).ok
+
+
+@pytest.mark.parametrize("masking", [-1e4, -1e9, np.finfo(np.float32).min])
+def test_numbers_that_mask_others_do_not_excuse_these(masking):
+    """Beside -1e9 logits that differ by one were equal within the tolerance, and with them all that follows."""
+    text = "(float[n,4] x, float[4] c, float[4] m) => (float[n,4] y) { z = Mul(x, c) a = Add(z, m) y = Softmax(a) }"
+    mask = {"m": [0, 0, 0, masking]}
+    one = model(text, {"c": [1, 1, 1, 1], **mask})
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, model(text, {"c": [1.0000001, 1, 1, 1], **mask}), feeds).ok
+    assert not comparison.compare(one, model(text, {"c": [1.5, 1, 1, 1], **mask}), feeds).ok
+
+
+def test_a_decision_on_what_the_other_model_lacks_is_not_excused():
+    text = "(float[n,4] x, float[4] c) => (float[n,4] y) {{ {name} = Add(x, c) b = Round({name}) y = Mul(b, c) }}"
+    one, two = model(text.format(name="a"), {"c": [0.1] * 4}), model(text.format(name="z"), {"c": [0.9] * 4})
+    assert not comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
+
+
+def test_a_steep_value_that_is_the_same_excuses_what_follows_from_another():
+    """A hard sigmoid of a large number moves by more than ROUNDING; within the tolerance that is no difference."""
+    text = (
+        "(float[n,4] x, float[4] c, float[4] e, float[4] d) => (float[n,4] y, float[n,4] h) "
+        "{ z = Mul(x, d) b = Add(z, e) h = HardSigmoid<alpha = 0.02>(b) a = Add(z, c) y = Sigmoid(a) }"
+    )
+    one = model(text, {"c": [-15, -15, -15, -15], "e": [18, 2, 1, 0], "d": [0, 0, 0, 0]})
+    two = model(text, {"c": [-15.0008, -15, -15, -15], "e": [18.0008, 2, 1, 0], "d": [0, 0, 0, 0]})
+    assert comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
+
+
+@pytest.mark.parametrize("moved", ["masked", "cut"])
+def test_only_the_masked_model_may_be_moved_by_optimizations(monkeypatch, moved):
+    """What the cut model computes as it will run has to be right; its twin is never run by anyone else."""
+    source = model("(float[n,4] x, float[4,5] w) => (float[n,5] y) { y = MatMul(x, w) }")
+    cut, masked = source.clone(), source.clone()
+    run = comparison._outputs
+
+    def outputs(model, batches, optimize=True):
+        found = run(model, batches, optimize)
+        off = 0.5 * (optimize and model is (masked if moved == "masked" else cut))
+        return [{"y": y["y"] + np.float32(off)} for y in found]
+
+    monkeypatch.setattr(comparison, "_outputs", outputs)
+    found = comparison.compare(cut, masked, comparison.random_feeds(source, analyze(source).shapes))
+    assert found.ok == (moved == "masked")
+    if found.ok:
+        assert found.max_abs == 0
+        assert found.note == "onnxruntime's optimizations move 'y' of the masked model by 0.5"
+
+
+HIDING = {
+    "saturated": "s = Sub(a, c) y = Sigmoid(s)",
+    "dead": "s = Sub(a, c) y = Relu(s)",
+    "a class": "y = ArgMax<axis = 1, keepdims = 0>(a)",
+    "nothing": "s = Greater(a, c) t = NonZero(s) y = Transpose(t)",
+}
+
+
+@pytest.mark.parametrize("end", HIDING.values(), ids=HIDING)
+def test_where_outputs_show_little_what_stands_in_front_is_compared(end):
+    """Both models answer the same here, one of them by luck."""
+    kind = "int64[n,2]" if "NonZero" in end else "int64[n]" if "ArgMax" in end else "float[n,3]"
+    text = f"(float[n,4] x, float[4,8] w, float[8,3] v, float[1] c) => ({kind} y) {{ b = MatMul(x, w) r = Relu(b) a = "
+    text += f"MatMul(r, v) {end} }}"
+    one, two, feeds = changed(text, "w", 0.01, constants={"c": [100]})
+    found = comparison.compare(one, two, feeds)
+    assert not found.ok
+    assert found.worst in ("a", "s")
+    assert comparison.compare(one, one.clone(), feeds).note.startswith("'y' varies too little")
+
+
+def test_what_another_output_shows_is_not_looked_at_again(monkeypatch):
+    text = "(float[n,4] x, float[4,8] w) => (float[n,8] a, int64[n] y) { a = MatMul(x, w) "
+    text += "y = ArgMax<axis = 1, keepdims = 0>(a) }"
+    one, two, feeds = changed(text, "w", 0.0)
+    opened = []
+    monkeypatch.setattr(
+        sessions, "open_session", lambda *a, f=sessions.open_session, **k: opened.append(a) or f(*a, **k)
+    )
+    assert comparison.compare(one, two, feeds).ok
+    assert len(opened) == 2
+
+
+def test_when_nothing_shows_anything_it_is_said():
+    text = "(float[n,4] x, float[4] z) => (float[n,4] y) { a = Mul(x, z) b = Relu(a) y = Neg(b) }"
+    one = model(text, {"z": [0, 0, 0, 0]})
+    found = comparison.compare(one, one.clone(), comparison.random_feeds(one, analyze(one).shapes))
+    assert found.ok
+    assert "real samples may show more" in found.note
+
+
+def test_a_twin_that_computes_over_kept_positions_is_compared_inside():
+    text = "(float[n,4] x, float[4,8] w, float[8] g, float[8] c, float[8,3] v) => (float[n,3] y) { a = MatMul(x, w) "
+    text += "b = LayerNormalization(a, g, c) y = MatMul(b, v) }"
+    coupling = analyze(model(text, {"v": np.zeros((8, 3))}))
+    keep = random_keep(coupling, 0)
+    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    found = comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes))
+    assert found.ok
+    assert "in front of them: 'b'" in found.note
+
+
+HALF = (  # onnxruntime's CPU rounds where Reshape reads, not between what it computes in single precision anyway
+    "(float[n,64] x, float16[64] w) => (float[n,64] y) "
+    "{ h = Cast<to = 10>(x) a = Mul(h, w) s = Shape(a) b = Reshape(a, s) y = Cast<to = 1>(b) }"
+)
+
+
+def test_roundings_of_half_precision_are_no_difference():
+    one = model("(float[n,64] x, float16[64] w) => (float[n,64] y) { v = Cast<to = 1>(w) y = Mul(x, v) }")
+    found = comparison.compare(one, model(HALF), comparison.random_feeds(one, analyze(one).shapes))
+    assert found.ok
+    assert found.note.startswith("compared in single precision")
+
+
+def test_a_weight_that_a_fusion_rounds_to_half_precision_is_no_difference():
+    source, other = model(HALF), model(HALF)
+    value = other.graph.initializers["w"]
+    graph.set_constant(value, np.nextafter(graph.array_of(value), np.float16(9)))
+    found = comparison.compare(source, other, comparison.random_feeds(source, analyze(source).shapes))
+    assert found.ok
+    assert 0 < found.max_abs <= found.tolerance * found.scale
+
+
+def test_comparing_in_single_precision_leaves_the_models_as_they_are():
+    one, two = model(HALF), model(HALF)
+    half.single(one)
+    assert comparison.compare(one, two, comparison.random_feeds(two, analyze(two).shapes)).max_abs == 0
+
+
+def test_a_wrong_number_in_half_precision_is_a_difference():
+    source, other = model(HALF), model(HALF)
+    value = other.graph.initializers["w"]
+    array = graph.array_of(value).copy()
+    array[0] += 1
+    graph.set_constant(value, array)
+    found = comparison.compare(source, other, comparison.random_feeds(source, analyze(source).shapes))
+    assert not found.ok
+    assert found.note.startswith("compared in single precision")
+
+
+WIDE = (
+    "(float[n,10] x, float[10,8] w, float[8,6] v) => (float[n,6] y) <int64[1] one = {1}> "
+    "{ a = MatMul(x, w) u = Unsqueeze(a, one) s = Squeeze(u, one) r = Relu(s) y = MatMul(r, v) }"
+)
+IDLE = "u = Unsqueeze(a, one) s = Squeeze(u, one) r = Relu(s)"
+
+
+@pytest.mark.parametrize(
+    ("gone", "instead", "found"), [(IDLE, "r = Relu(a)", True), ("y = MatMul(r, v)", "y = Gemm(r, v)", False)]
+)
+def test_only_nodes_with_weights_must_be_there_to_put_them_back(gone, instead, found):
+    coupling = analyze(model(WIDE))
+    result = model(WIDE.replace(gone, instead))
+    for m in (coupling.model, result):
+        for node in m.graph:
+            node.name = f"{node.op_type} {node.outputs[0].name}"
+    tuned = np.full((8, 6), 3, np.float32)
+    graph.set_constant(result.graph.initializers["v"], tuned)
+    if found:
+        put = replay._put_back(coupling, {}, result, Path("out.onnx"))
+        np.testing.assert_array_equal(graph.array_of(put.graph.initializers["v"]), tuned)
+    else:
+        with pytest.raises(VerificationError, match="has no MatMul 'MatMul y'"):
+            replay._put_back(coupling, {}, result, Path("out.onnx"))

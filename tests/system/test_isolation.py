@@ -1,0 +1,64 @@
+"""A library that ends the process ends a copy of it only."""
+
+import os
+import signal
+import sys
+
+import pytest
+from onnx_text import model
+
+from onnxprune import graph
+from onnxprune.errors import GraphError
+from onnxprune.graph import shapes, simplify
+from onnxprune.system import isolation
+from onnxprune.system.isolation import CrashedError, isolated
+
+TEXT = "(float[n,t] x, float[4,8] w, int64[2] s) => (float[p,q] y) { a = Reshape(x, s) y = MatMul(a, w) }"
+
+
+@pytest.fixture(autouse=True)
+def copies(monkeypatch):
+    """As in the command line, before torch is loaded."""
+    monkeypatch.setattr(isolation, "_can_copy", lambda: hasattr(os, "fork"))
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_results_and_errors_come_back():
+    assert isolated(lambda: {"pid": os.getpid()})["pid"] != os.getpid()
+    with pytest.raises(GraphError, match="told"):
+        isolated(lambda: (_ for _ in ()).throw(GraphError("told")))
+
+
+def test_a_signal_is_named():
+    with pytest.raises(CrashedError, match="SIGKILL"):
+        isolated(die)
+
+
+def test_beside_torch_or_threads_nothing_is_copied(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert isolated(os.getpid) == os.getpid()
+
+
+def test_a_model_that_onnxsim_dies_of_is_pruned_as_it_is(monkeypatch):
+    monkeypatch.setattr(simplify, "_rewritten", die)
+    assert [node.op_type for node in graph.normalize(model(TEXT)).graph] == ["Reshape", "MatMul"]
+
+
+def test_sizes_at_which_the_runtime_dies_are_passed_over(monkeypatch):
+    attempt = shapes._attempt
+
+    def fragile(session, inputs, probe, failure):
+        return die() if probe["x"][1] == 13 else attempt(session, inputs, probe, failure)
+
+    monkeypatch.setattr(shapes, "_attempt", fragile)
+    assert shapes.observe(model(TEXT, {"s": [-1, 4]})).probe["x"][1] != 13
+
+
+def test_a_model_that_the_runtime_dies_of_is_refused(monkeypatch):
+    monkeypatch.setattr(shapes, "_instrumented_session", die)
+    with pytest.raises(GraphError, match="SIGKILL"):
+        shapes.observe(model(TEXT, {"s": [-1, 4]}))

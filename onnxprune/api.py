@@ -1,5 +1,6 @@
 """What Python users call."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,8 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling
 from onnxprune.coupling import analyze as analyze_normalized
 from onnxprune.errors import UsageError
-from onnxprune.options import PREPROCESS, Options
+from onnxprune.options import TABLE, Options, options_of
 from onnxprune.run import pipeline
-
-SEVERAL = ("include", "exclude", "report")  # options of which there may be one or several
 
 
 def prune(source: str | Path, out: str | Path, **options: Any) -> pipeline.Result:
@@ -25,24 +24,31 @@ def prune(source: str | Path, out: str | Path, **options: Any) -> pipeline.Resul
     return pipeline.prune(source, out, _options(options, f"onnxprune.prune({str(source)!r}, {str(out)!r}, ...)"))
 
 
+def _signature() -> inspect.Signature:
+    """The signature of `prune` with every option by name, for help() and editors."""
+    files = [p for p in inspect.signature(prune).parameters.values() if p.name != "options"]
+    return inspect.Signature(
+        [
+            *files,
+            *(
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=row.default, annotation=row.type)
+                for name, row in TABLE.items()
+            ),
+        ],
+        return_annotation=pipeline.Result,
+    )
+
+
+prune.__signature__ = _signature()  # type: ignore[attr-defined]
+
+
 def _options(given: Mapping[str, Any], command: str) -> Options:
-    """`given` in the forms that `Options` holds. Raises: UsageError for names that are no option."""
-    unknown = sorted(set(given) - set(Options.__dataclass_fields__) - set(PREPROCESS))
+    """`given` as a record. Raises: UsageError for names that are no option."""
+    known = {*TABLE, "command", "progress"}
+    unknown = sorted(set(given) - known)
     if unknown:
-        known = ", ".join(sorted({*Options.__dataclass_fields__, *PREPROCESS}))
-        raise UsageError(f"prune() has no option '{unknown[0]}'; choose of {known}")
-    values = {key: value for key, value in given.items() if key not in PREPROCESS}
-    images = {key: given[key] for key in PREPROCESS if given.get(key) is not None}
-    values["preprocess"] = {**values.get("preprocess", {}), **images}
-    for name in SEVERAL:
-        held = values.get(name) or ()
-        values[name] = (held,) if isinstance(held, str | Path) else tuple(held)
-    values["report"] = tuple(map(Path, values["report"]))
-    for name in ("plan", "resume"):
-        values[name] = None if values.get(name) is None else Path(values[name])
-    if not isinstance(values.get("target", {}), Mapping):
-        raise UsageError(f"target={values['target']!r}: give a mapping such as {{'macs': 0.5}}")
-    return Options(**{"command": command, **values})
+        raise UsageError(f"prune() has no option '{unknown[0]}'; choose of {', '.join(sorted(known))}")
+    return options_of(given, given.get("command", command), progress=given.get("progress", False))
 
 
 def analyze(model: str | Path | onnx.ModelProto | ir.Model) -> Coupling:

@@ -1,10 +1,22 @@
-"""What a run is asked for: one frozen record, checked when it is made."""
+# ruff: noqa: RUF009 (a field of Options is declared by a call)
+"""What a run is asked for: one table of options, of which the command line, TOML files and Python's `prune` are made.
+
+To add an option, add one field to `Options`:
+
+    front: bool = option(False, SWITCH, MEASURE, "ten budgets from one scoring: table, plot and plans")
+
+`--front`, `front = true` in a configuration file and `prune(..., front=True)` exist from then on, with the default in
+the help text, and whatever does not fit is refused with one message. `low`, `high` and `choices` say which values there
+are, `several=True` that it may be given more than once, `flag` that the command line has another name for it than
+`options.front`. A command besides prune offers it too where its parser names it: `cli.add(group, "front")`. What
+depends on two options is checked in `Options.__post_init__`.
+"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 
@@ -12,8 +24,6 @@ from onnxprune.errors import UsageError
 
 Level = Literal["none", "constants", "reconstruct", "finetune"]
 LEVELS: tuple[Level, ...] = ("none", "constants", "reconstruct", "finetune")
-DEVICES = ("auto", "cpu", "cuda")
-PREPROCESS = ("size", "mean", "std", "scale", "layout")
 TARGETS = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
 
 RELATIVE_ERROR = "relative_error"  # the metric that --metric knows by name: outputs are numbers, not classes
@@ -39,71 +49,289 @@ TUNING: Mapping[str, type] = {
     "checkpoint_seconds": float,
 }
 
-TINY = 1e-12
-# Option, type, smallest and largest value, what to give instead.
-RANGES: tuple[tuple[str, type, float, float, str], ...] = (
-    ("max_drop", float, 0, 1e9, "points that may be lost, 0 or more"),
-    ("min_speedup", float, TINY, 1e9, "a number above 0"),
-    ("epochs", int, 1, 1e9, "1 or more"),
-    ("batch_size", int, 1, 1e9, "1 or more"),
-    ("threads", int, 1, 1e6, "1 or more"),
-    ("steps", int, 1, 1000, "1 or more"),
-    ("lr", float, TINY, 1e9, "a number above 0"),
-    ("align", int, 1, 1e9, "1 or more, or auto"),
-    ("floor", float, 0, 1, "a share from 0 to 1"),
-    ("seed", int, 0, 2**32 - 1, "a whole number from 0 to 4294967295"),
+# What a value is -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an option may hold.
+
+    said: what a user is told to give. fits: whether a value of a file or of Python is one. read: a word of the
+    command line as such a value. held: such a value as `Options` holds it. pair: for tables of KEY=VALUE an example,
+    then `read` is for the part behind the equals sign.
+    """
+
+    said: str
+    fits: Callable[[Any], bool]
+    read: Callable[[str], Any] = str
+    held: Callable[[Any], Any] = lambda value: value
+    pair: str = ""
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    """Whether `value` is a number, which a truth value is not."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return is_number(value) and float(value).is_integer()
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple | np.ndarray) and len(value) > 0 and all(map(is_number, value))
+
+
+def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """A test of what `pairs` reads: a mapping to values that fit, or a list of words."""
+
+    def test(value: Any) -> bool:
+        if isinstance(value, Mapping):
+            return all(map(fits, value.values()))
+        return isinstance(value, list | tuple) and all(isinstance(word, str) for word in value)
+
+    return test
+
+
+def _align(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
+def _numbers(text: str) -> Any:
+    """One number, or several with commas as a tuple; whole ones as int."""
+    values = [float(part) for part in text.split(",")]
+    if all(value.is_integer() for value in values):
+        values = [int(value) for value in values]
+    return values[0] if len(values) == 1 else tuple(values)
+
+
+def literal(text: str) -> Any:
+    """The number or truth value that `text` reads as, else `text`."""
+    for convert in (int, float):
+        try:
+            return convert(text)
+        except ValueError:
+            continue
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def pairs(option: str, words: Any, convert: Callable[[str], Any], example: str = "NAME=VALUE") -> dict[str, Any]:
+    """{key: converted value} of words KEY=VALUE. Raises: UsageError that names `option`."""
+    found: dict[str, Any] = {}
+    for word in words:
+        key, equals, value = str(word).partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UsageError(f"{option} '{word}': expected KEY=VALUE, such as {example}")
+        if key in found:
+            raise UsageError(f"{option} '{word}': {key} was given before; give it once")
+        try:
+            found[key] = convert(value)
+        except ValueError as error:
+            raise UsageError(f"{option} '{word}': '{value}' is not a number; give {key}=0.5, say") from error
+    return found
+
+
+SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
+WHOLE = Kind("a whole number", _is_whole, int)
+NUMBER = Kind("a number", is_number, float)
+NUMBERS = Kind(
+    "a number or a list of numbers",
+    lambda v: is_number(v) or _is_list(v),
+    _numbers,
+    lambda v: v if is_number(v) else tuple(v),
 )
+ALIGN = Kind('a whole number or "auto"', lambda v: v == "auto" or _is_whole(v), _align)
+TEXT = Kind("text in quotes", lambda v: isinstance(v, str))
+PATH = Kind("a path in quotes", lambda v: isinstance(v, str | Path), Path, Path)
+SAMPLES = Kind("text in quotes", lambda v: not isinstance(v, bool | int | float))  # or arrays, a loader, an iterable
+FUNCTION = Kind("text in quotes", lambda v: isinstance(v, str) or callable(v))
+SHARES = Kind("a table such as {macs = 0.5}", _is_table(is_number), float, pair="macs=0.5")
+VALUES = Kind(
+    "a table such as {name = 1}", _is_table(lambda v: isinstance(v, int | float | str)), literal, pair="NAME=VALUE"
+)
+TUNINGS = Kind(
+    "a table such as {mixup = 0.2}", _is_table(lambda v: isinstance(v, int | float | str)), literal, pair="mixup=0.2"
+)
+
+# Groups of the help text; each fits a screen.
+REMOVE = "what to remove"
+DATA = "samples (SPEC: .npz, folder of images, module:function, digits)"
+RECOVERY = "recovery, see docs/recovery.md"
+MEASURE = "measuring and output"
+
+# An option -------------------------------------------------------------------------------------------------------
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table; see `option` for what is in it."""
+
+    name: str
+    default: Any
+    kind: Kind
+    group: str
+    help: str
+    metavar: str | None
+    shown: str | None
+    low: float
+    high: float
+    wanted: str
+    choices: tuple[str, ...]
+    several: bool
+    flag: str
+    type: Any
+
+    @property
+    def negative(self) -> bool:
+        """Whether the switch is on unless the command line gives `flag`."""
+        return self.default is True
+
+    def held(self, value: Any) -> Any:
+        """`value`, from the command line, a file or Python, as the record holds it."""
+        if self.kind.pair:
+            if isinstance(value, str):  # one word is a mistake in Python: target="macs=0.5"
+                return value
+            return (
+                dict(value) if isinstance(value, Mapping) else pairs(self.flag, value, self.kind.read, self.kind.pair)
+            )
+        if self.several:
+            return tuple(self._one(item) for item in (value if isinstance(value, list | tuple) else [value]))
+        return self._one(value)
+
+    def _one(self, value: Any) -> Any:
+        return self.kind.held(value) if value is not None and self.kind.fits(value) else value
+
+    def check(self, value: Any) -> None:
+        """Checks that `value` can be; raises UsageError with what to give otherwise."""
+        if value is None and self.default is None:
+            return
+        if self.kind.pair and not isinstance(value, Mapping):
+            key, _, number = self.kind.pair.partition("=")
+            raise UsageError(f"{self.name}={value!r}: give a mapping such as {{'{key}': {number}}}")
+        for item in value if self.several and isinstance(value, tuple) else [value]:
+            if self.choices and item not in self.choices:
+                raise UsageError(f"{self.flag} {item}: unknown; choose of {', '.join(self.choices)}")
+            # Not-a-number is in no range.
+            in_range = not is_number(item) or self.low <= item <= self.high
+            if not self.kind.pair and not (self.kind.fits(item) and in_range):
+                raise UsageError(f"{self.flag} {item}: give {self.wanted or self.kind.said}")
+
+
+def option(
+    default: Any,
+    kind: Kind,
+    group: str,
+    help: str,
+    metavar: str | None = None,
+    *,
+    shown: str | None = None,
+    low: float = -np.inf,
+    high: float = np.inf,
+    wanted: str = "",
+    choices: tuple[str, ...] = (),
+    several: bool = False,
+    flag: str = "",
+) -> Any:
+    """A field of `Options` that users may give.
+
+    shown: what the help text calls the default, where the value does not say it. low, high: the range of numbers, and
+    wanted: how a user is told of it. several: the field is a tuple, and the option repeatable. flag: its name on the
+    command line and in files, where that is not the field's.
+    """
+    row = {"default": default, "kind": kind, "group": group, "help": help, "metavar": metavar, "shown": shown}
+    row |= {"low": low, "high": high, "wanted": wanted, "choices": choices, "several": several, "flag": flag}
+    if isinstance(default, dict):
+        return field(default_factory=dict, metadata={"option": row})
+    return field(default=default, metadata={"option": row})
 
 
 @dataclass(frozen=True)
 class Options:
     """Options of the prune command; the names and defaults are those of the command line."""
 
-    method: str = "snacs"
-    data: Any = None
-    val: Any = None
-    target: Mapping[str, float] = field(default_factory=dict)
-    max_drop: float | None = None
-    steps: int = 1
-    min_speedup: float | None = None
-    recover: Level | None = None
-    epochs: int | None = None
-    lr: float | None = None
-    batch_size: int | None = None
-    finetune: Mapping[str, Any] = field(default_factory=dict)  # see recover/asked.py
-    loss: str | Callable[..., Any] | None = None
-    metric: str | Callable[..., Any] | None = None
-    align: int | Literal["auto"] = "auto"
-    floor: float = 0.05
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    exact_only: bool = False
-    inner_only: bool = False
-    device: str = "auto"
-    provider: str = "auto"
-    threads: int | None = None
-    plan: Path | None = None
-    report: tuple[Path, ...] = ()
-    resume: Path | None = None
-    seed: int = 0
-    progress: bool = False
-    latency: bool = True  # measure it
-    pack: bool = False  # store zeros small
-    preprocess: Mapping[str, Any] = field(default_factory=dict)  # size, mean, std, scale, layout
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-    command: str = ""
+    # fmt: off
+    method: str = option("snacs", TEXT, REMOVE, "see 'onnxprune methods'", "NAME")
+    target: Mapping[str, float] = option(
+        {}, SHARES, REMOVE, f"what may remain, of {', '.join(TARGETS)}; repeatable, all must hold", "KEY=FRACTION",
+        shown="snacs decides, else macs=0.5")
+    max_drop: float | None = option(
+        None, NUMBER, REMOVE, "search the smallest model that loses at most this", "POINTS",
+        low=0, wanted="points that may be lost, 0 or more")
+    min_speedup: float | None = option(
+        None, NUMBER, REMOVE, "fail unless the result is X times as fast", "X", low=TINY, wanted="a number above 0")
+    steps: int = option(
+        1, WHOLE, REMOVE, "reach --target in N steps with recovery between them", "N",
+        low=1, high=1000, wanted="1 or more, up to 1000")
+    align: int | Literal["auto"] = option(
+        "auto", ALIGN, REMOVE, "kept sizes are multiples of N, or auto: what the provider likes, where the target "
+        "allows", "N", low=1, wanted="1 or more, or auto")
+    floor: float = option(
+        0.05, NUMBER, REMOVE, "smallest share of a dimension that stays", "SHARE",
+        low=0, high=1, wanted="a share from 0 to 1")
+    include: tuple[str, ...] = option(
+        (), TEXT, REMOVE, "only these nodes or initializers, globs", "PATTERN", shown="all", several=True)
+    exclude: tuple[str, ...] = option((), TEXT, REMOVE, "not these", "PATTERN", several=True)
+    exact_only: bool = option(False, SWITCH, REMOVE, "leave dimensions alone over which a node computes statistics")
+    inner_only: bool = option(
+        False, SWITCH, REMOVE, "leave widths of residual streams alone: the inside of blocks recovers best")
+    method_options: Mapping[str, Any] = option(
+        {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")
+
+    data: Any = option(None, SAMPLES, DATA, "to score and tune on", "SPEC")
+    val: Any = option(None, SAMPLES, DATA, "to measure accuracy on", "SPEC", shown="a held-out part of --data")
+    size: Any = option(None, NUMBERS, DATA, "images: shorter side, or height,width", "N", shown="the model's")
+    mean: Any = option(None, NUMBERS, DATA, "per channel, after scaling", "M", shown="0")
+    std: Any = option(None, NUMBERS, DATA, "per channel, after scaling", "S", shown="1")
+    scale: float | None = option(None, NUMBER, DATA, "of pixels 0..255", "X", shown="1/255")
+    layout: str | None = option(
+        None, TEXT, DATA, "of images", "NAME", shown="the model's", choices=("nchw", "nhwc"))
+
+    recover: Level | None = option(
+        None, TEXT, RECOVERY, "", "LEVEL", shown="the best that the data allows", choices=LEVELS)
+    epochs: int | None = option(
+        None, WHOLE, RECOVERY, "of fine-tuning", "N", shown="chosen by the size of the data", low=1, wanted="1 or more")
+    lr: float | None = option(
+        None, NUMBER, RECOVERY, "learning rate", "X", shown="chosen", low=TINY, wanted="a number above 0")
+    batch_size: int | None = option(
+        None, WHOLE, RECOVERY, "of fine-tuning", "N", shown="chosen", low=1, wanted="1 or more")
+    device: str = option("auto", TEXT, RECOVERY, "for training", "NAME", choices=("auto", "cpu", "cuda"))
+    finetune: Mapping[str, Any] = option(  # see recover/asked.py
+        {}, TUNINGS, RECOVERY, f"{', '.join(TUNING)}; repeatable", "KEY=VALUE", shown="chosen")
+    loss: str | Callable[..., Any] | None = option(
+        None, FUNCTION, RECOVERY, "your own, of (outputs, the original's outputs, labels or None)", "MODULE:FUNCTION",
+        shown="distance to the original")
+    metric: str | Callable[..., Any] | None = option(
+        None, FUNCTION, RECOVERY,
+        "your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop",
+        "MODULE:FUNCTION", shown="top1 with labels, else agreement of classes, else relative_error")
+    resume: Path | None = option(None, PATH, RECOVERY, "checkpoints live there; an interrupted run goes on", "DIR")
+
+    provider: str = option("auto", TEXT, MEASURE, "cpu, cuda or tensorrt, for measuring", "NAME")
+    threads: int | None = option(
+        None, WHOLE, MEASURE, "for measuring", "N", shown="the physical cores", low=1, high=1e6, wanted="1 or more")
+    latency: bool = option(True, SWITCH, MEASURE, "do not measure latency", flag="--no-latency")
+    pack: bool = option(False, SWITCH, MEASURE, "store zeros small; standard operators unpack them at load")
+    plan: Path | None = option(None, PATH, MEASURE, "write the plan", "FILE")
+    report: tuple[Path, ...] = option(
+        (), PATH, MEASURE, ".json, .md or .html by suffix; repeatable", "FILE", shown="the terminal only", several=True)
+    seed: int = option(
+        0, WHOLE, MEASURE, "of everything random", "N",
+        low=0, high=2**32 - 1, wanted="a whole number from 0 to 4294967295")
+    # fmt: on
+
+    progress: bool = False  # bars on a terminal
+    command: str = ""  # as it was given, for the report
 
     def __post_init__(self) -> None:
-        self._check_numbers()
+        for row in TABLE.values():
+            row.check(getattr(self, row.name))
         for key, fraction in self.target.items():
             if key not in TARGETS:
                 raise UsageError(f"--target {key}: unknown; choose of {', '.join(TARGETS)}")
-            if not _is_number(fraction) or not 0 < fraction <= 1:
+            if not is_number(fraction) or not 0 < fraction <= 1:
                 raise UsageError(f"--target {key}={fraction}: give the fraction that may remain, above 0 and up to 1")
-        for name, known in (("recover", LEVELS), ("device", DEVICES)):
-            value = getattr(self, name)
-            if value is not None and value not in known:
-                raise UsageError(f"--{name} {value}: unknown; choose of {', '.join(known)}")
         if self.recover in ("reconstruct", "finetune") and self.data is None:
             raise UsageError(f"--recover {self.recover} needs samples; give --data, or --recover constants")
         if self.max_drop is not None and self.data is None and self.val is None:
@@ -113,23 +341,34 @@ class Options:
         if self.steps > 1 and not set(self.target) - {"latency"}:
             raise UsageError(f"--steps {self.steps} needs a --target of macs, params or size to approach; give one")
 
-    def _check_numbers(self) -> None:
-        for name, kind, low, high, wanted in RANGES:
-            value = getattr(self, name)
-            if value is None or (name == "align" and value == "auto"):
-                continue
-            # Not-a-number is in no range.
-            if not (_is_number(value) and low <= value <= high and (kind is float or int(value) == value)):
-                raise UsageError(f"--{name.replace('_', '-')} {value}: give {wanted}")
-
     @property
     def level(self) -> Level:
         """The recovery asked for, else the best that the data allows."""
         return self.recover or ("finetune" if self.data is not None else "constants")
 
+    @property
+    def preprocess(self) -> dict[str, Any]:
+        """What was said about images, by the names that `data` knows."""
+        return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+PREPROCESS = ("size", "mean", "std", "scale", "layout")
+TABLE: Mapping[str, Option] = {
+    entry.name: Option(
+        entry.name, **{**row, "flag": row["flag"] or f"--{entry.name.replace('_', '-')}", "type": entry.type}
+    )
+    for entry in fields(Options)
+    if (row := entry.metadata.get("option"))
+}
+
+
+def options_of(given: Mapping[str, Any], command: str = "", *, progress: bool = False) -> Options:
+    """The record of a run from values by name, as a parser, a file or Python gives them; other names are left alone.
+
+    Raises: UsageError for what cannot be.
+    """
+    values = {name: row.held(given[name]) for name, row in TABLE.items() if given.get(name) is not None}
+    return Options(**values, command=command, progress=progress)
 
 
 def provider_for(options: Options) -> str:

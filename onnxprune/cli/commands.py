@@ -9,9 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.cli import config, more
-from onnxprune.cli.parser import Parser, data_arguments, prune_parser, recovery, set_logging, settings_of, verbosity
-from onnxprune.cli.values import options_of
-from onnxprune.options import Options
+from onnxprune.cli.parser import (
+    Parser,
+    add,
+    data_arguments,
+    in_group,
+    options_of,
+    prune_parser,
+    set_logging,
+    settings_of,
+    verbosity,
+)
+from onnxprune.options import LEVELS, RECOVERY, Options
 from onnxprune.system import processes
 
 
@@ -23,12 +32,12 @@ def prune(given: list[str]) -> int:
         parser.error("a model and the path of the result are required")
     settings = settings_of(parser, given)
     if "config" in settings:
-        settings = {**config.read(settings["config"], parser), **settings}
+        settings = {**config.read(settings["config"]), **settings}
         set_logging(settings)
     options = options_of(settings, shlex.join(["onnxprune", *given]))
     from onnxprune.run import pipeline
 
-    _print_result(pipeline.prune(settings["input"], settings["output"], options), settings)
+    _print_result(pipeline.prune(settings["source"], settings["out"], options), settings)
     return 0
 
 
@@ -58,9 +67,7 @@ def _inspect(given: list[str]) -> int:
     )
     parser.add_argument("model", metavar="MODEL.onnx", type=Path)
     parser.add_argument("--json", action="store_true", help="everything, as JSON (default: a table)")
-    parser.add_argument(
-        "--report", type=Path, action="append", metavar="FILE", help=".html or .svg: widths, as a picture"
-    )
+    add(parser, "report", help=".html or .svg: widths, as a picture")
     data_arguments(parser)
     verbosity(parser)
     settings = settings_of(parser, given)
@@ -112,11 +119,10 @@ def _apply(given: list[str]) -> int:
     parser.add_argument("plan_file", metavar="PLAN.json", type=Path)
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     data_arguments(parser)
-    recovery(parser.add_argument_group("recovery"), default="the plan's, as far as --data allows")
-    parser.add_argument("--no-latency", dest="latency", action="store_false", default=None, help="do not measure it")
-    parser.add_argument("--pack", action="store_true", default=None, help="store zeros small (default: off)")
-    parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
-    parser.add_argument("--seed", type=int, metavar="N", help="(default: 0)")
+    recovery = parser.add_argument_group("recovery")
+    add(recovery, "recover", help=f"{', '.join(LEVELS)} (default: the plan's, as far as --data allows)")
+    add(recovery, *(name for name in in_group(RECOVERY) if name != "recover"))
+    add(parser, "latency", "pack", "report", "seed")
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, shlex.join(["onnxprune", "apply", *given]))
@@ -137,7 +143,7 @@ def _verify(given: list[str]) -> int:
     parser.add_argument("input", metavar="IN.onnx", type=Path)
     parser.add_argument("output", metavar="OUT.onnx", type=Path)
     parser.add_argument("--plan", dest="plan_file", metavar="PLAN.json", type=Path, required=True)
-    parser.add_argument("--seed", type=int, metavar="N", help="of the random inputs (default: 0)")
+    add(parser, "seed", help="of the random inputs (default: 0)")
     parser.add_argument("--any-weights", action="store_true", help="OUT was tuned further after it was written")
     data_arguments(parser)
     verbosity(parser)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import cli
-from onnxprune.cli import values
 from onnxprune.errors import UsageError
+from onnxprune.options import literal, pairs
 
 LOG = logging.getLogger("onnxprune")
 EXIT_NOTHING = 1
@@ -49,8 +49,7 @@ def parser() -> cli.Parser:
     made.add_argument("--keep-models", action="store_true", help="keep the results in FOLDER/models (default: off)")
     made.add_argument("--again", action="store_true", help="repeat runs that failed (default: off)")
     made.add_argument("--latency", action="store_true", help="measure latency, too (default: off)")
-    cli.selection(made)
-    cli.training(made)
+    cli.add(made, *cli.SELECTION, *cli.TRAINING)
     cli.data_arguments(made)
     cli.verbosity(made)
     return made
@@ -87,7 +86,7 @@ def _entry(text: str) -> Any:
     from onnxprune.studies.compare import entry_of
 
     _, *words = text.split(":")
-    return entry_of(text, values.pairs(f"--methods {text}:", words, values.literal))
+    return entry_of(text, pairs(f"--methods {text}:", words, literal))
 
 
 def _original(head: Any) -> str:

@@ -1,4 +1,4 @@
-"""The options of every command. -h fits a screen per group, and shows defaults and two examples."""
+"""Parsers of the commands, made from the table in options.py. -h fits a screen per group, and shows two examples."""
 
 import argparse
 import logging
@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onnxprune.cli import values
+from onnxprune import options
 from onnxprune.errors import UsageError
-from onnxprune.options import LEVELS, TARGETS, TUNING
+from onnxprune.options import DATA, MEASURE, RECOVERY, REMOVE, SWITCH, TABLE, Option, Options
 
 LOG = logging.getLogger("onnxprune")
 
@@ -32,6 +32,8 @@ other commands:
 
 exit codes: 0 done; 1 a gate was missed; 2 bad usage or input; 3 verification failed; 130 interrupted
 """
+SELECTION = ("steps", "align", "floor", "include", "exclude", "exact_only", "inner_only")
+TRAINING = ("recover", "epochs", "lr", "batch_size", "device", "finetune")
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,143 +54,64 @@ def prune_parser() -> Parser:
         "and the numbers.",
         epilog=EPILOG,
     )
-    parser.add_argument("input", metavar="IN.onnx", type=Path)
-    parser.add_argument("output", metavar="OUT.onnx", type=Path)
-    _what(parser.add_argument_group("what to remove"))
-    data_arguments(parser)
-    recovery(parser.add_argument_group("recovery, see docs/recovery.md"))
-    _output(parser.add_argument_group("measuring and output"))
+    parser.add_argument("source", metavar="IN.onnx", type=Path)
+    parser.add_argument("out", metavar="OUT.onnx", type=Path)
+    for title in (REMOVE, DATA, RECOVERY, MEASURE):
+        group = parser.add_argument_group(title)
+        add(group, *in_group(title))
+    group.add_argument(
+        "--config", type=Path, metavar="FILE.toml", help="any of these options; the command line wins (default: none)"
+    )
+    verbosity(group)
     return parser
 
 
-def _what(group: argparse._ArgumentGroup) -> None:
-    targets = ", ".join(TARGETS)
-    group.add_argument("--method", metavar="NAME", help="see 'onnxprune methods' (default: snacs)")
-    group.add_argument(
-        "--target",
-        action="append",
-        metavar="KEY=FRACTION",
-        help=f"what may remain, of {targets}; repeatable, all must hold (default: snacs decides, else macs=0.5)",
-    )
-    group.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="search the smallest model that loses at most this (default: none)",
-    )
-    group.add_argument(
-        "--min-speedup", type=float, metavar="X", help="fail unless the result is X times as fast (default: none)"
-    )
-    selection(group)
-    group.add_argument(
-        "--option", action="append", metavar="KEY=VALUE", help="an option of the method, see docs/methods; repeatable"
-    )
+def in_group(title: str) -> tuple[str, ...]:
+    """Names of the options under one heading of the help text, in the order of the table."""
+    return tuple(name for name, row in TABLE.items() if row.group == title)
 
 
-def selection(group: argparse._ActionsContainer) -> None:
-    """Adds what says which units may go, in what multiples and in how many steps."""
-    group.add_argument(
-        "--steps", type=int, metavar="N", help="reach --target in N steps with recovery between them (default: 1)"
-    )
-    group.add_argument(
-        "--align",
-        type=values.align,
-        metavar="N",
-        help="kept sizes are multiples of N, or auto: what the provider likes, where the target allows (default: auto)",
-    )
-    group.add_argument(
-        "--floor", type=float, metavar="SHARE", help="smallest share of a dimension that stays (default: 0.05)"
-    )
-    group.add_argument(
-        "--include", action="append", metavar="PATTERN", help="only these nodes or initializers, globs (default: all)"
-    )
-    group.add_argument("--exclude", action="append", metavar="PATTERN", help="not these (default: none)")
-    group.add_argument(
-        "--exact-only", action="store_true", default=None, help="leave reduced dimensions alone (default: off)"
-    )
-    group.add_argument(
-        "--inner-only",
-        action="store_true",
-        default=None,
-        help="leave widths of residual streams alone: what is inside blocks can be made good best (default: off)",
-    )
+def add(group: argparse._ActionsContainer, *names: str, help: str = "") -> None:
+    """Adds options of the table by name; `help` tells of them what the table cannot know of this command."""
+    for name in names:
+        row = TABLE[name]
+        told = help or _help(row)
+        if row.kind is SWITCH:
+            group.add_argument(row.flag, dest=name, action="store_const", const=not row.default, help=told)
+            continue
+        many = row.several or bool(row.kind.pair)
+        group.add_argument(
+            row.flag,
+            dest=name,
+            metavar=row.metavar,
+            help=told,
+            action="append" if many else "store",
+            type=str if row.kind.pair else _reader(row),
+        )
+
+
+def _help(row: Option) -> str:
+    told = ": ".join(part for part in (row.help, ", ".join(row.choices)) if part)
+    if row.negative:
+        return told
+    return f"{told} (default: {row.shown or _default(row.default)})"
+
+
+def _default(value: Any) -> str:
+    return "none" if value in (None, (), {}) else "off" if value is False else str(value)
+
+
+def _reader(row: Option) -> Any:
+    def read(text: str) -> Any:
+        return row.kind.read(text)
+
+    read.__name__ = row.kind.said.removeprefix("a ").replace('"', "")  # argparse names the type in its message
+    return read
 
 
 def data_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what says which samples there are and how images become arrays."""
-    data = parser.add_argument_group("samples (SPEC: .npz, folder of images, module:function, digits)")
-    data.add_argument("--data", metavar="SPEC", help="to score and tune on (default: none)")
-    data.add_argument("--val", metavar="SPEC", help="to measure accuracy on (default: a held-out part of --data)")
-    data.add_argument(
-        "--size", type=values.numbers, metavar="N", help="images: shorter side, or height,width (default: the model's)"
-    )
-    data.add_argument("--mean", type=values.numbers, metavar="M", help="per channel, after scaling (default: 0)")
-    data.add_argument("--std", type=values.numbers, metavar="S", help="per channel, after scaling (default: 1)")
-    data.add_argument("--scale", type=float, metavar="X", help="of pixels 0..255 (default: 1/255)")
-    data.add_argument("--layout", choices=("nchw", "nhwc"), help="(default: the model's)")
-
-
-def recovery(group: argparse._ActionsContainer, default: str = "the best that the data allows") -> None:
-    """Adds what says how the model recovers, and by what it is judged."""
-    training(group, default)
-    group.add_argument(
-        "--loss",
-        metavar="MODULE:FUNCTION",
-        help="your own, of (outputs, the original's outputs, labels or None) (default: distance to the original)",
-    )
-    group.add_argument(
-        "--metric",
-        metavar="MODULE:FUNCTION",
-        help="your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop "
-        "(default: top1 with labels, else agreement of classes, else relative_error)",
-    )
-    group.add_argument(
-        "--resume", type=Path, metavar="DIR", help="checkpoints live there; an interrupted run goes on (default: none)"
-    )
-
-
-def training(group: argparse._ActionsContainer, default: str = "the best that the data allows") -> None:
-    """Adds the level of recovery, and what fine-tuning is most often told."""
-    group.add_argument("--recover", metavar="LEVEL", help=f"{', '.join(LEVELS)} (default: {default})")
-    group.add_argument(
-        "--epochs", type=int, metavar="N", help="of fine-tuning (default: chosen by the size of the data)"
-    )
-    group.add_argument("--lr", type=float, metavar="X", help="learning rate (default: chosen)")
-    group.add_argument("--batch-size", type=int, metavar="N", help="of fine-tuning (default: chosen)")
-    group.add_argument("--device", choices=("auto", "cpu", "cuda"), help="for training (default: auto)")
-    group.add_argument(
-        "--finetune",
-        action="append",
-        metavar="KEY=VALUE",
-        help=f"{', '.join(TUNING)}; repeatable (default: chosen)",
-    )
-
-
-def _output(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--provider", metavar="NAME", help="cpu, cuda or tensorrt, for measuring (default: auto)")
-    group.add_argument("--threads", type=int, metavar="N", help="for measuring (default: the physical cores)")
-    group.add_argument(
-        "--no-latency", dest="latency", action="store_false", default=None, help="do not measure latency"
-    )
-    group.add_argument(
-        "--pack",
-        action="store_true",
-        default=None,
-        help="store zeros small; standard operators unpack them at load (default: off)",
-    )
-    group.add_argument("--plan", type=Path, metavar="FILE", help="write the plan (default: none)")
-    group.add_argument(
-        "--report",
-        type=Path,
-        action="append",
-        metavar="FILE",
-        help=".json, .md or .html by suffix; repeatable (default: the terminal only)",
-    )
-    group.add_argument(
-        "--config", type=Path, metavar="FILE.toml", help="any of these options; the command line wins (default: none)"
-    )
-    group.add_argument("--seed", type=int, metavar="N", help="of everything random (default: 0)")
-    verbosity(group)
+    add(parser.add_argument_group(DATA), *in_group(DATA))
 
 
 def verbosity(parser: argparse._ActionsContainer) -> None:
@@ -202,6 +125,11 @@ def settings_of(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, 
     settings = {key: value for key, value in vars(parser.parse_args(given)).items() if value is not None}
     set_logging(settings)
     return settings
+
+
+def options_of(settings: dict[str, Any], command: str = "") -> Options:
+    """The record of a run from what a parser or a configuration file gave. Raises: UsageError for what cannot be."""
+    return options.options_of(settings, command, progress=sys.stderr.isatty() and not settings.get("quiet"))
 
 
 def set_logging(settings: dict[str, Any]) -> None:

@@ -28,11 +28,9 @@ def parser() -> cli.Parser:
     made.add_argument("model", metavar="MODEL.onnx", type=Path)
     made.add_argument("--fractions", type=_fractions, help="to remove of each dimension (default: 0.25,0.5,0.75)")
     made.add_argument("--method", default="l2", help="whose scores say what goes first (default: l2)")
-    made.add_argument("--include", action="append", metavar="PATTERN", help="only these nodes or initializers (globs)")
-    made.add_argument("--exclude", action="append", metavar="PATTERN", help="not these")
+    cli.add(made, "include", "exclude")
     made.add_argument("--samples", type=int, metavar="N", help="at most this many to measure on (default: 1000)")
-    made.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
-    made.add_argument("--seed", type=int, help="of everything random (default: 0)")
+    cli.add(made, "report", "seed")
     cli.data_arguments(made)
     cli.verbosity(made)
     return made

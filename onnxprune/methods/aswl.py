@@ -58,7 +58,10 @@ class Settings(Course):
 
 
 @method(
-    "aswl", needs=Needs(data=True, training=True), summary="layer attentions decide where weights are zeroed (ASWL)"
+    "aswl",
+    options=Settings,
+    needs=Needs(data=True, training=True),
+    summary="layer attentions decide where weights are zeroed (ASWL)",
 )
 def aswl(context: Context) -> Outcome:
     """Learns weights, attentions and zeros; returns the folded model, its zeros and what is dead."""

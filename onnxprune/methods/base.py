@@ -103,20 +103,29 @@ class Method:
     summary: str
     needs: Needs
     run: Run
+    options: type | None = None  # a dataclass, whose fields are the names of --option; None where they are not known
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a method that has none."""
 
 
 METHODS: dict[str, Method] = {}
 
 
-def method(name: str, *, needs: Needs = Needs(), summary: str = "") -> Callable[[Run], Run]:
+def method(
+    name: str, *, needs: Needs = Needs(), summary: str = "", options: type | None = None
+) -> Callable[[Run], Run]:
     """Registers the decorated function `context -> Outcome` as method `name`.
 
-    A function that returns a mapping Dim -> scores is accepted as well.
+    A function that returns a mapping Dim -> scores is accepted as well. options: a dataclass of what --option may
+    name, with defaults; others are refused then.
     """
 
     def register(run: Run) -> Run:
         text = summary or (run.__doc__ or name).strip().splitlines()[0]
-        METHODS[name] = Method(name, text, needs, run)
+        METHODS[name] = Method(name, text, needs, run, options)
         return run
 
     return register

@@ -11,11 +11,11 @@ import numpy as np
 from onnxprune import graph
 from onnxprune.coupling import Dim
 from onnxprune.errors import UsageError
-from onnxprune.methods.base import Context, Outcome, method, unit_positions
+from onnxprune.methods.base import Context, NoOptions, Outcome, method, unit_positions
 from onnxprune.methods.magnitude import norms
 
 
-@method("bn", summary="|scale| of the BatchNormalization behind a unit")
+@method("bn", options=NoOptions, summary="|scale| of the BatchNormalization behind a unit")
 def bn(context: Context) -> Outcome:
     """Scores by BatchNormalization's scales. Raises: UsageError when the model has none."""
     found = {dim: gammas(context, dim) for dim in context.dims}

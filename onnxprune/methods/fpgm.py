@@ -10,11 +10,11 @@ import numpy as np
 
 from onnxprune.coupling import Dim
 from onnxprune.methods import units
-from onnxprune.methods.base import Context, Outcome, method
+from onnxprune.methods.base import Context, NoOptions, Outcome, method
 from onnxprune.methods.magnitude import norms, relative
 
 
-@method("fpgm", summary="distance to the other units: what is near the geometric median goes")
+@method("fpgm", options=NoOptions, summary="distance to the other units: what is near the geometric median goes")
 def fpgm(context: Context) -> Outcome:
     """Scores by the sum of distances to the other units."""
     return Outcome({dim: _scores(context, dim) for dim in context.dims})

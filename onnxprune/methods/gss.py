@@ -52,7 +52,12 @@ class Settings(Course):
     outputs: bool = False
 
 
-@method("gss", needs=Needs(training=True), summary="group lasso and variance of group norms while fine-tuning (GSS)")
+@method(
+    "gss",
+    options=Settings,
+    needs=Needs(training=True),
+    summary="group lasso and variance of group norms while fine-tuning (GSS)",
+)
 def gss(context: Context) -> Outcome:
     """Trains with both regularizers, then scores units by their norm; without samples it scores alone."""
     settings = options.read(Settings, context, "gss")

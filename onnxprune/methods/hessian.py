@@ -31,7 +31,12 @@ class Settings:
     score_batch: int = 8
 
 
-@method("hessian", needs=Needs(data=True, gradients=True), summary="second-order change of the loss, diagonal")
+@method(
+    "hessian",
+    options=Settings,
+    needs=Needs(data=True, gradients=True),
+    summary="second-order change of the loss, diagonal",
+)
 def hessian(context: Context) -> Outcome:
     """Scores by the Fisher diagonal of the weights that produce a unit, its biases included."""
     settings = options.read(Settings, context, "hessian")

@@ -11,7 +11,7 @@ import numpy as np
 
 from onnxprune.coupling import Dim
 from onnxprune.methods import units
-from onnxprune.methods.base import Context, Outcome, method, sum_by_unit
+from onnxprune.methods.base import Context, NoOptions, Outcome, method, sum_by_unit
 
 
 def norms(context: Context, dim: Dim, power: int) -> np.ndarray:
@@ -32,13 +32,13 @@ def relative(scores: np.ndarray) -> np.ndarray:
     return scores / mean if mean > 0 else scores
 
 
-@method("l1", summary="sum of absolute weights of a unit")
+@method("l1", options=NoOptions, summary="sum of absolute weights of a unit")
 def l1(context: Context) -> Outcome:
     """Scores by the L1 norm."""
     return Outcome({dim: norms(context, dim, 1) for dim in context.dims})
 
 
-@method("l2", summary="Euclidean norm of the weights of a unit")
+@method("l2", options=NoOptions, summary="Euclidean norm of the weights of a unit")
 def l2(context: Context) -> Outcome:
     """Scores by the L2 norm."""
     return Outcome({dim: norms(context, dim, 2) for dim in context.dims})

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from onnxprune.methods.base import Context, Outcome, method
+from onnxprune.methods.base import Context, NoOptions, Outcome, method
 
 
-@method("random", summary="uniform scores: the control")
+@method("random", options=NoOptions, summary="uniform scores: the control")
 def random(context: Context) -> Outcome:
     """Scores in 0..1, the same for the same seed."""
     generator = np.random.default_rng(context.seed)

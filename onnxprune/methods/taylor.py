@@ -31,7 +31,9 @@ class Settings:
     score_batch: int = 32
 
 
-@method("taylor", needs=Needs(data=True, gradients=True), summary="squared first-order change of the loss")
+@method(
+    "taylor", options=Settings, needs=Needs(data=True, gradients=True), summary="squared first-order change of the loss"
+)
 def taylor(context: Context) -> Outcome:
     """Scores by the gradient of the loss at gates of 1."""
     settings = options.read(Settings, context, "taylor")

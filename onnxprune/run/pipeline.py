@@ -15,6 +15,7 @@ from onnxprune.bridge import batchnorm
 from onnxprune.errors import GraphError
 from onnxprune.graph import qoperator
 from onnxprune.methods import base
+from onnxprune.methods import options as method_options
 from onnxprune.options import LEVELS, Level, Options, provider_for
 from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
@@ -49,7 +50,7 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
 
     def work() -> Result:
         _check(source, out, options)
-        base.get(options.method)  # refuse a wrong name before the work
+        method_options.check(base.get(options.method), options.method_options)  # wrong names before the work
         clock = Clock()
         return prune_subject(prepare(source, options, clock), out, options, clock)
 

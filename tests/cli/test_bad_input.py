@@ -134,7 +134,7 @@ OPTIONS = {
     "align of zero": good("--align 0", "--align 0: give 1 or more, or auto"),
     "align of words": good("--align some", "--align: invalid whole number or auto value: 'some'"),
     "epochs of zero": good("--epochs 0", "--epochs 0: give 1 or more"),
-    "epochs of words": good("--epochs few", "--epochs: invalid int value: 'few'"),
+    "epochs of words": good("--epochs few", "--epochs: invalid whole number value: 'few'"),
     "learning rate of zero": good("--lr 0", "--lr 0.0: give a number above 0"),
     "learning rate not a number": good("--lr nan", "--lr nan: give a number above 0"),
     "batch size below zero": good("--batch-size -1", "--batch-size -1: give 1 or more"),
@@ -147,13 +147,18 @@ OPTIONS = {
     "max-drop without samples": good("--max-drop 1", "--max-drop needs samples to measure on; give --data or --val"),
     "max-drop below zero": good("--max-drop -1 --data {w}/x.npz", "--max-drop -1.0: give points that may be lost"),
     "speed without measuring": good("--no-latency --min-speedup 2", "which has to be measured; leave --no-latency out"),
-    "device unknown": good("--device tpu", "--device: invalid choice: 'tpu'"),
+    "device unknown": good("--device tpu", "--device tpu: unknown; choose of auto, cpu, cuda"),
     "provider unknown": good(
         "--method l1 --provider tpu", "execution provider tpu did not load", "choose --provider cpu"
     ),
     "provider of bench unknown": case("bench {w}/good.onnx --provider tpu", "execution provider tpu did not load"),
     "bench of nothing": case("bench", "required: MODEL.onnx; 'onnxprune bench -h'"),
     "batch of bench of zero": case("bench {w}/good.onnx --batch 0", "batch"),
+    "option that no method has": good("--method l1 --option bits=3", "--option bits: method l1 has no options"),
+    "option of another method": good(
+        "--option kept=4 --data {w}/x.npz", "--option kept: method snacs has no such option; choose of mode,"
+    ),
+    "option of another type": good("--option samples=few --data {w}/x.npz", "option samples=few: give a number"),
     "fine-tuning by an unknown name": good(
         "--finetune mix=1 --data {w}/x.npz", "--finetune mix: unknown; choose of op"
     ),
@@ -242,7 +247,7 @@ CONFIGS = {
     "truth for a number": good("--config {w}/truth.toml", "option 'seed' is True; give a whole number"),
     "unknown choice": good("--config {w}/choice.toml", "option 'device' is 'tpu'; choose of auto, cpu, cuda"),
     "text for a target": good("--config {w}/target.toml", "option 'target' is 0.5; give a table such as {macs = 0.5}"),
-    "target out of range": good("--config {w}/range.toml", "--target macs=5.0: give the fraction"),
+    "target out of range": good("--config {w}/range.toml", "--target macs=5: give the fraction"),
 }
 CASES = {**MODELS, **PATHS, **OPTIONS, **SAMPLES, **PLANS, **CONFIGS}
 

@@ -13,7 +13,7 @@ from onnxprune.options import Options
 def read(tmp_path, text):
     path = tmp_path / "c.toml"
     path.write_text(text)
-    return config.read(path, prune_parser())
+    return config.read(path)
 
 
 EQUAL = {
@@ -93,4 +93,4 @@ def test_what_does_not_fit_is_refused(tmp_path, text):
 
 def test_folder_is_no_configuration(tmp_path):
     with pytest.raises(UsageError, match="not a TOML file"):
-        config.read(Path(tmp_path), prune_parser())
+        config.read(Path(tmp_path))

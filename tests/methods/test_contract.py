@@ -141,3 +141,8 @@ def test_every_built_in_method_registers_under_its_name():
     methods.load_all()
     assert set(methods.MODULES) <= set(base.METHODS)
     assert all(base.METHODS[name].summary for name in methods.MODULES)
+
+
+def test_built_in_methods_say_which_options_they_have():
+    methods.load_all()
+    assert [name for name in methods.MODULES if base.get(name).options is None] == []

@@ -59,7 +59,12 @@ class Settings(Course):
     calibration: int = 256
 
 
-@method("cci", needs=Needs(data=True, training=True), summary="exactly k of every G weights stay (CCI, N:M)")
+@method(
+    "cci",
+    options=Settings,
+    needs=Needs(data=True, training=True),
+    summary="exactly k of every G weights stay (CCI, N:M)",
+)
 def cci(context: Context) -> Outcome:
     """Returns a model with exactly k non-zeros in every group of the layers that the pattern fits."""
     settings = options.read(Settings, context, "cci")

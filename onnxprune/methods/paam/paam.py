@@ -63,7 +63,10 @@ class Settings(Course):
 
 
 @method(
-    "paam", needs=Needs(data=True, gradients=True, training=True), summary="an attention network scores filters (PAAM)"
+    "paam",
+    options=Settings,
+    needs=Needs(data=True, gradients=True, training=True),
+    summary="an attention network scores filters (PAAM)",
 )
 def paam(context: Context) -> Outcome:
     """Trains the attention network; returns its scores, and the units that hold most of their sum."""

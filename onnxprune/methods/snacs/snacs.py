@@ -70,7 +70,10 @@ class Settings:
 
 
 @method(
-    "snacs", needs=Needs(data=True), summary="conditional mutual information of connections, decides by itself how much"
+    "snacs",
+    options=Settings,
+    needs=Needs(data=True),
+    summary="conditional mutual information of connections, decides by itself how much",
 )
 def snacs(context: Context) -> Outcome:
     settings = options.read(Settings, context, "snacs")

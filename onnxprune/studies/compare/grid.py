@@ -6,6 +6,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.methods import base
+from onnxprune.methods import options as method_options
 from onnxprune.options import Options
 
 OWN = "own"  # a budget: the method decides, or one of its own options does
@@ -61,7 +62,7 @@ class Run:
 def entry_of(text: str, options: Mapping[str, Any]) -> Entry:
     """The entry of a method as it was written. Raises: UsageError when there is no such method."""
     name = text.partition(":")[0]
-    base.get(name)
+    method_options.check(base.get(name), options)
     return Entry(text, name, options)
 
 

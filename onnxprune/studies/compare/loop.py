@@ -22,7 +22,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.measure import machine, measure_file
 from onnxprune.measure.records import ratio
-from onnxprune.options import Options, provider_for
+from onnxprune.options import Options, options_of, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.run import checks, pipeline
 from onnxprune.run.subject import Clock, Subject, prepare
@@ -102,7 +102,7 @@ def _plain(value: Any) -> Any:
 
 def common_of(settings: Mapping[str, Any]) -> Options:
     """The options that all runs of a folder share, from its settings: for tools that add rows to it."""
-    return Options(**settings["options"], latency=False)
+    return options_of({**settings["options"], **settings["options"]["preprocess"], "latency": False})
 
 
 def _digest(samples: Samples | None) -> dict[str, Any] | None:

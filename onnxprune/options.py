@@ -152,6 +152,7 @@ VALUES = Kind(
 TUNINGS = Kind(
     "a table such as {mixup = 0.2}", _is_table(lambda v: isinstance(v, int | float | str)), literal, pair="mixup=0.2"
 )
+OUTPUTS = Kind('a table such as {y = "classes:1"}', _is_table(lambda v: isinstance(v, str)), str, pair="y=classes:1")
 
 # Groups of the help text; each fits a screen.
 REMOVE = "what to remove"
@@ -287,6 +288,11 @@ class Options:
     scale: float | None = option(None, NUMBER, DATA, "of pixels 0..255", "X", shown="1/255")
     layout: str | None = option(
         None, TEXT, DATA, "of images", "NAME", shown="the model's", choices=("nchw", "nhwc"))
+    kinds: Mapping[str, str] = option(  # see outputs/kinds.py
+        {}, OUTPUTS, DATA,
+        "what an output is, where 'onnxprune inspect' finds otherwise: classes, sequence, segmentation, scores, boxes, "
+        "embedding, signal, state, pass-through, constant; repeatable", "NAME=KIND[:AXIS]", shown="found",
+        flag="--output")
 
     recover: Level | None = option(
         None, TEXT, RECOVERY, "", "LEVEL", shown="the best that the data allows", choices=LEVELS)

@@ -200,6 +200,7 @@ class Report:
     profile: tuple[Profile, ...] = ()
     plan: Mapping[str, Any] | None = None
     pack: Packing | None = None
+    outputs: tuple[Mapping[str, Any], ...] = ()  # what each output of the model is, see outputs/kinds.py
     method: str | None = None
     seed: int | None = None
     data: str | None = None

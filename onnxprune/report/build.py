@@ -48,6 +48,7 @@ def describe(
         _tuning_points(history),
         plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
         pack=packed,
+        outputs=tuple(subject.outputs.as_json()),
         method=made.method,
         seed=made.seed,
         data=str(options.data) if options.data is not None else None,

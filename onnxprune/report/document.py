@@ -38,6 +38,7 @@ def document(report: Report) -> dict[str, Any]:
         "profile": report.profile,
         "plan": report.plan,
         "pack": report.pack,
+        "outputs": report.outputs,
     }
     whole = plain({"format": FORMAT, **fields, "ratios": ratios(report, after), **rest})
     for entry, model in zip(whole["models"][1:], report.models[1:], strict=True):

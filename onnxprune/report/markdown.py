@@ -21,6 +21,7 @@ def to_markdown(report: Report) -> str:
         *(f"> {_escape(note)}" for note in report.notes),
         sensitivity(report),
         _folded("Layers", _layers(report), len(report.layers)),
+        _folded("What the outputs are", _outputs(report), len(report.outputs)),
         _folded("Frozen, and why", _frozen(report), len(report.frozen)),
         _folded("Latency in detail", _latency(report), sum(len(m.latency) for m in report.models)),
         _folded("Steps", _steps(report), len(report.steps)),
@@ -85,6 +86,11 @@ def reproduce(report: Report) -> str:
     ]
     lines = ["How to reproduce:", "", "```sh", report.command, "```"]
     return "\n".join(lines + (["", "; ".join(part for part in where if part) + "."] if machine else []))
+
+
+def _outputs(report: Report) -> str:
+    lines = [[entry["name"], text.kind(entry), entry["reason"]] for entry in report.outputs]
+    return _table([["output", "is", "because"], *lines], words=3)
 
 
 def _rows(report: Report) -> list[tuple[str, list[str], str]]:

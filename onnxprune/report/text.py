@@ -124,6 +124,14 @@ def metric(name: str) -> str:
     return LABELS.get(name, name)
 
 
+def kind(entry) -> str:
+    """What an output is: 'classes, axis 1', or its parts."""
+    axis = "" if entry["axis"] is None else f", axis {entry['axis']}"
+    parts = ", ".join(f"{part['name']} {part['kind']}" for part in entry["parts"])
+    inner = f" of {parts}" if entry["kind"] in ("joint", "decision") and parts else ""
+    return entry["kind"] + axis + inner
+
+
 def columns(lines: Sequence[Sequence[str]]) -> str:
     """Lines of equally many cells as text in columns: the first stands left, the others right."""
     widths = [max(len(line[k]) for line in lines) for k in range(len(lines[0]))]

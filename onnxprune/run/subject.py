@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ from onnxprune.data import Samples, batches, fixed_batch, input_infos, load_samp
 from onnxprune.errors import DataError, GraphError, UsageError
 from onnxprune.graph import sessions, shapes
 from onnxprune.options import Options
-from onnxprune.outputs import metrics
+from onnxprune.outputs import kinds, metrics
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import comparison, normal_form
@@ -42,6 +42,7 @@ class Subject:
     tune: Samples | None
     held: Samples | None
     feeds: list[dict[str, np.ndarray]]  # on which the proof runs
+    outputs: kinds.Outputs = field(default_factory=kinds.Outputs)
     accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
 
     @property
@@ -84,8 +85,12 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         coupling = analyze(model, observed)
         check_finite(coupling)
         costs = cost.of(coupling)
+    with clock("outputs"):
+        outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
+        for entry in outputs.entries:
+            LOG.info("  %s", entry)
     feeds = [*real_feeds(model, tune or held), *comparison.random_feeds(model, observed, options.seed)]
-    return Subject(path, model, sha256, coupling, costs, tune, held, feeds)
+    return Subject(path, model, sha256, coupling, costs, tune, held, feeds, outputs)
 
 
 def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Samples | None]:

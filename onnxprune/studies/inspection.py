@@ -7,11 +7,13 @@ from typing import Any
 import onnx_ir as ir
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.graph import shapes
 from onnxprune.options import Options
+from onnxprune.outputs import kinds
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import normal_form
@@ -25,17 +27,24 @@ def inspect_file(path: Path, options: Options) -> dict[str, Any]:
     model = graph.normalize(loaded)
     tune, held = load_data(model, options)
     given = sample_shapes(model, tune or held)
-    return inspect(*normal_form.proven(loaded, *normal_form.observed_form(loaded, model, given), given))
+    model, observed = normal_form.proven(loaded, *normal_form.observed_form(loaded, model, given), given)
+    outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
+    return inspect(model, observed, outputs)
 
 
-def inspect(model: ir.Model, observed: shapes.Shapes | None = None) -> dict[str, Any]:
-    """Everything that is known of a normalized model's Dims and cost, ready for JSON."""
-    coupling = analyze(model, observed or shapes.observe(model))
+def inspect(
+    model: ir.Model, observed: shapes.Shapes | None = None, outputs: kinds.Outputs | None = None
+) -> dict[str, Any]:
+    """Everything that is known of a normalized model's outputs, Dims and cost, ready for JSON."""
+    observed = observed or shapes.observe(model)
+    coupling = analyze(model, observed)
+    outputs = outputs or kinds.describe(model, sizes=observed.sizes)
     costs = cost.of(coupling)
     wide = widths.outputs(coupling)
     return {
         "format": "onnxprune-inspect/1",
         "model": {"sha256": graph.digest(model), "nodes": len(list(model.graph)), **costs.totals()},
+        "outputs": outputs.as_json(),
         "shrinkable": shrinkable(coupling, costs),
         "dims": [_dim(coupling, costs, dim) for dim in coupling.free],
         "nothing": [] if coupling.free else build.why_nothing(coupling),
@@ -102,6 +111,10 @@ def print_table(found: dict[str, Any], console: Console) -> None:
         "the MACs can shrink",
         highlight=False,
     )
+    outputs = Table("output", "is", "because", box=None, pad_edge=False)
+    for entry in found["outputs"]:
+        outputs.add_row(*(Text(cell) for cell in (entry["name"], text.kind(entry), entry["reason"])))
+    console.print(outputs)
     table = Table("free dimension", "size", "exact", "MACs/unit", "params/unit", "stands in", box=None, pad_edge=False)
     for dim in found["dims"]:
         exact = "yes" if dim["exact"] else f"no: {dim['reduced_by']}"

@@ -233,5 +233,5 @@ def _bound(node: ir.Node, name: str, index: int) -> float | None:
         return float(attribute.value)
     if index >= len(node.inputs) or node.inputs[index] is None:
         return None
-    array = graph.constant(node.inputs[index])
-    return float("nan") if array is None else float(array)
+    array = graph.constant(node.inputs[index])  # a scalar by the standard, but onnxruntime takes shape [1] as well
+    return float(array.item()) if array is not None and array.size == 1 else float("nan")

@@ -16,7 +16,7 @@ records    what was measured, as frozen records
 
 from onnxprune.measure.feeds import bench_feeds
 from onnxprune.measure.host import default_threads, machine, tool
-from onnxprune.measure.latency import doubts, measure_latency
+from onnxprune.measure.latency import doubts, measure_latency, measure_settled, unsettled
 from onnxprune.measure.nodes import profile
 from onnxprune.measure.timing import QUICK, Rounds
 from onnxprune.studies.bench import measure_file, run_bench
@@ -30,7 +30,9 @@ __all__ = [
     "machine",
     "measure_file",
     "measure_latency",
+    "measure_settled",
     "profile",
     "run_bench",
     "tool",
+    "unsettled",
 ]

@@ -1,6 +1,7 @@
 """Random inputs at a given batch, and the sizes of the free axes found by trying until the model runs."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import onnxruntime as ort
@@ -28,9 +29,13 @@ def bench_feeds(
     if fixed is not None and fixed != batch:
         raise UsageError(f"the model is fixed to batch {fixed}, so batch {batch} cannot be timed; use --batch {fixed}")
     failure: OnnxPruneError | None = None
-    for size in TYPICAL_SIZES if _free_axes(inputs, sizes or {}) else (None,):
+    typical = TYPICAL_SIZES if _free_axes(inputs, sizes or {}) else (None,)
+    # Indices of zero are the last resort: they lie inside everything that has a position at all.
+    for zeros, size in product((False, True), typical):
         guess = dict.fromkeys(_free_axes(inputs, sizes or {}), size) if size else {}
         feeds = random_feeds(inputs, batch, seed, {**guess, **(sizes or {})})
+        if zeros:
+            feeds = {name: np.zeros_like(a) if a.dtype.kind in "iu" else a for name, a in feeds.items()}
         try:
             run(session, feeds)
         except (GraphError, OutOfMemoryError) as error:

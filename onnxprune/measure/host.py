@@ -9,6 +9,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from onnxprune.graph.sessions import allowed_threads
+
 PACKAGES = ("onnxprune", "onnx", "onnx-ir", "onnxruntime-gpu", "onnxruntime", "onnxsim", "torch", "numpy")
 GPU_FIELDS = {
     "name": "name",
@@ -62,6 +64,11 @@ def default_threads() -> int:
     allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = {core for cpu, core in _cores().items() if cpu in allowed}
     return max(1, min(len(cores) or len(allowed), _quota() or len(allowed)))
+
+
+def timing_threads() -> int:
+    """Threads to time with where none are asked for: what OMP_NUM_THREADS allows, else the physical cores."""
+    return allowed_threads() or default_threads()
 
 
 def _cores() -> dict[int, tuple[str, str]]:

@@ -1,7 +1,9 @@
 """Latency of models against each other: sessions opened anew, warmed up until stable, timed in interleaved rounds."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -9,15 +11,18 @@ import onnxruntime as ort
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph.sessions import open_session, run
 from onnxprune.measure.feeds import Feeds, bench_feeds
-from onnxprune.measure.host import default_threads
+from onnxprune.measure.host import timing_threads
 from onnxprune.measure.peak_memory import peak_memory_bytes
 from onnxprune.measure.records import Latency, LatencyRatio, LatencyTable
 from onnxprune.measure.sessions import Model, Setting, bind, load, prepare, setting_for
 from onnxprune.measure.stats import median_interval, quantiles, thin
-from onnxprune.measure.timing import Rounds, WarmUp, interleave, warm_up
+from onnxprune.measure.timing import QUICK, Rounds, WarmUp, interleave, warm_up
 
+LOG = logging.getLogger("onnxprune")
 WARM_UP_SECONDS = 5.0
 BUSY = 1.5  # median over minimum: about 1.05 on a quiet machine, more for the shortest runs
+SPREAD = 1.5  # third quartile over first: beyond it a median says little
+SETTLING = (1, 2, 4)  # how much longer each attempt measures than the first
 FeedsFor = Callable[[ort.InferenceSession, int], Feeds]
 
 
@@ -41,19 +46,45 @@ def measure_latency(
     """Latencies of `models` by name on `provider`, and the ratios of all to the first, pair by pair.
 
     feeds_for: arrays by input name, or a function of (session, batch); None makes random ones, with `sizes` for
-    symbolic axes. threads: None takes the physical cores. The rounds are spread over `sessions` fresh sessions,
+    symbolic axes. threads: None takes what OMP_NUM_THREADS allows, else the physical cores. The rounds are spread over `sessions` fresh sessions,
     for where a session's memory happens to lie shifts its times by more than their noise.
     Raises: ProviderError when the provider did not load, UsageError for options that it does not have.
     """
     if not models:
         raise UsageError("no model to time; give at least one")
     options = {"inter_threads": inter_threads, "fp16": fp16, "cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
-    setting = setting_for(provider, threads or default_threads(), batch, **options)
+    setting = setting_for(provider, threads or timing_threads(), batch, **options)
     ready = {name: _ready(model, setting, feeds_for, sizes, seed) for name, model in models.items()}
     plan, rng = rounds or Rounds(), np.random.default_rng(seed)
     takes = [_take(ready, setting, _share(plan, sessions), rng) for _ in range(max(1, sessions))]
     peaks = {name: _peak(r, setting) if memory else None for name, r in ready.items()}
     return _table(setting, takes, peaks)
+
+
+def measure_settled(models: Mapping[str, Model], feeds: Feeds, **setting: Any) -> LatencyTable:
+    """Quick latencies of `models`, measured again and longer while they are unstable, as `unsettled` tells.
+
+    setting: provider, threads and batch of `measure_latency`, which raises what this does.
+    """
+    table = None
+    for longer in SETTLING:
+        rounds = replace(QUICK, runs=longer * QUICK.runs, max_seconds=longer * QUICK.max_seconds)
+        table = measure_latency(models, feeds, rounds=rounds, memory=False, sessions=1, **setting)
+        if not unsettled(table.latencies.values(), table.ratios):
+            break
+        LOG.info("  the times are unstable (%s)", "; ".join(doubts(table)))
+    assert table is not None
+    return table
+
+
+def unsettled(latencies: Iterable[Latency], ratios: Iterable[LatencyRatio]) -> bool:
+    """Whether quartiles lie so far apart that no promise can rest on the medians."""
+    spread = (ratio.q3 > SPREAD * ratio.q1 for ratio in ratios)
+    return any(spread) or any(entry.q3_ms > SPREAD * entry.q1_ms or _is_busy(entry) for entry in latencies)
+
+
+def _is_busy(entry: Latency) -> bool:
+    return bool(entry.min_ms) and entry.median_ms > BUSY * (entry.min_ms or 0.0)
 
 
 def doubts(table: LatencyTable) -> list[str]:
@@ -65,12 +96,20 @@ def doubts(table: LatencyTable) -> list[str]:
     found = []
     for name, entry in table.latencies.items():
         where = f"{name} on {entry.provider}, batch {entry.batch}"
-        if entry.stable is False:
+        if entry.q3_ms > SPREAD * entry.q1_ms:
+            found.append(f"{where}: the quartiles are far apart, {entry.q1_ms:.3g} and {entry.q3_ms:.3g} ms")
+        elif entry.stable is False:
             found.append(f"{where}: times had not settled when the warm-up ended")
-        if entry.min_ms and entry.median_ms > BUSY * entry.min_ms:
+        if entry.min_ms and _is_busy(entry):
             found.append(
                 f"{where}: half of the runs took over {entry.median_ms / entry.min_ms:.1f} times the fastest; "
                 "the machine was busy, so measure again when it is quiet"
+            )
+    for ratio in table.ratios:
+        if ratio.q3 > SPREAD * ratio.q1:
+            found.append(
+                f"{ratio.model} on {ratio.provider}, batch {ratio.batch}: the ratio is uncertain, its quartiles are "
+                f"{ratio.q1:.3g} and {ratio.q3:.3g}; measure again when the machine is quiet"
             )
     return found
 
@@ -159,7 +198,7 @@ def _latency(setting: Setting, values: np.ndarray, name: str, takes: list[_Take]
         load_ms=float(np.median([take.load_ms[name] for take in takes])),
         peak_memory_bytes=peak,
         warmup_runs=sum(take.warm[name].runs for take in takes),
-        stable=all(take.warm[name].stable for take in takes),
+        stable=all(take.warm[name].stable for take in takes) and q3 <= SPREAD * q1,
         samples_ms=thin(values),
     )
 

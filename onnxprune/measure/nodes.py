@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxprune.graph.sessions import open_session, run
 from onnxprune.measure.feeds import bench_feeds
-from onnxprune.measure.host import default_threads
+from onnxprune.measure.host import timing_threads
 from onnxprune.measure.records import NodeTime
 from onnxprune.measure.sessions import Model, prepare, provider_options, setting_for
 
@@ -32,7 +32,7 @@ def profile(
 
     On CUDA a kernel's time is the time to launch it; compare models there by their latency.
     """
-    setting = setting_for(provider, threads or default_threads(), batch, fp16=fp16)
+    setting = setting_for(provider, threads or timing_threads(), batch, fp16=fp16)
     with tempfile.TemporaryDirectory() as folder:
         session = open_session(
             prepare(model, setting),

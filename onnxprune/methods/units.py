@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, dims
+from onnxprune.graph import quantized
 from onnxprune.methods.base import Context, slices, unit_positions
 
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Identity"})
@@ -85,14 +86,8 @@ def as_float(context: Context, member: Member, array: np.ndarray) -> np.ndarray:
     scale, zero = (graph.constant(node.inputs[k]) if k < len(node.inputs) else None for k in (1, 2))
     if scale is None:
         return q
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 1
-    shape = [1] * q.ndim
-    if scale.ndim == 1 and scale.size > 1:
-        shape[axis] = -1
     zeros = np.zeros(1) if zero is None else zero.astype(np.float64)
-    return (q - zeros.reshape(shape if zeros.size > 1 else -1)) * scale.astype(np.float64).reshape(
-        shape if scale.size > 1 else -1
-    )
+    return (q - quantized.along(node, zeros, q)) * quantized.along(node, scale.astype(np.float64), q)
 
 
 def folded(node: ir.Node, member: Member, w: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import report
-from onnxprune.coupling import Coupling, Dim
+from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
 from onnxprune.plan import cost, plan
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def describe(
     subject: Subject,
     made: plan.Plan,
-    models: tuple[report.Measurement, report.Measurement],
+    models: tuple[report.Measurement, ...],
     ratios: tuple[report.LatencyRatio, ...],
     proof: comparison.Verification,
     history: History | None,
@@ -128,6 +128,10 @@ def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
 
 
 def frozen_dims(coupling: Coupling) -> list[Dim]:
-    """Dims that someone might expect to be pruned: those that a weight produces or consumes."""
-    roles = ("produces", "consumes")
-    return [d for d in coupling.dims if d.frozen is not None and any(m.role in roles for m in coupling.members[d])]
+    """Dims that someone might expect to be pruned: those of weights, stored as numbers or as integers."""
+    stored = {node.name for node in coupling.model.graph if node.op_type == "DequantizeLinear"}
+
+    def is_weight(member: Member) -> bool:
+        return member.role in ("produces", "consumes") or (member.node in stored and member.input == 0)
+
+    return [dim for dim in coupling.dims if dim.frozen is not None and any(map(is_weight, coupling.members[dim]))]

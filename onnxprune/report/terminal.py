@@ -1,6 +1,7 @@
 """The table at the end of a run: one line per number, a column per model and one for the ratio."""
 
 import sys
+from collections.abc import Sequence
 from typing import IO
 
 from rich.console import Console
@@ -46,9 +47,15 @@ def plain_table(report: Report) -> str:
 
 
 def header(report: Report) -> list[str]:
-    """The column titles; a ratio needs two models, and with more each line has the ratio of the last."""
+    """The column titles; a ratio is of two models, or of what pruning made, whatever else was measured."""
     names = [model.name for model in report.models]
-    return ["", *names, *(["ratio"] if len(names) == 2 else [])]
+    return ["", *names, *(["ratio"] if _compared(report.models) is not None else [])]
+
+
+def _compared(models: Sequence[Measurement]) -> Measurement | None:
+    """The model that the ratios are of, None where there are several."""
+    known = len(models) == 2 or [model.name for model in models[2:]] == ["normalized"]
+    return models[1] if known else None
 
 
 def rows(report: Report) -> list[Row]:
@@ -64,7 +71,13 @@ def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
     for name in metrics:
         own = [m.accuracy if m.accuracy and m.accuracy.metric == name else None for m in models]
         count = next(a.samples for a in own if a)
-        found.append((f"{name} ({count} samples)", [text.accuracy(a) for a in own], text.points(own[0], own[-1])))
+        found.append(
+            (
+                f"{name} ({count} samples)",
+                [text.accuracy(a) for a in own],
+                text.points(own[0], own[min(1, len(own) - 1)]),
+            )
+        )
         found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
     return found
 
@@ -74,7 +87,7 @@ def _costs(models: tuple[Measurement, ...]) -> list[Row]:
     found: list[Row] = []
     for key, (label, write) in parts.items():
         values = [getattr(m, key) for m in models]
-        found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[-1]))))
+        found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[min(1, len(values) - 1)]))))
     return found
 
 
@@ -84,7 +97,8 @@ def _latencies(report: Report) -> list[Row]:
     found: list[Row] = []
     for key, entry in settings.items():
         own = [next((e for e in m.latency if e.setting == key), None) for m in models]
-        pairs = next((r for r in latency_ratios(report, models[-1]) if r.setting == key), None)
+        compared = _compared(models)
+        pairs = next((r for r in latency_ratios(report, compared) if r.setting == key), None) if compared else None
         values = [text.milliseconds(e.median_ms if e else None) for e in own]
         found.append((f"latency, {text.setting(entry)}", values, text.times(pairs.median if pairs else None)))
         quartiles = [f"{text.digits(e.q1_ms)} to {text.digits(e.q3_ms)}" if e else text.DASH for e in own]

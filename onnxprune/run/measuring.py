@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -13,54 +16,90 @@ import onnx_ir as ir
 
 from onnxprune import graph, report
 from onnxprune.coupling import analyze
-from onnxprune.data import Samples, fixed_batch
+from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
+from onnxprune.errors import BudgetError, GraphError, ProviderError
 from onnxprune.graph import sessions, shapes
-from onnxprune.measure import QUICK, measure_file, measure_latency
+from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
 
 if TYPE_CHECKING:
+    from onnxprune.measure.records import LatencyTable
     from onnxprune.run.subject import Clock, Subject
 
+LOG = logging.getLogger("onnxprune")
+NORMALIZED = "normalized"  # what the original is without anything pruned
 LOADS = 5  # of which the fastest counts
 
 
 def measure(
     subject: Subject, made: plan.Plan, temporary: Path, out: Path, options: Options, clock: Clock
-) -> tuple[report.Measurement, report.Measurement, tuple[report.LatencyRatio, ...]]:
-    """The original and the written file: cost, accuracy on samples that tuning never saw, interleaved latency."""
+) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
+    """(the original and the written file, and what normalizing alone makes where that is faster; ratios; notes).
+
+    Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
+    measured is noted and left unknown, and never a reason to throw the result away.
+    """
+    notes: list[str] = []
     with clock("measure cost"):
         before = measure_file("original", subject.path, made.before)
-        written = graph.load(temporary)
-        if options.pack:  # what is counted are the weights, not the values and bits that they are made of
-            written = graph.normalize(written)
-        # At the sizes at which the original was counted: those of the samples, where the model leaves them open.
-        seen = analyze(written, shapes.observe(written, subject.coupling.shapes.probe))
-        after = measure_file("pruned", temporary, cost.of(seen).totals())
-        after = replace(after, path=str(out))
+        after = replace(measure_file("pruned", temporary, made.after), path=str(out))
+        with _noted("the cost of the file was not counted again", notes):
+            after = replace(after, **_counted(subject, temporary, options))
     if subject.held is not None:
-        with clock("measure accuracy"):
+        with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
             one, two = accuracies(subject.path, temporary, subject.held, options.metric, subject.accuracy)
             before, after = replace(before, accuracy=one), replace(after, accuracy=two)
-    if not options.latency:
-        return before, after, ()
-    with clock("measure latency"):
-        batch = fixed_batch(subject.model) or 1
-        feeds = latency_feeds(subject, batch)
-        table = measure_latency(
-            {"original": subject.path, "pruned": temporary},
-            feeds,
-            provider=provider_for(options),
-            threads=options.threads,
-            batch=batch,
-            rounds=QUICK,
-            memory=False,
-            sessions=1,
-        )
-    before, after = report.with_latencies((before, after), (table,))
-    return before, after, table.ratios
+    models, table = (before, after), None
+    if options.latency:
+        with clock("measure latency"), _noted("latency could not be measured", notes):
+            table = _latencies(subject, temporary, options)
+            notes += doubts(table)
+    if table is None:
+        return models, (), tuple(notes)
+    if NORMALIZED in table.latencies:
+        models = (*models, report.Measurement(NORMALIZED, macs=made.before["macs"], params=made.before["params"]))
+    return report.with_latencies(models, (table,)), table.ratios, tuple(notes)
+
+
+@contextmanager
+def _noted(what: str, notes: list[str]) -> Iterator[None]:
+    """Turns an error into a note, but for one that says that memory ran out or a promise was broken."""
+    try:
+        yield
+    except (ProviderError, BudgetError):
+        raise
+    except Exception as error:
+        notes.append(f"{what}: {' '.join(str(error).split())[:300]}")
+        LOG.warning("%s", notes[-1])
+
+
+def _counted(subject: Subject, file: Path, options: Options) -> dict[str, int]:
+    """MACs and parameters of a written file."""
+    written = graph.load(file)
+    if options.pack:  # what is counted are the weights, not the values and bits that they are made of
+        written = graph.normalize(written)
+    # At the sizes at which the original was counted: those of the samples, where the model leaves them open.
+    totals = cost.of(analyze(written, shapes.observe(written, subject.coupling.shapes.probe))).totals()
+    return {"macs": totals["macs"], "params": totals["params"]}
+
+
+def _latencies(subject: Subject, file: Path, options: Options) -> LatencyTable:
+    """Times of the original and the result, and of the normal form where that alone may be faster."""
+    batch, feeds = latency_feeds(subject)
+    setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
+    models: dict[str, Path | ir.Model] = {"original": subject.path, "pruned": file}
+    if _frees_initializers(subject.path):
+        models[NORMALIZED] = subject.model
+    return measure_settled(models, feeds, **setting)
+
+
+def _frees_initializers(path: Path) -> bool:
+    """Whether the file lists weights among its inputs: onnxruntime then takes them for variable, which is slow."""
+    model = graph.load(path).graph
+    return any(value.name in model.initializers for value in model.inputs)
 
 
 def packing(dense: ir.Model, packed: Path) -> report.Packing:
@@ -82,12 +121,24 @@ def _load_ms(path: Path) -> float:
     return min(times)
 
 
-def latency_feeds(subject: Subject, batch: int) -> dict[str, np.ndarray] | None:
-    """One batch of real samples, else random arrays of the size at which the model was observed."""
+def latency_feeds(subject: Subject) -> tuple[int, dict[str, np.ndarray]]:
+    """(how many samples, inputs): one sample, real or random, where the model runs on one, else the proof's batch."""
+    axes = batch_axes(input_infos(subject.model))
+    proof = subject.feeds[0]
+    fixed = fixed_batch(subject.model)
     samples = subject.tune or subject.held
     if samples is not None:
-        return samples.batch(np.arange(batch) % len(samples))
-    return None if fixed_batch(subject.model) is None else subject.feeds[0]
+        one = samples.batch(np.arange(fixed or 1) % len(samples))
+    elif fixed is not None:
+        return fixed, proof
+    else:
+        one = {name: array if axes[name] is None else array.take([0], axes[name]) for name, array in proof.items()}
+    try:
+        sessions.run(sessions.open_session(subject.model, threads=sessions.few_threads()), one)
+    except GraphError:  # indices that point outside of a single sample, say
+        counts = (proof[name].shape[axis] for name, axis in axes.items() if axis is not None and proof[name].ndim)
+        return next(counts, 1), proof
+    return fixed or 1, one
 
 
 def accuracies(

@@ -163,12 +163,12 @@ def produce(
         graph.save(finished, places[out])
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
-        before, after, ratios = measuring.measure(subject, made, places[out], out, options, clock)
+        models, ratios, unmeasured = measuring.measure(subject, made, places[out], out, options, clock)
+        before, after = models[:2]
         packed = measuring.packing(dense, places[out]) if options.pack else None
         written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
         checked = targets.check(before, after, ratios, options)
-        all_notes = (*notes, *written_out, *checked, *_packing_notes(packed, options))
-        models = (before, after)
+        all_notes = (*notes, *written_out, *unmeasured, *checked, *_packing_notes(packed, options))
         made_report = build.describe(subject, made, models, ratios, proof, history, clock, options, all_notes, packed)
         if options.plan is not None:
             plan.save(made, places[options.plan])

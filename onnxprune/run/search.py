@@ -13,9 +13,8 @@ import numpy as np
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import Dim
-from onnxprune.data import fixed_batch
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.measure import QUICK, measure_file, measure_latency, profile
+from onnxprune.measure import measure_file, measure_settled, profile
 from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
 from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
@@ -239,14 +238,13 @@ def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
 def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
     """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
     wanted = options.target["latency"]
-    batch = fixed_batch(subject.model) or 1
-    feeds = measuring.latency_feeds(subject, batch)
+    batch, feeds = measuring.latency_feeds(subject)
     setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
 
     def measured(share: float) -> float:
         choice = one_shot(subject, outcome, options, _with_macs(targets, share))
         models = {"original": subject.path, "trial": surgery.cut(subject.coupling, choice.keep)}
-        return measure_latency(models, feeds, rounds=QUICK, memory=False, sessions=1, **setting).ratios[0].median
+        return measure_settled(models, feeds, **setting).ratios[0].median
 
     def plan(share: float) -> Keep | None:
         try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from onnxprune.errors import BudgetError
+from onnxprune.measure import unsettled
 from onnxprune.measure.records import ratio
 from onnxprune.options import TARGETS, Options
 from onnxprune.outputs import metrics
@@ -14,7 +15,7 @@ NOISE = 0.005  # by which a measured speed may fall short: the noise between two
 def check(before: Measurement, after: Measurement, ratios: Sequence[LatencyRatio], options: Options) -> tuple[str, ...]:
     """Notes on the gates that held. Raises: BudgetError for one that did not, with what was reached."""
     _check_costs(before, after, options)
-    return (*_check_drop(before, after, options), *_check_speed(ratios, options))
+    return (*_check_drop(before, after, options), *_check_speed((before, after), ratios, options))
 
 
 def _check_costs(before: Measurement, after: Measurement, options: Options) -> None:
@@ -53,14 +54,21 @@ def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> flo
     return 100 * (after.value if after.metric in metrics.LOWER_IS_BETTER else 1 - after.value)
 
 
-def _check_speed(ratios: Sequence[LatencyRatio], options: Options) -> Iterator[str]:
+def _check_speed(models: Sequence[Measurement], ratios: Sequence[LatencyRatio], options: Options) -> Iterator[str]:
+    latencies = [entry for model in models for entry in model.latency[:1]]
     share = options.target.get("latency")
     wanted = [("--target latency", share, 1 / share)] if share else []
     if options.min_speedup is not None:
         wanted.append(("--min-speedup", options.min_speedup, options.min_speedup))
     for option, asked, least in wanted:
         if not ratios:
-            raise BudgetError(f"{option} {asked:g}: latency was not measured; leave --no-latency out")
+            raise BudgetError(f"{option} {asked:g}: latency could not be measured; nothing was written. Leave it out")
+        if unsettled(latencies, ratios[:1]):
+            raise BudgetError(
+                f"{option} {asked:g}: the times are too uncertain to tell, the ratio's quartiles are "
+                f"{ratios[0].q1:.3f} and {ratios[0].q3:.3f}; nothing was written. Measure on a quiet machine, or with "
+                "--threads 1"
+            )
         speedup = 1 / ratios[0].median
         if speedup < least * (1 - NOISE):
             raise BudgetError(

@@ -15,33 +15,11 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Axis
+from onnxprune.graph import quantized
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Keep, Surgeon
 
 KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
-
-# Quantized input of an operator -> the input that holds its zero point.
-ZERO_POINTS = {
-    ("DequantizeLinear", 0): 2,
-    ("MatMulInteger", 0): 2,
-    ("MatMulInteger", 1): 3,
-    ("ConvInteger", 1): 3,
-    ("DynamicQuantizeMatMul", 1): 3,
-    ("MatMulIntegerToFloat", 1): 5,
-    ("DynamicQuantizeLSTM", 1): 9,
-    ("DynamicQuantizeLSTM", 2): 11,
-}
-# Inputs that are scales or zero points: silencing them is needless and would divide by zero.
-SCALES = {
-    "DequantizeLinear": (1, 2),
-    "QuantizeLinear": (1, 2),
-    "MatMulInteger": (2, 3),
-    "ConvInteger": (2, 3),
-    "DynamicQuantizeMatMul": (2, 3),
-    "MatMulIntegerToFloat": (2, 3, 4, 5),
-    "DynamicQuantizeLSTM": (8, 9, 10, 11),
-}
-
 
 MOVING = frozenset("Gather Reshape Transpose Slice Squeeze Unsqueeze Identity Flatten Expand".split())
 
@@ -158,16 +136,16 @@ def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
 
 
 def _is_scale(value: ir.Value) -> bool:
-    return all(index in SCALES.get(node.op_type, ()) for node, index in value.uses())
+    return all(index in quantized.SCALES.get(node.op_type, ()) for node, index in value.uses())
 
 
 def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:
     """What stands for zero at each position of `array`, as a broadcast view: the zero points where it is quantized."""
     for node, index in _readers(value):
-        source = ZERO_POINTS.get((node.op_type, index))
+        source = quantized.ZERO_POINTS.get((node.op_type, index))
         points = graph.constant(node.inputs[source]) if source is not None and source < len(node.inputs) else None
         if points is not None and (node.inputs[index] is value or points.size == 1):
-            return np.broadcast_to(_along(node, points, array), array.shape)
+            return np.broadcast_to(quantized.along(node, points, array), array.shape)
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
@@ -177,29 +155,6 @@ def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
         yield use.node, use.idx
         if use.idx == 0 and use.node.op_type in MOVING:
             yield from _readers(use.node.outputs[0])
-
-
-def _along(node: ir.Node, points: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """Zero points shaped to broadcast with `array`: per tensor, per position of an axis, or per block."""
-    if points.size == 1:
-        return points.reshape(())
-    if node.op_type == "DynamicQuantizeLSTM":  # per direction, or per direction and column
-        return points.reshape(points.shape[0], 1, -1)
-    if points.ndim == 1:
-        axis = {"DequantizeLinear": _integer(node, "axis", 1), "ConvInteger": 0}.get(node.op_type, -1)
-        shape = [1] * array.ndim
-        shape[axis] = points.size
-        return points.reshape(shape)
-    axis, block = _integer(node, "axis", 1), _integer(node, "block_size", 0)
-    if points.ndim == array.ndim and block:
-        repeated = np.repeat(points, block, axis=axis)
-        return np.take(repeated, np.arange(array.shape[axis]), axis=axis)
-    return points
-
-
-def _integer(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None else attribute.as_int()
 
 
 def _set_shapes(surgeon: Surgeon) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from networks import DIGITS_BN
+from onnx_text import model
 from toys import context_of, digits_context, last_affine, outputs, scaled, toy, with_model
 
 from onnxprune import graph
@@ -193,3 +194,26 @@ def test_first_order_scores_do_not_let_one_layer_collapse():
         for scores in (flat, replace(outcome, scores=flat).ranking)
     )
     assert joint - alone > 0.25 * first.size
+
+
+BLOCKED = (
+    "(float[n,32] x, int8[64,32] a, float[64,2] as_, int8[64,2] az, int8[16,64] b, float[16,4] bs, int8[16,4] bz) => "
+    "(float[n,16] y) { u = DequantizeLinear<axis = 1, block_size = 16>(a, as_, az) "
+    "v = DequantizeLinear<axis = 1, block_size = 16>(b, bs, bz) "
+    "c = Gemm<transB = 1>(x, u) d = Relu(c) y = Gemm<transB = 1>(d, v) }"
+)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "fpgm"])
+def test_weights_quantized_in_blocks_are_scored_as_what_they_stand_for(name):
+    """Scales of two axes were laid out along one, which ended in an internal error."""
+    context = context_of(model(BLOCKED, opset=21))
+    (dim,) = context.dims
+    q, scale, zero = (weight(context, part) for part in ("a", "as_", "az"))
+    w = (q - np.repeat(zero, 16, axis=1)) * np.repeat(scale, 16, axis=1)
+    found = scores_of(name, context)[dim]
+    assert found.shape == (4,)
+    if name != "fpgm":
+        power = {"l1": 1, "l2": 2}[name]
+        norms = (np.abs(w) ** power).reshape(4, -1).sum(1) ** (1 / power)
+        np.testing.assert_allclose(found, norms / norms.mean(), rtol=1e-6)

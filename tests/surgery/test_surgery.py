@@ -195,3 +195,19 @@ def test_names_that_surgery_adds_are_new():
     names = [value.name for node in cut.graph for value in node.outputs]
     assert len(names) == len(set(names))
     assert repair.Surgeon(coupling, {}).keep == {}
+
+
+@pytest.mark.parametrize(("low", "exact"), [(-1.0, True), (0.5, True)])
+def test_bounds_of_clip_may_hold_one_number_in_a_list(low, exact):
+    """onnxruntime takes bounds of shape [1]; reading them as scalars was an internal error."""
+    coupling = analyze(
+        model(
+            "(float[1,3,4,4] x, float[8,3,1,1] w, float[1] low, float[1] high, float[4,8,1,1] v) => (float[1,4,4,4] y) "
+            "{ a = Conv(x, w) b = Clip(a, low, high) y = Conv(b, v) }",
+            {"low": [low], "high": [1.0]},
+            opset=11,
+        )
+    )
+    (dim,) = coupling.free
+    assert (dim.reduced is None) == exact
+    assert prove(coupling, random_keep(coupling, 0)).ok

@@ -46,8 +46,8 @@ def measure_latency(
     """Latencies of `models` by name on `provider`, and the ratios of all to the first, pair by pair.
 
     feeds_for: arrays by input name, or a function of (session, batch); None makes random ones, with `sizes` for
-    symbolic axes. threads: None takes what OMP_NUM_THREADS allows, else the physical cores. The rounds are spread over `sessions` fresh sessions,
-    for where a session's memory happens to lie shifts its times by more than their noise.
+    symbolic axes. threads: None takes what OMP_NUM_THREADS allows, else the physical cores. The rounds are spread over
+    `sessions` fresh sessions, for where a session's memory happens to lie shifts its times by more than their noise.
     Raises: ProviderError when the provider did not load, UsageError for options that it does not have.
     """
     if not models:

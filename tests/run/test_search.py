@@ -221,8 +221,8 @@ def timed(monkeypatch, ratio_of):
         name = list(models)[1]
         return LatencyTable({}, (LatencyRatio(name, "CPUExecutionProvider", 1, 1, value, value, value),))
 
-    monkeypatch.setattr(search, "measure_latency", measure)
-    monkeypatch.setattr(measuring, "measure_latency", measure)
+    monkeypatch.setattr(search, "measure_settled", measure)
+    monkeypatch.setattr(measuring, "measure_settled", measure)
 
 
 def test_latency_search_keeps_as_much_as_is_fast_enough(cli, tmp_path, monkeypatch):

@@ -316,7 +316,8 @@ class Options:
 
     provider: str = option("auto", TEXT, MEASURE, "cpu, cuda or tensorrt, for measuring", "NAME")
     threads: int | None = option(
-        None, WHOLE, MEASURE, "for measuring", "N", shown="OMP_NUM_THREADS, else the cores", low=1, high=1e6, wanted="1 or more")
+        None, WHOLE, MEASURE, "for measuring", "N", shown="OMP_NUM_THREADS, else cores",
+        low=1, high=1e6, wanted="1 or more")
     latency: bool = option(True, SWITCH, MEASURE, "do not measure latency", flag="--no-latency")
     pack: bool = option(False, SWITCH, MEASURE, "store zeros small; standard operators unpack them at load")
     plan: Path | None = option(None, PATH, MEASURE, "write the plan", "FILE")

@@ -19,16 +19,15 @@ from torch import Tensor
 
 from onnxprune.errors import UsageError
 
-NAME = "finetune.npz"
 TEXT = "json"
 
 
-def save(folder: str | Path, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save(path: Path, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Writes the state beside its place and renames it; what was there before stays until then.
 
     Raises: UsageError when the folder cannot be written.
     """
-    folder = Path(folder)
+    folder = path.parent
     content = {f"tensor/{name}": t.detach().cpu().contiguous().numpy() for name, t in arrays.items()}
     content[TEXT] = np.frombuffer(json.dumps(facts).encode(), np.uint8)
     buffer = io.BytesIO()
@@ -39,19 +38,18 @@ def save(folder: str | Path, arrays: Mapping[str, Tensor], facts: Mapping[str, A
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, folder / NAME)
+        os.replace(file.name, path)
     except OSError as error:
         raise UsageError(f"--resume {folder}: cannot be written ({error.strerror or error})") from error
     for left in folder.glob(".*.part"):  # of runs that were killed while writing
         left.unlink(missing_ok=True)
 
 
-def load(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """The tensors and the facts that were saved last, None where nothing was.
 
     Raises: UsageError for a file that is no checkpoint.
     """
-    path = Path(folder) / NAME
     if not path.exists():
         return None
     try:

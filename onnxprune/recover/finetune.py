@@ -1,10 +1,9 @@
 """Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
 
-import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -14,12 +13,11 @@ from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import DataError, UsageError
 from onnxprune.outputs.losses import scales_of, shared_points, task_of, with_points
-from onnxprune.recover import checkpoint, distributed, probe
+from onnxprune.recover import checkpoint, distributed, probe, state
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
 from onnxprune.recover.judging import Epoch, Judge, all_outputs
 from onnxprune.recover.settings import Settings, choose
-from onnxprune.recover.state import check_same
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Regularizer, Run, train
 from onnxprune.system.memory import halving
@@ -60,21 +58,22 @@ def finetune(
     masks: initializer -> booleans of its shape; where False it stays zero. positions: value -> axis -> the positions of
     the teacher's value that the cut model has, for settings.features. regularizer: of the parameters by name, a
     number that is added to the loss. settings.loss: of (values, teacher's values, labels or None), all by name.
-    Raises: DataError without samples, UsageError for masks that fit nothing, for a loss that is no longer finite, and
-    for a resume folder that holds another run.
+    Raises: DataError without samples, UsageError for masks that fit nothing and for a loss that is no longer finite.
     """
     if len(samples) < 2 or len(held) < 1:
         raise DataError(f"fine-tuning: {len(samples)} samples and {len(held)} held out; give at least 2 and 1")
     started = time.monotonic()
     asked = settings or Settings()
-    fingerprint = _fingerprint(cut_model, asked, samples, held, masks)
+    start = state.start_of(cut_model) if asked.resume_dir else {}
+    key = state.key_of(cut_model, teacher, asked, samples, held, masks) if asked.resume_dir else ""
+    place = state.place_of(asked, key, start)
     settings = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
     device = distributed.device_of(settings.device)
     with distributed.group(device), _deterministic(device):
         run, model = _prepare(
-            cut_model, teacher, samples, held, settings, device, masks, positions or {}, regularizer, fingerprint
+            cut_model, teacher, samples, held, settings, device, masks, positions or {}, regularizer, place, start
         )
-        stopped = train(run, fingerprint)
+        stopped = train(run)
         # Where no epoch was better nothing is written: norms put in and folded again would change last bits.
         if run.best_epoch > 0 or masks:
             run.network.write_back(model)
@@ -92,7 +91,9 @@ def finetune(
     )
 
 
-def _prepare(cut_model, teacher, samples, held, settings: Settings, device, masks, positions, regularizer, fingerprint):
+def _prepare(
+    cut_model, teacher, samples, held, settings: Settings, device, masks, positions, regularizer, place, start
+):
     """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back."""
     assert settings.batch_size is not None
     _check_world(settings)
@@ -106,7 +107,7 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
             fixed=fixed,
         )
     network = Network(model, freeze_norm=settings.statistics == "frozen").to(device)
-    batch_size, settings = settings.batch_size, _decide(network, samples, settings, device, fingerprint)
+    batch_size, settings = settings.batch_size, _decide(network, samples, settings, device, place)
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = halving(
@@ -128,7 +129,9 @@ def _prepare(cut_model, teacher, samples, held, settings: Settings, device, mask
     if settings.compile:
         module.compile()
     tensors = _mask_tensors(network, masks or {}, device)
-    return Run(model, network, module, original, task, settings, samples, judge, device, tensors, regularizer), model
+    return Run(
+        model, network, module, original, task, settings, samples, judge, device, tensors, regularizer, place, start
+    ), model
 
 
 def _check_world(settings: Settings) -> None:
@@ -141,11 +144,10 @@ def _check_world(settings: Settings) -> None:
         )
 
 
-def _decide(network: Network, samples: Samples, settings: Settings, device, fingerprint: str) -> Settings:
+def _decide(network: Network, samples: Samples, settings: Settings, device, place: Path | None) -> Settings:
     """Precision and layout: those of the interrupted run, or what is fastest here."""
-    saved = checkpoint.load(settings.resume_dir) if settings.resume_dir else None
+    saved = checkpoint.load(place) if place else None
     if saved is not None:
-        check_same(saved[1], fingerprint, settings)
         return replace(settings, **saved[1]["settings"])
     feeds = tensors_of(samples.batch(_first(samples, settings)), device)
     fast = probe.fastest(network, feeds, settings, device)
@@ -195,17 +197,6 @@ def _mask_tensors(network: Network, masks: Mapping[str, np.ndarray], device) -> 
             have = tuple(parameters[name].shape) if name in parameters else "no such parameter"
             raise UsageError(f"fine-tuning: the mask of '{name}' has shape {mask.shape}, the parameter {have}")
     return {name: torch.from_numpy(np.asarray(mask, np.float32)).to(device) for name, mask in masks.items()}
-
-
-def _fingerprint(cut_model: ir.Model, settings: Settings, samples, held, masks) -> str:
-    """What makes two runs the same: everything asked for, but not the weights that it starts from.
-
-    Those may differ in their last bits when an interrupted run repeats the steps before this one.
-    """
-    shapes = [(name, *map(str, value.shape or ())) for name, value in sorted(cut_model.graph.initializers.items())]
-    kept = {name: hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() for name, mask in (masks or {}).items()}
-    facts = [settings.as_json(), shapes, len(samples), samples.labels is None, len(held), kept]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 class _deterministic:  # noqa: N801  a context manager, named as one reads it

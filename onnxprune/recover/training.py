@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,7 @@ from onnxprune.recover.feeding import ahead, tensors_of
 from onnxprune.recover.judging import Epoch, Judge, Verdict
 from onnxprune.recover.optimizer import Average, clip, make_optimizer, rate
 from onnxprune.recover.settings import Settings
-from onnxprune.recover.state import keep, resume
+from onnxprune.recover.state import Start, keep, resume
 from onnxprune.recover.teacher import Teacher, precision
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
@@ -45,6 +46,8 @@ class Run:
     device: torch.device
     masks: Mapping[str, Tensor]
     regularizer: Regularizer | None
+    place: Path | None  # of its checkpoint, see state.py
+    start: Start
     average: Average = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
@@ -82,11 +85,11 @@ class Run:
             parameters[name].mul_(mask)
 
 
-def train(run: Run, fingerprint: str) -> str:
+def train(run: Run) -> str:
     """Trains to the end, or to where it stops early; why it stopped. The network then holds the best weights."""
-    settings, folder = run.settings, run.settings.resume_dir
+    settings = run.settings
     assert settings.epochs is not None
-    if not resume(run, fingerprint):
+    if not resume(run):
         run.initial = run.best_verdict = _verdict(run)
     with tqdm(
         total=settings.epochs * _steps(run), initial=run.step, disable=not _shows(run), file=sys.stderr, unit="step"
@@ -94,9 +97,8 @@ def train(run: Run, fingerprint: str) -> str:
         for epoch in range(len(run.epochs), settings.epochs):
             if _stale(run):
                 break
-            _train_epoch(run, epoch, fingerprint, bar)
-            if folder:
-                keep(run, fingerprint)
+            _train_epoch(run, epoch, bar)
+            keep(run)
     run.load(run.best)
     return "no improvement" if len(run.epochs) < settings.epochs else "all epochs done"
 
@@ -120,7 +122,7 @@ def _steps(run: Run) -> int:
     return max(1, len(run.samples) // distributed.world()[1] // _local_batch(run))
 
 
-def _train_epoch(run: Run, epoch: int, fingerprint: str, bar: tqdm) -> None:
+def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
     started, saved = time.monotonic() - run.spent, time.monotonic()
     steps = _steps(run)
     total = steps * (run.settings.epochs or 1)
@@ -133,9 +135,9 @@ def _train_epoch(run: Run, epoch: int, fingerprint: str, bar: tqdm) -> None:
         done = run.step - epoch * steps
         if done % 10 == 0 or done == steps:
             bar.set_postfix_str(_postfix(run, run.lost / done))
-        if run.settings.resume_dir and time.monotonic() - saved >= run.settings.checkpoint_seconds and done < steps:
+        if run.place and time.monotonic() - saved >= run.settings.checkpoint_seconds and done < steps:
             run.spent, saved = time.monotonic() - started, time.monotonic()
-            keep(run, fingerprint)
+            keep(run)
     _end_epoch(run, epoch, rate(run.step - 1, total, run.settings), started)
     bar.set_postfix_str(_postfix(run, run.epochs[-1].loss))
 

@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from recovering import Digits, random_keep
 
 from onnxprune import graph, surgery
+from onnxprune.data import Samples
+from onnxprune.data.samples import Subset
 from onnxprune.errors import UsageError
 from onnxprune.recover import checkpoint
 from onnxprune.recover.finetune import Settings, finetune
@@ -144,22 +147,78 @@ def test_a_finished_run_is_not_run_again(folded: Digits, tmp_path: Path):
     assert models[0] == models[1]
 
 
-def test_another_run_is_refused(folded: Digits, tmp_path: Path):
+def _tuned(teacher: ir.Model, cut: ir.Model, few: Samples, held: Samples, settings: Settings) -> str:
+    """The digest of `cut` after fine-tuning."""
+    finetune(cut, teacher, few, held, settings)
+    return graph.digest(cut)
+
+
+def _other_weights(model: ir.Model, seed: int = 1) -> ir.Model:
+    """`model` with the signs of some weights turned."""
+    rng, meta, model = np.random.default_rng(seed), model.meta, model.clone()
+    model.meta.update(meta)
+    for value in model.graph.initializers.values():
+        array = graph.array_of(value)
+        if array.dtype.kind == "f" and array.ndim > 1:
+            graph.set_constant(value, array * rng.choice(np.float32([-1, 1]), array.shape))
+    return model
+
+
+@pytest.mark.parametrize("what", ["weights", "start", "samples", "labels", "settings", "plan"])
+def test_the_checkpoint_of_another_run_is_not_taken_up(folded: Digits, tmp_path: Path, caplog, what: str):
+    """Shapes were hashed, not the weights, the samples and the plan: another checkpoint got the first one's weights."""
+    torch.set_num_threads(1)
     keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
     settings = replace(QUICK, epochs=1, resume_dir=str(tmp_path))
-    finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, settings)
-    with pytest.raises(UsageError, match="another run"):
-        finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, replace(settings, seed=1))
+    cut = surgery.cut(folded.coupling, keep)
+    _tuned(folded.model, cut.clone(), few, folded.held, settings)
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    teacher = folded.model
+    if what == "weights":
+        teacher = _other_weights(folded.model)
+        cut = surgery.cut(replace(folded.coupling, model=teacher), keep)
+    elif what == "start":
+        cut = _other_weights(cut)
+    elif what == "samples":
+        few = folded.tune.subset(np.arange(1, 129))
+    elif what == "labels":
+        few = Subset(few, np.arange(128), np.roll(np.asarray(few.labels), 1))
+    elif what == "settings":
+        settings = replace(settings, seed=1)
+    else:  # the same sizes at other positions
+        cut = surgery.cut(folded.coupling, {dim: mask[::-1].copy() for dim, mask in keep.items()})
+    caplog.clear()
+    second = _tuned(teacher, cut.clone(), few, folded.held, settings)
+    assert second == _tuned(teacher, cut.clone(), few, folded.held, replace(settings, resume_dir=None))
+    assert "they stay, and this run starts anew" in caplog.text
+    assert all(path.read_bytes() == content for path, content in first.items())
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_was_taken_up_is_told_and_last_bits_of_the_start_do_not_matter(folded: Digits, tmp_path: Path, caplog):
+    keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
+    settings = replace(QUICK, epochs=1, resume_dir=str(tmp_path))
+    cut = surgery.cut(folded.coupling, keep)
+    _tuned(folded.model, cut.clone(), few, folded.held, settings)
+    caplog.clear()
+    moved = cut.clone()
+    for value in moved.graph.initializers.values():
+        array = graph.array_of(value)
+        if array.dtype.kind == "f":
+            graph.set_constant(value, np.nextafter(array, np.float32(9)))
+    _tuned(folded.model, moved, few, folded.held, settings)
+    assert "taken up after 1 epochs, step 2" in caplog.text
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_broken_checkpoint_is_one_clear_line(tmp_path: Path):
-    checkpoint.save(tmp_path, {"a": torch.ones(2)}, {"b": 1})
-    tensors, facts = checkpoint.load(tmp_path) or ({}, {})
+    path = tmp_path / "finetune-0-1.npz"
+    checkpoint.save(path, {"a": torch.ones(2)}, {"b": 1})
+    tensors, facts = checkpoint.load(path) or ({}, {})
     assert tensors["a"].tolist() == [1, 1]
     assert facts == {"b": 1}
-    path = tmp_path / checkpoint.NAME
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(UsageError, match="not a checkpoint"):
-        checkpoint.load(tmp_path)
+        checkpoint.load(path)
     assert checkpoint.load(tmp_path / "nowhere") is None
-    assert [file.name for file in tmp_path.iterdir()] == [checkpoint.NAME]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

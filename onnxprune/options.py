@@ -14,7 +14,6 @@ depends on two options is checked in `Options.__post_init__`.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, TypeGuard
 
@@ -92,8 +91,14 @@ def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return test
 
 
+ALIGNMENTS = ("auto", "calibrated")
+MULTIPLES = {"cpu": 16, "CPUExecutionProvider": 16}  # onnxruntime's channel block on AVX-512, whole blocks elsewhere
+ELSEWHERE = 8  # tensor cores
+Align = int | Literal["auto", "calibrated"]
+
+
 def _align(text: str) -> int | str:
-    return text if text == "auto" else int(text)
+    return text if text in ALIGNMENTS else int(text)
 
 
 def _numbers(text: str) -> Any:
@@ -140,7 +145,7 @@ NUMBERS = Kind(
     _numbers,
     lambda v: v if is_number(v) else tuple(v),
 )
-ALIGN = Kind('a whole number or "auto"', lambda v: v == "auto" or _is_whole(v), _align)
+ALIGN = Kind('a whole number, "auto" or "calibrated"', lambda v: v in ALIGNMENTS or _is_whole(v), _align)
 TEXT = Kind("text in quotes", lambda v: isinstance(v, str))
 PATH = Kind("a path in quotes", lambda v: isinstance(v, str | Path), Path, Path)
 SAMPLES = Kind("text in quotes", lambda v: not isinstance(v, bool | int | float))  # or arrays, a loader, an iterable
@@ -265,9 +270,10 @@ class Options:
     steps: int = option(
         1, WHOLE, REMOVE, "reach --target in N steps with recovery between them", "N",
         low=1, high=1000, wanted="1 or more, up to 1000")
-    align: int | Literal["auto"] = option(
-        "auto", ALIGN, REMOVE, "kept sizes are multiples of N, or auto: what the provider likes, where the target "
-        "allows", "N", low=1, wanted="1 or more, or auto")
+    align: Align = option(
+        "auto", ALIGN, REMOVE, "kept sizes are multiples of N, or where the target allows, auto: what the provider "
+        "likes (cpu 16, others 8), or calibrated: what 'onnxprune calibrate' measured here", "N",
+        low=1, wanted="1 or more, auto or calibrated")
     floor: float = option(
         0.05, NUMBER, REMOVE, "smallest share of a dimension that stays", "SHARE",
         low=0, high=1, wanted="a share from 0 to 1")
@@ -385,28 +391,22 @@ def provider_for(options: Options) -> str:
     return "cuda" if options.device == "cuda" else "cpu"
 
 
-def alignment_for(align: int | Literal["auto"], provider: str) -> int:
+def alignment_for(align: Align, provider: str) -> int:
     """The multiple that kept sizes are held to on `provider`.
 
-    auto: what 'onnxprune calibrate' measured on this machine; where it did not, 8 on CUDA (tensor cores), the float
-    width of the vector unit on CPUs, as onnxruntime blocks channels.
+    auto: the same on every machine, so that a command and a seed give one plan. calibrated: what 'onnxprune calibrate'
+    measured on this one. Raises: UsageError where it measured nothing for `provider`.
     """
-    if align != "auto":
+    if align == "auto":
+        return MULTIPLES.get(provider, ELSEWHERE)
+    if align != "calibrated":
         return int(align)
-    from onnxprune.measure.calibrations import cached_multiple
+    from onnxprune.measure.calibrations import cache_file, cached_multiple
 
     measured = cached_multiple(provider)
-    if measured is not None:
-        return measured
-    if provider != "cpu":
-        return 8
-    features = _cpu_features()
-    return 16 if features.get("AVX512F") else 8 if features.get("AVX2") else 4
-
-
-def _cpu_features() -> Mapping[str, bool]:
-    """What numpy found the CPU to have; nothing where this numpy keeps it elsewhere."""
-    try:
-        return import_module("numpy._core._multiarray_umath").__cpu_features__
-    except (ImportError, AttributeError):
-        return {}
+    if measured is None:
+        raise UsageError(
+            f"--align calibrated: {cache_file()} holds no calibration of this machine for {provider}; "
+            f"run 'onnxprune calibrate --provider {provider}', or give --align auto"
+        )
+    return measured

@@ -1,4 +1,4 @@
-"""`onnxprune calibrate`: what multiple of channels this machine likes, measured and kept for `--align auto`."""
+"""`onnxprune calibrate`: what multiple of channels this machine likes, measured and kept for `--align calibrated`."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ def parser() -> cli.Parser:
     made = cli.Parser(
         prog="onnxprune calibrate",
         description="Measures at which multiples of channels small models run best on this machine, in about ten "
-        "seconds, and keeps the result in the user's cache folder, where --align auto finds it.",
+        "seconds, and keeps the result in the user's cache folder, where --align calibrated finds it.",
     )
     made.add_argument("--provider", default="cpu", help="cpu, cuda or tensorrt (default: cpu)")
     made.add_argument("--threads", type=int, default=1, help="intra-op threads (default: 1)")
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> int:
     found = alignment.calibrate(provider, threads, say=LOG.info)
     path = calibrations.store(provider, found)
     sys.stdout.write(table(found))
-    sys.stdout.write(f"--align auto on {provider}: multiples of {found.multiple}\n")
+    sys.stdout.write(f"--align calibrated on {provider}: multiples of {found.multiple}\n")
     LOG.info("kept in %s", path)
     return 0
 

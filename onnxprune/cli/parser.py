@@ -25,7 +25,7 @@ other commands:
   onnxprune compare MODEL --data SPEC --out DIR    methods x budgets x seeds: a table and a plot
   onnxprune compare-reports OLD.json NEW.json      what became worse beyond noise?  exit 0 or 1
   onnxprune sensitivity MODEL --data SPEC          accuracy against the fraction removed, dimension by dimension
-  onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align auto
+  onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align calibrated
   onnxprune methods | onnxprune ops                what there is
 
 --plugin MODULE with any command imports a module that registers your operators or methods, see docs/extending.md

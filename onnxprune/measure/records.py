@@ -203,6 +203,7 @@ class Report:
     outputs: tuple[Mapping[str, Any], ...] = ()  # what each output of the model is, see outputs/kinds.py
     method: str | None = None
     seed: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # every choice: its value, where it is from
     data: str | None = None
     notes: tuple[str, ...] = ()
     tool: Mapping[str, Any] = field(default_factory=dict)

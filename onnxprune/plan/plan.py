@@ -5,7 +5,7 @@ It is enough for anyone to check a result: in the normalized model, zero the sli
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -57,6 +57,7 @@ class Plan:
     recover: str = "none"
     tool: str = ""
     result_sha256: str = ""  # of the file that this plan was written with
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # every choice made
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
@@ -68,6 +69,7 @@ class Plan:
             "recover": self.recover,
             "model": {"sha256": self.model_sha256, "name": self.model_name},
             "result": {"sha256": self.result_sha256 or None},
+            "settings": {name: dict(entry) for name, entry in self.settings.items()},
             "dims": [{"name": d.name, "size": d.size, "keep": list(d.keep), "exact": d.exact} for d in self.dims],
             "slices": [
                 {"initializer": s.initializer, "node": s.node, "input": s.input, "axis": s.axis, "keep": list(s.keep)}
@@ -188,6 +190,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         str(data.get("recover", "none")),
         str(data.get("tool", "")),
         str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
+        {str(name): dict(entry) for name, entry in cast(dict[str, Any], data.get("settings") or {}).items()},
     )
 
 

@@ -51,6 +51,7 @@ def describe(
         outputs=tuple(subject.outputs.as_json()),
         method=made.method,
         seed=made.seed,
+        settings=made.settings,
         data=str(options.data) if options.data is not None else None,
         notes=tuple(notes),
         tool=tool(),

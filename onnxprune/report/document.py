@@ -31,6 +31,7 @@ def document(report: Report) -> dict[str, Any]:
         "steps": report.steps,
         "method": report.method,
         "seed": report.seed,
+        "settings": report.settings,
         "data": report.data,
         "notes": report.notes,
         "finetune": report.finetune,

@@ -16,12 +16,12 @@ from onnxprune.errors import GraphError
 from onnxprune.graph import qoperator
 from onnxprune.methods import base
 from onnxprune.methods import options as method_options
-from onnxprune.options import LEVELS, Level, Options, provider_for
+from onnxprune.options import LEVELS, Level, Options, alignment_for, provider_for
 from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import measuring, schedule, search, targets
+from onnxprune.run import measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
 from onnxprune.run.subject import Clock, Keep, Subject, prepare
 from onnxprune.surgery import packing
@@ -62,6 +62,7 @@ def _check(source: Path, out: Path, options: Options, *read: Path) -> None:
     check_paths(source, out, options, *read)
     check_data_file(source, out)
     check_devices(options.device, provider_for(options) if options.latency else None)
+    alignment_for(options.align, provider_for(options))  # refuse one that was never measured before the work
     asked.check(options)
 
 
@@ -101,6 +102,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     source, out = Path(source), Path(target_path)
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
+    options = settings.again(loaded, options)
 
     def work() -> Result:
         _check(source, out, options, Path(plan_path))
@@ -163,6 +165,7 @@ def produce(
         graph.save(finished, places[out])
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
+        made = replace(made, settings=settings.recorded(options, method, history))
         models, ratios, unmeasured = measuring.measure(subject, made, places[out], out, options, clock)
         before, after = models[:2]
         packed = measuring.packing(dense, places[out]) if options.pack else None

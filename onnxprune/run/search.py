@@ -17,13 +17,13 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled, profile
 from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Level, Options, alignment_for, provider_for
+from onnxprune.options import TARGETS, Level, Options, alignment_for, is_number, provider_for
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
 from onnxprune.plan.select import Budget, aligned, select, topped_up
 from onnxprune.recover import biases, levels
 from onnxprune.run import measuring
-from onnxprune.run.subject import Clock, Subject
+from onnxprune.run.subject import FEWEST_PROMISED, Clock, Subject
 from onnxprune.run.targets import drop
 from onnxprune.surgery import packing
 
@@ -126,7 +126,7 @@ def near_the_target(subject: Subject, outcome: Outcome, options: Options, target
     Where few dimensions give all that is removed, one block of them can be a tenth of the model.
     """
     choice = one_shot(subject, outcome, options, targets)
-    if options.align != "auto":
+    if is_number(options.align):
         return choice
     budget = _budget(subject, outcome, options, targets)
     best, used, align = choice, _used(subject, choice, budget), budget.align // 2
@@ -149,7 +149,7 @@ def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targe
     align = alignment_for(options.align, provider_for(options))
     count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
     made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
-    budget = Budget(targets, options.floor, align, options.align != "auto", outcome.limits, fixed=made)
+    budget = Budget(targets, options.floor, align, is_number(options.align), outcome.limits, fixed=made)
     if "bytes" not in targets:
         return budget
     # The promise is about the file: nodes and names weigh what they weigh.
@@ -169,7 +169,7 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
 
 def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
     assert outcome.keep is not None
-    keep, strict = outcome.keep, options.align != "auto"
+    keep, strict = outcome.keep, is_number(options.align)
     align = alignment_for(options.align, provider_for(options))
     if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
         keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
@@ -275,7 +275,7 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
 def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
     """The smallest plan that loses at most --max-drop points after a cheap recovery."""
     allowed = cast("float", options.max_drop)
-    held = subject.held
+    held = subject.held if subject.searched is None else subject.searched
     if held is None:
         raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
 
@@ -307,7 +307,18 @@ def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: 
         )
     for share in (best, *(best + part * (high - best) for part in LARGER if high - best > 0.005)):
         choice = one_shot(subject, outcome, options, _with_macs(targets, share))
-        yield replace(choice, notes=(*choice.notes, _told(tried, f"at most {allowed:g} points lost")))
+        told = _told(tried, f"at most {allowed:g} points lost")
+        yield replace(choice, notes=(*choice.notes, told, _promise(subject, len(held))))
+
+
+def _promise(subject: Subject, count: int) -> str:
+    """On which samples --max-drop chose, and on which it promises."""
+    if subject.searched is not None and subject.held is not None:
+        return f"--max-drop chose on {count} samples, and promises on {len(subject.held)} others"
+    return (
+        f"--max-drop chose and promises on the same {count} samples, which flatters; "
+        f"give {2 * FEWEST_PROMISED} or more to measure on"
+    )
 
 
 def _cheap_levels(options: Options) -> tuple[Level, ...]:

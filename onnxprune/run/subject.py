@@ -26,6 +26,7 @@ from onnxprune.run.checks import check_finite
 
 LOG = logging.getLogger("onnxprune")
 HELD_SHARE = 0.2  # of --data, when there is no --val
+FEWEST_PROMISED = 100  # samples of each part, where --max-drop chooses on one and promises on the other
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 Keep = Mapping[Dim, np.ndarray]
 
@@ -44,6 +45,7 @@ class Subject:
     feeds: list[dict[str, np.ndarray]]  # on which the proof runs
     outputs: kinds.Outputs = field(default_factory=kinds.Outputs)
     accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
+    searched: Samples | None = None  # on which --max-drop chooses: none of `held`, on which it promises
 
     @property
     def normalized(self) -> Coupling:
@@ -73,6 +75,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         model = graph.normalize(loaded)
     with clock("data"):
         tune, held = load_data(model, options)
+        searched, held = parted(held, options)
     with clock("observe"):
         given = sample_shapes(model, tune or held)
         model, observed = normal_form.observed_form(loaded, model, given)
@@ -90,7 +93,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         for entry in outputs.entries:
             LOG.info("  %s", entry)
     feeds = [*real_feeds(model, tune or held), *comparison.random_feeds(model, observed, options.seed)]
-    return Subject(path, model, sha256, coupling, costs, tune, held, feeds, outputs)
+    return Subject(path, model, sha256, coupling, costs, tune, held, feeds, outputs, searched=searched)
 
 
 def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Samples | None]:
@@ -112,6 +115,16 @@ def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Sample
     if len(samples) < 2:
         return samples, None
     return split(samples, HELD_SHARE, options.seed)
+
+
+def parted(held: Samples | None, options: Options) -> tuple[Samples | None, Samples | None]:
+    """(samples on which a search for --max-drop chooses, the others, on which the result is measured).
+
+    The first is None where nothing is searched for, or where there are too few samples to make two parts of them.
+    """
+    if held is None or options.max_drop is None or len(held) < 2 * FEWEST_PROMISED:
+        return None, held
+    return split(held, 0.5, options.seed)
 
 
 def _classes(model: ir.Model) -> int | None:

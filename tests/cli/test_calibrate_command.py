@@ -1,4 +1,4 @@
-"""What multiple a provider likes: found from times, kept in the user's cache folder, used by `--align auto`."""
+"""What multiple a provider likes: found from times, kept in the user's cache folder, used by `--align calibrated`."""
 
 import json
 from math import ceil
@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from onnxprune import cli
+from onnxprune.errors import UsageError
 from onnxprune.measure import Rounds, alignment, calibrations
 from onnxprune.measure.alignment import KINDS, WIDTHS, Alignment, choose, efficiencies
 from onnxprune.options import alignment_for
@@ -61,18 +62,25 @@ def test_calibration_measures_every_kind(monkeypatch):
     assert len(said) == 2
 
 
-def test_auto_uses_what_was_measured_on_this_provider_only(folder):
-    built_in = alignment_for("auto", "cpu")
+def test_calibrated_uses_what_was_measured_on_this_provider_only(folder):
+    with pytest.raises(UsageError, match="no calibration of this machine for cpu"):
+        alignment_for("calibrated", "cpu")
     calibrations.store("cpu", Alignment(32, {"dense": {32: 1.0}}))
-    assert alignment_for("auto", "cpu") == 32
-    assert alignment_for("auto", "CPUExecutionProvider") == 32
-    assert alignment_for("auto", "cuda") == 8
+    assert alignment_for("calibrated", "cpu") == 32
+    assert alignment_for("calibrated", "CPUExecutionProvider") == 32
+    with pytest.raises(UsageError, match="for cuda"):
+        alignment_for("calibrated", "cuda")
     assert alignment_for(5, "cpu") == 5
     calibrations.store("cuda", Alignment(4, {}))
     assert calibrations.cached_multiple("cpu") == 32
     assert calibrations.cached_multiple("cuda") == 4
-    calibrations.cache_file().unlink()
-    assert alignment_for("auto", "cpu") == built_in
+
+
+def test_what_lies_in_the_cache_of_calibrate_does_not_change_auto(folder):
+    """The same command and seed gave three plans."""
+    calibrations.store("cpu", Alignment(32, {}))
+    assert alignment_for("auto", "cpu") == alignment_for("auto", "CPUExecutionProvider") == 16
+    assert alignment_for("auto", "cuda") == 8
 
 
 @pytest.mark.parametrize(
@@ -102,7 +110,7 @@ def test_the_command_prints_the_table_and_stores_it(folder, monkeypatch, capsys)
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["multiples", "of", "1", "16"]
     assert out[1].split() == ["dense", "3x3", "77", "%", "100", "%"]
-    assert out[2] == "--align auto on cpu: multiples of 16"
+    assert out[2] == "--align calibrated on cpu: multiples of 16"
     entry = json.loads((folder / "alignment.json").read_text())["entries"][calibrations.key("cpu")]
     assert entry["efficiency"] == {"dense 3x3": {"1": 0.77, "16": 1.0}}
 

@@ -17,7 +17,7 @@ from onnxprune.recover import constants, levels, reconstruct
 from onnxprune.recover import finetune as finetuning
 from onnxprune.report import LatencyRatio, LatencyTable
 from onnxprune.run import measuring, schedule, search
-from onnxprune.run.subject import Clock, prepare
+from onnxprune.run.subject import Clock, parted, prepare
 
 WORDS = ("--method", "l1", "--align", 1, "--no-latency")
 
@@ -120,6 +120,32 @@ def test_max_drop_finds_a_small_model_and_tells_its_trials(cli, tmp_path):
     assert "note: searched for at most 2 points lost; tried macs=0.500: " in ran.err
     assert " misses; " in ran.err
     assert "points of 2 allowed" in ran.err
+    promised = found["models"][0]["accuracy"]["samples"]
+    assert f"note: --max-drop chose on {539 - promised} samples, and promises on {promised} others" in ran.err
+
+
+def test_max_drop_promises_on_samples_that_it_did_not_choose_on():
+    """It chose the smallest model on the samples on which it then promised, which flatters."""
+    options = Options(method="l1", data="digits", max_drop=1.0)
+    seen = prepare(DIGITS, options, Clock())
+    assert seen.searched is not None
+    assert seen.held is not None
+    whole = prepare(DIGITS, replace(options, max_drop=None), Clock())
+    assert whole.held is not None
+    assert len(seen.searched) + len(seen.held) == len(whole.held)
+    assert whole.searched is None
+    ours, theirs = (next(iter(part.batch(slice(None)).values())) for part in (seen.searched, seen.held))
+    assert not {row.tobytes() for row in ours} & {row.tobytes() for row in theirs}
+
+
+def test_max_drop_with_few_samples_says_that_it_flatters(digits, monkeypatch):
+    subject, outcome = digits
+    monkeypatch.setattr(search, "drop", lambda *_: 0.0)
+    options = Options(method="l1", data="digits", max_drop=1.0, recover="none", align=1)
+    few = replace(subject, held=subject.held.subset(slice(0, 40)))
+    assert parted(few.held, options) == (None, few.held)
+    notes = next(search.choices(few, outcome, options)).notes
+    assert any("chose and promises on the same 40 samples, which flatters; give 200 or more" in n for n in notes)
 
 
 def test_max_drop_stays_below_a_target(cli, tmp_path):

@@ -22,7 +22,8 @@ from onnxprune.methods import base
 from onnxprune.options import Options, alignment_for
 from onnxprune.plan import cost
 from onnxprune.plan.select import Budget, alignment, select
-from onnxprune.run.subject import Clock, Subject, prepare, scored_dims
+from onnxprune.run.subject import Subject, prepare, scored_dims
+from onnxprune.system.clock import Clock
 
 
 @dataclass(frozen=True)

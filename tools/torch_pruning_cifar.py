@@ -38,8 +38,9 @@ from onnxprune.recover import asked
 from onnxprune.recover import settings as recovery
 from onnxprune.recover.augment import augment
 from onnxprune.recover.levels import CHOOSING_SHARE
-from onnxprune.run.subject import Clock, Subject, prepare
+from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare import loop, store
+from onnxprune.system.clock import Clock
 from tools import cifar, cifar_resnet
 
 CRITERIA = ("magnitude", "bn", "taylor")

@@ -175,8 +175,8 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune.measure import run_bench
     from onnxprune.report import print_report
+    from onnxprune.studies.bench import run_bench
 
     found = run_bench(
         settings["models"],

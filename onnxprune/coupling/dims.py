@@ -53,6 +53,7 @@ class Dim:
 Segment = tuple[Dim, ...]
 Axis = tuple[Segment, ...]
 ONE: Axis = ((),)
+Keep = Mapping[Dim, npt.NDArray[np.bool_]]  # the units of each Dim that stay
 
 
 def fresh(size: int, name: str = "") -> Axis:
@@ -443,3 +444,24 @@ def _words(axis: Axis) -> str:
 def all_leaves(axes: Iterable[Axis]) -> dict[Dim, None]:
     """The leaf Dims of all `axes`, once each, in order of first appearance."""
     return dict.fromkeys(dim for axis in axes for dim in leaves(axis))
+
+
+# Units ----------------------------------------------------------------------------------------------------------
+
+
+def unit_positions(axis: Axis, dim: Dim) -> npt.NDArray[np.int64]:
+    """For each position of `axis` the unit of leaf `dim` that it belongs to, -1 where it does not stand there."""
+    return np.concatenate([_segment_units(segment, dim) for segment in axis]) if axis else np.zeros(0, np.int64)
+
+
+def _segment_units(segment: Segment, dim: Dim) -> npt.NDArray[np.int64]:
+    units = np.full(1, -1, np.int64)
+    for factor in segment:
+        if factor is dim:
+            inner = np.arange(dim.size)
+        elif factor.definition is not None:
+            inner = unit_positions(factor.definition, dim)
+        else:
+            inner = np.full(factor.size, -1, np.int64)
+        units = np.maximum.outer(units, inner).ravel()
+    return units

@@ -12,9 +12,9 @@ from PIL import Image
 
 from onnxprune.data.fit import check_labels, one_line
 from onnxprune.data.images import ImageFormat, Preprocess, image_format, pixels
-from onnxprune.data.samples import Feeds, Samples
+from onnxprune.data.samples import Samples
 from onnxprune.errors import DataError
-from onnxprune.graph.inputs import InputInfo
+from onnxprune.graph.inputs import Feeds, InputInfo
 
 log = logging.getLogger("onnxprune")
 

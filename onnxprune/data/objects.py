@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from onnxprune.data.fit import Target, by_input_name, check_labels, one_line
-from onnxprune.data.samples import ArraySamples, Feeds, Samples
+from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
-from onnxprune.graph.inputs import InputInfo, batch_axes
+from onnxprune.graph.inputs import Feeds, InputInfo, batch_axes
 
 LABEL_NAMES = ("y", "label", "labels")
 # A dataset up to this size is read once and kept; a larger one is read batch by batch.

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxprune.errors import DataError
-
-Feeds = dict[str, np.ndarray]
+from onnxprune.graph.inputs import Feeds
 
 
 class Samples(ABC):

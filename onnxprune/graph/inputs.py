@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxprune.errors import DataError
 
 Axis = int | str | None
+Feeds = Mapping[str, np.ndarray]  # an array for each input
 
 # Sizes given to symbolic axes that nobody named: deep image networks halve 64 five times, sequences can be short.
 SPATIAL_SIZE = 64

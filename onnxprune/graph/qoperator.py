@@ -13,12 +13,12 @@ from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune.graph import sessions
 from onnxprune.graph.tensors import add_constant, constant
-from onnxprune.proof.differences import TOLERANCE
 
 NOTE = (
     "quantized operators (QLinearConv and the like) were written out as QDQ, of which onnxruntime makes them again; "
     "where values are int8, on x86 only with the session option session.qdqisint8allowed=1"
 )
+NEAR = 1e-4  # of the largest number: what rounding may change
 PER_AXIS = 13  # opset in which DequantizeLinear takes a scale per position of an axis
 OWN = frozenset({"channels_last", "opset"})  # attributes that the plain operator does not have
 # Quantized operator -> (plain operator, positions of its inputs: value, scale, zero point; of its output's scale).
@@ -80,7 +80,7 @@ def rounds_alike(model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> 
         found = sessions.run(session, batch)
         for one, two in pairs:
             a, b = (np.asarray(found[name], np.float64) for name in (one, two))
-            step = 1.0 if found[one].dtype.kind in "iu" else TOLERANCE * max(float(np.abs(a).max(initial=0)), 1e-12)
+            step = 1.0 if found[one].dtype.kind in "iu" else NEAR * max(float(np.abs(a).max(initial=0)), 1e-12)
             if a.shape != b.shape or not np.abs(a - b).max(initial=0) <= step:
                 return False
     return bool(pairs)

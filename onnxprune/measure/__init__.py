@@ -1,5 +1,6 @@
 """Latency that can be trusted: models timed against each other in onnxruntime, and the machine they ran on.
 
+files      cost of a model file
 host       CPU, GPU, clocks, versions
 feeds      random inputs on which a model runs
 timing     warm-up until stable, interleaved rounds
@@ -15,11 +16,11 @@ records    what was measured, as frozen records
 """
 
 from onnxprune.measure.feeds import bench_feeds
+from onnxprune.measure.files import measure_file
 from onnxprune.measure.host import default_threads, machine, tool
 from onnxprune.measure.latency import doubts, measure_latency, measure_settled, unsettled
 from onnxprune.measure.nodes import profile
 from onnxprune.measure.timing import QUICK, Rounds
-from onnxprune.studies.bench import measure_file, run_bench
 
 __all__ = [
     "QUICK",
@@ -32,7 +33,6 @@ __all__ = [
     "measure_latency",
     "measure_settled",
     "profile",
-    "run_bench",
     "tool",
     "unsettled",
 ]

@@ -14,7 +14,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.sessions import provider_name
 from onnxprune.measure.alignment import WIDTHS, Alignment
 from onnxprune.measure.host import cpu_name, default_threads, gpus, versions
-from onnxprune.report.write import replace_text
+from onnxprune.system.atomic_files import replace_text
 
 LOG = logging.getLogger("onnxprune")
 FORMAT = "onnxprune-alignment/1"

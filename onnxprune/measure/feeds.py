@@ -7,10 +7,8 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OnnxPruneError, OutOfMemoryError, UsageError
-from onnxprune.graph.inputs import InputInfo, batch_axes, batch_size_of, random_feeds
+from onnxprune.graph.inputs import Feeds, InputInfo, batch_axes, batch_size_of, random_feeds
 from onnxprune.graph.sessions import run, session_inputs
-
-Feeds = dict[str, np.ndarray]
 
 # Tried in this order where free axes have no size: the feeds' own default, then what networks were trained at.
 TYPICAL_SIZES = (None, 224, 32, 128, 256, 299, 16, 512, 640, 4, 1)

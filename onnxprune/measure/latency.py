@@ -9,8 +9,9 @@ import numpy as np
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, UsageError
+from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.sessions import open_session, run
-from onnxprune.measure.feeds import Feeds, bench_feeds
+from onnxprune.measure.feeds import bench_feeds
 from onnxprune.measure.host import timing_threads
 from onnxprune.measure.peak_memory import peak_memory_bytes
 from onnxprune.measure.records import Latency, LatencyRatio, LatencyTable

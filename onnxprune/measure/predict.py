@@ -11,16 +11,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.coupling import Coupling, Dim, Keep, dims
 from onnxprune.measure.records import NodeTime
 from onnxprune.plan.cost import Cost, keep_sizes
 
 BLOCKED = "_nchwc"  # what onnxruntime's CPU layout adds to the names of values
 FUSED = 6  # nodes at most between a value and the node with MACs that was fused into its producer
-Keep = Mapping[Dim, np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.proof.comparison import Verification
+from onnxprune.system.clock import Step
 
 Interval = tuple[float, float]
 
@@ -122,14 +123,6 @@ class Frozen:
     dim: str
     reason: str
     size: int | None = None
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step of the run and its wall time."""
-
-    name: str
-    seconds: float
 
 
 @dataclass(frozen=True)

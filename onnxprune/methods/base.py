@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, methods
-from onnxprune.coupling import Coupling, Dim, Member, dims
+from onnxprune.coupling import Coupling, Dim, Member, unit_positions
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.plan.cost import Cost
@@ -183,24 +183,6 @@ def slices(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np
         if member.role in roles:
             axis = context.coupling.axes[member.initializer][member.axis]
             yield member, graph.array_of(initializers[member.initializer]), unit_positions(axis, dim)
-
-
-def unit_positions(axis: dims.Axis, dim: Dim) -> np.ndarray:
-    """For each position of `axis` the unit of leaf `dim` that it belongs to, -1 where it does not stand there."""
-    return np.concatenate([_segment_units(segment, dim) for segment in axis]) if axis else np.zeros(0, np.int64)
-
-
-def _segment_units(segment: dims.Segment, dim: Dim) -> np.ndarray:
-    units = np.full(1, -1, np.int64)
-    for factor in segment:
-        if factor is dim:
-            inner = np.arange(dim.size)
-        elif factor.definition is not None:
-            inner = unit_positions(factor.definition, dim)
-        else:
-            inner = np.full(factor.size, -1, np.int64)
-        units = np.maximum.outer(units, inner).ravel()
-    return units
 
 
 def sum_by_unit(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarray:

@@ -9,9 +9,9 @@ BatchNormalization stands is scored by l2 in units of its mean, times the mean s
 import numpy as np
 
 from onnxprune import graph
-from onnxprune.coupling import Dim
+from onnxprune.coupling import Dim, unit_positions
 from onnxprune.errors import UsageError
-from onnxprune.methods.base import Context, NoOptions, Outcome, method, unit_positions
+from onnxprune.methods.base import Context, NoOptions, Outcome, method
 from onnxprune.methods.magnitude import norms
 
 

@@ -15,8 +15,6 @@ from onnxprune.errors import BridgeError
 from onnxprune.methods.base import Context
 from onnxprune.system.memory import at_most
 
-Feeds = dict[str, Tensor]
-
 
 def classes(outputs: Mapping[str, Tensor]) -> Tensor | None:
     """The first output as (N, C) or (N, C, *S), where it is a float tensor of more than one class; else None."""
@@ -66,7 +64,7 @@ def sampled_labels(outputs: Mapping[str, Tensor], generator: torch.Generator) ->
 
 def walk(
     context: Context, count: int, batch_size: int, *, seed: int | None = None
-) -> Iterator[tuple[Feeds, Tensor | None]]:
+) -> Iterator[tuple[dict[str, Tensor], Tensor | None]]:
     """(feeds, labels or None) batch by batch over up to `count` samples, the same ones for the same seed."""
     samples = context.samples
     assert samples is not None
@@ -84,7 +82,7 @@ def picked(samples: Samples, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(total, count, replace=False))
 
 
-def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[Feeds, Tensor | None]:
+def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[dict[str, Tensor], Tensor | None]:
     """The samples numbered in `block` on `device`, with their labels where there are any."""
     feeds = {name: torch.from_numpy(array).to(device) for name, array in samples.batch(block).items()}
     labels = None if samples.labels is None else torch.from_numpy(np.asarray(samples.labels)[block]).to(device)

@@ -10,9 +10,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, Member, dims
+from onnxprune.coupling import Coupling, Dim, Member, dims, unit_positions
 from onnxprune.graph import quantized
-from onnxprune.methods.base import Context, slices, unit_positions
+from onnxprune.methods.base import Context, slices
 
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Identity"})
 LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})

@@ -14,11 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.coupling import Coupling, dims
-from onnxprune.coupling.dims import Dim
+from onnxprune.coupling.dims import Dim, Keep
 from onnxprune.errors import UsageError
 
 FORMAT = "onnxprune-plan/1"
-Keep = Mapping[Dim, npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)

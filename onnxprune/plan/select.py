@@ -18,7 +18,6 @@ from onnxprune.plan.cost import Cost, Kind
 BETWEEN = 2.0
 OPTION_NAMES: dict[Kind, str] = {"bytes": "size"}  # where the option's word is another
 Scores = Mapping[Dim, np.ndarray]
-Keep = dict[Dim, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Block:
     score: float  # mean over its units
 
 
-def select(scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = False) -> Keep:
+def select(scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = False) -> dict[Dim, np.ndarray]:
     """Kept positions (size,) by Dim, so that every target holds with as little score removed as possible.
 
     comparable: scores mean the same in every Dim, so they are weighed against what each removal saves; otherwise

@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.recover import emission
@@ -25,7 +25,6 @@ from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
 from onnxprune.system.memory import at_most
 
-Keep = Mapping[Dim, np.ndarray]
 VALUES_BYTES = 256_000_000  # what one batch may hold of observed values
 BATCH = 32
 

@@ -13,13 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, dims
-from onnxprune.methods.base import unit_positions
+from onnxprune.coupling import Coupling, Dim, Keep, dims, unit_positions
 from onnxprune.proof import comparison
 from onnxprune.recover.biases import has_bias, read_bias, write_bias
 from onnxprune.recover.linear import Linear, linears, number, stored_behind
 
-Keep = Mapping[Dim, np.ndarray]
 NORMS = frozenset({"BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization"})
 DEAD = 0.05  # of the median norm of a kernel's units: below, a unit's input hardly moves it
 RUNS = 8

@@ -1,6 +1,6 @@
 """Batches of samples as tensors, the next one made while this one is used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +10,7 @@ from torch import Tensor
 
 from onnxprune.bridge.tensors import to_torch
 from onnxprune.data import Samples, batches, fixed_batch
-
-Feeds = Mapping[str, np.ndarray]
+from onnxprune.graph.inputs import Feeds
 
 
 def tensors_of(feeds: Feeds, device: torch.device, *, channels_last: bool = False) -> dict[str, Tensor]:

@@ -12,11 +12,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, dims
+from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.recover.biases import output_of, read_bias
 from onnxprune.recover.linear import Linear, linears, number, only_user, read_weights, stored_behind, users
 
-Keep = Mapping[Dim, np.ndarray]
 MOST_FEATURES = 8192  # beyond, the matrix of a layer would be larger than half a gigabyte
 
 

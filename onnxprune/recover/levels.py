@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import surgery
-from onnxprune.coupling import Coupling
+from onnxprune import graph, surgery
+from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
 from onnxprune.options import Options
 from onnxprune.recover import asked, biases
-from onnxprune.run.subject import Clock, Keep, Subject
 from onnxprune.surgery import dead
 from onnxprune.system import processes
+from onnxprune.system.clock import Clock
 from onnxprune.system.memory import retrying
 
 if TYPE_CHECKING:
@@ -32,8 +32,18 @@ PLENTY = 1000  # samples from which least squares can do without those that choo
 ENOUGH = 100  # the same of methods that train, which know by heart what they were trained on
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a cut model recovers by: the coupling before the cut, the original as teacher, the samples to tune on."""
+
+    coupling: Coupling
+    original: ir.Model
+    tune: Samples | None
+    macs: int  # of the original
+
+
 def recover(
-    subject: Subject,
+    given: Given,
     keep: Keep,
     cut_model: ir.Model,
     options: Options,
@@ -46,29 +56,27 @@ def recover(
 
     trial: on few samples, for one epoch: to tell what the whole would bring.
     """
-    tune = partial(tuned, subject, options)
+    tune = partial(tuned, given, options)
     if trial:
-        subject, options = _cheaper(subject, options)
+        given, options = _cheaper(given, options)
     if options.level == "none":
         return None
     from onnxprune.recover import constants
 
-    fixed = fixed_batch(subject.model) is not None
+    fixed = fixed_batch(given.original) is not None
     with clock("push constants"):
-        retrying(
-            lambda: constants.push(subject.coupling, keep, cut_model, subject.tune), "pushing constants", fixed=fixed
-        )
-    fitted = learned_from(subject, options, PLENTY)
+        retrying(lambda: constants.push(given.coupling, keep, cut_model, given.tune), "pushing constants", fixed=fixed)
+    fitted = learned_from(given, options, PLENTY)
     if fitted is None or options.level == "constants":
         return None
     if not zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
 
         with clock("reconstruct"):
-            limit = FEWEST if trial else fitting_samples(subject)
+            limit = FEWEST if trial else fitting_samples(given)
             retrying(
                 lambda: reconstruct.refit(
-                    subject.coupling, keep, cut_model, fitted, limit=limit, progress=options.progress
+                    given.coupling, keep, cut_model, fitted, limit=limit, progress=options.progress
                 ),
                 "least squares",
                 fixed=fixed,
@@ -79,9 +87,9 @@ def recover(
         LOG.warning("not fine-tuned: all weights are integers, or no gradient reaches them")
         return None
     with clock("finetune"):
-        stays = {name: ~mask for name, mask in dead.cut_zeros(subject.coupling, keep, zeros).items()}
-        positions = surgery.kept_positions(subject.coupling, keep) if "features" in options.finetune else {}
-        history = processes.together(tune, cut_model, stays, positions, options.resume, trial)
+        stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, zeros).items()}
+        positions = surgery.kept_positions(given.coupling, keep) if "features" in options.finetune else {}
+        history = processes.together(tune, cut_model, stays, positions, options.resume, trial, save=graph.save)
         LOG.info("  %s", history.settings.described())
         return history
 
@@ -93,7 +101,7 @@ def _can_train(model: ir.Model) -> bool:
 
 
 def tuned(
-    subject: Subject,
+    given: Given,
     options: Options,
     model: ir.Model,
     masks: Mapping[str, np.ndarray],
@@ -108,40 +116,40 @@ def tuned(
     from onnxprune.recover import finetune
 
     if trial:
-        subject, options = _cheaper(subject, options)
+        given, options = _cheaper(given, options)
     settings = asked.settings_of(replace(options, resume=resume), device(options))
     return finetune.finetune(
-        model, subject.model, *_parts(subject, options), settings, masks=masks or None, positions=positions
+        model, given.original, *_parts(given, options), settings, masks=masks or None, positions=positions
     )
 
 
-def fitting_samples(subject: Subject) -> int:
+def fitting_samples(given: Given) -> int:
     """The samples that least squares look at: more of them where they are small and the model is quick."""
-    assert subject.tune is not None
-    numbers = sum(array.size for array in subject.tune.batch(np.arange(1)).values())
-    macs = subject.cost.totals()["macs"]
+    assert given.tune is not None
+    numbers = sum(array.size for array in given.tune.batch(np.arange(1)).values())
+    macs = given.macs
     return min(max(FEWEST, min(FITTED_MACS // max(1, macs), FITTED_NUMBERS // max(1, numbers))), MOST)
 
 
-def _cheaper(subject: Subject, options: Options) -> tuple[Subject, Options]:
+def _cheaper(given: Given, options: Options) -> tuple[Given, Options]:
     quick = replace(options, epochs=1, resume=None, progress=False)
-    if subject.tune is None or len(subject.tune) <= TRIAL_SAMPLES:
-        return subject, quick
-    some = np.linspace(0, len(subject.tune) - 1, TRIAL_SAMPLES).astype(int)
-    return replace(subject, tune=subject.tune.subset(some)), quick
+    if given.tune is None or len(given.tune) <= TRIAL_SAMPLES:
+        return given, quick
+    some = np.linspace(0, len(given.tune) - 1, TRIAL_SAMPLES).astype(int)
+    return replace(given, tune=given.tune.subset(some)), quick
 
 
-def learned_from(subject: Subject, options: Options, plenty: int) -> Samples | None:
+def learned_from(given: Given, options: Options, plenty: int) -> Samples | None:
     """The samples that weights may be fitted to before fine-tuning: where there are `plenty`, not those that choose."""
-    if subject.tune is None or options.level != "finetune" or len(subject.tune) < plenty:
-        return subject.tune
-    return _parts(subject, options)[0]
+    if given.tune is None or options.level != "finetune" or len(given.tune) < plenty:
+        return given.tune
+    return _parts(given, options)[0]
 
 
-def _parts(subject: Subject, options: Options) -> tuple[Samples, Samples]:
+def _parts(given: Given, options: Options) -> tuple[Samples, Samples]:
     """(samples to fine-tune on, samples of --data that choose the epoch to keep): those of --val stay unseen."""
-    assert subject.tune is not None
-    return split(subject.tune, CHOOSING_SHARE, options.seed)
+    assert given.tune is not None
+    return split(given.tune, CHOOSING_SHARE, options.seed)
 
 
 def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:

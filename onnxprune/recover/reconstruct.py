@@ -16,7 +16,7 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim
+from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples
 from onnxprune.errors import GraphError
 from onnxprune.recover import layers
@@ -28,7 +28,6 @@ from onnxprune.recover.linear import read_weights, stored_behind, write_weights
 from onnxprune.recover.patches import outputs, window_of, windows
 from onnxprune.recover.segments import Walk
 
-Keep = Mapping[Dim, np.ndarray]
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
 ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 8_000, 20_000, 4

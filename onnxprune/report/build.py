@@ -13,42 +13,43 @@ from onnxprune import report
 from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
+from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan import cost, plan
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import comparison
 
 if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
-    from onnxprune.run.subject import Clock, Subject
 
 
 def describe(
-    subject: Subject,
+    coupling: Coupling,
+    costs: Cost,
+    outputs: Outputs,
     made: plan.Plan,
     models: tuple[report.Measurement, ...],
     ratios: tuple[report.LatencyRatio, ...],
     proof: comparison.Verification,
     history: History | None,
-    clock: Clock,
+    steps: Sequence[report.Step],
     options: Options,
     notes: Sequence[str],
     packed: report.Packing | None = None,
 ) -> report.Report:
     """Everything that a reader needs to judge a run and to repeat it."""
-    coupling = subject.normalized
     keep = plan.masks(made, coupling)
     return report.Report(
         options.command,
         models,
         ratios,
         proof,
-        layers(coupling, subject.cost, keep),
+        layers(coupling, costs, keep),
         tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
-        tuple(clock.steps),
+        tuple(steps),
         _tuning_points(history),
         plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
         pack=packed,
-        outputs=tuple(subject.outputs.as_json()),
+        outputs=tuple(outputs.as_json()),
         method=made.method,
         seed=made.seed,
         settings=made.settings,

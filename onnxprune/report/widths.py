@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from onnxprune.coupling import Coupling, dims
 from onnxprune.errors import UsageError
 from onnxprune.report import charts
-from onnxprune.report.write import replace_text
+from onnxprune.system.atomic_files import replace_text
 
 SUFFIXES = (".html", ".svg")
 STATES = {

@@ -1,7 +1,5 @@
 """A report into a file, in the form that the file's suffix names."""
 
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +7,7 @@ from onnxprune.errors import UsageError
 from onnxprune.measure.records import Report
 from onnxprune.report.document import to_json
 from onnxprune.report.markdown import to_markdown
+from onnxprune.system.atomic_files import replace_text
 
 
 def _html(report: Report) -> str:
@@ -40,25 +39,3 @@ def write_report(report: Report, path: str | Path) -> None:
     """
     path = check_report_path(path)
     replace_text(path, WRITERS[path.suffix.lower()](report))
-
-
-def replace_text(path: Path, content: str) -> None:
-    """Writes `content` beside `path` and renames it. Raises: UsageError where it cannot be written."""
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, reports are not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); choose another path") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -19,6 +19,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import BudgetError, GraphError, ProviderError
 from onnxprune.graph import sessions, shapes
+from onnxprune.graph.inputs import Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
 from onnxprune.outputs import metrics
@@ -27,7 +28,8 @@ from onnxprune.recover.asked import own_metric
 
 if TYPE_CHECKING:
     from onnxprune.measure.records import LatencyTable
-    from onnxprune.run.subject import Clock, Subject
+    from onnxprune.run.subject import Subject
+    from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 NORMALIZED = "normalized"  # what the original is without anything pruned
@@ -121,7 +123,7 @@ def _load_ms(path: Path) -> float:
     return min(times)
 
 
-def latency_feeds(subject: Subject) -> tuple[int, dict[str, np.ndarray]]:
+def latency_feeds(subject: Subject) -> tuple[int, Feeds]:
     """(how many samples, inputs): one sample, real or random, where the model runs on one, else the proof's batch."""
     axes = batch_axes(input_infos(subject.model))
     proof = subject.feeds[0]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune import graph, report, surgery
 from onnxprune.bridge import batchnorm
+from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError
 from onnxprune.graph import qoperator
 from onnxprune.methods import base
@@ -23,10 +24,11 @@ from onnxprune.recover import asked, levels
 from onnxprune.report import build
 from onnxprune.run import measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
-from onnxprune.run.subject import Clock, Keep, Subject, prepare
+from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import packing
 from onnxprune.system import processes
 from onnxprune.system.atomic_files import staged
+from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 
@@ -78,7 +80,7 @@ def _in_all_processes(work: Callable[[], Result], source: Path, options: Options
             return processes.lead(work)
         quiet = replace(options, progress=False)
         subject = cache(lambda: prepare(source, quiet, Clock()))
-        return processes.follow(lambda *job: levels.tuned(subject(), quiet, *job))
+        return processes.follow(lambda *job: levels.tuned(subject().given, quiet, *job), graph.load)
 
 
 def prune_subject(
@@ -157,7 +159,7 @@ def produce(
         comparison.require(comparison.compare(cut_model, surgery.mask(subject.coupling, keep), subject.feeds))
     if look is not None:
         look(cut_model)
-    history = levels.recover(subject, keep, cut_model, options, clock, zeros or {})
+    history = levels.recover(subject.given, keep, cut_model, options, clock, zeros or {})
     twin = levels.twin_of(subject.coupling, keep, cut_model)
     dense, finished, proof = _finished(cut_model, twin, subject, options, clock)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
@@ -172,7 +174,10 @@ def produce(
         written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
         checked = targets.check(before, after, ratios, options)
         all_notes = (*notes, *written_out, *unmeasured, *checked, *_packing_notes(packed, options))
-        made_report = build.describe(subject, made, models, ratios, proof, history, clock, options, all_notes, packed)
+        original = (subject.normalized, subject.cost, subject.outputs)
+        made_report = build.describe(
+            *original, made, models, ratios, proof, history, clock.steps, options, all_notes, packed
+        )
         if options.plan is not None:
             plan.save(made, places[options.plan])
         for path in options.report:

@@ -7,10 +7,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, surgery
-from onnxprune.coupling import Coupling, Dim, analyze, dims
+from onnxprune.coupling import Coupling, Dim, Keep, analyze, dims, unit_positions
 from onnxprune.errors import VerificationError
 from onnxprune.graph import shapes
-from onnxprune.methods.base import unit_positions
 from onnxprune.options import Options
 from onnxprune.plan import plan
 from onnxprune.proof import comparison
@@ -19,7 +18,8 @@ from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
 from onnxprune.run import pipeline
 from onnxprune.run.checks import file_sha256
-from onnxprune.run.subject import Clock, Keep, Subject, prepare
+from onnxprune.run.subject import Subject, prepare
+from onnxprune.system.clock import Clock
 
 
 def check(

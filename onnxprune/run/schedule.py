@@ -19,8 +19,9 @@ from onnxprune.options import Options, alignment_for, provider_for
 from onnxprune.recover import biases, levels
 from onnxprune.recover.linear import linears
 from onnxprune.run import measuring, search
-from onnxprune.run.subject import Clock, Subject, scored_dims
+from onnxprune.run.subject import Subject, scored_dims
 from onnxprune.surgery import packing
+from onnxprune.system.clock import Clock
 
 
 def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> tuple[Subject, Outcome]:
@@ -36,7 +37,7 @@ def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> 
         with clock(f"step {step} of {options.steps}"):
             keep = next(search.choices(subject, outcome, replace(near, max_drop=None))).keep
             model = surgery.cut(subject.coupling, keep)
-        levels.recover(subject, keep, model, replace(options, resume=None), clock, outcome.zeros)
+        levels.recover(subject.given, keep, model, replace(options, resume=None), clock, outcome.zeros)
         subject = replace(subject, coupling=restored(subject.coupling, keep, model))
     return _score(subject, chosen, options, keep, clock)
 
@@ -108,7 +109,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         subject.coupling,
         subject.cost,
         scored_dims(subject.coupling, options),
-        levels.learned_from(subject, options, levels.ENOUGH) if chosen.needs.training else subject.tune,
+        levels.learned_from(subject.given, options, levels.ENOUGH) if chosen.needs.training else subject.tune,
         options.seed,
         levels.device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
-import numpy as np
-
 from onnxprune import graph, surgery
-from onnxprune.coupling import Dim
+from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled, profile
 from onnxprune.measure.predict import node_table, share_for
@@ -23,12 +21,12 @@ from onnxprune.plan.cost import Kind
 from onnxprune.plan.select import Budget, aligned, select, topped_up
 from onnxprune.recover import biases, levels
 from onnxprune.run import measuring
-from onnxprune.run.subject import FEWEST_PROMISED, Clock, Subject
+from onnxprune.run.subject import FEWEST_PROMISED, Subject
 from onnxprune.run.targets import drop
 from onnxprune.surgery import packing
+from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
-Keep = Mapping[Dim, np.ndarray]
 Targets = Mapping[Kind, float]
 TRIALS = 6
 # After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
@@ -285,7 +283,7 @@ def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: 
         for level in _cheap_levels(options):  # the dearer only where the cheaper does not hold
             model = surgery.cut(subject.coupling, keep)
             quick = replace(options, recover=level)
-            levels.recover(subject, keep, model, quick, Clock(), outcome.zeros, trial=True)
+            levels.recover(subject.given, keep, model, quick, Clock(), outcome.zeros, trial=True)
             measured = drop(*measuring.accuracies(subject.path, model, held, options.metric))
             if measured is None:
                 raise UsageError(

@@ -1,34 +1,34 @@
 """The model at hand: loaded, normalized, proven to be still the same, analysed, with its samples."""
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, report
+from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Samples, batches, fixed_batch, input_infos, load_samples, split
 from onnxprune.errors import DataError, GraphError, UsageError
 from onnxprune.graph import sessions, shapes
+from onnxprune.graph.inputs import Feeds
 from onnxprune.options import Options
 from onnxprune.outputs import kinds, metrics
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import comparison, normal_form
+from onnxprune.recover.levels import Given
 from onnxprune.report import build
 from onnxprune.run.checks import check_finite
+from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 HELD_SHARE = 0.2  # of --data, when there is no --val
 FEWEST_PROMISED = 100  # samples of each part, where --max-drop chooses on one and promises on the other
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
-Keep = Mapping[Dim, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Subject:
     cost: Cost
     tune: Samples | None
     held: Samples | None
-    feeds: list[dict[str, np.ndarray]]  # on which the proof runs
+    feeds: list[Feeds]  # on which the proof runs
     outputs: kinds.Outputs = field(default_factory=kinds.Outputs)
     accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
     searched: Samples | None = None  # on which --max-drop chooses: none of `held`, on which it promises
@@ -52,19 +52,10 @@ class Subject:
         """The coupling of the model as it came, which plans are about, whatever was learned or added since."""
         return replace(self.coupling, model=self.model)
 
-
-class Clock:
-    """Wall times of the steps of a run."""
-
-    def __init__(self) -> None:
-        self.steps: list[report.Step] = []
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        LOG.info("%s ...", name)
-        start = perf_counter()
-        yield
-        self.steps.append(report.Step(name, perf_counter() - start))
+    @property
+    def given(self) -> Given:
+        """What recovery works with."""
+        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"])
 
 
 def prepare(path: Path, options: Options, clock: Clock) -> Subject:
@@ -156,7 +147,7 @@ def check_runs(model: ir.Model, batch: Mapping[str, np.ndarray], observed: shape
         ) from error
 
 
-def real_feeds(model: ir.Model, samples: Samples | None) -> list[dict[str, np.ndarray]]:
+def real_feeds(model: ir.Model, samples: Samples | None) -> list[Feeds]:
     """The first samples, in batches that the model takes."""
     if samples is None:
         return []

@@ -1,26 +1,21 @@
 """The `bench` command: models against the first of them, for every provider, batch size and number of threads."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from math import prod
 from pathlib import Path
 from time import perf_counter
 
-import onnx_ir as ir
-
 from onnxprune import graph
-from onnxprune.coupling import analyze
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import fixed_batch
 from onnxprune.graph.sessions import provider_name
+from onnxprune.measure.files import measure_file
 from onnxprune.measure.host import machine, tool
 from onnxprune.measure.latency import doubts, measure_latency
 from onnxprune.measure.nodes import profile
 from onnxprune.measure.records import LatencyTable, Measurement, Profile, Report, Step, with_latencies
 from onnxprune.measure.timing import Rounds
-from onnxprune.plan import cost
 from onnxprune.report.write import check_report_path, write_report
 
 Measure = Callable[[str, Path], Measurement]
@@ -62,38 +57,6 @@ def run_bench(
     for path in targets:
         write_report(report, path)
     return report
-
-
-def measure_file(name: str, path: Path, totals: Mapping[str, int] | None = None) -> Measurement:
-    """What a model costs: MACs at batch 1, parameters, and bytes on disk, external data included.
-
-    totals: the costs where they are known already, see `cost.Cost.totals`.
-    """
-    model = graph.load(path)
-    values = model.graph.initializers.values()
-    floats = [v for v in values if v.dtype is not None and v.dtype.is_floating_point()]
-    totals = _totals(model) if totals is None else totals
-    size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, list(values)))
-    params = sum(prod(v.shape.numpy()) for v in floats if v.shape is not None)
-    return Measurement(name, str(path), _sha256(path), totals.get("macs"), totals.get("params", int(params)), size)
-
-
-def _totals(model: ir.Model) -> dict[str, int]:
-    """The costs as pruning counts them, or nothing: what cannot be analyzed can still be timed."""
-    try:
-        return cost.of(analyze(graph.normalize(model))).totals()
-    except OnnxPruneError:
-        return {}
-
-
-def _external_files(path: Path, values: Sequence[ir.Value]) -> set[Path]:
-    tensors = [v.const_value for v in values if isinstance(v.const_value, ir.ExternalTensor)]
-    return {path.parent / str(tensor.location) for tensor in tensors}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _named(models: Sequence[str | Path]) -> dict[str, Path]:

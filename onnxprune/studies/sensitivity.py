@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import report, surgery
-from onnxprune.coupling import Dim
+from onnxprune.coupling import Dim, Keep
 from onnxprune.data import Samples
 from onnxprune.errors import UsageError
 from onnxprune.graph import sessions
@@ -23,7 +23,8 @@ from onnxprune.outputs import metrics
 from onnxprune.recover import constants
 from onnxprune.recover.levels import device
 from onnxprune.report import build
-from onnxprune.run.subject import Clock, Keep, Subject, prepare, scored_dims
+from onnxprune.run.subject import Subject, prepare, scored_dims
+from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 FRACTIONS = (0.25, 0.5, 0.75)

@@ -16,12 +16,11 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
 from onnxprune.plan import cost
 
-Keep = dict[Dim, np.ndarray]
 BIAS_INPUT = 2  # from this input on an initializer of Conv, Gemm or the like is an addend
 LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"})
 
 
-def dead_units(coupling: Coupling, *, constants: bool = True) -> Keep:
+def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.ndarray]:
     """Kept units (size,) of every exact Dim: those that are not dead; one stays where all are.
 
     constants: units that are constant but not zero count as dead; whoever cuts them pushes the constant into the
@@ -105,7 +104,7 @@ class _Finder:
 
     def __init__(self, coupling: Coupling, constants: bool) -> None:
         self.coupling = coupling
-        self.keep: Keep = {dim: np.ones(dim.size, bool) for dim in coupling.exact}
+        self.keep: dict[Dim, np.ndarray] = {dim: np.ones(dim.size, bool) for dim in coupling.exact}
         self.nodes = {node.name or "": node for node in coupling.model.graph}
         self.nonzero = {
             name: array != 0
@@ -153,7 +152,7 @@ class _Finder:
 
     def _any(self, dim: Dim, members: Iterable[Member]) -> np.ndarray:
         """Units of `dim` for which a slice of one of `members` holds a number other than zero at kept positions."""
-        from onnxprune.methods.base import unit_positions
+        from onnxprune.coupling import unit_positions
 
         found = np.zeros(dim.size, bool)
         for member in members:

@@ -8,12 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Length, Range, dims
-from onnxprune.coupling.dims import Axis, Dim
+from onnxprune.coupling import Coupling, Keep, Length, Range, dims
+from onnxprune.coupling.dims import Axis
 from onnxprune.errors import CouplingError
 from onnxprune.surgery import dynamic_positions
 
-Keep = Mapping[Dim, np.ndarray]
 Record = TypeVar("Record", bound=tuple)
 
 

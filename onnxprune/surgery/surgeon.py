@@ -13,11 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
 from onnxprune.graph import quantized
 from onnxprune.surgery import dynamic_positions
-from onnxprune.surgery.repair import Keep, Surgeon
+from onnxprune.surgery.repair import Surgeon
 
 KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
 

@@ -42,3 +42,25 @@ def _move(written: Path, target: Path) -> None:
 
 def _refused(target: Path, error: OSError) -> UsageError:
     return UsageError(f"{target}: cannot be written ({error.strerror or error}); choose another path")
+
+
+def replace_text(path: Path, content: str) -> None:
+    """Writes `content` beside `path` and renames it. Raises: UsageError where it cannot be written."""
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(content)
+        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, reports are not
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _refused(path, error) from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -7,12 +7,9 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from onnxprune.errors import UsageError
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 T = TypeVar("T")
 LOG = logging.getLogger("onnxprune")
@@ -62,15 +59,16 @@ def lead(work: Callable[[], T]) -> T:
     return result
 
 
-def together(tune: Callable[..., T], model: "ir.Model", *rest: Any) -> T:
-    """tune(model, *rest) in all processes at once; in the others on a copy of `model`, which is then forgotten."""
+def together(tune: Callable[..., T], model: Any, *rest: Any, save: Callable[[Any, Path], object]) -> T:
+    """tune(model, *rest) in all processes at once; in the others on a copy of `model`, which is then forgotten.
+
+    save: writes a model to a file, from which `follow` loads it.
+    """
     if launched()[1] == 1:
         return tune(model, *rest)
-    from onnxprune import graph
-
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        graph.save(model, path)
+        save(model, path)
         _send("tune", (str(path), rest))
         _TUNING[0] = True
         result = tune(model, *rest)
@@ -78,19 +76,17 @@ def together(tune: Callable[..., T], model: "ir.Model", *rest: Any) -> T:
     return result
 
 
-def follow(tune: Callable[..., object]) -> Any:
+def follow(tune: Callable[..., object], load: Callable[[Path], Any]) -> Any:
     """tune(model, ...) for each that the first process shares in `together`, until it is done: its result.
 
     Raises: SystemExit where the first process failed; it has said why.
     """
-    from onnxprune import graph
-
     LOG.setLevel(logging.ERROR)
     while True:
         kind, content = _receive()
         if kind == "tune":
             path, rest = content
-            tune(graph.load(path), *rest)
+            tune(load(Path(path)), *rest)
         elif kind == "failed":
             raise SystemExit(content)
         else:

@@ -11,8 +11,9 @@ from onnxprune import cli
 from onnxprune.measure.records import SensitivityCurve
 from onnxprune.options import Options
 from onnxprune.report import curves, schema
-from onnxprune.run.subject import Clock, prepare
+from onnxprune.run.subject import prepare
 from onnxprune.studies import sensitivity
+from onnxprune.system.clock import Clock
 
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>
 g (float[N, 3, 6, 6] x) => (float[N, 4] y)

@@ -14,11 +14,12 @@ import pytest
 import onnxprune.measure.host as host
 from onnxprune.errors import GraphError, ProviderError, UsageError
 from onnxprune.graph.sessions import open_session, ort_dtype, provider_name
-from onnxprune.measure import QUICK, Rounds, bench_feeds, doubts, machine, measure_latency, profile, run_bench
+from onnxprune.measure import QUICK, Rounds, bench_feeds, doubts, machine, measure_latency, profile
 from onnxprune.measure.nodes import node_times
 from onnxprune.measure.stats import median_interval, thin
 from onnxprune.measure.timing import interleave, warm_up
 from onnxprune.report import Latency, LatencyTable
+from onnxprune.studies.bench import run_bench
 
 SHORT = Rounds(runs=12, min_seconds=0.0, max_seconds=1.0)
 MODEL = """<ir_version: 8, opset_import: ["" : 17]>

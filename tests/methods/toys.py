@@ -9,11 +9,11 @@ import onnx_text
 from networks import DIGITS, NETWORKS, filled
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, analyze
+from onnxprune.coupling import Coupling, Dim, analyze, unit_positions
 from onnxprune.data import input_infos, load_samples
 from onnxprune.graph import sessions
 from onnxprune.methods import units
-from onnxprune.methods.base import Context, unit_positions
+from onnxprune.methods.base import Context
 from onnxprune.plan import cost
 
 # Two heads of width 4: q, k and v from one matrix, as exporters write it.

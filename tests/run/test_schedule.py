@@ -18,7 +18,8 @@ from onnxprune.options import Options
 from onnxprune.proof import comparison
 from onnxprune.recover import constants, levels
 from onnxprune.run import schedule
-from onnxprune.run.subject import Clock, prepare
+from onnxprune.run.subject import prepare
+from onnxprune.system.clock import Clock
 
 # A product of three axes: its bias becomes an Add of its own.
 TOKENS = """<ir_version: 8, opset_import: ["" : 17]>

@@ -17,7 +17,8 @@ from onnxprune.recover import constants, levels, reconstruct
 from onnxprune.recover import finetune as finetuning
 from onnxprune.report import LatencyRatio, LatencyTable
 from onnxprune.run import measuring, schedule, search
-from onnxprune.run.subject import Clock, parted, prepare
+from onnxprune.run.subject import parted, prepare
+from onnxprune.system.clock import Clock
 
 WORDS = ("--method", "l1", "--align", 1, "--no-latency")
 

@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from onnxprune.options import Options
-from onnxprune.run.subject import Clock, prepare
+from onnxprune.run.subject import prepare
+from onnxprune.system.clock import Clock
 
 ROOT = Path(__file__).parents[2]
 

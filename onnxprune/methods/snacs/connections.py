@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Dim, dims
+from onnxprune.coupling import Dim, dims, unit_positions
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
-from onnxprune.methods.base import Context, unit_positions
+from onnxprune.methods.base import Context
 from onnxprune.system.memory import at_most
 
 BATCH = 64

@@ -11,12 +11,12 @@ plot       accuracy against what remains, as SVG
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from onnxprune.report.write import replace_text
 from onnxprune.studies.compare import plot, tables
 from onnxprune.studies.compare.grid import Entry, Run, entry_of, runs
 from onnxprune.studies.compare.loop import compare
 from onnxprune.studies.compare.store import Row, Store
 from onnxprune.studies.compare.summary import Line, summarize
+from onnxprune.system.atomic_files import replace_text
 
 __all__ = ["Entry", "Line", "Row", "Run", "Store", "compare", "entry_of", "runs", "summarize", "write"]
 

@@ -25,10 +25,11 @@ from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.run import checks, pipeline
-from onnxprune.run.subject import Clock, Subject, prepare
+from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare.grid import Run
 from onnxprune.studies.compare.store import Row, Store, file_name
 from onnxprune.surgery import dead
+from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 DIGESTED = 64  # samples of each set by which it is known again

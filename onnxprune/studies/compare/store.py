@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
-from onnxprune.report.write import replace_text
+from onnxprune.system.atomic_files import replace_text
 
 Row = dict[str, Any]
 SETTINGS_FORMAT, ROW_FORMAT = "onnxprune-compare-settings/1", "onnxprune-compare-row/1"

@@ -49,6 +49,8 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
     print_report(result.report)
     proof = result.report.verify
     print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}")
+    if result.report.quantize is not None:
+        print(result.report.quantize["proof"])
     if not settings.get("quiet"):
         for note in result.report.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -123,6 +125,7 @@ def _apply(given: list[str]) -> int:
     add(recovery, "recover", help=f"{', '.join(LEVELS)} (default: the plan's, as far as --data allows)")
     add(recovery, *(name for name in in_group(RECOVERY) if name != "recover"))
     add(parser, "latency", "pack", "report", "seed")
+    add(parser, "quantize", help="as of pruning (default: the plan's; none leaves the result in floats)")
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, shlex.join(["onnxprune", "apply", *given]))

@@ -12,6 +12,8 @@ from onnxprune.proof.comparison import Verification
 from onnxprune.system.clock import Step
 
 Interval = tuple[float, float]
+ORIGINAL, PRUNED, QUANTIZED = "original", "pruned", "quantized"
+NORMALIZED = "normalized"  # what the original is without anything pruned
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ class Report:
     plan: Mapping[str, Any] | None = None
     pack: Packing | None = None
     outputs: tuple[Mapping[str, Any], ...] = ()  # what each output of the model is, see outputs/kinds.py
+    quantize: Mapping[str, Any] | None = None
     method: str | None = None
     seed: int | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # every choice: its value, where it is from
@@ -201,6 +204,13 @@ class Report:
     notes: tuple[str, ...] = ()
     tool: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
+
+
+def final(models: Sequence[Measurement]) -> Measurement | None:
+    """The model that a run wrote: the quantized one, else the second; None where there is one only."""
+    if len(models) < 2:
+        return None
+    return next((model for model in models if model.name == QUANTIZED), models[1])
 
 
 def ratio(before: float | None, after: float | None) -> float | None:

@@ -57,9 +57,11 @@ class Plan:
     tool: str = ""
     result_sha256: str = ""  # of the file that this plan was written with
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # every choice made
+    quantize: Mapping[str, Any] | None = None  # how the result was stored: what was asked, ranges, what stayed in float
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
+        quantize = {} if self.quantize is None else {"quantize": dict(self.quantize)}
         return {
             "format": FORMAT,
             "tool": self.tool,
@@ -75,6 +77,7 @@ class Plan:
                 for s in self.slices
             ],
             "cost": {"before": dict(self.before), "after": dict(self.after)},
+            **quantize,
         }
 
 
@@ -190,7 +193,16 @@ def _parse(data: dict[str, Any]) -> Plan:
         str(data.get("tool", "")),
         str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
         {str(name): dict(entry) for name, entry in cast(dict[str, Any], data.get("settings") or {}).items()},
+        _quantize(data.get("quantize")),
     )
+
+
+def _quantize(found: dict[str, Any] | None) -> Mapping[str, Any] | None:
+    """The record of a quantization, its parts of the types that they have to be."""
+    if found is None:
+        return None
+    ranges = {str(name): (float(low), float(high)) for name, (low, high) in found.get("ranges", {}).items()}
+    return {**found, "options": str(found["options"]), "float": [str(n) for n in found["float"]], "ranges": ranges}
 
 
 def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
@@ -203,6 +215,11 @@ def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
 def with_recovery(plan: Plan, level: str, result_sha256: str = "") -> Plan:
     """The plan with the recovery level that followed it, and the hash of the file that came of it."""
     return replace(plan, recover=level, result_sha256=result_sha256)
+
+
+def with_quantization(plan: Plan, record: Mapping[str, Any]) -> Plan:
+    """The plan with how its result was quantized."""
+    return replace(plan, quantize=dict(record))
 
 
 def tool_version() -> str:

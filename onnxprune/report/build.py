@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -35,6 +35,7 @@ def describe(
     options: Options,
     notes: Sequence[str],
     packed: report.Packing | None = None,
+    quantized: Mapping[str, Any] | None = None,
 ) -> report.Report:
     """Everything that a reader needs to judge a run and to repeat it."""
     keep = plan.masks(made, coupling)
@@ -50,6 +51,7 @@ def describe(
         plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
         pack=packed,
         outputs=tuple(outputs.as_json()),
+        quantize=quantized,
         method=made.method,
         seed=made.seed,
         settings=made.settings,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from onnxprune.errors import UsageError
-from onnxprune.measure.records import LatencyRatio, Measurement, Report, ratio
+from onnxprune.measure.records import LatencyRatio, Measurement, Report, final, ratio
 
 FORMAT = "onnxprune-report/1"
 COSTS = ("macs", "params", "bytes")
@@ -23,7 +23,7 @@ COSTS = ("macs", "params", "bytes")
 def document(report: Report) -> dict[str, Any]:
     """The JSON document of `report`, made of dicts, lists, strings, numbers and None only."""
     fields = {key: getattr(report, key) for key in ("command", "tool", "machine", "models")}
-    after = report.models[1] if len(report.models) > 1 else None
+    after = final(report.models)
     rest = {
         "verify": report.verify,
         "layers": report.layers,
@@ -40,6 +40,7 @@ def document(report: Report) -> dict[str, Any]:
         "plan": report.plan,
         "pack": report.pack,
         "outputs": report.outputs,
+        "quantize": report.quantize,
     }
     whole = plain({"format": FORMAT, **fields, "ratios": ratios(report, after), **rest})
     for entry, model in zip(whole["models"][1:], report.models[1:], strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from onnxprune.measure.records import Frozen, LatencyRatio, Report, ratio
+from onnxprune.measure.records import Frozen, LatencyRatio, Report, final, ratio
 from onnxprune.report import charts, curves, text
 from onnxprune.report.markdown import title
 from onnxprune.report.sections import (
@@ -76,8 +76,9 @@ def context(report: Report) -> dict[str, Any]:
 def cards(report: Report) -> list[Card]:
     """The summary: what is left of each cost, how much faster, what it did to accuracy, and whether it is proven."""
     found = []
-    if len(report.models) > 1:
-        before, after = report.models[:2]
+    after = final(report.models)
+    if after is not None:
+        before = report.models[0]
         for key, label, write in COSTS:
             left = ratio(getattr(before, key), getattr(after, key))
             detail = f"{write(getattr(before, key))} → {write(getattr(after, key))}"

@@ -2,9 +2,10 @@
 
 from pathlib import PurePath
 
-from onnxprune.measure.records import Latency, Layer, Report
+from onnxprune.measure.records import Latency, Layer, Report, final
 from onnxprune.report import curves, text
-from onnxprune.report.terminal import header, rows
+from onnxprune.report.document import latency_ratios
+from onnxprune.report.terminal import compared, header, rows
 
 MOST_FROZEN = 40
 
@@ -35,17 +36,21 @@ def title(report: Report) -> str:
     names = [model.name for model in report.models]
     if report.sensitivity and len(names) == 1:
         return f"onnxprune: sensitivity of {PurePath(report.models[0].path or names[0]).name}"
-    return "onnxprune: " + " against ".join(reversed(names[:2])) if names else "onnxprune"
+    after = final(report.models)
+    pair = names[:1] if after is None else [after.name, names[0]]
+    return "onnxprune: " + " against ".join(pair) if names else "onnxprune"
 
 
 def summary(report: Report) -> str:
-    """One sentence: what is left, and at what price; nothing when less than two models are known."""
-    if len(report.models) != 2:
+    """One sentence: what is left, and at what price; nothing where several are compared."""
+    after = compared(report.models)
+    if after is None:
         return ""
-    before, after = report.models
+    before = report.models[0]
     kept = [(after.macs, before.macs, "MACs"), (after.params, before.params, "parameters")]
+    kept += [(after.bytes, before.bytes, "bytes")] if report.quantize else []
     parts = [f"{text.percent_left(a / b)} of the {what}" for a, b, what in kept if a is not None and b]
-    parts += [f"{text.speedup(r.median)} ({text.setting(r)})" for r in report.latency_ratios[:1]]
+    parts += [f"{text.speedup(r.median)} ({text.setting(r)})" for r in latency_ratios(report, after)[:1]]
     change = text.points(before.accuracy, after.accuracy)
     if change != text.DASH and after.accuracy is not None:
         parts.append(f"{change} {text.metric(after.accuracy.metric).lower()}")
@@ -60,8 +65,17 @@ def verification(report: Report) -> str:
     return (
         f"Verification: {'passed' if proof.ok else '**failed**'}. The cut model and the masked original differ "
         f"by at most {text.digits(proof.max_abs)} of a scale of {text.digits(proof.scale)}, "
-        f"on {text.count(proof.samples)} samples."
+        f"on {text.count(proof.samples)} samples." + quantization(report)
     )
+
+
+def quantization(report: Report) -> str:
+    """What is proven of a quantized file, and what its rounding costs."""
+    found = report.quantize
+    if found is None:
+        return ""
+    error = f"; rounding moves the outputs by {text.percent_left(found['error'])}" if found["error"] is not None else ""
+    return f" Quantized as {found['options']}: {found['proof']}{error}."
 
 
 def sensitivity(report: Report) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.measure.records import Measurement, Report, ratio
+from onnxprune.measure.records import NORMALIZED, QUANTIZED, Measurement, Report, final, ratio
 from onnxprune.report import text
 from onnxprune.report.document import latency_ratios
 
@@ -49,13 +49,19 @@ def plain_table(report: Report) -> str:
 def header(report: Report) -> list[str]:
     """The column titles; a ratio is of two models, or of what pruning made, whatever else was measured."""
     names = [model.name for model in report.models]
-    return ["", *names, *(["ratio"] if _compared(report.models) is not None else [])]
+    return ["", *names, *(["ratio"] if compared(report.models) is not None else [])]
 
 
-def _compared(models: Sequence[Measurement]) -> Measurement | None:
+def compared(models: Sequence[Measurement]) -> Measurement | None:
     """The model that the ratios are of, None where there are several."""
-    known = len(models) == 2 or [model.name for model in models[2:]] == ["normalized"]
-    return models[1] if known else None
+    known = len(models) == 2 or {model.name for model in models[2:]} <= {QUANTIZED, NORMALIZED}
+    return final(models) if known else None
+
+
+def _position(models: Sequence[Measurement]) -> int:
+    """The place of the model that differences are told of."""
+    told = final(models)
+    return 0 if told is None else list(models).index(told)
 
 
 def rows(report: Report) -> list[Row]:
@@ -75,7 +81,7 @@ def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
             (
                 f"{name} ({count} samples)",
                 [text.accuracy(a) for a in own],
-                text.points(own[0], own[min(1, len(own) - 1)]),
+                text.points(own[0], own[_position(models)]),
             )
         )
         found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
@@ -87,7 +93,7 @@ def _costs(models: tuple[Measurement, ...]) -> list[Row]:
     found: list[Row] = []
     for key, (label, write) in parts.items():
         values = [getattr(m, key) for m in models]
-        found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[min(1, len(values) - 1)]))))
+        found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[_position(models)]))))
     return found
 
 
@@ -97,8 +103,8 @@ def _latencies(report: Report) -> list[Row]:
     found: list[Row] = []
     for key, entry in settings.items():
         own = [next((e for e in m.latency if e.setting == key), None) for m in models]
-        compared = _compared(models)
-        pairs = next((r for r in latency_ratios(report, compared) if r.setting == key), None) if compared else None
+        told = compared(models)
+        pairs = next((r for r in latency_ratios(report, told) if r.setting == key), None) if told else None
         values = [text.milliseconds(e.median_ms if e else None) for e in own]
         found.append((f"latency, {text.setting(entry)}", values, text.times(pairs.median if pairs else None)))
         quartiles = [f"{text.digits(e.q1_ms)} to {text.digits(e.q3_ms)}" if e else text.DASH for e in own]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from onnxprune.errors import BudgetError, GraphError, ProviderError
 from onnxprune.graph import sessions, shapes
 from onnxprune.graph.inputs import Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
+from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost, plan
@@ -32,38 +33,47 @@ if TYPE_CHECKING:
     from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
-NORMALIZED = "normalized"  # what the original is without anything pruned
 LOADS = 5  # of which the fastest counts
 
 
 def measure(
-    subject: Subject, made: plan.Plan, temporary: Path, out: Path, options: Options, clock: Clock
+    subject: Subject, made: plan.Plan, files: Mapping[str, Path], out: Path, options: Options, clock: Clock
 ) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
-    """(the original and the written file, and what normalizing alone makes where that is faster; ratios; notes).
+    """(the original, the results, and what normalizing alone makes where that is faster; ratios; notes).
 
+    files: the results by name; "pruned" is in floats, "quantized" the same rounded, and the last will be `out`.
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
     notes: list[str] = []
     with clock("measure cost"):
-        before = measure_file("original", subject.path, made.before)
-        after = replace(measure_file("pruned", temporary, made.after), path=str(out))
+        models = {ORIGINAL: measure_file(ORIGINAL, subject.path, made.before)}
+        totals: dict[str, int] = dict(made.after)
         with _noted("the cost of the file was not counted again", notes):
-            after = replace(after, **_counted(subject, temporary, options))
+            totals |= _counted(subject, files[PRUNED], options)
+        for name, path in files.items():
+            last = name == list(files)[-1]
+            models[name] = replace(measure_file(name, path, totals), path=str(out) if last else None)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
-            one, two = accuracies(subject.path, temporary, subject.held, options.metric, subject.accuracy)
-            before, after = replace(before, accuracy=one), replace(after, accuracy=two)
-    models, table = (before, after), None
+            known = subject.accuracy
+            for name, path in files.items():
+                known, own = accuracies(subject.path, path, subject.held, options.metric, known)
+                models |= {
+                    ORIGINAL: replace(models[ORIGINAL], accuracy=known),
+                    name: replace(models[name], accuracy=own),
+                }
+    table = None
     if options.latency:
         with clock("measure latency"), _noted("latency could not be measured", notes):
-            table = _latencies(subject, temporary, options)
+            table = _latencies(subject, files, options)
             notes += doubts(table)
     if table is None:
-        return models, (), tuple(notes)
+        return tuple(models.values()), (), tuple(notes)
     if NORMALIZED in table.latencies:
-        models = (*models, report.Measurement(NORMALIZED, macs=made.before["macs"], params=made.before["params"]))
-    return report.with_latencies(models, (table,)), table.ratios, tuple(notes)
+        before = made.before
+        models[NORMALIZED] = report.Measurement(NORMALIZED, macs=before["macs"], params=before["params"])
+    return report.with_latencies(tuple(models.values()), (table,)), table.ratios, tuple(notes)
 
 
 @contextmanager
@@ -88,11 +98,11 @@ def _counted(subject: Subject, file: Path, options: Options) -> dict[str, int]:
     return {"macs": totals["macs"], "params": totals["params"]}
 
 
-def _latencies(subject: Subject, file: Path, options: Options) -> LatencyTable:
-    """Times of the original and the result, and of the normal form where that alone may be faster."""
+def _latencies(subject: Subject, files: Mapping[str, Path], options: Options) -> LatencyTable:
+    """Times of the original and the results, and of the normal form where that alone may be faster."""
     batch, feeds = latency_feeds(subject)
     setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
-    models: dict[str, Path | ir.Model] = {"original": subject.path, "pruned": file}
+    models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path, **files}
     if _frees_initializers(subject.path):
         models[NORMALIZED] = subject.model
     return measure_settled(models, feeds, **setting)

@@ -2,19 +2,22 @@
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, report, surgery
+from onnxprune import graph, quantize, report, surgery
 from onnxprune.bridge import batchnorm
 from onnxprune.coupling import Keep
-from onnxprune.errors import GraphError
+from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import qoperator
+from onnxprune.measure.records import PRUNED, QUANTIZED, final
 from onnxprune.methods import base
 from onnxprune.methods import options as method_options
 from onnxprune.options import LEVELS, Level, Options, alignment_for, provider_for
@@ -59,13 +62,19 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
     return _in_all_processes(work, source, options)
 
 
-def _check(source: Path, out: Path, options: Options, *read: Path) -> None:
+def _check(source: Path, out: Path, options: Options, *read: Path, ranges: Mapping[str, Any] | None = None) -> None:
     """Nothing, when paths, devices and options can be what they are. Raises: UsageError or ProviderError."""
     check_paths(source, out, options, *read)
     check_data_file(source, out)
     check_devices(options.device, provider_for(options) if options.latency else None)
     alignment_for(options.align, provider_for(options))  # refuse one that was never measured before the work
     asked.check(options)
+    wanted = quantize.parse(options.quantize)
+    quantize.check(wanted, provider_for(options), options.data is not None, bool(ranges))
+    if wanted is not None and options.pack:
+        raise UsageError(
+            "--pack stores the zeros of floats small, which --quantize leaves no floats of; give one of them"
+        )
 
 
 def _in_all_processes(work: Callable[[], Result], source: Path, options: Options) -> Result:
@@ -87,8 +96,7 @@ def prune_subject(
     subject: Subject, out: Path, options: Options, clock: Clock, look: Callable[[ir.Model], None] | None = None
 ) -> Result:
     """Scores, selects and produces; `look` is shown the proven cut before recovery changes it."""
-    if options.pack:
-        packing.check(subject.model)
+    _check_form(subject.model, options)
     subject, outcome = schedule.scored(subject, base.get(options.method), options, clock)
 
     def make(keep: Keep, notes: Sequence[str]) -> Result:
@@ -99,22 +107,31 @@ def prune_subject(
     return search.first_that_holds(search.choices(subject, outcome, options), make, clock)
 
 
+def _check_form(model: ir.Model, options: Options) -> None:
+    """Nothing, when the result can be stored as asked. Raises: UsageError, before the work."""
+    if options.pack:
+        packing.check(model)
+    if quantize.parse(options.quantize) is not None:
+        quantize.check_model(model)
+
+
 def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, options: Options) -> Result:
     """Cuts the model in `source` by a saved plan: another checkpoint of the model that the plan was made for."""
     source, out = Path(source), Path(target_path)
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
     options = settings.again(loaded, options)
+    known = loaded.quantize or {}
+    options = replace(options, quantize=options.quantize or known.get("options"))
 
     def work() -> Result:
-        _check(source, out, options, Path(plan_path))
+        _check(source, out, options, Path(plan_path), ranges=known.get("ranges"))
         clock = Clock()
         subject = prepare(source, options, clock)
-        if options.pack:
-            packing.check(subject.model)
+        _check_form(subject.model, options)
         notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)
         keep = plan.masks(loaded, subject.coupling)
-        return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes)
+        return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes, known=known)
 
     return _in_all_processes(work, source, options)
 
@@ -140,8 +157,12 @@ def produce(
     notes: Sequence[str] = (),
     zeros: Mapping[str, np.ndarray] | None = None,
     look: Callable[[ir.Model], None] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> Result:
-    """Cuts by `keep`, proves, recovers, proves again, measures, and only then writes."""
+    """Cuts by `keep`, proves, recovers, proves again, quantizes, measures, and only then writes.
+
+    known: how a plan that is replayed says that its result was quantized.
+    """
     sizes = cost.keep_sizes(keep)
     made = plan.make(
         subject.normalized,
@@ -163,26 +184,56 @@ def produce(
     twin = levels.twin_of(subject.coupling, keep, cut_model)
     dense, finished, proof = _finished(cut_model, twin, subject, options, clock)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
-    with staged(*files) as places:
-        graph.save(finished, places[out])
+    stored = _quantized(finished, subject, options, clock, known or {})
+    with staged(*files) as places, tempfile.TemporaryDirectory() as scratch:
+        results = _written(finished, stored, places[out], Path(scratch))
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
         made = replace(made, settings=settings.recorded(options, method, history))
-        models, ratios, unmeasured = measuring.measure(subject, made, places[out], out, options, clock)
-        before, after = models[:2]
+        if stored is not None:
+            made = plan.with_quantization(made, stored.record)
+        models, ratios, unmeasured = measuring.measure(subject, made, results, out, options, clock)
+        before, after = models[0], final(models) or models[-1]
+        ratios_of_result = [ratio for ratio in ratios if ratio.model == after.name]
         packed = measuring.packing(dense, places[out]) if options.pack else None
         written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
-        checked = targets.check(before, after, ratios, options)
-        all_notes = (*notes, *written_out, *unmeasured, *checked, *_packing_notes(packed, options))
+        checked = targets.check(before, after, ratios_of_result, options)
+        rounding = () if stored is None else stored.notes
+        all_notes = (*notes, *written_out, *rounding, *unmeasured, *checked, *_packing_notes(packed, options))
+        told = None if stored is None else quantize.told(stored, subject.feeds)
         original = (subject.normalized, subject.cost, subject.outputs)
         made_report = build.describe(
-            *original, made, models, ratios, proof, history, clock.steps, options, all_notes, packed
+            *original, made, models, ratios, proof, history, clock.steps, options, all_notes, packed, told
         )
         if options.plan is not None:
             plan.save(made, places[options.plan])
         for path in options.report:
             report.write_report(made_report, places[path])
     return Result(made, before, after, made_report)
+
+
+def _quantized(
+    finished: ir.Model, subject: Subject, options: Options, clock: Clock, known: Mapping[str, Any]
+) -> quantize.Quantized | None:
+    """`finished` as --quantize asks, None where it stays in floats."""
+    asked = quantize.parse(options.quantize)
+    if asked is None:
+        return None
+    with clock("quantize"):
+        provider = provider_for(options)
+        return quantize.quantize(
+            finished, quantize.Context(asked, subject.tune, subject.feeds, provider, options.seed, known)
+        )
+
+
+def _written(finished: ir.Model, stored: quantize.Quantized | None, place: Path, scratch: Path) -> dict[str, Path]:
+    """The files of the result by name, the last of which is at `place`; floats of a quantized one lie in `scratch`."""
+    if stored is None:
+        graph.save(finished, place)
+        return {PRUNED: place}
+    graph.save(finished, scratch / place.name)
+    graph.save(stored.model, place)
+    return {PRUNED: scratch / place.name, QUANTIZED: place}
 
 
 def _finished(

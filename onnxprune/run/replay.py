@@ -1,12 +1,13 @@
 """Checking a result by its plan, from the files alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, surgery
+from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Coupling, Dim, Keep, analyze, dims, unit_positions
 from onnxprune.errors import VerificationError
 from onnxprune.graph import shapes
@@ -36,19 +37,39 @@ def check(
     keep = plan.masks(loaded, subject.coupling)
     result = graph.load(out)
     _same_interface(subject.model, result, out)
+    if loaded.quantize is not None:
+        return _check_quantized(subject, keep, result, out, loaded, any_weights)
     found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds)
     if found.ok or loaded.recover == "none":
         return comparison.require(found), "cut = mask"
     found = comparison.compare(result, _with_constants(subject, keep), subject.feeds)
     if found.ok:
         return found, "cut = mask with the constants of removed units"
-    changed = loaded.result_sha256 not in ("", file_sha256(out)) and loaded.model_sha256 == subject.sha256
-    if changed and not any_weights:
+    if not any_weights:
+        _check_weights(loaded, subject, out)
+    return _check_recovered(subject, keep, result, out)
+
+
+def _check_weights(loaded: plan.Plan, subject: Subject, out: Path) -> None:
+    if loaded.result_sha256 not in ("", file_sha256(out)) and loaded.model_sha256 == subject.sha256:
         raise VerificationError(
             f"{out}: its weights are neither the model's nor those that the plan was written with (another sha256); "
             "make it again with 'onnxprune apply', or give --any-weights where it was tuned on purpose"
         )
-    return _check_recovered(subject, keep, result, out)
+
+
+def _check_quantized(
+    subject: Subject, keep: Keep, result: ir.Model, out: Path, loaded: plan.Plan, any_weights: bool
+) -> tuple[comparison.Verification, str]:
+    """The two promises of a quantized result: its weights as floats are a pruned model that equals the masked one that
+    carries them, and the file is the rounding of that model."""
+    pruned = pipeline.finish(surgery.cut(subject.coupling, keep))
+    floats = quantize.as_floats(result, pruned, loaded.quantize or {})
+    simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
+    if not any_weights:
+        _check_weights(loaded, subject, out)
+    found, what = _check_recovered(subject, keep, floats, out, quantize.folded)
+    return found, f"{what}; {simulation}"
 
 
 def _with_constants(subject: Subject, keep: Keep) -> ir.Model:
@@ -71,16 +92,18 @@ def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
             )
 
 
-def _check_recovered(subject: Subject, keep: Keep, result: ir.Model, out: Path) -> tuple[comparison.Verification, str]:
+def _check_recovered(
+    subject: Subject, keep: Keep, result: ir.Model, out: Path, rewritten: Callable[[ir.Model], ir.Model] = lambda m: m
+) -> tuple[comparison.Verification, str]:
     """Compares `result` with the masked model into which its own weights were put back at the kept positions.
 
     A result has its norms folded into weights of other names: so the model is folded in the same way, and weights
-    are known by the node that uses them.
+    are known by the node that uses them. rewritten: what else was done to the result before its weights were changed.
     """
     tuned = graph.normalize(result)
     # Nodes that finishing makes are numbered as they come: all biases have to be there before.
     # Weights that are equal here may be so no longer in the result.
-    folded = graph.normalize(pipeline.finish(_with_biases_of(subject.model, tuned), join=False))
+    folded = graph.normalize(rewritten(pipeline.finish(_with_biases_of(subject.model, tuned), join=False)))
     coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
     keep = same_positions(subject.coupling, keep, coupling)
     twin = surgery.mask(replace(coupling, model=_put_back(coupling, keep, tuned, out)), keep)

@@ -1,0 +1,30 @@
+"""Quantization after the cut: onnxruntime's own quantizer, and what makes its result one to rely on.
+
+asked       --quantize KIND:KEY=VALUE,... as a record
+prepare     a finished model in the form that quantizers take: weights as initializers, names, the opset
+ranges      what values reach on samples, by onnxruntime's calibrators
+forms       how it is stored and computed
+parts       a quantized file taken apart: what stands for which value, weights as floats again
+proof       quantized = simulated: the same rounding carried out apart from the quantizer
+apply       all of it in order
+"""
+
+from onnxprune.quantize.apply import Context, Quantized, check, quantize, told, verify
+from onnxprune.quantize.asked import KINDS, Asked, parse
+from onnxprune.quantize.parts import as_floats
+from onnxprune.quantize.prepare import check_model, folded
+
+__all__ = [
+    "KINDS",
+    "Asked",
+    "Context",
+    "Quantized",
+    "as_floats",
+    "check",
+    "check_model",
+    "folded",
+    "parse",
+    "quantize",
+    "told",
+    "verify",
+]

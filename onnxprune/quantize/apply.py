@@ -1,0 +1,158 @@
+"""From a finished float model to the quantized one: prepared, calibrated, rounded, proven."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.data import Samples, batches, fixed_batch
+from onnxprune.errors import UsageError
+from onnxprune.graph.inputs import Feeds
+from onnxprune.quantize import forms, prepare, proof
+from onnxprune.quantize.asked import Asked
+from onnxprune.quantize.ranges import Ranges, calibrated
+
+LOG = logging.getLogger("onnxprune")
+BATCH = 32  # samples that are calibrated on at a time
+WITHOUT_INTEGERS = {"cuda": "int8"}  # provider -> the kind for which it has no kernels
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model, the float model that it is the rounding of, and what is to be recorded of how it was made."""
+
+    model: ir.Model
+    float_model: ir.Model
+    record: Mapping[str, Any]
+    simulation: proof.Simulation
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What quantization is made with; known: the record of a plan that is replayed."""
+
+    asked: Asked
+    samples: Samples | None
+    feeds: Sequence[Feeds]  # on which the proof runs
+    provider: str = "cpu"
+    seed: int = 0
+    known: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: bool = False) -> None:
+    """Nothing, when what was asked can be made. Raises: UsageError, before any work."""
+    if asked is None:
+        return
+    if asked.kind == "int8" and not has_samples and not has_ranges:
+        raise UsageError("--quantize int8 calibrates on samples, and there are none; give --data")
+    if WITHOUT_INTEGERS.get(provider) == asked.kind:
+        raise UsageError(
+            f"--quantize {asked.kind}: onnxruntime's {provider} provider has no integer kernels and would compute in "
+            "floats, with conversions between them; give --provider tensorrt or cpu"
+        )
+
+
+def quantize(model: ir.Model, context: Context) -> Quantized:
+    """`model`, finished and in floats, as the context asks.
+
+    Raises: UsageError where it cannot be quantized so, VerificationError when the result is not its rounding.
+    """
+    asked = context.asked
+    floats, notes = prepare.prepared(model, forms.OPSET[asked.kind])
+    excluded = prepare.excluded(floats, asked.excluded)
+    made = _int8(floats, excluded, context)
+    return replace(made, notes=(*notes, *made.notes))
+
+
+def verify(
+    model: ir.Model,
+    floats: ir.Model,
+    record: Mapping[str, Any],
+    feeds: Sequence[Feeds],
+    where: str,
+) -> str:
+    """What is proven of `model` as the rounding of `floats`; record: what the plan says of it.
+
+    Raises: VerificationError when it is not.
+    """
+    simulation = proof.simulate(model, floats, proof_feeds(feeds), record.get("ranges") or None)
+    return proven(proof.require(simulation, where))
+
+
+def proven(found: proof.Simulation) -> str:
+    """A simulation that holds, in words."""
+    return (
+        f"quantized = simulated: {found.nodes} nodes within {found.ratio:.2g} of their largest numbers, "
+        f"{found.weights} weights within half a step"
+    )
+
+
+def told(made: Quantized, feeds: Sequence[Feeds]) -> dict[str, Any]:
+    """What reports say of it."""
+    cost = proof.error(made.model, made.float_model, feeds[:1])
+    return {
+        "options": made.record["options"],
+        "float": list(made.record["float"]),
+        "proof": proven(made.simulation),
+        "error": cost,
+    }
+
+
+def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantized:
+    asked = context.asked
+    ranges, notes = _ranges(floats, context)
+    excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
+    made = forms.int8(floats, asked, ranges, excluded, context.provider, asked["reduce_range"])
+    feeds = proof_feeds(context.feeds)
+    simulation = proof.require(proof.simulate(made, floats, feeds, ranges))
+    record = {
+        "options": str(asked),
+        "float": excluded,
+        "ranges": {name: list(pair) for name, pair in sorted(ranges.items())},
+    }
+    return Quantized(made, floats, record, simulation, notes)
+
+
+def _ranges(floats: ir.Model, context: Context) -> tuple[Ranges, tuple[str, ...]]:
+    """(what values reach, notes): on samples, else what the plan recorded."""
+    samples, asked = context.samples, context.asked
+    if samples is None:
+        known = {name: (float(pair[0]), float(pair[1])) for name, pair in context.known.get("ranges", {}).items()}
+        return known, ("ranges of values are those that the plan recorded: there are no samples to measure them on",)
+    few = drawn(samples, asked["samples"], context.seed)
+    found = calibrated(prepare.proto_of(floats), forms.op_types(context.provider), in_batches(floats, few), asked)
+    return found, tuple(_doubts(few))
+
+
+def _doubts(samples: Samples) -> Iterator[str]:
+    labels = samples.labels
+    if labels is not None and len(samples) > 1 and (labels == labels.flat[0]).all():
+        yield (
+            f"calibrated on {len(samples)} samples that are all of class {labels.flat[0]}: others may reach further "
+            "and be cut off; give samples of every class"
+        )
+    if len(samples) < 16:
+        yield f"calibrated on {len(samples)} samples only: others may reach further and be cut off; give some hundred"
+
+
+def drawn(samples: Samples, count: int, seed: int) -> Samples:
+    """`count` of the samples, or all where there are no more."""
+    if len(samples) <= count:
+        return samples
+    return samples.subset(np.sort(np.random.default_rng(seed).choice(len(samples), count, replace=False)))
+
+
+def in_batches(model: ir.Model, samples: Samples, size: int = BATCH) -> Iterator[Feeds]:
+    """The samples in batches that the model takes."""
+    fixed = fixed_batch(model)
+    for block in batches(samples, fixed or size, fixed=fixed):
+        yield samples.batch(block)
+
+
+def proof_feeds(feeds: Sequence[Feeds]) -> list[Feeds]:
+    """A few of the feeds of the proof: every value of the model is held twice on each."""
+    return list(feeds[:1]) + list(feeds[-1:]) if len(feeds) > 1 else list(feeds)

@@ -1,0 +1,104 @@
+"""`--quantize KIND:KEY=VALUE,...` as a record; every key, its values and its default stand in one table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from onnxprune.errors import UsageError
+
+OPTION = "--quantize"
+
+
+class Key(NamedTuple):
+    """A key: its default, the values it may have or the smallest and largest number, and what it does."""
+
+    default: Any
+    allowed: tuple[Any, ...]
+    help: str
+
+
+SWITCH = (True, False)
+EXCLUDE = Key("", (), "nodes that stay as they are: names or globs, joined by +")
+FORMS: Mapping[str, Mapping[str, Key]] = {
+    "int8": {
+        "calibrate": Key("minmax", ("minmax", "percentile", "entropy"), "how ranges follow from what samples reach"),
+        "percentile": Key(99.99, (50.0, 100.0), "share of values inside the range, for calibrate=percentile"),
+        "samples": Key(256, (1, 1_000_000), "of --data to calibrate on"),
+        "per_channel": Key(True, SWITCH, "a scale for each output channel of a weight"),
+        "symmetric": Key(False, SWITCH, "values as int8 around zero instead of uint8"),
+        "reduce_range": Key(False, SWITCH, "weights in 7 bits, for CPUs whose 8-bit sums saturate"),
+        "exclude": EXCLUDE,
+    },
+}
+KINDS = tuple(FORMS)
+NONE = "none"  # for 'apply' of a plan that quantizes
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A kind of quantization with a value for each of its keys."""
+
+    kind: str
+    options: Mapping[str, Any]
+
+    def __getitem__(self, key: str) -> Any:
+        return self.options[key]
+
+    @property
+    def excluded(self) -> tuple[str, ...]:
+        return tuple(filter(None, self["exclude"].split("+")))
+
+    def __str__(self) -> str:
+        """What `parse` reads as this: the kind, and the keys that differ from their defaults."""
+        keys = FORMS[self.kind]
+        changed = [f"{key}={_text(value)}" for key, value in self.options.items() if value != keys[key].default]
+        return ":".join([self.kind, *([",".join(changed)] if changed else [])])
+
+
+def parse(text: str | None) -> Asked | None:
+    """The record of `text`; None for None and for "none". Raises: UsageError."""
+    if text is None or text == NONE:
+        return None
+    kind, colon, rest = str(text).partition(":")
+    if kind not in FORMS:
+        raise UsageError(f"{OPTION} {text}: unknown; choose of {', '.join(KINDS)}")
+    keys = FORMS[kind]
+    found = {name: key.default for name, key in keys.items()}
+    given: set[str] = set()
+    for word in rest.split(",") if colon else ():
+        name, equals, value = word.partition("=")
+        if name not in keys:
+            raise UsageError(f"{OPTION} {text}: '{name}' is no key of {kind}; choose of {', '.join(keys)}")
+        if not equals or name in given:
+            wanted = "was given before; give it once" if equals else f"give {name}=VALUE"
+            raise UsageError(f"{OPTION} {text}: '{word}': {wanted}")
+        given.add(name)
+        found[name] = _value(text, name, keys[name], value)
+    return Asked(kind, MappingProxyType(found))
+
+
+def _value(text: str, name: str, key: Key, value: str) -> Any:
+    if isinstance(key.default, str) and not key.allowed:
+        return value
+    for allowed in key.allowed:
+        if _text(allowed) == value and not _is_range(key):
+            return allowed
+    if _is_range(key):
+        low, high = key.allowed
+        try:
+            number = type(key.default)(value)
+        except ValueError:
+            number = None
+        if number is not None and low <= number <= high:  # not-a-number is in no range
+            return number
+        raise UsageError(f"{OPTION} {text}: {name}={value}: give a number from {_text(low)} to {_text(high)}")
+    raise UsageError(f"{OPTION} {text}: {name}={value}: choose of {', '.join(map(_text, key.allowed))}")
+
+
+def _is_range(key: Key) -> bool:
+    return len(key.allowed) == 2 and isinstance(key.default, int | float) and not isinstance(key.default, bool)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,83 @@
+"""The forms in which a model is stored and computed: the arithmetic is onnxruntime's."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxprune.errors import UsageError
+from onnxprune.quantize.asked import Asked
+from onnxprune.quantize.prepare import proto_of, quiet, with_interface
+from onnxprune.quantize.ranges import Ranges, tensors_data
+
+OPSET = {"int8": 13}  # DequantizeLinear takes a scale per channel
+# Operators that onnxruntime computes in integers, or that only move values and so need not leave them.
+INTEGER_OPS = (
+    "Conv Gemm MatMul Add Mul AveragePool GlobalAveragePool Concat MaxPool Relu Clip LeakyRelu Sigmoid Softmax Reshape "
+    "Flatten Squeeze Unsqueeze Transpose Pad Resize Split Slice Gather Where"
+).split()
+# TensorRT takes its own choice of everything between these.
+TENSORRT_OPS = "Conv ConvTranspose Gemm MatMul Add".split()
+
+
+def op_types(provider: str) -> list[str]:
+    """What int8 is made of for `provider`."""
+    return list(TENSORRT_OPS if provider == "tensorrt" else INTEGER_OPS)
+
+
+def int8(
+    model: ir.Model, asked: Asked, ranges: Ranges, floats: Sequence[str], provider: str, reduce_range: bool
+) -> ir.Model:
+    """`model` with QuantizeLinear and DequantizeLinear around what is computed in integers; `floats` stay so."""
+    from onnxruntime.quantization import QDQQuantizer, QuantType
+
+    proto, extra = _inferred(model), {}
+    symmetric = asked["symmetric"] or provider == "tensorrt"
+    if provider == "tensorrt":  # takes symmetric values, biases in float, and a pair of its own for each reader
+        extra = {"DedicatedQDQPair": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": TENSORRT_OPS}
+    quantizer = QDQQuantizer(
+        proto,
+        asked["per_channel"],
+        reduce_range,
+        QuantType.QInt8,
+        QuantType.QInt8 if symmetric else QuantType.QUInt8,
+        tensors_data(ranges),
+        [],
+        list(floats),
+        op_types(provider),
+        {"ActivationSymmetric": symmetric, **extra},
+    )
+    with quiet():
+        quantizer.quantize_model()
+    return _checked(quantizer.model.model, model, "int8", "Conv, Gemm or MatMul")
+
+
+def _checked(made: onnx.ModelProto, model: ir.Model, kind: str, what: str) -> ir.Model:
+    def count(proto: onnx.ModelProto) -> int:
+        sizes = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+        return sum(tensor.data_type in sizes for tensor in proto.graph.initializer)
+
+    if count(made) <= sum(v.dtype in (ir.DataType.INT8, ir.DataType.UINT8) for v in model.graph.initializers.values()):
+        raise UsageError(
+            f"--quantize {kind}: nothing of this model can be stored so: it has no {what} with a constant weight that "
+            "is left to quantize; choose another kind, or exclude less"
+        )
+    return _made(made, model)
+
+
+def _made(made: onnx.ModelProto, model: ir.Model) -> ir.Model:
+    result = with_interface(made, proto_of(model))
+    result.meta.update(model.meta)
+    return result
+
+
+def _inferred(model: ir.Model) -> onnx.ModelProto:
+    """`model` with the types of all values, without which onnxruntime's quantizer leaves them alone."""
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "float.onnx")
+        onnx.save(proto_of(model), path)
+        return load_model_with_shape_infer(path)

@@ -1,0 +1,167 @@
+"""A finished model in the form that quantizers take: weights as initializers, nodes with names, a new enough opset."""
+
+import contextlib
+import fnmatch
+import io
+import logging
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from onnxprune import graph
+from onnxprune.errors import GraphError, UsageError
+
+QUANTIZED = frozenset(
+    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger MatMulNBits".split()
+)
+# Operators through which weights arrive, and which are computed once and for all.
+CARRIERS = frozenset("Cast Transpose Reshape Identity Squeeze Unsqueeze Flatten".split())
+LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold several
+STANDARD = ("", "ai.onnx")
+
+
+def prepared(model: ir.Model, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
+    """(a copy of `model` that quantizers can take, at opset `opset` at least; notes).
+
+    Raises: GraphError where it cannot be brought to that opset, UsageError where it is quantized already.
+    """
+    check_model(model)
+    model = folded(model)
+    for index, node in enumerate(model.graph.all_nodes()):
+        node.name = node.name or f"{node.op_type}_unnamed_{index}"
+    old = model.opset_imports.get("", opset)
+    if old >= opset:
+        return model, ()
+    raised = _raised(model, old, opset)
+    return raised, (f"opset {old} was raised to {opset}, which quantized weights with a scale per channel need",)
+
+
+def check_model(model: ir.Model) -> None:
+    """Nothing, when `model` can be quantized. Raises: UsageError."""
+    found = next(
+        (n for n in model.graph.all_nodes() if n.op_type in QUANTIZED or n.op_type.startswith("QLinear")), None
+    )
+    if found is not None:
+        raise UsageError(
+            f"--quantize: the model is quantized already ({found.op_type} '{found.name}') and stays so when it is "
+            "pruned; leave --quantize out"
+        )
+    if graph.size_bytes(model) > LARGE_BYTES:
+        size = graph.size_bytes(model) / 1e9
+        raise UsageError(
+            f"--quantize: the pruned model has {size:.1f} GB of weights, and {LARGE_BYTES / 1e9:g} GB is the most that "
+            "can be quantized; prune more, or quantize the result with onnxruntime's own tools"
+        )
+
+
+def proto_of(model: ir.Model) -> onnx.ModelProto:
+    """`model` as a message with all weights inside."""
+    copy = model.clone()
+    for value in copy.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor):
+            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
+    proto = ir.to_proto(copy)
+    stored = {tensor.name for tensor in proto.graph.initializer}
+    inner = [value for value in proto.graph.value_info if value.name not in stored]  # quantizers transpose weights
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(inner)
+    return proto
+
+
+def excluded(model: ir.Model, patterns: Sequence[str]) -> list[str]:
+    """Names of the nodes that `patterns` match. Raises: UsageError for one that matches none."""
+    names = [node.name or "" for node in model.graph]
+    found: list[str] = []
+    for pattern in patterns:
+        own = [pattern] if pattern in names else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+        if not own:
+            raise UsageError(
+                f"--quantize: exclude={pattern} matches no node of the finished model; its nodes are "
+                f"{', '.join(names[:3])} ..."
+            )
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def folded(model: ir.Model) -> ir.Model:
+    """A copy of `model` in which weights are initializers themselves, and not what operators make of initializers."""
+    meta, model = model.meta, model.clone()
+    model.meta.update(meta)
+    for node in list(model.graph):
+        inputs = [graph.constant(value) for value in node.inputs if value is not None]
+        if node.op_type not in CARRIERS or node.domain not in STANDARD or any(array is None for array in inputs):
+            continue
+        output = node.outputs[0]
+        if output in model.graph.outputs or not inputs:
+            continue
+        array = _computed(model, node, [array for array in inputs if array is not None])
+        made = graph.add_constant(model.graph, f"{output.name}/folded", array)
+        output.replace_all_uses_with(made)
+        model.graph.remove(node, safe=True)
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in model.graph.outputs:
+            del model.graph.initializers[name]
+    return model
+
+
+def _computed(model: ir.Model, node: ir.Node, inputs: list[np.ndarray]) -> np.ndarray:
+    names = [value.name or "" for value in node.inputs if value is not None]
+    proto = ir.to_proto(node)
+    opset = onnx.helper.make_opsetid("", model.opset_imports.get("", 13))
+    undefined = onnx.TypeProto()
+    values = [onnx.helper.make_value_info(name, undefined) for name in (*names, proto.output[0])]
+    inner = onnx.helper.make_graph([proto], "fold", values[:-1], values[-1:])
+    evaluator = ReferenceEvaluator(onnx.helper.make_model(inner, opset_imports=[opset]))
+    return np.asarray(evaluator.run(None, dict(zip(names, inputs, strict=True)))[0])  # type: ignore[index]
+
+
+def _raised(model: ir.Model, old: int, opset: int) -> ir.Model:
+    proto = proto_of(model)
+    try:
+        raised = onnx.version_converter.convert_version(proto, opset)
+    except Exception as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        raise GraphError(
+            f"--quantize needs opset {opset} and the model has {old}, which onnx cannot convert ({line}); "
+            f"export it at opset {opset} or higher"
+        ) from error
+    made = with_interface(raised, proto)
+    made.meta.update(model.meta)
+    return made
+
+
+def with_interface(made: onnx.ModelProto, original: onnx.ModelProto) -> ir.Model:
+    """`made` with the names, types, shapes and metadata that `original` shows to the outside."""
+    for field in ("input", "output"):
+        ours, theirs = getattr(made.graph, field), getattr(original.graph, field)
+        if [value.name for value in ours] != [value.name for value in theirs]:
+            raise GraphError(f"--quantize: the {field}s of the model were changed; please report this model")
+        del ours[:]
+        ours.extend(theirs)
+    for field in ("producer_name", "producer_version", "domain", "model_version", "doc_string"):
+        setattr(made, field, getattr(original, field))
+    del made.metadata_props[:]
+    made.metadata_props.extend(original.metadata_props)
+    made.graph.name, made.graph.doc_string = original.graph.name, original.graph.doc_string
+    model = ir.from_proto(made)
+    model.graph.sort()
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """onnxruntime's quantizers log on the root logger and print; no user can act on what they say."""
+    root, named = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
+    levels = root.level, named.level
+    root.setLevel(logging.ERROR)
+    named.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(levels[0])
+        named.setLevel(levels[1])

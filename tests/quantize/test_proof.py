@@ -1,0 +1,113 @@
+"""quantized = simulated finds what a quantizer could get wrong; what rounding costs is no fault."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from quantizing import CNN, SQUARE, feeds_for, quantized
+
+from onnxprune import graph
+from onnxprune.errors import VerificationError
+from onnxprune.quantize import parts, proof
+
+
+@pytest.fixture(scope="module")
+def square():
+    return quantized(SQUARE, "int8")
+
+
+def simulated(made, model: ir.Model) -> proof.Simulation:
+    ranges = {name: tuple(pair) for name, pair in made.record["ranges"].items()}
+    return proof.simulate(model, made.float_model, feeds_for(made.float_model), ranges)
+
+
+def changed(model: ir.Model, name: str, change) -> None:
+    value = model.graph.initializers[name]
+    graph.set_constant(value, change(graph.array_of(value).copy()))
+
+
+def reader(model: ir.Model, initializer: str) -> ir.Node:
+    return next(iter(model.graph.initializers[initializer].uses())).node
+
+
+def other_zero_for_the_reader(model: ir.Model) -> None:
+    node = next(n for n in model.graph if n.op_type == "DequantizeLinear" and parts.rounding(n.outputs[0]))
+    zero = graph.array_of(node.inputs[2])
+    node.replace_input_with(2, graph.add_constant(model.graph, "other_zero", zero + np.uint8(1)))
+
+
+def other_axis(model: ir.Model) -> None:
+    node = reader(model, "w2_quantized")
+    node.attributes["axis"] = ir.AttrInt64("axis", 1 - node.attributes.get_int("axis", 1))
+
+
+def other_value(model: ir.Model) -> None:
+    node = next(n for n in model.graph if n.name == "sum")
+    node.replace_input_with(1, node.inputs[0])
+
+
+def swap(array: np.ndarray) -> np.ndarray:
+    order = np.argsort(array.reshape(-1), kind="stable")
+    array.reshape(-1)[[order[0], order[-1]]] = array.reshape(-1)[[order[-1], order[0]]]
+    return array
+
+
+FAULTS = {
+    "scale of the wrong channel": lambda m: changed(m, "w2_scale", swap),
+    "scales moved by one channel": lambda m: changed(m, "w3_scale", lambda a: np.roll(a, 1)),
+    "zero point of one channel off by one": lambda m: changed(
+        m, "w2_zero_point", lambda a: a + np.eye(8, dtype=np.int8)[3]
+    ),
+    "zero points of a weight off by one": lambda m: changed(m, "w1_zero_point", lambda a: a + np.int8(1)),
+    "axis swapped": other_axis,
+    "zero point of a value off by one": lambda m: changed(m, "y_zero_point", lambda a: a + np.uint8(1)),
+    "zero point of the input off by one": lambda m: changed(m, "x_zero_point", lambda a: a - np.uint8(1)),
+    "a value read by another zero point": other_zero_for_the_reader,
+    "scale of a value too large": lambda m: changed(m, "c_scale", lambda a: a * np.float32(1.01)),
+    "bias of another channel": lambda m: changed(m, "b3_quantized", lambda a: np.roll(a, 1)),
+    "one weight off by one": lambda m: changed(m, "w3_quantized", lambda a: a + np.eye(8, dtype=np.int8) * (a < 127)),
+    "a node reads another value": other_value,
+}
+
+
+def test_a_quantized_model_equals_its_simulation_and_rounding_is_an_error_beside_it(square):
+    found = simulated(square, square.model)
+    assert found.ok
+    assert found.nodes == 4 + 1  # all but the Relu, which the rounding does, and the output
+    assert found.weights == 5
+    assert 1e-4 < proof.error(square.model, square.float_model, feeds_for(square.float_model)) < 0.05
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_found(square, name):
+    model = square.model.clone()
+    FAULTS[name](model)
+    found = simulated(square, model)
+    assert not found.ok
+    with pytest.raises(VerificationError, match="is not the pruned model rounded"):
+        proof.require(found)
+
+
+def test_a_coarser_rounding_costs_more_and_is_no_fault(square):
+    coarse = quantized(SQUARE, "int8:per_channel=false,reduce_range=true")
+    feeds = feeds_for(square.float_model)
+    assert simulated(coarse, coarse.model).ok
+    errors = [proof.error(made.model, made.float_model, feeds) for made in (square, coarse)]
+    assert errors[1] > errors[0]
+
+
+def test_convolutions_depthwise_ones_and_sums_are_simulated():
+    made = quantized(CNN, "int8")
+    assert made.simulation is not None
+    assert made.simulation.ok
+    assert made.simulation.nodes >= 7
+
+
+def test_as_floats_gives_back_the_model_with_weights_on_the_grid(square):
+    floats = parts.as_floats(square.model, square.float_model, square.record)
+    assert [n.op_type for n in floats.graph] == [n.op_type for n in square.float_model.graph]
+    for node, before in zip(floats.graph, square.float_model.graph, strict=True):
+        assert node.name == before.name
+        for value, old in zip(node.inputs, before.inputs, strict=True):
+            if old is not None and old.is_initializer():
+                a, b = graph.array_of(value), graph.array_of(old)
+                assert 0 < np.abs(a - b).max() < 0.01 * np.abs(b).max()

@@ -1,0 +1,172 @@
+"""Prune and quantize in one command: what is written, measured, recorded, replayed, verified and refused."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+from networks import CNN, DIGITS, MLP, filled
+
+from onnxprune.report import schema
+
+COMMON = ("--method", "l1", "--target", "macs=0.5", "--recover", "reconstruct")
+QUIET = ("--no-latency",)
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """One run with int8 on the digits: (folder, report)."""
+    import onnxprune
+
+    folder = tmp_path_factory.mktemp("int8")
+    onnxprune.prune(
+        DIGITS,
+        folder / "out.onnx",
+        method="l1",
+        target={"macs": 0.5},
+        data="digits",
+        recover="reconstruct",
+        quantize="int8",
+        plan=folder / "plan.json",
+        report=[folder / "report.json", folder / "report.md", folder / "report.html"],
+    )
+    return folder, json.loads((folder / "report.json").read_text())
+
+
+def test_the_report_has_a_column_for_the_original_the_pruned_and_the_quantized(digits_run):
+    folder, report = digits_run
+    original, pruned, quantized = report["models"]
+    assert [m["name"] for m in report["models"]] == ["original", "pruned", "quantized"]
+    assert quantized["bytes"] == (folder / "out.onnx").stat().st_size < 0.5 * pruned["bytes"] < original["bytes"]
+    assert quantized["macs"] == pruned["macs"]
+    assert quantized["path"] == str(folder / "out.onnx")
+    assert quantized["accuracy"]["value"] > 0.97
+    assert all(m["latency"] for m in report["models"])
+    assert report["ratios"]["bytes"] == pytest.approx(quantized["bytes"] / original["bytes"])
+    assert report["ratios"]["latency"][0]["model"] == "quantized"
+    assert report["quantize"]["proof"].startswith("quantized = simulated: ")
+    assert 0 < report["quantize"]["error"] < 0.1
+    assert "quantized against original" in (folder / "report.md").read_text()
+    assert "quantized" in (folder / "report.html").read_text()
+
+
+def test_the_report_follows_its_schema(digits_run):
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(digits_run[1], schema())
+
+
+def test_the_file_computes_in_integers_behind_the_same_interface(digits_run):
+    before, after = onnx.load(DIGITS), onnx.load(digits_run[0] / "out.onnx")
+    onnx.checker.check_model(after, full_check=True)
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+    assert after.metadata_props == before.metadata_props
+    types = {tensor.data_type for tensor in after.graph.initializer if np.prod(tensor.dims) > 100}
+    assert types == {onnx.TensorProto.INT8}
+
+
+def test_onnxruntime_runs_integer_kernels_of_it(digits_run):
+    from onnxprune.measure import profile
+
+    ops = {time.op for time in profile(digits_run[0] / "out.onnx", runs=2, warmup=1, threads=1)}
+    assert "QLinearConv" in ops
+    assert "Conv" not in ops
+
+
+def test_verify_accepts_it_and_finds_a_planted_scale(digits_run, cli, tmp_path):
+    folder, _ = digits_run
+    words = ("verify", DIGITS, folder / "out.onnx", "--plan", folder / "plan.json")
+    ran = cli(*words)
+    assert (ran.code, ran.err) == (0, "")
+    assert "quantized = simulated" in ran.out
+    model = onnx.load(folder / "out.onnx")
+    scale = next(t for t in model.graph.initializer if t.name.endswith("_scale") and not t.dims)
+    array = onnx.numpy_helper.to_array(scale) * np.float32(1.5)
+    scale.CopyFrom(onnx.numpy_helper.from_array(array, scale.name))
+    onnx.save(model, tmp_path / "wrong.onnx")
+    ran = cli("verify", DIGITS, tmp_path / "wrong.onnx", "--plan", folder / "plan.json", "--any-weights")
+    assert ran.code == 3
+    assert "do not follow from its range" in ran.err
+
+
+def test_apply_makes_the_same_file_again_and_without_samples_uses_the_recorded_ranges(digits_run, cli, tmp_path):
+    folder, _ = digits_run
+    out = tmp_path / "out.onnx"
+    assert cli("apply", DIGITS, folder / "plan.json", out, "--data", "digits", *QUIET).code == 0
+    assert out.read_bytes() == (folder / "out.onnx").read_bytes()
+    ran = cli("apply", DIGITS, folder / "plan.json", out, *QUIET)
+    assert ran.code == 0
+    assert "ranges of values are those that the plan recorded" in ran.err
+    assert cli("verify", DIGITS, out, "--plan", folder / "plan.json", "--any-weights").code == 0
+    assert cli("apply", DIGITS, folder / "plan.json", out, "--quantize", "none", *QUIET).code == 0
+    assert not any(t.data_type == onnx.TensorProto.INT8 for t in onnx.load(out).graph.initializer)
+
+
+def test_nothing_asked_writes_what_it_wrote_before(cli, cnn_path, tmp_path):
+    plan, report = tmp_path / "plan.json", tmp_path / "report.json"
+    words = (cnn_path, tmp_path / "out.onnx", "--method", "l1", "--plan", plan, "--report", report, *QUIET)
+    assert cli(*words).code == 0
+    assert "quantize" not in json.loads(plan.read_text())
+    assert [m["name"] for m in json.loads(report.read_text())["models"]] == ["original", "pruned"]
+
+
+@pytest.fixture
+def bad(tmp_path):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "all.npz", x=rng.normal(size=(40, 3, 8, 8)).astype(np.float32), y=np.arange(40) % 4)
+    np.savez(tmp_path / "one.npz", x=rng.normal(size=(40, 3, 8, 8)).astype(np.float32), y=np.full(40, 2))
+    onnx.save(filled(CNN), tmp_path / "cnn.onnx")
+    onnx.save(filled(MLP), tmp_path / "mlp.onnx")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("cnn.onnx --quantize int8", "calibrates on samples, and there are none"),
+        ("cnn.onnx --quantize int9", "unknown; choose of int8"),
+        ("cnn.onnx --quantize int8:x=1 --data all.npz", "'x' is no key of int8"),
+        ("cnn.onnx --quantize int8 --data all.npz --pack", "give one of them"),
+        ("cnn.onnx --quantize int8:exclude=nothing* --data all.npz", "exclude=nothing* matches no node"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(cli, bad, words, told):
+    first, *rest = (str(bad / word) if word.endswith((".onnx", ".npz")) else word for word in words.split())
+    ran = cli(first, bad / "out.onnx", *rest, "--method", "l1", "--recover", "none", *QUIET)
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert told in ran.err
+    assert not (bad / "out.onnx").exists()
+
+
+def test_samples_of_one_class_are_warned_of(cli, bad):
+    words = (bad / "cnn.onnx", bad / "out.onnx", "--method", "l1", "--recover", "none", "--data", bad / "one.npz")
+    ran = cli(*words, "--quantize", "int8", *QUIET)
+    assert ran.code == 0
+    assert "samples that are all of class 2" in ran.err
+
+
+def test_a_missed_size_target_of_the_final_file_exits_1(cli, bad):
+    words = (bad / "cnn.onnx", bad / "out.onnx", "--method", "l1", "--recover", "none", "--data", bad / "one.npz")
+    ran = cli(*words, "--quantize", "int8", "--target", "macs=0.5", "--target", "size=0.05", *QUIET)
+    assert ran.code == 1
+    assert not (bad / "out.onnx").exists()
+
+
+def test_an_old_opset_is_raised_and_that_is_said(cli, bad):
+    old = filled(CNN.replace('"" : 17', '"" : 11'))
+    onnx.save(old, bad / "old.onnx")
+    words = (bad / "old.onnx", bad / "out.onnx", "--method", "l1", "--recover", "none", "--data", bad / "one.npz")
+    ran = cli(*words, "--quantize", "int8", "--plan", bad / "plan.json", *QUIET)
+    assert ran.code == 0
+    assert "opset 11 was raised to 13" in ran.err
+    assert onnx.load(bad / "out.onnx").opset_import[0].version == 13
+    assert cli("verify", bad / "old.onnx", bad / "out.onnx", "--plan", bad / "plan.json").code == 0
+
+
+def test_a_model_that_comes_quantized_stays_so_and_is_not_quantized_again(cli, bad, digits_run):
+    folder, _ = digits_run
+    words = (folder / "out.onnx", bad / "out.onnx", "--method", "l1", "--data", "digits")
+    ran = cli(*words, "--quantize", "int8", *QUIET)
+    assert ran.code == 2
+    assert "quantized already" in ran.err

@@ -23,12 +23,18 @@ def to_markdown(report: Report) -> str:
         sensitivity(report),
         _folded("Layers", _layers(report), len(report.layers)),
         _folded("What the outputs are", _outputs(report), len(report.outputs)),
+        _folded("Settings", _settings(report), len(report.settings)),
         _folded("Frozen, and why", _frozen(report), len(report.frozen)),
         _folded("Latency in detail", _latency(report), sum(len(m.latency) for m in report.models)),
         _folded("Steps", _steps(report), len(report.steps)),
         reproduce(report),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _settings(report: Report) -> str:
+    entries = [[name, str(entry["value"]), str(entry["from"])] for name, entry in report.settings.items()]
+    return _table([["setting", "is", "from"], *entries], words=3)
 
 
 def title(report: Report) -> str:

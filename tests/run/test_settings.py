@@ -23,17 +23,8 @@ def made(tmp_path_factory):
     from onnxprune import cli
 
     folder = tmp_path_factory.mktemp("tuned")
-    words = (
-        DIGITS,
-        folder / "o.onnx",
-        *WORDS,
-        *TUNED,
-        "--plan",
-        folder / "p.json",
-        "--report",
-        folder / "r.json",
-        "-q",
-    )
+    reports = [word for end in ("json", "md", "html") for word in ("--report", folder / f"r.{end}")]
+    words = (DIGITS, folder / "o.onnx", *WORDS, *TUNED, "--plan", folder / "p.json", *reports, "-q")
     assert cli.main([str(word) for word in words]) == 0
     return folder / "p.json", json.loads((folder / "r.json").read_text())
 
@@ -51,6 +42,8 @@ def test_every_choice_stands_in_plan_and_report(made):
     assert {found[name]["from"] for name in ("lr", "batch_size", "optimizer", "ema")} == {"data"}
     assert {found[name]["from"] for name in ("amp", "channels_last")} == {"measured"}
     assert not [name for name, entry in found.items() if entry["value"] == "auto"]
+    assert "| align | 16 | default |" in path.with_name("r.md").read_text()
+    assert "<dt>align</dt><dd>16 (default)</dd>" in path.with_name("r.html").read_text()
 
 
 def test_apply_does_what_was_recorded_where_nothing_else_is_asked(made):

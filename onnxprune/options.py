@@ -327,7 +327,8 @@ class Options:
     latency: bool = option(True, SWITCH, MEASURE, "do not measure latency", flag="--no-latency")
     pack: bool = option(False, SWITCH, MEASURE, "store zeros small; standard operators unpack them at load")
     quantize: str | None = option(
-        None, TEXT, MEASURE, "int8, after pruning and recovery, see docs/quantize.md", "KIND[:KEY=VALUE,...]")
+        None, TEXT, MEASURE, "int8, dynamic, int4 or fp16, after pruning and recovery, see docs/quantize.md",
+        "KIND[:KEY=VALUE,...]")
     plan: Path | None = option(None, PATH, MEASURE, "write the plan", "FILE")
     report: tuple[Path, ...] = option(
         (), PATH, MEASURE, ".json, .md or .html by suffix; repeatable", "FILE", shown="the terminal only", several=True)

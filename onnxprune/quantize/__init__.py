@@ -9,7 +9,7 @@ proof       quantized = simulated: the same rounding carried out apart from the 
 apply       all of it in order
 """
 
-from onnxprune.quantize.apply import Context, Quantized, check, quantize, told, verify
+from onnxprune.quantize.apply import Context, Quantized, check, kind_of, quantize, told, verify
 from onnxprune.quantize.asked import KINDS, Asked, parse
 from onnxprune.quantize.parts import as_floats
 from onnxprune.quantize.prepare import check_model, folded
@@ -23,6 +23,7 @@ __all__ = [
     "check",
     "check_model",
     "folded",
+    "kind_of",
     "parse",
     "quantize",
     "told",

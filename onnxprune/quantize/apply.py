@@ -48,11 +48,14 @@ def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: boo
     if asked is None:
         return
     if asked.kind == "int8" and not has_samples and not has_ranges:
-        raise UsageError("--quantize int8 calibrates on samples, and there are none; give --data")
+        raise UsageError(
+            "--quantize int8 calibrates on samples, and there are none; give --data, or --quantize dynamic, which "
+            "needs none"
+        )
     if WITHOUT_INTEGERS.get(provider) == asked.kind:
         raise UsageError(
             f"--quantize {asked.kind}: onnxruntime's {provider} provider has no integer kernels and would compute in "
-            "floats, with conversions between them; give --provider tensorrt or cpu"
+            "floats, with conversions between them; give --quantize fp16, or --provider tensorrt or cpu"
         )
 
 
@@ -62,10 +65,19 @@ def quantize(model: ir.Model, context: Context) -> Quantized:
     Raises: UsageError where it cannot be quantized so, VerificationError when the result is not its rounding.
     """
     asked = context.asked
-    floats, notes = prepare.prepared(model, forms.OPSET[asked.kind])
+    floats, notes = _prepared(model, asked.kind)
     excluded = prepare.excluded(floats, asked.excluded)
-    made = _int8(floats, excluded, context)
+    made = (_int8 if asked.kind == "int8" else _stored)(floats, excluded, context)
     return replace(made, notes=(*notes, *made.notes))
+
+
+def _prepared(model: ir.Model, kind: str) -> tuple[ir.Model, tuple[str, ...]]:
+    return prepare.prepared(model, forms.OPSET[kind], split=kind in ("dynamic", "int4"))
+
+
+def kind_of(record: Mapping[str, Any]) -> str:
+    """The kind of quantization that a plan records."""
+    return str(record["options"]).partition(":")[0]
 
 
 def verify(
@@ -79,7 +91,9 @@ def verify(
 
     Raises: VerificationError when it is not.
     """
-    simulation = proof.simulate(model, floats, proof_feeds(feeds), record.get("ranges") or None)
+    kind = kind_of(record)
+    own, _ = _prepared(floats, kind)
+    simulation = proof.simulate(model, own, kind, proof_feeds(feeds), record.get("ranges"))
     return proven(proof.require(simulation, where))
 
 
@@ -108,7 +122,7 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
     excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
     made = forms.int8(floats, asked, ranges, excluded, context.provider, asked["reduce_range"])
     feeds = proof_feeds(context.feeds)
-    simulation = proof.require(proof.simulate(made, floats, feeds, ranges))
+    simulation = proof.require(proof.simulate(made, floats, "int8", feeds, ranges))
     record = {
         "options": str(asked),
         "float": excluded,
@@ -156,3 +170,15 @@ def in_batches(model: ir.Model, samples: Samples, size: int = BATCH) -> Iterator
 def proof_feeds(feeds: Sequence[Feeds]) -> list[Feeds]:
     """A few of the feeds of the proof: every value of the model is held twice on each."""
     return list(feeds[:1]) + list(feeds[-1:]) if len(feeds) > 1 else list(feeds)
+
+
+def _stored(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantized:
+    """The kinds that need no samples."""
+    asked = context.asked
+    excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
+    if asked.kind == "fp16":
+        made = forms.fp16(floats, excluded)
+    else:
+        made = (forms.dynamic if asked.kind == "dynamic" else forms.int4)(floats, asked, excluded)
+    simulation = proof.require(proof.simulate(made, floats, asked.kind, proof_feeds(context.feeds)))
+    return Quantized(made, floats, {"options": str(asked), "float": excluded}, simulation)

@@ -30,6 +30,18 @@ FORMS: Mapping[str, Mapping[str, Key]] = {
         "reduce_range": Key(False, SWITCH, "weights in 7 bits, for CPUs whose 8-bit sums saturate"),
         "exclude": EXCLUDE,
     },
+    "dynamic": {
+        "per_channel": Key(True, SWITCH, "a scale for each column of a matrix"),
+        "reduce_range": Key(False, SWITCH, "weights in 7 bits, for CPUs whose 8-bit sums saturate"),
+        "exclude": EXCLUDE,
+    },
+    "int4": {
+        "block": Key(32, (16, 32, 64, 128, 256), "rows of a matrix that share a scale"),
+        "symmetric": Key(False, SWITCH, "without a zero point for each block"),
+        "accuracy_level": Key(4, (0, 1, 2, 3, 4), "what values are computed in: 1 float, 4 int8, 0 as it comes"),
+        "exclude": EXCLUDE,
+    },
+    "fp16": {"exclude": EXCLUDE},
 }
 KINDS = tuple(FORMS)
 NONE = "none"  # for 'apply' of a plan that quantizes

@@ -12,7 +12,7 @@ from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
 from onnxprune.quantize.ranges import Ranges, tensors_data
 
-OPSET = {"int8": 13}  # DequantizeLinear takes a scale per channel
+OPSET = {"int8": 13, "dynamic": 13, "int4": 13, "fp16": 7}  # 13: DequantizeLinear takes a scale per channel
 # Operators that onnxruntime computes in integers, or that only move values and so need not leave them.
 INTEGER_OPS = (
     "Conv Gemm MatMul Add Mul AveragePool GlobalAveragePool Concat MaxPool Relu Clip LeakyRelu Sigmoid Softmax Reshape "
@@ -52,6 +52,52 @@ def int8(
     with quiet():
         quantizer.quantize_model()
     return _checked(quantizer.model.model, model, "int8", "Conv, Gemm or MatMul")
+
+
+def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
+    """`model` with the matrices of MatMul in 8 bits, and what they are multiplied with rounded as it comes."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        out = Path(folder, "quantized.onnx")
+        quantize_dynamic(
+            proto_of(model),
+            out,
+            op_types_to_quantize=["MatMul"],
+            per_channel=asked["per_channel"],
+            reduce_range=asked["reduce_range"],
+            weight_type=QuantType.QInt8,
+            nodes_to_exclude=list(floats),
+            extra_options={"MatMulConstBOnly": True},
+        )
+        made = onnx.load(out)
+    return _checked(made, model, "dynamic", "MatMul or Gemm")
+
+
+def int4(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
+    """`model` with the matrices of MatMul in 4 bits."""
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    quantizer = MatMulNBitsQuantizer(
+        proto_of(model),
+        bits=4,
+        block_size=asked["block"],
+        is_symmetric=asked["symmetric"],
+        accuracy_level=asked["accuracy_level"] or None,
+        nodes_to_exclude=list(floats),
+    )
+    with quiet():
+        quantizer.process()
+    made = quantizer.model.model  # type: ignore[attr-defined]
+    return _checked(made, model, "int4", "MatMul or Gemm")
+
+
+def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
+    """`model` in half precision behind the same interface."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=list(floats))
+    return _made(made, model)
 
 
 def _checked(made: onnx.ModelProto, model: ir.Model, kind: str, what: str) -> ir.Model:

@@ -3,15 +3,17 @@
 What DequantizeLinear means is written down here once more, in numpy and apart from onnxruntime.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
+from onnxprune.graph import half
+from onnxprune.quantize.prepare import drop_unused
 
 DROPPED = frozenset(("Relu", "Clip"))  # the bounds of the rounding do their work: onnxruntime's quantizer drops them
 
@@ -93,14 +95,44 @@ def _grid(node: ir.Node, dtype: np.dtype | None) -> Grid | None:
     return Grid(scale.astype(np.float32), zero, node.attributes.get_int("axis", 1) if per_axis else None)
 
 
-def as_floats(model: ir.Model, float_model: ir.Model, record: Mapping[str, Any]) -> ir.Model:
-    """`model`, quantized as int8, as floats: its weights are numbers of the grid, and nothing is rounded as it runs.
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix (K, N) that is stored as integers.
+
+    real is what they stand for, step the distance between neighbors of the grid at each place, low and high its ends.
+    """
+
+    node: ir.Node  # that reads it
+    values: ir.Value  # that it is multiplied with
+    output: ir.Value
+    real: np.ndarray
+    step: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
+    """`model`, quantized as `kind`, as floats: weights are what the file stands for, nothing is rounded as it runs.
 
     float_model: a model of the same graph before it was quantized; what the quantizer dropped comes from there.
     Raises: VerificationError where `model` was not made from that graph.
     """
     meta, floats = model.meta, model.clone()
     floats.meta.update(meta)
+    if kind == "int8":
+        _without_rounding(floats, float_model)
+    elif kind == "fp16":
+        floats = _single(floats, float_model)
+    else:
+        for name, matrix in matrices(floats, kind).items():
+            _multiply(floats, name, matrix)
+        _join_gemms(floats, float_model)
+    passes.RemoveUnusedNodesPass()(floats)
+    drop_unused(floats)
+    return floats
+
+
+def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
     for node in list(floats.graph):
         if node.op_type != "DequantizeLinear":
             continue
@@ -116,10 +148,6 @@ def as_floats(model: ir.Model, float_model: ir.Model, record: Mapping[str, Any])
             floats.graph.remove(node, safe=True)
     for node in _dropped(floats, float_model):
         _insert(floats, node)
-    for name, value in list(floats.graph.initializers.items()):
-        if not value.uses() and value not in floats.graph.outputs:
-            del floats.graph.initializers[name]
-    return floats
 
 
 def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
@@ -168,3 +196,113 @@ def _insert(model: ir.Model, node: ir.Node) -> None:
 
 def _value_in(model: ir.Model, name: str) -> ir.Value | None:
     return next((value for node in model.graph for value in node.outputs if value.name == name), None)
+
+
+# Matrices -----------------------------------------------------------------------------------------------------------
+
+
+def matrices(model: ir.Model, kind: str) -> dict[str, Matrix]:
+    """The matrices that `model` stores as integers, by the name that the node had in floats."""
+    ops = {"int4": ("MatMulNBits", "_Q4", _of_blocks), "dynamic": ("MatMulInteger", "_quant", _of_columns)}
+    op_type, suffix, read = ops[kind]
+    found = {node.name or "": read(node) for node in model.graph if node.op_type == op_type}
+    return {name.removesuffix(suffix): matrix for name, matrix in found.items() if matrix is not None}
+
+
+def _of_blocks(node: ir.Node) -> Matrix | None:
+    """MatMulNBits: two integers to a byte, the lower half first; a scale, and maybe a zero point, for each block."""
+    K, N, block = (node.attributes.get_int(name, 0) for name in ("K", "N", "block_size"))
+    packed, scale = (graph.constant(value) for value in node.inputs[1:3])
+    zero = graph.constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    if packed is None or scale is None or node.inputs[0] is None:
+        return None
+    blocks = -(-K // block)
+    integers = _nibbles(packed.reshape(N, -1)).reshape(N, blocks, block)
+    zeros = np.full((N, blocks), 8) if zero is None else _nibbles(zero.reshape(N, -1))[:, :blocks]
+    scale = scale.reshape(N, blocks, 1).astype(np.float32)
+    places = (integers, np.zeros_like(integers), np.full_like(integers, 15))
+    real, *ends = ((at - zeros[..., None]).astype(np.float32) * scale for at in places)
+    arrays = (real, np.broadcast_to(np.abs(scale), real.shape), np.minimum(*ends), np.maximum(*ends))
+    arrays = [np.ascontiguousarray(array.reshape(N, -1)[:, :K].T) for array in arrays]
+    return Matrix(node, node.inputs[0], node.outputs[0], *arrays)
+
+
+def _nibbles(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1).astype(np.int64)
+
+
+def _of_columns(node: ir.Node) -> Matrix | None:
+    """MatMulInteger between DynamicQuantizeLinear and a multiplication with both scales."""
+    source = node.inputs[0].producer() if node.inputs[0] else None
+    integers = graph.constant(node.inputs[1])
+    zero = graph.constant(node.inputs[3]) if len(node.inputs) > 3 else None
+    cast = _only_reader(node.outputs[0])
+    product = _only_reader(cast.outputs[0]) if cast is not None else None
+    if integers is None or source is None or cast is None or product is None or source.inputs[0] is None:
+        return None
+    scales = next((v.producer() for v in product.inputs if v is not None and v is not cast.outputs[0]), None)
+    scale = next((a for a in map(graph.constant, scales.inputs) if a is not None), None) if scales else None
+    if scale is None:
+        return None
+    zeros = np.zeros(1) if zero is None else zero.reshape(-1)
+    real = (integers.astype(np.int64) - zeros.astype(np.int64)).astype(np.float32) * scale.reshape(-1)
+    step = np.broadcast_to(np.abs(scale.reshape(-1)), real.shape)
+    return Matrix(node, source.inputs[0], product.outputs[0], real, step, -np.inf * step, np.inf * step)
+
+
+def _only_reader(value: ir.Value) -> ir.Node | None:
+    readers = [use.node for use in value.uses()]
+    return readers[0] if len(readers) == 1 else None
+
+
+def _multiply(floats: ir.Model, name: str, matrix: Matrix) -> None:
+    """Puts a MatMul of floats where integers were multiplied."""
+    w = graph.add_constant(floats.graph, f"{name}/matrix", matrix.real)
+    last = matrix.output.producer()
+    assert last is not None
+    made = ir.Node("", "MatMul", [matrix.values, w], name=name, num_outputs=1)
+    floats.graph.insert_before(last, made)
+    value = made.outputs[0]
+    value.name, value.type, value.shape = f"{matrix.output.name}/floats", matrix.output.type, matrix.output.shape
+    kept = matrix.output.name
+    _replace(floats, last, value)
+    value.name = kept
+
+
+def _join_gemms(floats: ir.Model, float_model: ir.Model) -> None:
+    """Makes Gemm again of what was taken apart to MatMul and Add, see prepare.split_gemms."""
+    nodes = {node.name: node for node in floats.graph}
+    for gemm in float_model.graph:
+        product = nodes.get(gemm.name)
+        if gemm.op_type != "Gemm" or product is None or product.op_type != "MatMul":
+            continue
+        total = nodes.get(f"{gemm.name}/sum")
+        w = graph.constant(product.inputs[1])
+        if w is None:
+            continue
+        transposed = gemm.attributes.get_int("transB", 0)
+        named = graph.add_constant(floats.graph, f"{gemm.name}/matrix", np.ascontiguousarray(w.T) if transposed else w)
+        last = product if total is None else total
+        inputs = [product.inputs[0], named, *([] if total is None else [total.inputs[1]])]
+        made = ir.Node("", "Gemm", inputs, list(gemm.attributes.values()), name=f"{gemm.name}/gemm", num_outputs=1)
+        floats.graph.insert_before(last, made)
+        value, kept = made.outputs[0], last.outputs[0].name
+        value.name, value.type, value.shape = f"{kept}/floats", last.outputs[0].type, last.outputs[0].shape
+        _replace(floats, last, value)
+        if total is not None:
+            floats.graph.remove(product, safe=True)
+        made.name, value.name = gemm.name, kept
+
+
+# Halves -------------------------------------------------------------------------------------------------------------
+
+
+def _single(model: ir.Model, float_model: ir.Model) -> ir.Model:
+    """`model` in single precision, less the conversions that the converter put in."""
+    own = {node.name for node in float_model.graph if node.op_type == "Cast"}
+    floats = half.single(model)
+    for node in list(floats.graph):
+        source = node.inputs[0] if node.inputs else None
+        if node.op_type == "Cast" and node.name not in own and source is not None:
+            _replace(floats, node, source)
+    return floats

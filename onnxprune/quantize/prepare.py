@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
+from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, UsageError
@@ -23,8 +24,8 @@ LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold seve
 STANDARD = ("", "ai.onnx")
 
 
-def prepared(model: ir.Model, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
-    """(a copy of `model` that quantizers can take, at opset `opset` at least; notes).
+def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model, tuple[str, ...]]:
+    """(a copy of `model` that quantizers can take, at opset `opset` at least; notes). split: without Gemm.
 
     Raises: GraphError where it cannot be brought to that opset, UsageError where it is quantized already.
     """
@@ -32,6 +33,8 @@ def prepared(model: ir.Model, opset: int) -> tuple[ir.Model, tuple[str, ...]]:
     model = folded(model)
     for index, node in enumerate(model.graph.all_nodes()):
         node.name = node.name or f"{node.op_type}_unnamed_{index}"
+    if split:
+        split_gemms(model)
     old = model.opset_imports.get("", opset)
     if old >= opset:
         return model, ()
@@ -55,6 +58,36 @@ def check_model(model: ir.Model) -> None:
             f"--quantize: the pruned model has {size:.1f} GB of weights, and {LARGE_BYTES / 1e9:g} GB is the most that "
             "can be quantized; prune more, or quantize the result with onnxruntime's own tools"
         )
+
+
+def split_gemms(model: ir.Model) -> None:
+    """Takes each Gemm of a constant matrix apart to MatMul and Add, in place: what stores matrices knows MatMul only.
+
+    onnxruntime does so too, and gets a matrix wrong that two of them share.
+    """
+    for node in list(model.graph):
+        w = graph.constant(node.inputs[1]) if node.op_type == "Gemm" else None
+        plain = all(node.attributes.get_float(name, 1.0) == 1.0 for name in ("alpha", "beta"))
+        if w is None or w.ndim != 2 or not plain or node.attributes.get_int("transA", 0):
+            continue
+        x, output, bias = node.inputs[0], node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None
+        matrix = np.ascontiguousarray(w.T) if node.attributes.get_int("transB", 0) else w
+        named = graph.add_constant(model.graph, f"{node.inputs[1].name}/matrix", matrix)  # type: ignore[union-attr]
+        made = [ir.Node("", "MatMul", [x, named], name=node.name, num_outputs=1)]
+        if bias is not None:
+            made[0].outputs[0].name = f"{output.name}/product"
+            made[0].outputs[0].type, made[0].outputs[0].shape = output.type, output.shape
+            made.append(ir.Node("", "Add", [made[0].outputs[0], bias], name=f"{node.name}/sum", num_outputs=1))
+        made[-1].outputs[0].name = output.name
+        replace_nodes_and_values(model.graph, node, [node], made, node.outputs, made[-1].outputs)
+    drop_unused(model)
+
+
+def drop_unused(model: ir.Model) -> None:
+    """Takes initializers out that nothing reads."""
+    for name, value in list(model.graph.initializers.items()):
+        if not value.uses() and value not in model.graph.outputs:
+            del model.graph.initializers[name]
 
 
 def proto_of(model: ir.Model) -> onnx.ModelProto:
@@ -102,9 +135,7 @@ def folded(model: ir.Model) -> ir.Model:
         made = graph.add_constant(model.graph, f"{output.name}/folded", array)
         output.replace_all_uses_with(made)
         model.graph.remove(node, safe=True)
-    for name, value in list(model.graph.initializers.items()):
-        if not value.uses() and value not in model.graph.outputs:
-            del model.graph.initializers[name]
+    drop_unused(model)
     return model
 
 

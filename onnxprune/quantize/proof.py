@@ -21,6 +21,7 @@ from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
+from onnxprune.proof import comparison
 from onnxprune.proof.differences import TOLERANCE
 from onnxprune.quantize import parts
 from onnxprune.quantize.parts import Grid
@@ -53,25 +54,34 @@ class Simulation:
 
 
 def simulate(
-    quantized: ir.Model, float_model: ir.Model, feeds: Sequence[Feeds], ranges: Ranges | None = None
+    quantized: ir.Model,
+    float_model: ir.Model,
+    kind: str,
+    feeds: Sequence[Feeds],
+    ranges: Ranges | None = None,
 ) -> Simulation:
-    """Compares `quantized` with `float_model`, rounded here in the same way; ranges: what grids have to follow from."""
-    joint = _Joint(quantized, float_model)
-    faults = list(joint.faults)
-    if ranges is not None:
-        faults += _grid_faults(float_model, joint.grids, ranges)
+    """Compares `quantized`, of `kind`, with `float_model`, rounded here in the same way.
+
+    ranges: what the grids of values have to follow from, where they were calibrated.
+    """
+    if kind == "fp16":
+        return _halved(quantized, float_model, feeds)
+    twins = _int8_twins(quantized, float_model) if kind == "int8" else _stored_twins(quantized, float_model, kind)
+    faults = list(twins.faults)
+    if ranges:
+        faults += _grid_faults(float_model, twins.grids, ranges)
     ratio, worst = 0.0, ""
-    session = sessions.open_session(joint.model, threads=sessions.few_threads(), optimize=False)
+    session = sessions.open_session(twins.finished(), threads=sessions.few_threads(), optimize=False)
     for batch in feeds:
         found = sessions.run(session, batch)
-        for name, (difference, scale) in joint.compared.items():
+        for name, (difference, scale) in twins.compared.items():
             off, size = float(found[difference]), float(found[scale])
             own = off / size if size else (np.inf if off else 0.0)
             if not own <= ratio:
                 ratio, worst = own, name
     if not ratio <= TOLERANCE:
         faults.append(f"node '{worst}' differs from its simulation by {ratio:.2g} of its largest number")
-    return Simulation(len(joint.compared), joint.weights, ratio, worst, tuple(faults))
+    return Simulation(len(twins.compared), len(twins.weights), ratio, worst, tuple(faults))
 
 
 def require(found: Simulation, where: str = "the quantized model") -> Simulation:
@@ -98,148 +108,34 @@ def error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) ->
     return float(np.sqrt(off / size)) if size else 0.0
 
 
-class _Joint:
-    """A model that holds the file and its simulation, and gives how far apart their nodes are."""
+class _Twins:
+    """A model that holds the file and nodes of its simulation, and gives how far apart they are."""
 
-    def __init__(self, quantized: ir.Model, float_model: ir.Model) -> None:
+    def __init__(self, quantized: ir.Model) -> None:
         self.model = quantized.clone()
+        self.nodes = {node.name: node for node in list(self.model.graph)}
+        self.values: dict[str, ir.Value] = {value.name or "": value for value in self.model.graph.inputs}
         self.faults: list[str] = []
         self.grids: dict[str, list[Grid]] = {}  # by name of the float model's value
-        self.compared: dict[str, tuple[str, str]] = {}
-        self.weights = 0
-        self._nodes = {node.name: node for node in list(self.model.graph)}
-        self._values: dict[str, ir.Value] = {value.name or "": value for value in self.model.graph.inputs}
-        self._checked: set[str] = set()
+        self.weights: set[str] = set()  # that are stored as integers
+        self.compared: dict[str, tuple[str, str]] = {}  # node -> names of the largest difference and number
         self._made: list[ir.Node] = []
-        for node in float_model.graph:
-            self._add(node)
-        outputs = [
-            (v.name or "", v, own) for v, own in zip(float_model.graph.outputs, self.model.graph.outputs, strict=True)
-        ]
-        for name, value, own in outputs:
-            if name in self._values:
-                self._compare(f"output {name}", self._read(value, own), own)
-        del self.model.graph.outputs[:]
+
+    def finished(self) -> ir.Model:
+        """The model; its outputs are the numbers of `compared`, and nothing else."""
         self.model.graph.extend(self._made)
-        names = [name for pair in self.compared.values() for name in pair]
         made = {value.name: value for node in self._made for value in node.outputs}
-        self.model.graph.outputs.extend(made[name] for name in names)
+        del self.model.graph.outputs[:]
+        self.model.graph.outputs.extend(made[name] for pair in self.compared.values() for name in pair)
+        return self.model
 
-    def _add(self, node: ir.Node) -> None:
-        """A twin of `node` that reads what the file's node reads, and the comparison of what both give."""
-        own = self._nodes.get(node.name)
-        if any(
-            attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-            for attribute in node.attributes.values()
-        ):
-            if own is not None:  # bodies are not quantized
-                self._values.update({a.name or "": b for a, b in zip(node.outputs, own.outputs, strict=True)})
-            return
-        if own is not None and own.op_type != node.op_type:
-            self.faults.append(f"node '{node.name}' is a {own.op_type}, and a {node.op_type} in the pruned model")
-            return
-        if own is None and node.op_type not in parts.DROPPED:
-            self.faults.append(f"{node.op_type} '{node.name}' is missing")
-            return
-        inputs = [
-            self._read(v, own.inputs[k] if own and k < len(own.inputs) else None) for k, v in enumerate(node.inputs)
-        ]
-        made = self._node(node.op_type, inputs, list(node.attributes.values()), node.domain, len(node.outputs))
-        for k, value in enumerate(node.outputs):
-            twin = made.outputs[k]
-            twin.type = value.type
-            self._values[value.name or ""] = twin if own is None else own.outputs[k]
-            if own is not None and (value.uses() or value.is_graph_output()):
-                self._compare(node.name or "", twin, own.outputs[k])
-
-    def _read(self, value: ir.Value | None, own: ir.Value | None) -> ir.Value | None:
-        """What a twin reads for `value`, where the file's node reads `own`."""
-        if value is None:
-            return None
-        array = graph.constant(value)
-        if array is not None:
-            return self._constant(value.name or "", array, own)
-        known = self._values.get(value.name or "")
-        if known is None:
-            self.faults.append(f"value '{value.name}' is missing")
-            return own
-        pair = parts.rounding(own)
-        if pair is None:
-            return known
-        _, write, read = pair
-        if not (np.array_equal(write.scale, read.scale) and np.array_equal(write.zero, read.zero)):
-            self.faults.append(f"value '{value.name}' is rounded to another grid than it is read by")
-        self.grids.setdefault(value.name or "", []).append(write)
-        return self._rounded(known, write)
-
-    def _constant(self, name: str, array: np.ndarray, own: ir.Value | None) -> ir.Value:
-        found = parts.stored(own)
-        if found is not None:
-            integers, grid = found
-            self._check_weight(name, array, integers, grid)
-            array = grid.rounded(array) if grid.real(integers).shape == array.shape else array
-        else:
-            theirs = graph.constant(own)
-            if theirs is not None and not np.array_equal(theirs, array, equal_nan=array.dtype.kind == "f"):
-                self.faults.append(f"initializer '{name}' has other numbers than in the pruned model")
-        return graph.add_constant(self.model.graph, f"{name}/twin", array)
-
-    def _check_weight(self, name: str, array: np.ndarray, integers: np.ndarray, grid: Grid) -> None:
-        if name in self._checked:
-            return
-        self._checked.add(name)
-        self.weights += 1
-        if integers.shape != array.shape:
-            self.faults.append(f"'{name}' is stored with shape {integers.shape}, and has {array.shape}")
-            return
-        step = np.broadcast_to(grid.step(array.ndim), array.shape).astype(np.float64)
-        off = np.abs(grid.real(integers).astype(np.float64) - array)
-        # A sum of 32 bits holds steps far smaller than a float does.
-        wrong = off > 0.5 * step * (1 + SLACK) + 1e-6 * np.abs(array)
-        if wrong.any():
-            where = tuple(int(k) for k in np.argwhere(wrong)[0])
-            self.faults.append(
-                f"'{name}' at {where} is stored as {float(grid.real(integers)[where]):.4g}, and is "
-                f"{float(array[where]):.4g}, "
-                f"further than half of a step of {float(step[where]):.3g} ({int(wrong.sum())} of {array.size} numbers)"
-            )
-
-    def _rounded(self, value: ir.Value, grid: Grid) -> ir.Value:
-        """`value` on the grid, by operators that know nothing of quantization."""
-        low, high = parts.bounds(grid.zero.dtype)
-        zero = float(grid.zero.reshape(-1)[0])
-
-        def number(x: float) -> ir.Value:
-            return graph.add_constant(self.model.graph, "number/twin", np.array(x, np.float32))
-
-        scale = number(float(grid.scale.reshape(-1)[0]))
-        steps = self._node("Round", [self._node("Div", [value, scale]).outputs[0]]).outputs[0]
-        inside = self._node("Clip", [steps, number(low - zero), number(high - zero)]).outputs[0]
-        return self._node("Mul", [inside, scale]).outputs[0]
-
-    def _compare(self, name: str, twin: ir.Value | None, own: ir.Value) -> None:
-        if twin is None or isinstance(own.type, ir.SequenceType) or own.dtype == ir.DataType.STRING:
-            return
-        a, b = (self._node("Cast", [v], [ir.AttrInt64("to", int(ir.DataType.FLOAT))]).outputs[0] for v in (twin, own))
-        difference = self._largest(self._node("Sub", [a, b]).outputs[0])
-        size = self._largest(b)
-        key = name
-        while key in self.compared:
-            key += "'"
-        self.compared[key] = (difference.name or "", size.name or "")
-
-    def _largest(self, value: ir.Value) -> ir.Value:
-        flat = self._node(
-            "Reshape", [value, graph.add_constant(self.model.graph, "flat/twin", np.array([-1]))]
-        ).outputs[0]
-        zero = graph.add_constant(self.model.graph, "zero/twin", np.zeros(1, np.float32))  # an array may be empty
-        whole = self._node("Concat", [self._node("Abs", [flat]).outputs[0], zero], [ir.AttrInt64("axis", 0)]).outputs[0]
-        largest = self._node("ReduceMax", [whole], [ir.AttrInt64("keepdims", 0)]).outputs[0]
-        largest.type, largest.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        return largest
-
-    def _node(
-        self, op_type: str, inputs, attributes: Sequence[ir.Attr] = (), domain: str = "", outputs: int = 1
+    def node(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Sequence[ir.Attr] = (),
+        domain: str = "",
+        outputs: int = 1,
     ) -> ir.Node:
         name = f"twin/{len(self._made)}"
         node = ir.Node(domain, op_type, inputs, attributes, name=name, num_outputs=outputs)
@@ -247,6 +143,245 @@ class _Joint:
             value.name = f"{name}/{k}"
         self._made.append(node)
         return node
+
+    def call(self, op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        """The output of a node of one output."""
+        return self.node(op_type, inputs, [ir.AttrInt64(k, v) for k, v in attributes.items()]).outputs[0]
+
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return graph.add_constant(self.model.graph, f"{name}/twin", array)
+
+    def number(self, x: float) -> ir.Value:
+        return self.constant("number", np.array(x, np.float32))
+
+    def twin_of(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> ir.Node:
+        """A copy of a node of the float model that reads `inputs`."""
+        made = self.node(node.op_type, inputs, list(node.attributes.values()), node.domain, len(node.outputs))
+        for twin, value in zip(made.outputs, node.outputs, strict=True):
+            twin.type = value.type
+        return made
+
+    def rounded(self, value: ir.Value, grid: Grid) -> ir.Value:
+        """`value` on the grid, by operators that know nothing of quantization."""
+        low, high = parts.bounds(grid.zero.dtype)
+        scale, zero = self.number(float(grid.scale.reshape(-1)[0])), float(grid.zero.reshape(-1)[0])
+        steps = self.call("Round", self.call("Div", value, scale))
+        return self.call("Mul", self.call("Clip", steps, self.number(low - zero), self.number(high - zero)), scale)
+
+    def rounded_as_it_comes(self, value: ir.Value) -> ir.Value:
+        """`value` on the grid of 256 numbers that reaches from its least to its largest number, and holds zero."""
+        low = self.call("Min", self.call("ReduceMin", value, keepdims=0), self.number(0))
+        high = self.call("Max", self.call("ReduceMax", value, keepdims=0), self.number(0))
+        scale = self.call("Div", self.call("Sub", high, low), self.number(255))
+        zero = self.call("Round", self.call("Div", self.call("Neg", low), scale))
+        steps = self.call("Add", self.call("Round", self.call("Div", value, scale)), zero)
+        inside = self.call("Clip", steps, self.number(0), self.number(255))
+        return self.call("Mul", self.call("Sub", inside, zero), scale)
+
+    def compare(self, name: str, twin: ir.Value | None, own: ir.Value) -> None:
+        if twin is None or isinstance(own.type, ir.SequenceType) or own.dtype == ir.DataType.STRING:
+            return
+        a, b = (self.call("Cast", value, to=int(ir.DataType.FLOAT)) for value in (twin, own))
+        while name in self.compared:
+            name += "'"
+        names = (self._largest(value).name or "" for value in (self.call("Sub", a, b), b))
+        self.compared[name] = (next(names), next(names))
+
+    def _largest(self, value: ir.Value) -> ir.Value:
+        flat = self.call("Abs", self.call("Reshape", value, self.constant("flat", np.array([-1]))))
+        whole = self.call("Concat", flat, self.constant("zero", np.zeros(1, np.float32)), axis=0)  # it may be empty
+        largest = self.call("ReduceMax", whole, keepdims=0)
+        largest.type, largest.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
+        return largest
+
+
+def _has_body(node: ir.Node) -> bool:
+    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attributes.values())
+
+
+# int8: nodes are known by their names, values by the nodes that make them -------------------------------------------
+
+
+def _int8_twins(quantized: ir.Model, float_model: ir.Model) -> _Twins:
+    twins = _Twins(quantized)
+    shown = list(twins.model.graph.outputs)
+    for node in float_model.graph:
+        _add_int8(twins, node)
+    for value, own in zip(float_model.graph.outputs, shown, strict=True):
+        if value.name in twins.values:
+            twins.compare(f"output {value.name}", _read(twins, value, own), own)
+    return twins
+
+
+def _add_int8(twins: _Twins, node: ir.Node) -> None:
+    """A twin of `node` that reads what the file's node reads, and the comparison of what both give."""
+    own = twins.nodes.get(node.name)
+    if own is not None and own.op_type != node.op_type:
+        twins.faults.append(f"node '{node.name}' is a {own.op_type}, and a {node.op_type} in the pruned model")
+        return
+    if own is None and node.op_type not in parts.DROPPED:
+        twins.faults.append(f"{node.op_type} '{node.name}' is missing")
+        return
+    if own is not None and _has_body(node):  # bodies are not quantized
+        twins.values.update({a.name or "": b for a, b in zip(node.outputs, own.outputs, strict=True)})
+        return
+    theirs = [] if own is None else list(own.inputs)
+    theirs += [None] * (len(node.inputs) - len(theirs))
+    made = twins.twin_of(node, [_read(twins, a, b) for a, b in zip(node.inputs, theirs, strict=False)])
+    for k, value in enumerate(node.outputs):
+        twins.values[value.name or ""] = made.outputs[k] if own is None else own.outputs[k]
+        if own is not None and (value.uses() or value.is_graph_output()):
+            twins.compare(node.name or "", made.outputs[k], own.outputs[k])
+
+
+def _read(twins: _Twins, value: ir.Value | None, own: ir.Value | None) -> ir.Value | None:
+    """What a twin reads for `value`, where the file's node reads `own`."""
+    if value is None:
+        return None
+    array = graph.constant(value)
+    if array is not None:
+        return _constant(twins, value.name or "", array, own)
+    known = twins.values.get(value.name or "")
+    if known is None:
+        twins.faults.append(f"value '{value.name}' is missing")
+        return own
+    pair = parts.rounding(own)
+    if pair is None:
+        return known
+    _, write, read = pair
+    if not (np.array_equal(write.scale, read.scale) and np.array_equal(write.zero, read.zero)):
+        twins.faults.append(f"value '{value.name}' is rounded to another grid than it is read by")
+    twins.grids.setdefault(value.name or "", []).append(write)
+    return twins.rounded(known, write)
+
+
+def _constant(twins: _Twins, name: str, array: np.ndarray, own: ir.Value | None) -> ir.Value:
+    found = parts.stored(own)
+    if found is None:
+        _check_equal(twins, name, array, graph.constant(own))
+        return twins.constant(name, array)
+    integers, grid = found
+    if name not in twins.weights and integers.shape == array.shape:
+        step = np.broadcast_to(grid.step(array.ndim), array.shape)
+        twins.faults += _weight_faults(name, array, grid.real(integers), step)
+    elif integers.shape != array.shape:
+        twins.faults.append(f"'{name}' is stored with shape {integers.shape}, and has {array.shape}")
+    twins.weights.add(name)
+    return twins.constant(name, grid.rounded(array))
+
+
+def _check_equal(twins: _Twins, name: str, array: np.ndarray, theirs: np.ndarray | None) -> None:
+    if theirs is not None and not np.array_equal(theirs, array, equal_nan=array.dtype.kind == "f"):
+        twins.faults.append(f"initializer '{name}' has other numbers than in the pruned model")
+
+
+def _weight_faults(name: str, array: np.ndarray, real: np.ndarray, step: np.ndarray) -> Iterator[str]:
+    """Numbers of a weight that are stored further than half a step away."""
+    off = np.abs(real.astype(np.float64) - array)
+    # Biases have steps far smaller than what a float of 32 bits tells apart.
+    wrong = off > 0.5 * step.astype(np.float64) * (1 + SLACK) + 1e-6 * np.abs(array)
+    if wrong.any():
+        where = tuple(int(k) for k in np.argwhere(wrong)[0])
+        yield (
+            f"'{name}' at {where} is stored as {float(real[where]):.4g}, and is {float(array[where]):.4g}, "
+            f"further than half of a step of {float(step[where]):.3g} ({int(wrong.sum())} of {array.size} numbers)"
+        )
+
+
+# dynamic and int4: values keep their names, nodes of matrices do not ------------------------------------------------
+
+
+def _stored_twins(quantized: ir.Model, float_model: ir.Model, kind: str) -> _Twins:
+    twins = _Twins(quantized)
+    stored = parts.matrices(twins.model, kind)
+    for node in twins.model.graph:
+        if node.op_type == "MatMulNBits":  # as the file means it: not with values that a kernel may round for speed
+            node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
+    own_values = {value.name: value for node in twins.model.graph for value in node.outputs}
+    for node in float_model.graph:
+        _add_stored(twins, node, stored.get(node.name or ""), own_values, kind)
+    return twins
+
+
+def _add_stored(
+    twins: _Twins, node: ir.Node, matrix: parts.Matrix | None, own_values: Mapping[str | None, ir.Value], kind: str
+) -> None:
+    missing = [value.name for value in node.outputs if value.uses() and value.name not in own_values]
+    if missing:
+        twins.faults.append(f"value '{missing[0]}' of {node.op_type} '{node.name}' is missing")
+        return
+    own = twins.nodes.get(node.name)
+    if not _has_body(node):
+        inputs = [_read_stored(twins, node, k, matrix, own) for k in range(len(node.inputs))]
+        if matrix is not None and kind == "dynamic" and inputs[0] is not None:
+            inputs[0] = twins.rounded_as_it_comes(inputs[0])
+        made = twins.twin_of(node, inputs)
+        for twin, value in zip(made.outputs, node.outputs, strict=True):
+            if value.name in own_values:
+                twins.compare(node.name or "", twin, own_values[value.name])
+    twins.values.update(
+        {value.name or "": own_values[value.name] for value in node.outputs if value.name in own_values}
+    )
+
+
+def _read_stored(
+    twins: _Twins, node: ir.Node, k: int, matrix: parts.Matrix | None, own: ir.Node | None
+) -> ir.Value | None:
+    value = node.inputs[k]
+    array = graph.constant(value)
+    if value is None:
+        return None
+    if array is None:
+        return twins.values.get(value.name or "")
+    name = value.name or ""
+    if matrix is None or k != 1:
+        _check_equal(twins, name, array, None if own is None or k >= len(own.inputs) else graph.constant(own.inputs[k]))
+        return twins.constant(name, array)
+    twins.weights.add(name)
+    if matrix.real.shape != array.shape:
+        twins.faults.append(f"'{name}' is stored with shape {matrix.real.shape}, and has {array.shape}")
+        return twins.constant(name, array)
+    twins.faults += _weight_faults(name, np.clip(array, matrix.low, matrix.high), matrix.real, matrix.step)
+    return twins.constant(name, matrix.real)
+
+
+# fp16 ---------------------------------------------------------------------------------------------------------------
+
+
+def _halved(quantized: ir.Model, float_model: ir.Model, feeds: Sequence[Feeds]) -> Simulation:
+    """Compares the file, computed in single precision, with the float model of which the weights are halves."""
+    floats = parts.as_floats(quantized, float_model, "fp16")
+    halved, nodes = float_model.clone(), {node.name: node for node in floats.graph}
+    faults: list[str] = []
+    weights = 0
+    for node in halved.graph:
+        theirs = nodes.get(node.name)
+        if theirs is None or theirs.op_type != node.op_type:
+            faults.append(f"{node.op_type} '{node.name}' is missing")
+            continue
+        for k, value in enumerate(node.inputs):
+            array, stored = graph.constant(value), graph.constant(theirs.inputs[k] if k < len(theirs.inputs) else None)
+            if value is None or array is None or stored is None or array.dtype != np.float32:
+                continue
+            weights += 1
+            half = array if np.array_equal(array, stored) else _half(array)
+            if not np.array_equal(half, stored):
+                faults.append(f"'{value.name}' is not the nearest half of the float weight")
+            node.replace_input_with(k, graph.add_constant(halved.graph, f"{value.name}/half", half))
+    found = comparison.compare(floats, halved, feeds)
+    ratio = found.max_abs / found.scale if found.scale else found.max_abs
+    if not found.ok:
+        faults.append(f"output '{found.worst}' differs from its simulation by {ratio:.2g} of its largest number")
+    return Simulation(len(halved.graph.outputs), weights, ratio, found.worst, tuple(faults))
+
+
+def _half(array: np.ndarray) -> np.ndarray:
+    """`array` as halves, which onnxruntime's converter keeps off the numbers that halves do not have."""
+    small, large = 5.96e-08, 65504.0
+    tiny = (np.abs(array) < small) & (array != 0)
+    bounded = np.where(tiny, np.copysign(small, array), np.clip(array, -large, large))
+    return bounded.astype(np.float16).astype(np.float32)
 
 
 # Grids ------------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def _check_quantized(
     """The two promises of a quantized result: its weights as floats are a pruned model that equals the masked one that
     carries them, and the file is the rounding of that model."""
     pruned = pipeline.finish(surgery.cut(subject.coupling, keep))
-    floats = quantize.as_floats(result, pruned, loaded.quantize or {})
+    floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
     simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
     if not any_weights:
         _check_weights(loaded, subject, out)

@@ -16,6 +16,8 @@ def test_a_kind_alone_has_its_defaults():
     "text",
     [
         "int8:calibrate=percentile,percentile=99.9,samples=64,per_channel=false",
+        "dynamic:per_channel=false",
+        "int4:block=128,symmetric=true,accuracy_level=1",
         "int8:reduce_range=true,exclude=/head/*+stem",
         *KINDS,
     ],
@@ -33,10 +35,12 @@ def test_nothing_asked_is_nothing():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("int7", "unknown; choose of int8"),
+        ("int7", "unknown; choose of int8, dynamic, int4, fp16"),
         ("", "unknown"),
         ("int8:", "'' is no key of int8"),
         ("int8:colour=red", "'colour' is no key of int8; choose of calibrate"),
+        ("fp16:per_channel=true", "no key of fp16"),
+        ("int4:block=48", "choose of 16, 32, 64, 128, 256"),
         ("int8:calibrate=median", "choose of minmax, percentile, entropy"),
         ("int8:calibrate", "give calibrate=VALUE"),
         ("int8:per_channel=yes", "choose of true, false"),
@@ -54,12 +58,14 @@ def test_what_cannot_be_asked_is_one_line(text, told):
 
 
 def test_int8_without_samples_is_refused_before_the_work():
-    with pytest.raises(UsageError, match="there are none; give --data"):
+    with pytest.raises(UsageError, match="there are none; give --data, or --quantize dynamic"):
         check(parse("int8"), "cpu", has_samples=False)
     check(parse("int8"), "cpu", has_samples=False, has_ranges=True)
+    check(parse("dynamic"), "cpu", has_samples=False)
 
 
 def test_a_provider_without_integer_kernels_is_refused():
     with pytest.raises(UsageError, match="cuda provider has no integer kernels"):
         check(parse("int8"), "cuda", has_samples=True)
     check(parse("int8"), "tensorrt", has_samples=True)
+    check(parse("fp16"), "cuda", has_samples=True)

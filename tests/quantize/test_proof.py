@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantizing import CNN, SQUARE, feeds_for, quantized
+from quantizing import CNN, SQUARE, feeds_for, finished, quantized
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
@@ -17,7 +17,7 @@ def square():
 
 def simulated(made, model: ir.Model) -> proof.Simulation:
     ranges = {name: tuple(pair) for name, pair in made.record["ranges"].items()}
-    return proof.simulate(model, made.float_model, feeds_for(made.float_model), ranges)
+    return proof.simulate(model, made.float_model, "int8", feeds_for(made.float_model), ranges)
 
 
 def changed(model: ir.Model, name: str, change) -> None:
@@ -103,7 +103,7 @@ def test_convolutions_depthwise_ones_and_sums_are_simulated():
 
 
 def test_as_floats_gives_back_the_model_with_weights_on_the_grid(square):
-    floats = parts.as_floats(square.model, square.float_model, square.record)
+    floats = parts.as_floats(square.model, square.float_model, "int8")
     assert [n.op_type for n in floats.graph] == [n.op_type for n in square.float_model.graph]
     for node, before in zip(floats.graph, square.float_model.graph, strict=True):
         assert node.name == before.name
@@ -111,3 +111,69 @@ def test_as_floats_gives_back_the_model_with_weights_on_the_grid(square):
             if old is not None and old.is_initializer():
                 a, b = graph.array_of(value), graph.array_of(old)
                 assert 0 < np.abs(a - b).max() < 0.01 * np.abs(b).max()
+
+
+# What needs no samples -----------------------------------------------------------------------------------------------
+
+KINDS = ("dynamic", "int4", "int4:symmetric=true,block=16", "fp16")
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def stored(request):
+    return request.param.partition(":")[0], quantized(SQUARE, request.param)
+
+
+def test_every_kind_equals_its_simulation(stored):
+    kind, made = stored
+    feeds = feeds_for(made.float_model)
+    assert made.simulation.ok
+    assert made.simulation.weights >= 3
+    assert 1e-5 < proof.error(made.model, made.float_model, feeds) < 0.2
+    assert proof.simulate(made.model, made.float_model, kind, feeds).ok
+
+
+def test_every_kind_gives_back_floats_with_the_nodes_of_the_float_model(stored):
+    kind, made = stored
+    before = finished(SQUARE)
+    floats = parts.as_floats(made.model, before, kind)
+    assert [(n.op_type, n.name) for n in floats.graph] == [(n.op_type, n.name) for n in before.graph]
+
+
+def rolled(model: ir.Model, ending: str, change=lambda a: np.roll(a, 1)) -> None:
+    changed(model, next(name for name in model.graph.initializers if name.endswith(ending)), change)
+
+
+STORED_FAULTS = {
+    "scales of other columns": ("dynamic", lambda m: rolled(m, "_scale")),
+    "an integer off by one": (
+        "dynamic",
+        lambda m: rolled(m, "_quantized", lambda a: a - (np.arange(a.size) == 5).reshape(a.shape).astype(a.dtype)),
+    ),
+    "a zero point off by one": ("dynamic", lambda m: rolled(m, "_zero_point", lambda a: a + a.dtype.type(1))),
+    "a bias of another channel": ("dynamic", lambda m: rolled(m, "b1")),
+    "scales of other blocks": (
+        "int4",
+        lambda m: rolled(m, "_scales", lambda a: a.reshape(-1)[::-1].reshape(a.shape).copy()),
+    ),
+    "halves of bytes swapped": ("int4", lambda m: rolled(m, "_Q4", lambda a: (a >> 4) | (a << 4))),
+    "zero points of other blocks": ("int4", lambda m: rolled(m, "_zero_points", lambda a: a ^ np.uint8(3))),
+    "a half of another place": ("fp16", lambda m: rolled(m, "w2")),
+}
+
+
+@pytest.mark.parametrize("name", STORED_FAULTS)
+def test_a_fault_planted_in_what_is_stored_is_found(name):
+    kind, plant = STORED_FAULTS[name]
+    made = quantized(SQUARE, kind)
+    plant(made.model)
+    found = proof.simulate(made.model, made.float_model, kind, feeds_for(made.float_model))
+    assert not found.ok
+
+
+def test_a_matrix_that_two_gemms_share_is_transposed_once():
+    shared = SQUARE.replace(
+        "[last] y = Gemm <transB = 1> (c, w3, b3)",
+        "[last] d = Gemm <transB = 1> (c, w3, b3) [again] y = Gemm <transB = 1> (d, w3, b3)",
+    )
+    for kind in ("dynamic", "int4"):
+        assert quantized(shared, kind).simulation.ok

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import onnx
 import pytest
-from networks import CNN, DIGITS, MLP, filled
+from networks import CNN, CONCAT, DIGITS, MLP, filled
 
 from onnxprune.report import schema
 
@@ -117,6 +117,7 @@ def bad(tmp_path):
     np.savez(tmp_path / "one.npz", x=rng.normal(size=(40, 3, 8, 8)).astype(np.float32), y=np.full(40, 2))
     onnx.save(filled(CNN), tmp_path / "cnn.onnx")
     onnx.save(filled(MLP), tmp_path / "mlp.onnx")
+    onnx.save(filled(CONCAT), tmp_path / "conv.onnx")
     return tmp_path
 
 
@@ -127,6 +128,7 @@ def bad(tmp_path):
         ("cnn.onnx --quantize int9", "unknown; choose of int8"),
         ("cnn.onnx --quantize int8:x=1 --data all.npz", "'x' is no key of int8"),
         ("cnn.onnx --quantize int8 --data all.npz --pack", "give one of them"),
+        ("conv.onnx --quantize int4", "nothing of this model can be stored so: it has no MatMul or Gemm"),
         ("cnn.onnx --quantize int8:exclude=nothing* --data all.npz", "exclude=nothing* matches no node"),
     ],
 )
@@ -167,6 +169,42 @@ def test_an_old_opset_is_raised_and_that_is_said(cli, bad):
 def test_a_model_that_comes_quantized_stays_so_and_is_not_quantized_again(cli, bad, digits_run):
     folder, _ = digits_run
     words = (folder / "out.onnx", bad / "out.onnx", "--method", "l1", "--data", "digits")
-    ran = cli(*words, "--quantize", "int8", *QUIET)
+    ran = cli(*words, "--quantize", "dynamic", *QUIET)
     assert ran.code == 2
     assert "quantized already" in ran.err
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "int4", "fp16"])
+@pytest.mark.parametrize("model", ["mlp.onnx", "cnn.onnx"])
+def test_the_other_kinds_need_no_samples_and_verify_accepts_them(cli, bad, kind, model):
+    plan = bad / "plan.json"
+    words = (bad / model, bad / "out.onnx", "--method", "l1", "--quantize", kind, "--plan", plan, *QUIET)
+    ran = cli(*words)
+    assert ran.code == 0
+    assert "quantized = simulated" in ran.out
+    ran = cli("verify", bad / model, bad / "out.onnx", "--plan", plan)
+    assert (ran.code, ran.err) == (0, "")
+    assert cli("apply", bad / model, plan, bad / "again.onnx", *QUIET).code == 0
+    assert (bad / "again.onnx").read_bytes() == (bad / "out.onnx").read_bytes()
+    before, after = onnx.load(bad / model), onnx.load(bad / "out.onnx")
+    assert list(after.graph.input) == list(before.graph.input)
+    assert list(after.graph.output) == list(before.graph.output)
+
+
+def test_verify_accepts_matrices_in_integers_with_biases_that_recovery_made(cli, bad):
+    rng = np.random.default_rng(0)
+    np.savez(bad / "mlp.npz", x=rng.normal(size=(200, 6)).astype(np.float32))
+    for kind in ("int8", "dynamic", "int4", "fp16"):
+        words = (
+            bad / "mlp.onnx",
+            bad / "out.onnx",
+            "--method",
+            "l1",
+            "--data",
+            bad / "mlp.npz",
+            "--recover",
+            "reconstruct",
+        )
+        assert cli(*words, "--quantize", kind, "--plan", bad / "plan.json", *QUIET).code == 0
+        ran = cli("verify", bad / "mlp.onnx", bad / "out.onnx", "--plan", bad / "plan.json")
+        assert (ran.code, ran.err) == (0, "")

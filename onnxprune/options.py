@@ -12,6 +12,7 @@ are, `several=True` that it may be given more than once, `flag` that the command
 depends on two options is checked in `Options.__post_init__`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -136,6 +137,20 @@ def pairs(option: str, words: Any, convert: Callable[[str], Any], example: str =
     return found
 
 
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _seconds(value: Any) -> float | None:
+    """Seconds of '90s', '20m', '1h30m' or '2h', or of a number of them; None for what is no duration."""
+    parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", str(value))
+    whole = bool(parts) and "".join(number + unit for number, unit in parts) == value
+    try:
+        seconds = sum(float(number) * UNITS[unit] for number, unit in parts) if whole else float(value)
+    except (TypeError, ValueError):
+        return None
+    return seconds if 0 < seconds < np.inf and not isinstance(value, bool) else None
+
+
 SWITCH = Kind("true or false", lambda v: isinstance(v, bool))
 WHOLE = Kind("a whole number", _is_whole, int)
 NUMBER = Kind("a number", is_number, float)
@@ -150,6 +165,7 @@ TEXT = Kind("text in quotes", lambda v: isinstance(v, str))
 PATH = Kind("a path in quotes", lambda v: isinstance(v, str | Path), Path, Path)
 SAMPLES = Kind("text in quotes", lambda v: not isinstance(v, bool | int | float))  # or arrays, a loader, an iterable
 FUNCTION = Kind("text in quotes", lambda v: isinstance(v, str) or callable(v))
+DURATION = Kind("a duration such as 90s, 20m or 2h", lambda v: _seconds(v) is not None, held=_seconds)
 SHARES = Kind("a table such as {macs = 0.5}", _is_table(is_number), float, pair="macs=0.5")
 VALUES = Kind(
     "a table such as {name = 1}", _is_table(lambda v: isinstance(v, int | float | str)), literal, pair="NAME=VALUE"
@@ -318,6 +334,9 @@ class Options:
         None, FUNCTION, RECOVERY,
         "your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop",
         "MODULE:FUNCTION", shown="top1 with labels, else agreement of classes, else relative_error")
+    time: float | None = option(
+        None, DURATION, RECOVERY, "of the whole run, such as 20m or 2h: fine-tuning takes what is left", "DURATION",
+        shown="fine-tuning at most 20m")
     resume: Path | None = option(None, PATH, RECOVERY, "checkpoints live there; an interrupted run goes on", "DIR")
 
     provider: str = option("auto", TEXT, MEASURE, "cpu, cuda or tensorrt, for measuring", "NAME")

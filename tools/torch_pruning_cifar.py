@@ -37,7 +37,7 @@ from onnxprune.plan import cost
 from onnxprune.recover import asked
 from onnxprune.recover import settings as recovery
 from onnxprune.recover.augment import augment
-from onnxprune.recover.levels import CHOOSING_SHARE
+from onnxprune.recover.levels import judged_share
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare import loop, store
 from onnxprune.system.clock import Clock
@@ -104,7 +104,7 @@ def row(
     torch.manual_seed(seed)
     start = perf_counter()
     network = cifar_resnet.load(path)
-    tune, chosen = split(subject.tune, CHOOSING_SHARE, seed)
+    tune, chosen = split(subject.tune, judged_share(len(subject.tune)), seed)
     reached = prune(network, criterion, args.macs, tune)
     pruned = perf_counter()
     before = measure(network, subject, original)

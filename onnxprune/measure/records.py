@@ -80,7 +80,10 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model costs and how good it is."""
+    """What one model costs and how good it is.
+
+    nonzeros, nonzero_macs: parameters without zeros among weights, and MACs without products with them.
+    """
 
     name: str
     path: str | None = None
@@ -90,6 +93,8 @@ class Measurement:
     bytes: int | None = None
     accuracy: Accuracy | None = None
     latency: tuple[Latency, ...] = ()
+    nonzeros: int | None = None
+    nonzero_macs: int | None = None
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ train mode a_l would be normalized away: norms keep their statistics in training
 back and learn, a_l scales what comes out of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 import onnx_ir as ir
@@ -43,9 +44,9 @@ SHALLOW = 6  # layers
 
 @dataclass(frozen=True)
 class Settings(Course):
-    """density: share of the weights that stays, 0 takes --target or 0.3. alpha, gamma: as in the formulas. refresh:
-    steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers L only 6 / L of it, at least 7e-4.
-    attention_lr: 0 chooses by the number of steps. reinit: train from random weights."""
+    """density: share of the weights that stays, 0 leaves as many as --target allows, or 0.3. alpha, gamma: as in the
+    formulas. refresh: steps between masks. lr: 0 takes 3e-3, and in trained networks of over 6 layers L only 6 / L of
+    it, at least 7e-4. attention_lr: 0 chooses by the number of steps. reinit: train from random weights."""
 
     epochs: int = 6
     lr: float = 0.0
@@ -66,8 +67,8 @@ class Settings(Course):
 def aswl(context: Context) -> Outcome:
     """Learns weights, attentions and zeros; returns the folded model, its zeros and what is dead."""
     settings = options.read(Settings, context, "aswl")
-    density = settings.density or context.target or 0.3
-    options.require(0 < density <= 1, "aswl", f"density={density:g}: give a share above 0 and up to 1")
+    asked = settings.density or (0.0 if context.shares else context.target or 0.3)
+    options.require(0 <= asked <= 1, "aswl", f"density={asked:g}: give a share above 0 and up to 1")
     options.require(settings.alpha > 0, "aswl", f"alpha={settings.alpha:g}: give a number above 0")
     torch.manual_seed(context.seed)
     chosen = [layer for layer in layers.linear_layers(context.model) if layer.groups == 1]
@@ -78,7 +79,9 @@ def aswl(context: Context) -> Outcome:
     network = Network(working, freeze_norm=not settings.reinit).to(context.device).train()
     if settings.reinit:
         reinit.draw(working, network, context.seed)
-    attention = Attention(working, network, chosen, settings, density)
+    known = [layer for layer in chosen if layer.weight in network.parameters_by_name]
+    allowed = zeroed.allowances(context, [(layer.node, layer.weight) for layer in known], asked)
+    attention = Attention(working, network, known, settings, allowed)
     lessons = Lessons(context, settings, teach=not settings.reinit)
     if settings.reinit:
         weights = torch.optim.Adam(network.parameters_by_name.values(), lr=settings.lr or LR)
@@ -94,8 +97,9 @@ def aswl(context: Context) -> Outcome:
     zeros = attention.fold()
     network.write_back(working)
     model = reinit.trained(context.model, working) if settings.reinit else working
+    goals = ", ".join(f"{each.density:.4g}" + (f" for {each.kind}" if each.kind else "") for each in allowed)
     notes = (
-        f"aswl: density {attention.density():.4f} (target {density:g}), attentions {start.mean():.2f} -> "
+        f"aswl: density {attention.density():.4f} (target {goals}), attentions {start.mean():.2f} -> "
         f"{attention.values().min():.2f} to {attention.values().max():.2f}, loss by epoch "
         + ", ".join(f"{value:.3g}" for value in history),
     )
@@ -106,13 +110,20 @@ class Attention:
     """The attentions of all layers with their masks, hooked into a network."""
 
     def __init__(
-        self, model: ir.Model, network: Network, chosen: list[Layer], settings: Settings, density: float
+        self,
+        model: ir.Model,
+        network: Network,
+        chosen: list[Layer],
+        settings: Settings,
+        allowed: Sequence[zeroed.Allowance],
     ) -> None:
         known = network.parameters_by_name
-        self.network, self.settings, self.target = network, settings, density
-        self.layers = [layer for layer in chosen if layer.weight in known]
-        self.counts = torch.tensor([float(known[layer.weight].numel()) for layer in self.layers])
+        self.network, self.settings, self.layers = network, settings, chosen
+        self.targets = torch.tensor([each.density for each in allowed])
+        self.counts = torch.tensor(np.array([each.counts / each.counts.sum() for each in allowed]), dtype=torch.float32)
         self.caps = torch.tensor([EDGE_CAP if layer.first or layer.last else CAP for layer in self.layers])
+        for each, least in zip(allowed, (self.counts @ (1 - self.caps)).tolist(), strict=True):
+            each.require(least)
         start = FRESH if settings.reinit else PRETRAINED
         self.theta = torch.full((len(self.layers),), start, requires_grad=True)
         self.gamma = settings.gamma
@@ -141,16 +152,20 @@ class Attention:
     def density(self) -> float:
         """Share of the weights that the masks keep."""
         kept = sum(float(mask.sum()) for mask in self.masks)
-        return kept / float(self.counts.sum())
+        return kept / sum(mask.numel() for mask in self.masks)
 
     def expected(self) -> Tensor:
-        """S, differentiable."""
-        return ((1 - self.pruned_shares()) * self.counts).sum() / self.counts.sum()
+        """S (targets,), differentiable: a target of MACs counts each weight as often as it is multiplied."""
+        return self.counts @ (1 - self.pruned_shares())
 
-    def goal(self, step: Step) -> float:
-        """r of a step: on its way from 1 to the target, which it reaches when half of the run is over."""
+    def goal(self, step: Step) -> Tensor:
+        """r (targets,) of a step: on its way from 1 to the target, which it reaches when half of the run is over."""
         way = min(1.0, 2 * step.progress)
-        return self.target + (1 - self.target) * (1 - way) ** 3
+        return self.targets + (1 - self.targets) * (1 - way) ** 3
+
+    def missing(self, goal: Tensor) -> Tensor:
+        """S - r of the target that is farthest from being met, differentiable."""
+        return (self.expected() - goal).max()
 
     # The run ----------------------------------------------------------------------------------------------------
 
@@ -159,10 +174,10 @@ class Attention:
         if self.frozen:
             return
         if step.progress >= 1 - FROZEN_SHARE:
-            self.shift(self.target)
+            self.shift(self.targets)
             self.frozen = True
         elif step.index % max(1, min(self.settings.refresh, step.total // 40)) == 0:
-            missing = float(self.expected().detach()) - self.goal(step)
+            missing = float(self.missing(self.goal(step)).detach())
             if missing > 0.01:
                 self.gamma *= 1.1
                 if step.progress > 0.5:
@@ -172,22 +187,23 @@ class Attention:
     def penalty(self, step: Step) -> Tensor | None:
         if self.frozen:
             return None
-        return self.gamma * (self.expected() - self.goal(step)) ** 2
+        return self.gamma * self.missing(self.goal(step)) ** 2
 
     def freeze(self, step: Step) -> None:
         """Once the masks are frozen so are the attentions."""
         if self.frozen:
             self.theta.grad = None
 
-    def shift(self, density: float) -> None:
-        """Shifts all theta alike so that S is `density`; the function stays: what attentions lose the weights gain."""
+    def shift(self, goal: Tensor) -> None:
+        """Shifts all theta alike so that S meets `goal`; the function stays: what attentions lose the weights gain."""
         with torch.no_grad():
             low, high = -20.0, 20.0
             first, before = self.theta.clone(), self.a()
             for _ in range(50):
                 middle = (low + high) / 2
                 self.theta.copy_(first + middle)
-                low, high = (low, middle) if float(self.expected()) > density else (middle, high)
+                low, high = (low, middle) if float(self.missing(goal)) > 0 else (middle, high)
+            self.theta.copy_(first + low)
             for index, ratio in enumerate(before / self.a()):
                 self._rescale(index, float(ratio))
         self.refresh()
@@ -197,7 +213,7 @@ class Attention:
         shares = self.pruned_shares().detach()
         for index, layer in enumerate(self.layers):
             w = self.network.parameters_by_name[layer.weight].detach()
-            count = int(float(shares[index]) * w.numel())
+            count = min(ceil(float(shares[index]) * w.numel() - 1e-3), w.numel() - 1)
             threshold = w.abs().flatten().float().kthvalue(count).values if count else -1.0
             self.masks[index] = (w.abs() > threshold).to(w)
 

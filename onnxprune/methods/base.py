@@ -16,7 +16,7 @@ from onnxprune import graph, methods
 from onnxprune.coupling import Coupling, Dim, Member, unit_positions
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.plan.cost import Cost
+from onnxprune.plan.cost import Cost, Kind
 from onnxprune.system.memory import retrying
 
 
@@ -45,6 +45,7 @@ class Context:
     progress: bool = False  # progress bars on stderr
     recover: str = "none"  # what follows the cut, see Options.level
     align: int = 1  # kept sizes that a method decides on are multiples of this, as select.align does
+    shares: Mapping[Kind, float] = field(default_factory=dict)  # of macs and params, as they were asked for
 
     @property
     def model(self) -> ir.Model:

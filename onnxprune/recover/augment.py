@@ -34,7 +34,8 @@ def augment(
     rng = np.random.default_rng((settings.seed, step))
     count = len(feeds[images[0]])
     flips = rng.random(count * size)[rank::size] < 0.5
-    shifts = rng.integers(-settings.crop, settings.crop + 1, (count * size, 2))[rank::size]
+    crop = settings.crop or 0
+    shifts = rng.integers(-crop, crop + 1, (count * size, 2))[rank::size]
     weights = rng.beta(settings.mixup, settings.mixup, count * size)[rank::size] if settings.mixup else None
     feeds = dict(feeds)
     for name in images:

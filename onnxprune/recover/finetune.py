@@ -3,33 +3,37 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import Network
-from onnxprune.data import Samples, fixed_batch
+from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import DataError, UsageError
 from onnxprune.outputs.losses import scales_of, shared_points, task_of, with_points
-from onnxprune.recover import checkpoint, distributed, probe, state
+from onnxprune.outputs.metrics import AGREEMENT
+from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
-from onnxprune.recover.judging import Epoch, Judge, all_outputs
-from onnxprune.recover.settings import Settings, choose
+from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs
+from onnxprune.recover.settings import Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Regularizer, Run, train
 from onnxprune.system.memory import halving
+
+OTHER = {"sgd": "adamw", "adamw": "sgd"}
+NO_TIME = "fine-tuning: left out, for no time is left for it; give more with --time"
 
 __all__ = ["Epoch", "History", "Settings", "choose", "finetune"]
 
 
 @dataclass(frozen=True)
 class History:
-    """How a run went: the settings as they were chosen, each epoch, and which one was kept (0: none was better).
+    """How a run went: the settings as they were chosen, each epoch, and which one was kept (0: the start).
 
-    metric: top1, agreement, relative_error or the user's; initial: before the first step.
+    metric: agreement, relative_error or the user's; initial: before the first step; told: what was kept and why.
     """
 
     settings: Settings
@@ -40,6 +44,7 @@ class History:
     best: float
     seconds: float
     stopped: str
+    told: str = ""
 
 
 def finetune(
@@ -53,7 +58,10 @@ def finetune(
     positions: Mapping[str, Mapping[int, np.ndarray]] | None = None,
     regularizer: Regularizer | None = None,
 ) -> History:
-    """Trains `cut_model`, in place, to answer as `teacher` does; the epoch that does best on `held` is kept.
+    """Trains `cut_model`, in place, to answer as `teacher` does.
+
+    The averaged weights of the end are kept, unless on `held` they are clearly worse than those of the start or of
+    another epoch, see `judging`.
 
     masks: initializer -> booleans of its shape; where False it stays zero. positions: value -> axis -> the positions of
     the teacher's value that the cut model has, for settings.features. regularizer: of the parameters by name, a
@@ -67,14 +75,16 @@ def finetune(
     start = state.start_of(cut_model) if asked.resume_dir else {}
     key = state.key_of(cut_model, teacher, asked, samples, held, masks) if asked.resume_dir else ""
     place = state.place_of(asked, key, start)
-    settings = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
-    device = distributed.device_of(settings.device)
+    device = distributed.device_of(asked.device)
     with distributed.group(device), _deterministic(device):
         run, model = _prepare(
-            cut_model, teacher, samples, held, settings, device, masks, positions or {}, regularizer, place, start
+            cut_model, teacher, samples, held, asked, device, masks, positions or {}, regularizer, place, start
         )
+        if run is None:
+            chosen = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
+            return History(chosen, AGREEMENT, 0.0, (), 0, 0.0, time.monotonic() - started, NO_TIME, NO_TIME)
         stopped = train(run)
-        # Where no epoch was better nothing is written: norms put in and folded again would change last bits.
+        # Where the start is kept nothing is written: norms put in and folded again would change last bits.
         if run.best_epoch > 0 or masks:
             run.network.write_back(model)
             if model is not cut_model:
@@ -88,78 +98,136 @@ def finetune(
         run.best_verdict.metric,
         time.monotonic() - started,
         stopped,
+        _told(run),
     )
 
 
-def _prepare(
-    cut_model, teacher, samples, held, settings: Settings, device, masks, positions, regularizer, place, start
-):
-    """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back."""
+def _told(run: Run) -> str:
+    """What was kept, and why, in one line."""
+    done, start, end, best = len(run.epochs), run.initial, run.last, run.best_verdict
+    found = f"{run.judge.name} with the original on {run.judge.told}"
+    if run.settings.metric is not None:
+        found = f"{run.judge.name} on {run.judge.told}"
+    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} after {done} epochs"
+    if run.best_epoch == done:
+        how = "clearly better" if end.excess_over(start) < -CLEAR else "not clearly worse"
+        return f"fine-tuning: kept the averaged weights of the end, which are {how} than the start ({numbers})"
+    what = f"those of epoch {run.best_epoch}, {best.metric:.4f}," if run.best_epoch else "the start"
+    return f"fine-tuning: kept {what} for the end is clearly worse ({numbers})"
+
+
+def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, positions, regularizer, place, start):
+    """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back.
+
+    None where no time is left for one.
+    """
+    settings = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
     assert settings.batch_size is not None
-    _check_world(settings)
+    _check_world(settings, cut_model)
     torch.manual_seed(settings.seed)
-    model, fixed = cut_model, fixed_batch(cut_model) is not None
+    model, fixed = cut_model, fixed_batch(cut_model)
+    batch_size = fixed or settings.batch_size  # at once
     if settings.batchnorm == "on":
         model = halving(
             lambda batch: with_batchnorm(cut_model, samples, device, batch),
-            settings.batch_size,
+            batch_size,
             "statistics for BatchNorm",
-            fixed=fixed,
+            fixed=fixed is not None,
         )
     network = Network(model, freeze_norm=settings.statistics == "frozen").to(device)
-    batch_size, settings = settings.batch_size, _decide(network, samples, settings, device, place)
+    saved = checkpoint.load(place) if place else None
+    if saved is not None:
+        decided, count = saved[1]["decided"], saved[1]["samples"]
+    else:
+        decided, count = _decide(network, teacher, samples, settings, asked, device, batch_size)
+    if not count:
+        return None, model
+    samples = samples if count == len(samples) else samples.subset(_some(len(samples), count, asked.seed))
+    settings = choose(samples, cut_model, asked.device, replace(asked, **decided), masked=bool(masks))
+    network.freeze_norm = settings.statistics == "frozen"
     if settings.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     task = halving(
         lambda batch: _task(model, teacher, samples, replace(settings, batch_size=batch), device, positions),
         batch_size,
         "fine-tuning",
-        fixed=fixed,
+        fixed=fixed is not None,
     )
     original = Teacher(teacher, task, settings, device)
     original.remember(samples)
-    plain = Teacher(teacher, with_points(task, (), {}), replace(settings, amp="off"), device)
-    judged, said = plain.all_on(held), None
-    if judged is None:
-        raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
-    if settings.metric is not None:
-        said = all_outputs(plain.network, held, teacher, device, batch_size)
-    judge = Judge(model, task, held, judged, device, batch_size, settings.metric, said)
+    judge = _judge(model, teacher, task, held, settings, device, len(samples))
     module = distributed.wrap(network, device, all_used=settings.loss is None)
     if settings.compile:
         module.compile()
     tensors = _mask_tensors(network, masks or {}, device)
-    return Run(
+    run = Run(
         model, network, module, original, task, settings, samples, judge, device, tensors, regularizer, place, start
-    ), model
+    )
+    if saved is None and asked.optimizer == "auto" and asked.lr is None:
+        other = replace(asked, **{**decided, "optimizer": OTHER[settings.optimizer]})
+        other = choose(samples, cut_model, asked.device, other, masked=bool(masks))
+        run = replace(run, settings=trial.settled(run, other))
+    return run, model
 
 
-def _check_world(settings: Settings) -> None:
+def _some(count: int, wanted: int, seed: int) -> np.ndarray:
+    """`wanted` of `count` numbers, in order."""
+    return np.sort(np.random.RandomState(seed).permutation(count)[:wanted])
+
+
+def _judge(model, teacher, task, held: Samples, settings: Settings, device, trained: int) -> Judge:
+    """A judge on mixtures of `held`; on them as they are where the user's own metric judges, or mixtures are senseless.
+
+    trained: the samples of an epoch; judging is to cost a small part of what training does.
+    """
+    batch_size = fixed_batch(model) or settings.batch_size or 1
+    plain = Teacher(teacher, with_points(task, (), {}), replace(settings, amp="off"), device)
+    if settings.metric is None:
+        samples = fair.mixed(held, batch_axes(input_infos(teacher)), trained // 4, settings.seed)
+        said = plain.all_on(samples)
+        if said is not None and all(bool(y.isfinite().all()) for y in said.values()):
+            return Judge(model, task, samples, said, device, batch_size)
+    said, everything = plain.all_on(held), None
+    if said is None:
+        raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
+    if settings.metric is not None:
+        everything = all_outputs(plain.network, held, teacher, device, batch_size)
+    return Judge(model, task, held, said, device, batch_size, settings.metric, everything)
+
+
+def _check_world(settings: Settings, model: ir.Model) -> None:
     size = distributed.world()[1]
+    least = size * (fixed_batch(model) or 1)
     assert settings.batch_size is not None
-    if settings.batch_size % size:
+    if size > 1 and settings.batch_size % least:
         raise UsageError(
             f"fine-tuning: a batch of {settings.batch_size} does not divide among {size} processes; "
-            f"give a batch size that is a multiple of {size}"
+            f"give a batch size that is a multiple of {least}"
         )
 
 
-def _decide(network: Network, samples: Samples, settings: Settings, device, place: Path | None) -> Settings:
-    """Precision and layout: those of the interrupted run, or what is fastest here."""
-    saved = checkpoint.load(place) if place else None
-    if saved is not None:
-        return replace(settings, **saved[1]["settings"])
-    feeds = tensors_of(samples.batch(_first(samples, settings)), device)
+def _decide(
+    network: Network, teacher: ir.Model, samples: Samples, settings: Settings, asked: Settings, device, at_once: int
+) -> tuple[dict[str, Any], int]:
+    """(precision, layout and epochs, samples of an epoch): what is fastest here, and what the time is enough for."""
+    feeds = tensors_of(samples.batch(_first(samples, at_once)), device)
     fast = probe.fastest(network, feeds, settings, device)
-    chosen = distributed.agreed({"amp": fast.amp, "channels_last": fast.channels_last}, device)
-    return replace(settings, **chosen)
+    epochs, count = asked.epochs or settings.epochs, len(samples)
+    if asked.seconds is not None or asked.epochs is None:
+        seconds = probe.step_seconds(network, feeds, fast, device)
+        seconds += probe.forward_seconds(Network(teacher, trainable=()).to(device).eval(), feeds, device)
+        pieces = (settings.batch_size or 1) / at_once
+        epochs, count = affordable(settings, asked.epochs, seconds * pieces / distributed.world()[1], count)
+    found = {"amp": fast.amp, "channels_last": fast.channels_last, "epochs": epochs}
+    found, count = distributed.agreed([found, count], device)
+    return found, count
 
 
 @torch.no_grad()
 def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device, positions):
     """What is compared, with the spread of each value on a few samples."""
     network = Network(teacher, trainable=()).to(device).eval()
-    feeds = tensors_of(samples.batch(_first(samples, settings)), device)
+    feeds = tensors_of(samples.batch(_first(samples, settings.batch_size or 1)), device)
     points = shared_points(model, teacher, positions) if settings.features > 0 else ()
     count = settings.batch_size or 1
     cut = Network(model, trainable=()).to(device).eval()
@@ -185,9 +253,9 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
     return replace(task, scales=scales_of(values, task.wanted))
 
 
-def _first(samples: Samples, settings: Settings) -> np.ndarray:
+def _first(samples: Samples, count: int) -> np.ndarray:
     """The numbers of one batch."""
-    return np.resize(np.arange(len(samples)), settings.batch_size or 1)
+    return np.resize(np.arange(len(samples)), count)
 
 
 def _mask_tensors(network: Network, masks: Mapping[str, np.ndarray], device) -> dict[str, torch.Tensor]:

@@ -1,4 +1,9 @@
-"""How good a network is on held-out samples: the metric that chooses the best epoch, and the loss that breaks ties."""
+"""How good a network is on held-out samples, and whether it is clearly worse than another.
+
+What fine-tuning ends with is kept unless a fair test says that it is clearly worse than what it started from. A fair
+test uses inputs that the original does not know by heart (see `fair`), samples that nothing was fitted to, and wants a
+difference that chance does not make: on a few hundred samples two good networks differ by chance all the time.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,42 +16,47 @@ from torch import Tensor
 
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
-from onnxprune.outputs.losses import Task, distillation, logits_of, regression
-from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, TOP1, Metric, has_lists, joined, judged
+from onnxprune.outputs.losses import Task, logits_of
+from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, Metric, has_lists, joined, judged
+from onnxprune.recover.fair import Mixed
 from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.system.memory import halving
 from onnxprune.system.plugins import name_of
 
+CLEAR = 2.5  # standard errors: of differences between equals one in 160 is larger
+
 
 @dataclass(frozen=True)
 class Verdict:
-    """A metric and a loss on held-out samples; `sign` is -1 where a smaller metric is better.
+    """A metric for the reader, and the losses (N,) by which networks are compared, sample by sample.
 
-    noise: one standard error of the metric, where it is a share of samples. A share of some hundreds tells two epochs
-    apart by a point at best; the loss, which sees how sure every answer is, tells them apart much better.
+    losses: disagreement or error per sample, smaller is better; a single one where nothing is known per sample.
     """
 
     metric: float
-    loss: float
-    sign: int = 1
-    noise: float = 0.0
+    losses: tuple[float, ...]
 
-    def better_than(self, other: "Verdict") -> bool:
-        gap = self.sign * (self.metric - other.metric)
-        if abs(gap) > max(self.noise, other.noise):
-            return gap > 0
-        return self.loss < other.loss
+    @property
+    def loss(self) -> float:
+        return float(np.mean(self.losses))
 
+    def clearly_worse_than(self, other: "Verdict") -> bool:
+        """Whether the same samples lose more by more than chance explains: the mean against its standard error."""
+        return self.excess_over(other) > CLEAR
 
-def share(right: int, count: int, loss: float) -> Verdict:
-    """The verdict of `right` answers of `count`."""
-    guess = (right + 1) / (count + 2)  # Laplace's: 10 of 10 is not certain either
-    return Verdict(right / count, loss, noise=(guess * (1 - guess) / count) ** 0.5)
+    def excess_over(self, other: "Verdict") -> float:
+        """Mean difference of the losses in standard errors; infinite where no sample differs from the others."""
+        gaps = np.subtract(self.losses, other.losses)
+        mean = float(gaps.mean())
+        error = float(gaps.std(ddof=1)) / len(gaps) ** 0.5 if len(gaps) > 1 else 0.0
+        if error == 0.0:
+            return 0.0 if mean == 0.0 else float(np.copysign(np.inf, mean))
+        return mean / error
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the samples came to; `metric` is of the averaged weights on held-out samples."""
+    """What one pass over the samples came to; `metric` and `held_loss` are of the averaged weights, by the judge."""
 
     epoch: int
     loss: float
@@ -76,23 +86,32 @@ class Judge:
     def name(self) -> str:
         if self.metric is not None:
             return name_of(self.metric)
-        if self.task.logits is None:
-            return RELATIVE_ERROR
-        return AGREEMENT if self.samples.labels is None else TOP1
+        return RELATIVE_ERROR if self.task.logits is None else AGREEMENT
+
+    @property
+    def told(self) -> str:
+        """On what it judges, for the reader."""
+        mixtures = isinstance(self.samples, Mixed)
+        return f"{len(self.samples)} {'mixed inputs' if mixtures else 'held-out samples'}"
 
     @torch.no_grad()
     def __call__(self, network: Network) -> Verdict:
-        outputs = self._outputs(network)
-        loss = self._loss(outputs)
         if self.metric is not None:
             said = all_outputs(network, self.samples, self.model, self.device, self.batch_size)
-            return Verdict(float(judged(self.metric, said, self.everything, self.samples.labels).mean()), loss)
+            values = judged(self.metric, said, self.everything, self.samples.labels)
+            return Verdict(float(values.mean()), tuple((-np.atleast_1d(values)).tolist()))
+        outputs = self._outputs(network)
         if self.task.logits is None:
-            return Verdict(self._relative_error(outputs), loss, sign=-1)
-        z = logits_of(self.task, outputs).argmax(1)
-        labels: Any = self.samples.labels
-        right = logits_of(self.task, self.originals).argmax(1) if labels is None else torch.from_numpy(labels)
-        return share(int((z == right.to(z.device)).sum()), len(z), loss)
+            errors = self._relative_errors(outputs)
+            return Verdict(float(errors.mean()), self._by_sample(errors))
+        z, t = (logits_of(self.task, values).argmax(1) for values in (outputs, self.originals))
+        wrong = (z != t.to(z.device)).double().cpu().numpy()
+        return Verdict(1 - float(wrong.mean()), self._by_sample(wrong))
+
+    def _by_sample(self, losses: np.ndarray) -> tuple[float, ...]:
+        """The mixtures of a sample depend on one another: their mean counts once."""
+        turns = self.samples.partners if isinstance(self.samples, Mixed) else 1
+        return tuple(losses.reshape(turns, -1).mean(axis=0).tolist())
 
     def _outputs(self, network: Network) -> dict[str, Tensor]:
         network.eval()
@@ -107,18 +126,13 @@ class Judge:
         parts = halving(said, self.batch_size, "judging on held-out samples", fixed=fixed_batch(self.model) is not None)
         return {name: torch.cat([part[name] for part in parts])[: len(self.samples)] for name in self.task.outputs}
 
-    def _loss(self, outputs: Mapping[str, Tensor]) -> float:
-        if self.task.logits is None:
-            return float(regression(outputs, self.originals, self.task.outputs, self.task.scales or {}))
-        return float(distillation(logits_of(self.task, outputs), logits_of(self.task, self.originals), 1.0))
-
-    def _relative_error(self, outputs: Mapping[str, Tensor]) -> float:
-        """Mean over samples of |y - original| / |original|, all outputs joined."""
+    def _relative_errors(self, outputs: Mapping[str, Tensor]) -> np.ndarray:
+        """|y - original| / |original| of each sample, all outputs joined."""
         y, t = (
             torch.cat([v[n].reshape(len(v[n]), -1) for n in self.task.outputs], 1) for v in (outputs, self.originals)
         )
         errors = (y - t).norm(dim=1) / t.norm(dim=1).clamp_min(float(np.finfo(np.float32).tiny))
-        return float(errors.double().mean())
+        return errors.double().cpu().numpy()
 
 
 @torch.no_grad()

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
 
 LOG = logging.getLogger("onnxprune")
-CHOOSING_SHARE = 0.1  # of the samples to tune on: they choose the epoch to keep
+JUDGED_SHARE, MOST_JUDGED = 0.1, 256  # of the samples to tune on: on them the end of fine-tuning is judged
 TRIAL_SAMPLES = 2048  # that a trial tunes on
+FEWEST_TRAINED = 3  # two to train on and one to judge on
 FEWEST, MOST = 512, 2048  # samples of least squares; more than the fewest while all of them stay below
 FITTED_MACS, FITTED_NUMBERS = 300_000_000_000, FEWEST * 3 * 224 * 224  # these MACs, and numbers in the inputs
-PLENTY = 1000  # samples from which least squares can do without those that choose; with fewer every one counts
-ENOUGH = 100  # the same of methods that train, which know by heart what they were trained on
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def recover(
     fixed = fixed_batch(given.original) is not None
     with clock("push constants"):
         retrying(lambda: constants.push(given.coupling, keep, cut_model, given.tune), "pushing constants", fixed=fixed)
-    fitted = learned_from(given, options, PLENTY)
+    fitted = learned_from(given, options)
     if fitted is None or options.level == "constants":
         return None
     if not zeros:  # least squares would fill them
@@ -86,11 +85,17 @@ def recover(
     if not _can_train(cut_model):
         LOG.warning("not fine-tuned: all weights are integers, or no gradient reaches them")
         return None
+    assert given.tune is not None
+    if len(given.tune) < FEWEST_TRAINED:
+        LOG.warning("not fine-tuned: %d samples are too few", len(given.tune))
+        return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, zeros).items()}
         positions = surgery.kept_positions(given.coupling, keep) if "features" in options.finetune else {}
-        history = processes.together(tune, cut_model, stays, positions, options.resume, trial, save=graph.save)
+        left = clock.left()
+        history = processes.together(tune, cut_model, stays, positions, options.resume, trial, left, save=graph.save)
         LOG.info("  %s", history.settings.described())
+        LOG.info("  %s", history.told)
         return history
 
 
@@ -108,16 +113,17 @@ def tuned(
     positions: Mapping[str, Mapping[int, np.ndarray]],
     resume: Path | None,
     trial: bool,
+    seconds: float | None = None,
 ) -> "History":
     """Fine-tunes `model` in place; where `masks` are False its weights stay zero.
 
-    positions: of the values that `model` has only in part, see surgery.kept_positions.
+    positions: of the values that `model` has only in part, see surgery.kept_positions. seconds: that it may take.
     """
     from onnxprune.recover import finetune
 
     if trial:
         given, options = _cheaper(given, options)
-    settings = asked.settings_of(replace(options, resume=resume), device(options))
+    settings = replace(asked.settings_of(replace(options, resume=resume), device(options)), seconds=seconds)
     return finetune.finetune(
         model, given.original, *_parts(given, options), settings, masks=masks or None, positions=positions
     )
@@ -139,17 +145,22 @@ def _cheaper(given: Given, options: Options) -> tuple[Given, Options]:
     return replace(given, tune=given.tune.subset(some)), quick
 
 
-def learned_from(given: Given, options: Options, plenty: int) -> Samples | None:
-    """The samples that weights may be fitted to before fine-tuning: where there are `plenty`, not those that choose."""
-    if given.tune is None or options.level != "finetune" or len(given.tune) < plenty:
+def learned_from(given: Given, options: Options) -> Samples | None:
+    """The samples that weights may be fitted to before fine-tuning: not those on which its end is judged."""
+    if given.tune is None or options.level != "finetune" or len(given.tune) < FEWEST_TRAINED:
         return given.tune
     return _parts(given, options)[0]
 
 
 def _parts(given: Given, options: Options) -> tuple[Samples, Samples]:
-    """(samples to fine-tune on, samples of --data that choose the epoch to keep): those of --val stay unseen."""
+    """(samples to fine-tune on, samples of --data on which its end is judged): those of --val stay unseen."""
     assert given.tune is not None
-    return split(given.tune, CHOOSING_SHARE, options.seed)
+    return split(given.tune, judged_share(len(given.tune)), options.seed)
+
+
+def judged_share(count: int) -> float:
+    """Of `count` samples to tune on the share that judges."""
+    return min(JUDGED_SHARE, MOST_JUDGED / max(1, count))
 
 
 def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:

@@ -1,4 +1,4 @@
-"""How a model is fine-tuned: what the user may set, and what is chosen by the model, the data and the device."""
+"""How a model is fine-tuned: what the user may set, and what is chosen by the model, the data, the device and time."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -11,15 +11,19 @@ from onnxprune.errors import UsageError
 from onnxprune.recover.linear import linears
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
-ATTENTION = frozenset({"Softmax", "Attention", "MultiHeadAttention"})
 # Peak learning rates at a batch of 128.
 LEARNING_RATE = {("sgd", True): 0.05, ("sgd", False): 0.01, ("adamw", True): 1e-3, ("adamw", False): 5e-4}
 # Steps; a shorter run has no time to come back from high rates or from the noise of batch statistics, after least
 # squares least of all.
 SHORT = 1000
-# Samples seen in all epochs together, and the bounds of the number of epochs.
-BUDGET = {"cpu": (60_000, 2, 20), "cuda": (2_000_000, 5, 60)}
+# Samples seen in all epochs together, and the most epochs; seconds that they may take where nobody says.
+BUDGET = {"cpu": (60_000, 20), "cuda": (2_000_000, 60)}
+SECONDS = 1200.0
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)  # coarse, so that a step's time decides alike in two runs
+LEAST_STEPS = 8  # fewer bring nothing
+LEAST_BATCH = 16  # below it the rate falls no further: the average of weights takes the noise
 DEEP = 6  # convolutions; shallower networks train well without BatchNorm
+SMALL_IMAGE, SHIFT = 64, 8  # the largest side of a small image, and the part of it by which it is shifted
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,12 @@ class Settings:
     ema: decay of the average of weights per step. warmup: share of the steps. clip: largest gradient norm.
     amp: 'bf16', 'fp16' or 'off'. batchnorm: 'on' puts BatchNorm back behind convolutions while training.
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
-    flip, crop, mixup: augmentation of images; crop is in pixels, mixup the parameter of the Beta distribution.
+    flip, crop, mixup: augmentation of images; crop is in pixels, mixup the parameter of the Beta distribution. Of
+    flip and crop None is on for small images of three channels.
     patience: epochs without improvement after which it stops, 0 for never. loss, metric: the user's own.
     regression: outputs are compared as numbers, not as classes, even where they look like those.
+    seconds: that training may take, by which `epochs` are cut down; None for no more than SECONDS, and for as many
+    epochs as are asked for.
     """
 
     epochs: int | None = None
@@ -54,8 +61,8 @@ class Settings:
     compile: bool = False
     batchnorm: str = "auto"
     statistics: str = "auto"
-    flip: bool = False
-    crop: int = 0
+    flip: bool | None = None
+    crop: int | None = None
     mixup: float = 0.0
     patience: int = 0
     resume_dir: str | None = None
@@ -64,13 +71,14 @@ class Settings:
     loss: Callable[..., Any] | None = None
     metric: Callable[..., Any] | None = None
     regression: bool = False
+    seconds: float | None = None
 
     def __post_init__(self):
         _check(self)
 
     @property
     def augments(self) -> bool:
-        return self.flip or self.crop > 0 or self.mixup > 0
+        return bool(self.flip or self.crop or self.mixup > 0)
 
     def described(self) -> str:
         """One line for the terminal and the report: what was chosen."""
@@ -80,7 +88,7 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but where it runs from and the user's functions, which go by name."""
-        left_out = {"resume_dir", "progress", "checkpoint_seconds"}
+        left_out = {"resume_dir", "progress", "checkpoint_seconds", "seconds"}
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
 
@@ -96,7 +104,12 @@ def _check(s: Settings) -> None:
         (0 <= s.labels <= 1, "labels", s.labels, "a weight from 0 to 1"),
         (s.temperature > 0, "temperature", s.temperature, "more than 0"),
         (s.ema is None or 0 <= s.ema < 1, "ema", s.ema, "a decay from 0 to below 1"),
-        (s.crop >= 0 and s.mixup >= 0 and s.clip >= 0, "crop, mixup, clip", (s.crop, s.mixup, s.clip), "0 or more"),
+        (
+            (s.crop or 0) >= 0 and s.mixup >= 0 and s.clip >= 0,
+            "crop, mixup, clip",
+            (s.crop, s.mixup, s.clip),
+            "0 or more",
+        ),
     )
     for fine, name, given, wanted in rules:
         if not fine:
@@ -118,31 +131,72 @@ def choose(
 
     masked: weights stay zero, so that least squares did not come before.
 
-    What only a measurement can tell ('auto' for amp, None for channels_last) stays open until training starts.
+    What only a measurement can tell ('auto' for amp, None for channels_last, how many epochs the time is enough for,
+    whether the other optimizer does better) stays open until training starts.
     """
     s = replace(settings or Settings(), device=device)
     count = len(samples)
-    batch = fixed_batch(model) or min(s.batch_size or _batch_size(count), count)
+    fixed = fixed_batch(model)
+    batch = min(s.batch_size or _batch_size(count), count)
+    if fixed:  # a batch is made of as many of the model's as it takes
+        batch = fixed * max(1, round(batch / fixed))
     epochs = s.epochs or _epochs(count, device)
     optimizer = _optimizer(model) if s.optimizer == "auto" else s.optimizer
-    batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wants_batchnorm(model) else "off")
+    narrow = fixed is not None and fixed < LEAST_BATCH  # no statistics can be taken of so few
+    wanted = wants_batchnorm(model) and not narrow
+    batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wanted else "off")
     normed = batchnorm == "on" or any(_norms(model))
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)
     steps = epochs * max(1, count // batch)
     most = LEARNING_RATE[optimizer, True] * (steps / SHORT) ** 0.5
-    lr = s.lr or min(LEARNING_RATE[optimizer, normed], most) * (batch / 128) ** 0.5
+    lr = s.lr or min(LEARNING_RATE[optimizer, normed], most) * (max(batch, LEAST_BATCH) / 128) ** 0.5
     ema = s.ema if s.ema is not None else max(0.0, round(1 - 20 / max(steps, 20), 4))
+    statistics = "frozen" if narrow else _statistics(steps, batchnorm, masked)
+    side = small_images(model)
     return replace(
         s,
         epochs=epochs,
         batch_size=batch,
         optimizer=optimizer,
         batchnorm=batchnorm,
-        statistics=_statistics(steps, batchnorm, masked) if s.statistics == "auto" else s.statistics,
+        statistics=statistics if s.statistics == "auto" else s.statistics,
         lr=lr,
         weight_decay=decay,
         ema=min(ema, 0.9995),
+        flip=bool(side) if s.flip is None else s.flip,
+        crop=side // SHIFT if s.crop is None else s.crop,
     )
+
+
+def affordable(settings: Settings, asked: int | None, step_seconds: float, count: int) -> tuple[int, int]:
+    """(epochs, samples of each) that the time is enough for, where a step takes `step_seconds` and there are `count`.
+
+    asked: the epochs that the user asked for, which only a time that was asked for as well cuts down. No samples where
+    there is no time for a few steps.
+    """
+    assert settings.epochs is not None
+    assert settings.batch_size is not None
+    if settings.seconds is None and asked is not None:
+        return asked, count
+    steps = int((SECONDS if settings.seconds is None else max(0.0, settings.seconds)) / max(step_seconds, 1e-9))
+    an_epoch = max(1, count // settings.batch_size)
+    if steps >= an_epoch * settings.epochs:
+        return settings.epochs, count
+    if steps >= an_epoch:
+        return max(n for n in LENGTHS if n <= steps // an_epoch), count
+    return 1, steps * settings.batch_size if steps >= LEAST_STEPS else 0
+
+
+def small_images(model: ir.Model) -> int:
+    """The side of the small square images of three channels, (N, 3, H, H), that `model` reads; 0 where it reads none.
+
+    That is what photographs of such size come as; half of them may be mirrored, and an eighth is cut off with no harm.
+    """
+    shapes = [list(value.shape) for value in model.graph.inputs if value.shape is not None and len(value.shape) == 4]
+    if len(shapes) != 1 or len(model.graph.inputs) != 1:
+        return 0
+    channels, height, width = (size if isinstance(size, int) else 0 for size in shapes[0][1:])
+    return height if channels == 3 and height == width and SHIFT <= height <= SMALL_IMAGE else 0
 
 
 def _statistics(steps: int, batchnorm: str, masked: bool) -> str:
@@ -159,20 +213,13 @@ def _batch_size(count: int) -> int:
 
 
 def _epochs(count: int, device: str) -> int:
-    budget, least, most = BUDGET["cuda" if device.startswith("cuda") else "cpu"]
-    return max(least, min(most, round(budget / max(1, count))))
+    samples, most = BUDGET["cuda" if device.startswith("cuda") else "cpu"]
+    return max(n for n in LENGTHS if n <= max(2, min(most, round(samples / max(1, count)))))
 
 
 def _optimizer(model: ir.Model) -> str:
-    ops = {node.op_type for node in model.graph}
-    convolutional = "Conv" in ops
-    # A classifier's last Softmax is no attention: attention multiplies what it gives.
-    attends = any(node.op_type in ATTENTION and not _ends(node) for node in model.graph)
-    return "sgd" if convolutional and not attends and "LayerNormalization" not in ops else "adamw"
-
-
-def _ends(node: ir.Node) -> bool:
-    return all(value.is_graph_output() or not value.uses() for value in node.outputs)
+    """A first guess, see `trial`: convolutions mostly train well by plain gradients, products of matrices do not."""
+    return "sgd" if any(node.op_type == "Conv" for node in model.graph) else "adamw"
 
 
 def _norms(model: ir.Model) -> Iterator[ir.Node]:

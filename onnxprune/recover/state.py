@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -32,6 +32,8 @@ LOG = logging.getLogger("onnxprune")
 LOOKED_AT = 256  # samples, evenly spaced, whose numbers are hashed; of labels all are
 NUMBERS = 64  # of each tensor, evenly spaced, by which the start is known
 ALIKE = 1e-2  # of the largest of these: steps before this one may repeat with other last bits
+# What a measurement decided when the run began, which an interrupted one takes up as it was.
+DECIDED = ("amp", "channels_last", "epochs", "optimizer", "lr")
 Start = Mapping[str, np.ndarray]
 
 
@@ -110,7 +112,8 @@ def keep(run: Run) -> None:
     tensors |= checkpoint.optimizer_tensors(run.optimizer)
     tensors |= {f"start/{name}": torch.from_numpy(numbers) for name, numbers in run.start.items()}
     facts = {
-        "settings": {"amp": run.settings.amp, "channels_last": run.settings.channels_last},
+        "decided": {name: getattr(run.settings, name) for name in DECIDED},
+        "samples": len(run.samples),
         "step": run.step,
         "lost": run.lost,
         "spent": run.spent,
@@ -118,6 +121,7 @@ def keep(run: Run) -> None:
         "best_epoch": run.best_epoch,
         "best_verdict": asdict(run.best_verdict),
         "initial": asdict(run.initial),
+        "last": asdict(run.last),
         "scaler": run.scaler.state_dict(),
     }
     checkpoint.save(run.place, tensors, facts)
@@ -136,6 +140,10 @@ def resume(run: Run) -> bool:
     run.scaler.load_state_dict(facts["scaler"])
     run.step, run.lost, run.spent = facts["step"], facts["lost"], facts["spent"]
     run.epochs = [Epoch(**epoch) for epoch in facts["epochs"]]
-    run.best_epoch, run.best_verdict = facts["best_epoch"], Verdict(**facts["best_verdict"])
-    run.initial = Verdict(**facts["initial"])
+    run.best_epoch, run.best_verdict = facts["best_epoch"], _verdict(facts["best_verdict"])
+    run.initial, run.last = _verdict(facts["initial"]), _verdict(facts["last"])
     return True
+
+
+def _verdict(saved: Mapping[str, Any]) -> Verdict:
+    return Verdict(saved["metric"], tuple(saved["losses"]))

@@ -51,17 +51,19 @@ class Run:
     average: Average = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
-    best: dict[str, Tensor] = field(init=False)
+    best: dict[str, Tensor] = field(init=False)  # of the start and all epochs, by the judge's mean loss
     best_verdict: Verdict = field(init=False)
     initial: Verdict = field(init=False)
+    last: Verdict = field(init=False)
     best_epoch: int = 0
     epochs: list[Epoch] = field(default_factory=list)
     step: int = 0
     lost: float = 0.0  # sum of the losses of this epoch
     spent: float = 0.0  # seconds of this epoch before it was interrupted
-    at_once: int | None = None  # samples that memory does for, where that is less than a batch
+    at_once: int | None = None  # samples that memory does for, or the model's fixed batch, where that is less
 
     def __post_init__(self) -> None:
+        self.at_once = fixed_batch(self.model)
         self.optimizer = make_optimizer(self.network.parameters_by_name, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == "fp16")
         self.apply_masks()
@@ -86,11 +88,11 @@ class Run:
 
 
 def train(run: Run) -> str:
-    """Trains to the end, or to where it stops early; why it stopped. The network then holds the best weights."""
+    """Trains to the end, or to where it stops early; why it stopped. The network then holds the weights to keep."""
     settings = run.settings
     assert settings.epochs is not None
     if not resume(run):
-        run.initial = run.best_verdict = _verdict(run)
+        run.initial = run.best_verdict = run.last = _verdict(run)
     with tqdm(
         total=settings.epochs * _steps(run), initial=run.step, disable=not _shows(run), file=sys.stderr, unit="step"
     ) as bar:
@@ -99,6 +101,8 @@ def train(run: Run) -> str:
                 break
             _train_epoch(run, epoch, bar)
             keep(run)
+    if not run.last.clearly_worse_than(run.best_verdict):
+        run.best, run.best_verdict, run.best_epoch = run.average.tensors, run.last, len(run.epochs)
     run.load(run.best)
     return "no improvement" if len(run.epochs) < settings.epochs else "all epochs done"
 
@@ -126,10 +130,10 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
     started, saved = time.monotonic() - run.spent, time.monotonic()
     steps = _steps(run)
     total = steps * (run.settings.epochs or 1)
-    for feeds, numbers in _batches(run, epoch, run.step - epoch * steps):
+    for feeds, numbers in batches_of(run, epoch, run.step - epoch * steps):
         run.module.train()
         lr = rate(run.step, total, run.settings)
-        run.lost += _train_step(run, feeds, numbers, lr)
+        run.lost += step_on(run, feeds, numbers, lr)
         run.step += 1
         bar.update()
         done = run.step - epoch * steps
@@ -147,7 +151,7 @@ def _postfix(run: Run, loss: float) -> str:
     return f"epoch {min(len(run.epochs) + 1, run.settings.epochs or 1)}, loss {loss:.4f}, {run.judge.name} {last:.4f}"
 
 
-def _batches(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
+def batches_of(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np.ndarray], np.ndarray]]:
     """This process's share of the batches of an epoch, from number `first` on."""
     order = distributed.order(len(run.samples), epoch, run.settings.seed)
     size = _local_batch(run)
@@ -156,7 +160,8 @@ def _batches(run: Run, epoch: int, first: int) -> Iterator[tuple[Mapping[str, np
     return ahead(run.samples, [order[k * size : (k + 1) * size] for k in range(first, _steps(run))])
 
 
-def _train_step(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr: float) -> float:
+def step_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr: float) -> float:
+    """The loss of a batch, of which one step was taken. Raises: UsageError where it is no longer finite."""
     rank, size = distributed.world()
     feeds = tensors_of(arrays, run.device, channels_last=bool(run.settings.channels_last))
     feeds, mix = augment(feeds, run.settings, run.step, rank, size)
@@ -174,6 +179,20 @@ def _train_step(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray,
             f"fine-tuning: the loss became {number} at step {run.step}, learning rate {lr:g}; give a smaller one"
         )
     return number
+
+
+def loss_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> float:
+    """The loss of a batch as it is, in the pieces that training takes it in."""
+    feeds = tensors_of(arrays, run.device, channels_last=bool(run.settings.channels_last))
+    batch, count = Batch(feeds, numbers, _labels(run, numbers), None), len(numbers)
+    return sum(_forward(run, piece, len(piece.numbers) / count) for piece in _pieces(run, batch))
+
+
+def _forward(run: Run, piece: "Piece", share: float) -> float:
+    targets = run.teacher.says(piece.feeds)
+    with precision(run.settings, run.device):
+        values = run.network(piece.feeds, capture=run.task.captured)
+    return share * float(_loss(run, values, targets, piece))
 
 
 @dataclass(frozen=True)
@@ -223,21 +242,26 @@ def _gradients(run: Run, batch: Batch) -> float:
     while True:
         run.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
-        limit = min(run.at_once or count, count)
         try:
-            pieces = -(-count // limit)
-            ends = [count * k // pieces for k in range(pieces + 1)]
-            axes = batch_axes(input_infos(run.model)) if pieces > 1 else {}
-            parts = (batch.rows(axes, *ends[k : k + 2]) for k in range(pieces))
-            return sum(_backward(run, piece, len(piece.numbers) / count) for piece in parts)
+            return sum(_backward(run, piece, len(piece.numbers) / count) for piece in _pieces(run, batch))
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            limit = min(run.at_once or count, count)
             # Other processes wait for this one's gradients: they cannot all start over.
             if limit == 1 or size > 1 or fixed_batch(run.model) is not None:
                 raise give_up(error, where, limit, fixed=fixed_batch(run.model) is not None) from error
         run.optimizer.zero_grad(set_to_none=True)
         run.at_once = smaller(limit, where)
+
+
+def _pieces(run: Run, batch: Batch) -> Iterator[Piece]:
+    """The batch in as many pieces as memory, or a model of fixed batch, asks for."""
+    count = len(batch.numbers)
+    pieces = -(-count // min(run.at_once or count, count))
+    ends = [count * k // pieces for k in range(pieces + 1)]
+    axes = batch_axes(input_infos(run.model)) if pieces > 1 else {}
+    return (batch.rows(axes, *ends[k : k + 2]) for k in range(pieces))
 
 
 def _backward(run: Run, piece: Piece, share: float) -> float:
@@ -285,8 +309,8 @@ def _own_loss(function: Callable[..., Tensor], loss: Tensor) -> Tensor:
 def _end_epoch(run: Run, epoch: int, lr: float, started: float) -> None:
     current = {name: tensor.detach().clone() for name, tensor in run.tensors().items()}
     run.load(run.average.tensors)
-    verdict = _verdict(run)
-    if verdict.better_than(run.best_verdict):
+    run.last = verdict = _verdict(run)
+    if verdict.loss < run.best_verdict.loss:
         run.best, run.best_verdict, run.best_epoch = (
             {name: tensor.clone() for name, tensor in run.average.tensors.items()},
             verdict,

@@ -13,6 +13,7 @@ from onnxprune.report import text
 from onnxprune.report.document import latency_ratios
 
 Row = tuple[str, list[str], str]
+MANY_ZEROS = 0.99  # below this share of non-zeros the table shows them
 PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width
 
 
@@ -94,6 +95,18 @@ def _costs(models: tuple[Measurement, ...]) -> list[Row]:
     for key, (label, write) in parts.items():
         values = [getattr(m, key) for m in models]
         found.append((label, [write(v) for v in values], text.times(ratio(values[0], values[_position(models)]))))
+    return [*found, *_nonzeros(models)]
+
+
+def _nonzeros(models: tuple[Measurement, ...]) -> list[Row]:
+    """What zeros leave, where some model has so many that it matters."""
+    found: list[Row] = []
+    counts = (("nonzero_macs", "macs", "MACs without zeros"), ("nonzeros", "params", "parameters without zeros"))
+    for key, whole, label in counts:
+        values, all_of = ([getattr(m, name) for m in models] for name in (key, whole))
+        if any(v is not None and a and v < MANY_ZEROS * a for v, a in zip(values, all_of, strict=True)):
+            shown = [text.count(v) for v in values]
+            found.append((label, shown, text.times(ratio(all_of[0], values[_position(models)]))))
     return found
 
 

@@ -26,6 +26,7 @@ from onnxprune.options import RELATIVE_ERROR, Options, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
+from onnxprune.surgery import dead
 
 if TYPE_CHECKING:
     from onnxprune.measure.records import LatencyTable
@@ -47,13 +48,15 @@ def measure(
     """
     notes: list[str] = []
     with clock("measure cost"):
-        models = {ORIGINAL: measure_file(ORIGINAL, subject.path, made.before)}
+        original = measure_file(ORIGINAL, subject.path, made.before)
+        models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.cost))}
         totals: dict[str, int] = dict(made.after)
         with _noted("the cost of the file was not counted again", notes):
             totals |= _counted(subject, files[PRUNED], options)
         for name, path in files.items():
             last = name == list(files)[-1]
-            models[name] = replace(measure_file(name, path, totals), path=str(out) if last else None)
+            counted = replace(measure_file(name, path, totals), path=str(out) if last else None)
+            models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
             known = subject.accuracy
@@ -94,8 +97,17 @@ def _counted(subject: Subject, file: Path, options: Options) -> dict[str, int]:
     if options.pack:  # what is counted are the weights, not the values and bits that they are made of
         written = graph.normalize(written)
     # At the sizes at which the original was counted: those of the samples, where the model leaves them open.
-    totals = cost.of(analyze(written, shapes.observe(written, subject.coupling.shapes.probe))).totals()
-    return {"macs": totals["macs"], "params": totals["params"]}
+    seen = analyze(written, shapes.observe(written, subject.coupling.shapes.probe))
+    costs = cost.of(seen)
+    totals = costs.totals()
+    return {"macs": totals["macs"], "params": totals["params"], **_without_zeros(seen.model, costs)}
+
+
+def _without_zeros(model: ir.Model, costs: cost.Cost) -> dict[str, int]:
+    return {
+        "nonzeros": costs.totals()["params"] - dead.zeros_in(model),
+        "nonzero_macs": dead.nonzero_macs(model, costs),
+    }
 
 
 def _latencies(subject: Subject, files: Mapping[str, Path], options: Options) -> LatencyTable:

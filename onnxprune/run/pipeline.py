@@ -25,7 +25,7 @@ from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import measuring, schedule, search, settings, targets
+from onnxprune.run import forecast, measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import packing
@@ -56,7 +56,7 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
     def work() -> Result:
         _check(source, out, options)
         method_options.check(base.get(options.method), options.method_options)  # wrong names before the work
-        clock = Clock()
+        clock = Clock(options.time)
         return prune_subject(prepare(source, options, clock), out, options, clock)
 
     return _in_all_processes(work, source, options)
@@ -97,6 +97,7 @@ def prune_subject(
 ) -> Result:
     """Scores, selects and produces; `look` is shown the proven cut before recovery changes it."""
     _check_form(subject.model, options)
+    forecast.tell(subject, options, clock, method=options.method)
     subject, outcome = schedule.scored(subject, base.get(options.method), options, clock)
 
     def make(keep: Keep, notes: Sequence[str]) -> Result:
@@ -126,9 +127,10 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
 
     def work() -> Result:
         _check(source, out, options, Path(plan_path), ranges=known.get("ranges"))
-        clock = Clock()
+        clock = Clock(options.time)
         subject = prepare(source, options, clock)
         _check_form(subject.model, options)
+        forecast.tell(subject, options, clock, method=None)
         notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)
         keep = plan.masks(loaded, subject.coupling)
         return produce(subject, keep, out, options, clock, method=loaded.method, notes=notes, known=known)
@@ -197,9 +199,10 @@ def produce(
         ratios_of_result = [ratio for ratio in ratios if ratio.model == after.name]
         packed = measuring.packing(dense, places[out]) if options.pack else None
         written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
-        checked = targets.check(before, after, ratios_of_result, options)
+        checked = targets.check(before, after, ratios_of_result, options, zeros)
         rounding = () if stored is None else stored.notes
-        all_notes = (*notes, *written_out, *rounding, *unmeasured, *checked, *_packing_notes(packed, options))
+        tuning = (history.told,) if history is not None else ()
+        all_notes = (*notes, *written_out, *tuning, *rounding, *unmeasured, *checked, *_packing_notes(packed, options))
         told = None if stored is None else quantize.told(stored, subject.feeds)
         original = (subject.normalized, subject.cost, subject.outputs)
         made_report = build.describe(

@@ -109,7 +109,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         subject.coupling,
         subject.cost,
         scored_dims(subject.coupling, options),
-        levels.learned_from(subject.given, options, levels.ENOUGH) if chosen.needs.training else subject.tune,
+        levels.learned_from(subject.given, options) if chosen.needs.training else subject.tune,
         options.seed,
         levels.device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,
@@ -117,6 +117,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         options.progress,
         options.level,
         alignment_for(options.align, provider_for(options)),
+        {kind: shares[kind] for kind in ("macs", "params") if kind in shares},
     )
     with clock("score"):
         return base.run(chosen, context)

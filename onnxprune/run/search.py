@@ -22,7 +22,7 @@ from onnxprune.plan.select import Budget, aligned, select, topped_up
 from onnxprune.recover import biases, levels
 from onnxprune.run import measuring
 from onnxprune.run.subject import FEWEST_PROMISED, Subject
-from onnxprune.run.targets import drop
+from onnxprune.run.targets import by_nonzeros, drop
 from onnxprune.surgery import packing
 from onnxprune.system.clock import Clock
 
@@ -68,7 +68,7 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Ch
         yield from _by_accuracy(subject, outcome, options, targets)
     elif "latency" in options.target:
         yield from _by_latency(subject, outcome, options, targets)
-    elif not targets and outcome.keep is not None:
+    elif outcome.keep is not None and (not targets or by_nonzeros(options, outcome.zeros)):
         yield _decided_by_method(outcome, options)
     elif options.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
         yield _decided_by_method(outcome, options)
@@ -173,6 +173,8 @@ def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
         keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
     elif strict:
         keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
+    if by_nonzeros(options, outcome.zeros):
+        return Choice(keep, ("the target counts what is not zero; only units that are dead were removed",))
     return Choice(keep, ("the method decided how much to remove",))
 
 

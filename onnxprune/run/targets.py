@@ -1,26 +1,49 @@
 """Whether a finished result keeps what was promised: targets, speed, accuracy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
 
 from onnxprune.errors import BudgetError
 from onnxprune.measure import unsettled
 from onnxprune.measure.records import ratio
+from onnxprune.methods.zeros import DENSITY_OPTIONS
 from onnxprune.options import TARGETS, Options
 from onnxprune.outputs import metrics
 from onnxprune.report import LatencyRatio, Measurement
 
+NONZEROS = {"macs": "nonzero_macs", "params": "nonzeros"}  # what of a measurement counts without zeros
 NOISE = 0.005  # by which a measured speed may fall short: the noise between two runs
 
 
-def check(before: Measurement, after: Measurement, ratios: Sequence[LatencyRatio], options: Options) -> tuple[str, ...]:
-    """Notes on the gates that held. Raises: BudgetError for one that did not, with what was reached."""
-    _check_costs(before, after, options)
+def check(
+    before: Measurement,
+    after: Measurement,
+    ratios: Sequence[LatencyRatio],
+    options: Options,
+    zeros: Mapping[str, np.ndarray] | None = None,
+) -> tuple[str, ...]:
+    """Notes on the gates that held. Raises: BudgetError for one that did not, with what was reached.
+
+    zeros: positions that a sparse method left at zero.
+    """
+    _check_costs(before, after, options, by_nonzeros(options, zeros or {}))
     return (*_check_drop(before, after, options), *_check_speed((before, after), ratios, options))
 
 
-def _check_costs(before: Measurement, after: Measurement, options: Options) -> None:
+def by_nonzeros(options: Options, zeros: Mapping[str, np.ndarray]) -> bool:
+    """Whether the targets count what is not zero: where a sparse method met them by zeros, and nobody asked for both.
+
+    Who names a density beside a target means so many zeros, and units removed until the target holds as well.
+    """
+    said = any(options.method_options.get(name) for name in DENSITY_OPTIONS)
+    return bool(zeros) and not said and bool(options.target) and set(options.target) <= set(NONZEROS)
+
+
+def _check_costs(before: Measurement, after: Measurement, options: Options, nonzeros: bool) -> None:
     for key, fraction in options.target.items():
-        reached = None if key == "latency" else ratio(getattr(before, TARGETS[key]), getattr(after, TARGETS[key]))
+        counted = NONZEROS[key] if nonzeros else TARGETS[key]
+        reached = None if key == "latency" else ratio(getattr(before, TARGETS[key]), getattr(after, counted))
         if reached is not None and reached > fraction + 1e-9:
             raise BudgetError(
                 f"--target {key}={fraction:g} was missed: the nearest is {key}={reached + 5e-4:.3f}; "

@@ -54,9 +54,18 @@ def nonzeros(model: ir.Model) -> int:
     return _nonzeros(_weights(model.graph.initializers.values()))
 
 
-def nonzero_macs(model: ir.Model) -> int:
-    """MACs of a normalized model without those that multiply by a weight of zero; no runtime here skips them."""
-    by_node = cost.of(analyze(model)).by_node()
+def zeros_in(model: ir.Model) -> int:
+    """Number of the float weights of two axes or more that are zero."""
+    weights = _weights(model.graph.initializers.values())
+    return sum(a.size for a in weights) - _nonzeros(weights)
+
+
+def nonzero_macs(model: ir.Model, costs: cost.Cost | None = None) -> int:
+    """MACs of a normalized model without those that multiply by a weight of zero; no runtime here skips them.
+
+    costs: of the model, where they are known.
+    """
+    by_node = (costs or cost.of(analyze(model))).by_node()
     return round(sum(by_node.get(node.name or "", 0) * _density_of(node) for node in model.graph))
 
 

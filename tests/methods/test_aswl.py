@@ -9,7 +9,7 @@ from toys import context_of, digits_context, outputs, toy
 from onnxprune import graph
 from onnxprune.data import input_infos, load_samples
 from onnxprune.graph import sessions
-from onnxprune.methods import aswl, base, layers
+from onnxprune.methods import aswl, base, layers, zeros
 from onnxprune.outputs import metrics
 
 torch = pytest.importorskip("torch")
@@ -73,7 +73,9 @@ def attention_of(model: ir.Model, **options: object) -> tuple:
 
     network = Network(model)
     settings = aswl.Settings(**options)
-    return network, aswl.Attention(model, network, layers.linear_layers(model), settings, 0.5)
+    chosen = layers.linear_layers(model)
+    sizes = np.array([float(network.parameters_by_name[layer.weight].numel()) for layer in chosen])
+    return network, aswl.Attention(model, network, chosen, settings, [zeros.Allowance(sizes, 0.5)])
 
 
 def test_the_function_is_unchanged_at_the_start_but_for_the_pruned_weights():

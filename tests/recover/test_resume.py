@@ -117,7 +117,7 @@ def test_a_run_that_failed_midway_ends_equal(folded: Digits, tmp_path: Path, mon
     settings = replace(QUICK, **extra)
     whole = surgery.cut(folded.coupling, keep)
     finetune(whole, folded.model, few, folded.held, settings)
-    calls, step = 0, training._train_step
+    calls, step = 0, training.step_on
 
     def failing(*args):
         nonlocal calls
@@ -126,7 +126,7 @@ def test_a_run_that_failed_midway_ends_equal(folded: Digits, tmp_path: Path, mon
             raise StopError
         return step(*args)
 
-    monkeypatch.setattr(training, "_train_step", failing)
+    monkeypatch.setattr(training, "step_on", failing)
     settings = replace(settings, resume_dir=str(tmp_path / "state"))
     with pytest.raises(StopError):
         finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, settings)

@@ -42,9 +42,9 @@ RAMP_END, FREEZE_FROM = 0.5, 2 / 3
 
 @dataclass(frozen=True)
 class Settings(Course):
-    """group: G, 0 takes 16, or 4 along inputs. kept: k, 0 takes --target or half of G. axis: output or input.
-    shrink: lambda_w. refresh: steps between masks. permute: reorder channels first. closed: calibration only.
-    last: prune the classifier, too."""
+    """group: G, 0 takes 16, or 4 along inputs. kept: k, 0 takes the most that --target allows, or half of G.
+    axis: output or input. shrink: lambda_w. refresh: steps between masks. permute: reorder channels first.
+    closed: calibration only. last: prune the classifier, too."""
 
     epochs: int = 6
     lr: float = 1e-3
@@ -68,11 +68,12 @@ class Settings(Course):
 def cci(context: Context) -> Outcome:
     """Returns a model with exactly k non-zeros in every group of the layers that the pattern fits."""
     settings = options.read(Settings, context, "cci")
-    size, kept = pattern(settings, context.target)
+    size = group_size(settings)
     chosen = [layer for layer in layers.linear_layers(context.model) if fits(context.model, layer, settings, size)]
     options.require(
         bool(chosen), "cci", f"no layer's {settings.axis} channels divide by {size}; choose a smaller group"
     )
+    kept = count_kept(context, settings, chosen, size)
     model = context.model
     notes = [
         f"cci: {kept} of every {size} weights along {settings.axis} channels in {len(chosen)} layers: {_names(chosen)}"
@@ -107,13 +108,24 @@ def cci(context: Context) -> Outcome:
     return zeroed.outcome(context, model, zeros, notes)
 
 
-def pattern(settings: Settings, target: float | None) -> tuple[int, int]:
-    """(G, k). Raises: UsageError when k is not between 1 and G."""
+def group_size(settings: Settings) -> int:
+    """G. Raises: UsageError for an axis that is none, and for more kept than there are."""
     options.require(settings.axis in AXES, "cci", f"axis={settings.axis}: choose of {', '.join(AXES)}")
-    size = settings.group or (4 if settings.axis == "input" else 16)
-    kept = settings.kept or max(1, round(size * (target or 0.5)))
-    options.require(1 <= kept <= size, "cci", f"kept={kept} of group={size}: keep at least 1 and at most all")
-    return size, kept
+    size, kept = settings.group or (4 if settings.axis == "input" else 16), settings.kept
+    options.require(0 <= kept <= size, "cci", f"kept={kept} of group={size}: keep at least 1 and at most all")
+    return size
+
+
+def count_kept(context: Context, settings: Settings, chosen: list[Layer], size: int) -> int:
+    """k: as asked for, else the most that the targets allow. Raises: BudgetError where that is not even one."""
+    if settings.kept:
+        return settings.kept
+    if not context.shares:
+        return max(1, round(size * (context.target or 0.5)))
+    allowed = zeroed.allowances(context, [(layer.node, layer.weight) for layer in chosen], 0.0)
+    for each in allowed:
+        each.require(1 / size)
+    return min(int(size * each.density) for each in allowed)
 
 
 def fits(model: ir.Model, layer: Layer, settings: Settings, size: int) -> bool:

@@ -19,6 +19,7 @@ from onnxprune.methods.base import Context, Outcome
 from onnxprune.methods.snacs import acmi_select as rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.connections import Layer
+from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
 from onnxprune.outputs import metrics
 
@@ -74,11 +75,12 @@ def prune_connections(
     def error(fraction: float) -> float:
         return snacs.disagreement(metrics.outputs_on(sessions.open_session(zeroed(fraction)[0]), few), reference)
 
-    target = settings.density or context.target
-    if target is None:
+    if settings.density or context.target is not None:  # the smallest fraction that leaves at most what is allowed
+        pairs = [(layer.node, layer.initializer) for layer in layers]
+        allowed = allowances(context, pairs, settings.density)
+        fraction = _fraction_for(allowed, layers, scores, limits, shielded, groups)
+    else:
         fraction = rules.automatic_fraction(error, snacs.tolerance(context, settings))
-    else:  # the smallest fraction that leaves at most the target's share of the scored weights
-        fraction = _fraction_for(target, layers, scores, limits, shielded, groups)
     model, masks = zeroed(fraction)
     zeros = {layer.initializer: ~_expand(layer, masks[layer.node], groups[layer.node], model) for layer in layers}
     stays = 1 - sum(int(z.sum()) for z in zeros.values()) / sum(z.size for z in zeros.values())
@@ -165,22 +167,22 @@ def _zero(
 
 
 def _fraction_for(
-    target: float,
+    allowed: Sequence[Allowance],
     layers: Sequence[Layer],
     scores: Mapping[str, np.ndarray],
     limits: Mapping[str, float],
     shielded: Mapping[str, np.ndarray],
     groups: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> float:
-    """Smallest global fraction, to a thousandth, that leaves at most `target` of the layers' weights."""
-    total = sum(layer.weights.size for layer in layers)
+    """Smallest global fraction, to a thousandth, that leaves at most what is allowed of the layers' weights."""
 
-    def share(fraction: float) -> float:
+    def holds(fraction: float) -> bool:
         masks = rules.select_connections(scores, limits, fraction, shielded)
-        return sum(int(masks[x.node][groups[x.node][0]][:, groups[x.node][1]].sum()) for x in layers) / total
+        stays = np.array([masks[x.node][groups[x.node][0]][:, groups[x.node][1]].mean() for x in layers])
+        return all(float(each.counts @ stays) <= each.density * each.counts.sum() for each in allowed)
 
     low, high = 0.0, 1.0
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (low, middle) if share(middle) <= target else (middle, high)
+        low, high = (low, middle) if holds(middle) else (middle, high)
     return high

@@ -1,0 +1,114 @@
+"""The plan of a run, told before it starts: what the samples are used for, what will be done, and how long it takes.
+
+Times are estimates: one batch of the original is timed, and the rest is counted in passes like it.
+"""
+
+import logging
+from time import perf_counter
+
+import numpy as np
+
+from onnxprune.data import Samples, fixed_batch
+from onnxprune.graph import sessions
+from onnxprune.options import Options, alignment_for, provider_for
+from onnxprune.recover import levels
+from onnxprune.run.subject import Subject
+from onnxprune.system.clock import Clock
+
+LOG = logging.getLogger("onnxprune")
+TIMED = 16  # samples of the batch that is timed
+# Passes of the original through onnxruntime that cost as much, per sample.
+FITTED, TRAINED, MEASURED = 6.0, 9.0, 2.0
+LATENCY_SECONDS, LEAST_SECONDS = 10.0, 2.0
+
+
+def tell(subject: Subject, options: Options, clock: Clock, *, method: str | None) -> None:
+    """Logs the plan of the run, and reserves of its time what follows fine-tuning. method: None where a plan is cut."""
+    if options.time is None and not LOG.isEnabledFor(logging.INFO):
+        return
+    samples = subject.tune or subject.held
+    each = _seconds_of_one(subject, samples) if samples is not None else 0.0
+    after = MEASURED * each * len(subject.held or ()) + (LATENCY_SECONDS if options.latency else 0) + LEAST_SECONDS
+    clock.reserved = after if options.time is None else min(after, options.time / 2)
+    LOG.info("plan of the run:")
+    LOG.info("  data     %s", use_of_data(subject, options))
+    if method is not None:
+        LOG.info("  score    %s", method)
+        LOG.info("  cut      %s", _cut(options))
+    LOG.info("  recover  %s", _recovery(subject, options, each))
+    LOG.info("  measure  %s (about %s)", _measuring(subject, options), text_of(after))
+    if options.time is not None:
+        LOG.info("  time     %s in all; fine-tuning takes what is left", text_of(options.time))
+
+
+def use_of_data(subject: Subject, options: Options) -> str:
+    """How many samples are for what."""
+    tune, held = subject.tune, subject.held
+    if tune is None:
+        return "none" if held is None else f"{len(held)} samples to measure on"
+    fitted = levels.learned_from(subject.given, options)
+    assert fitted is not None
+    judged = len(tune) - len(fitted)
+    origin = "of --val" if options.val is not None else "held out"
+    parts = [f"{len(fitted)} to tune on"]
+    parts += [f"{judged} to judge fine-tuning on"] if judged else []
+    parts += [f"{len(held)} {origin} to measure on"] if held is not None else []
+    return f"samples: {', '.join(parts)}"
+
+
+def _seconds_of_one(subject: Subject, samples: Samples) -> float:
+    """Seconds of the original on one sample."""
+    count = fixed_batch(subject.model) or min(TIMED, len(samples))
+    feeds = samples.batch(np.arange(count) % len(samples))
+    session = sessions.open_session(subject.model)
+    sessions.run(session, feeds)
+    start = perf_counter()
+    sessions.run(session, feeds)
+    return (perf_counter() - start) / count
+
+
+def _cut(options: Options) -> str:
+    asked = [f"{key}={share:g}" for key, share in options.target.items()]
+    asked += [f"at most {options.max_drop:g} points lost"] if options.max_drop is not None else []
+    multiple = alignment_for(options.align, provider_for(options))
+    return f"{', '.join(asked) or 'as much as the method decides, else macs=0.5'}; sizes in multiples of {multiple}"
+
+
+def _recovery(subject: Subject, options: Options, each: float) -> str:
+    if subject.tune is None or options.level in ("none", "constants"):
+        return options.level
+    fitted = min(levels.fitting_samples(subject.given), len(subject.tune))
+    steps = ["constants", f"least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
+    if options.level == "finetune":
+        steps.append(_tuning(subject, options, each))
+    return ", ".join(steps)
+
+
+def _tuning(subject: Subject, options: Options, each: float) -> str:
+    from onnxprune.recover import asked
+    from onnxprune.recover.settings import SECONDS, choose
+
+    fitted = levels.learned_from(subject.given, options)
+    assert fitted is not None
+    chosen = choose(fitted, subject.model, levels.device(options), asked.settings_of(options))
+    assert chosen.epochs is not None
+    seconds = TRAINED * each * len(fitted) * chosen.epochs
+    limit = options.time or (SECONDS if options.epochs is None else seconds)
+    moved = [f"shifted by up to {chosen.crop} pixels"] if chosen.crop else []
+    moved = [*(["mirrored"] if chosen.flip else []), *moved]
+    on = f" on images {' and '.join(moved)}" if moved else ""
+    return f"fine-tuning of up to {chosen.epochs} epochs{on} (about {text_of(min(seconds, limit))})"
+
+
+def _measuring(subject: Subject, options: Options) -> str:
+    parts = ["costs"]
+    parts += [f"accuracy on {len(subject.held)} samples"] if subject.held is not None else []
+    parts += ["latency"] if options.latency else []
+    return ", ".join(parts)
+
+
+def text_of(seconds: float) -> str:
+    """A duration as one says it: 8 s, 3 min, 1.5 h."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

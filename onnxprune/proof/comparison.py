@@ -2,107 +2,285 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import batch_axes, batch_size_of, input_infos
-from onnxprune.errors import VerificationError
-from onnxprune.graph import half, sessions, shapes
+from onnxprune.errors import GraphError
+from onnxprune.graph import half, sessions
+from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
-from onnxprune.proof.differences import HALF_TOLERANCE, TOLERANCE, Worst
-from onnxprune.proof.inside import Feeds, behind, only_decisions_differ
+from onnxprune.proof import decisions, inside
+from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Tally, telling
+from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
+from onnxprune.proof.feeds import random_feeds
+from onnxprune.proof.inside import Looked, Value
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 
+__all__ = ["Verification", "compare", "random_feeds", "require", "seeded"]
+
 DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
-NOTHING_SHOWS = "and so does what stands in front of them: real samples may show more"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """How far the cut model is from the masked one."""
-
-    max_abs: float
-    scale: float  # largest absolute masked output
-    samples: int  # number of rows compared, summed over the inputs
-    ok: bool
-    worst: str = ""  # the output, or the value in front of one, that differs most
-    note: str = ""
-    tolerance: float = TOLERANCE  # times `scale` is what was allowed
-
-
-def random_feeds(model: ir.Model, observed: shapes.Shapes, seed: int = 0) -> list[dict[str, np.ndarray]]:
-    """Random inputs at both probe sizes."""
-    inputs = list(model.graph.inputs)
-    probes = (
-        [observed.probe]
-        if observed.probe == observed.second or not observed.second
-        else [observed.probe, observed.second]
-    )
-    return [shapes.feeds(inputs, probe, seed + k) for k, probe in enumerate(probes)]
+LOOKED_AT = 160_000  # numbers of all inputs of a batch that is looked at inside: one image, or many small rows
+MOST_ROWS, MOST_BATCHES = 8, 4
+NOTHING_SHOWS = "and so does what stands in front of it: real samples may show more"
+UNSTABLE = 0.5  # share of its size that is allowed where a value is its own noise
 
 
 def compare(
-    cut: ir.Model | str, masked: ir.Model, feeds: Iterable[Feeds], tolerance: float = TOLERANCE
+    cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True, file: Path | None = None
 ) -> Verification:
-    """Runs both models on all `feeds` in onnxruntime and compares every output.
+    """Runs both models on all `feeds` in onnxruntime and compares every output, and what nodes with weights give.
 
-    Where an output differs, the masked model is run without onnxruntime's optimizations, which round a quantized model
-    in their own way; the cut one runs as it will. Where it differs still, the values inside are compared: rounding
-    errors in front of an operator that decides (TopK, QuantizeLinear) are no difference, and neither is what follows
-    from the decision. Where an output shows little (a class, all zeros), the values in front of it are compared too.
-    Half precision rounds by more than the tolerance: where such models differ, what they compute in single precision
-    is compared.
+    Each position of an axis is judged by its own size and noise, see differences.py. Operators that decide are fed with
+    what the masked model decides on, see decisions.py, where outputs differ, and wherever values inside are compared.
+    Half precision rounds by more than is allowed: inside, such models are compared in single precision.
+    look_inside: whether the nodes of both are the same ones, but for rewritings. file: where `cut` lies as it will run.
     """
+    cut, masked = seeded(cut), seeded(masked)
+    halves = half.has_halves(masked) or half.has_halves(cut)
+    floor = HALF_FLOOR if halves else FLOOR
     batches = list(feeds)
-    cut, masked = seeded(cut) if isinstance(cut, ir.Model) else cut, seeded(masked)
-    batches, ours, theirs = _outputs_of_both(cut, masked, batches)
-    result = _worst(masked, ours, theirs, tolerance)
+    few = _few(masked, batches)
+    batches, ours, theirs = _outputs_of_both(file or cut, masked, batches)
+    one, two, given = (half.single(cut), half.single(masked), half.single_feeds(few)) if halves else (cut, masked, few)
+    sides = _Sides(cut, masked, one, two, floor)
+    points, missing = decisions.pairs(one, two)
+    values, left = inside.affordable(two, inside.weighted(two, one)) if look_inside else ([], [])
     rows = sum(next((int(array.shape[0]) for array in batch.values() if array.ndim), 1) for batch in batches)
-    note = ""
-    if not result.ok:
-        plain = _worst(masked, ours, _outputs(masked, batches, optimize=False), tolerance)
-        if plain.ok:
-            note = f"onnxruntime's optimizations move '{result.name}' of the masked model by {result.max_abs:.2g}; "
-            result = plain
-    if result.ok and isinstance(cut, ir.Model):
-        blind, compared = behind(cut, masked, batches, theirs)
-        result = max((result, *compared), key=lambda found: found.ratio)
-        if blind:
-            note += f"{_listed(blind)} {'vary' if len(blind) > 1 else 'varies'} too little to show an error; "
-            note += f"compared in front of them: {_listed(c.name for c in compared)}" if compared else NOTHING_SHOWS
-    if not result.ok and isinstance(cut, ir.Model) and half.has_halves(masked):
-        models = half.single(cut), half.single(masked)
-        found = compare(*models, half.single_feeds(batches), HALF_TOLERANCE)
-        moved = f"compared in single precision: half moves '{result.name}' by {result.max_abs:.2g}"
-        return replace(found, note="; ".join(filter(None, (moved, found.note))))
-    ok = result.ok
-    if not ok and isinstance(cut, ir.Model) and only_decisions_differ(cut, masked, batches):
-        ok, note = True, f"'{result.name}' differs only by decisions on values that are equal within the tolerance"
-    return Verification(result.max_abs, result.scale, rows, ok, result.name, note.removesuffix("; "), tolerance)
+    looked = inside.look(one, two, given, values, points, floor=floor, noise_runs=0) if look_inside else None
+    if looked is None or not looked.holds() or not _hold(_tallied(sides, ours, theirs)):
+        if looked is None and _hold(quick := _tallied(sides, ours, theirs)):
+            return conclude([item("output", name, tally.worst(), tally.rows) for name, tally in quick.items()], rows)
+        optimized = _outputs(masked, few)
+        looked = inside.look(one, two, given, values, points, floor=floor, optimized=optimized)
+    outputs, notes = _outputs_judged(sides, batches, ours, theirs, looked)
+    evidence = [*_output_evidence(two, outputs, looked, theirs)]
+    evidence += _inside_evidence(one, two, given, looked, floor)
+    if look_inside:
+        evidence += _silent_evidence(one, two, given, looked, theirs, floor)
+    notes += [f"'{name}' varies too little to show an error by itself" for name in blind_outputs(two, theirs)[:3]]
+    evidence += [Evidence("inside", twin, untested="too many numbers to hold") for _, twin in left]
+    lost = [*missing, *looked.lost] if not all(found.ok for found in evidence) else []
+    evidence += [Evidence("decision", name, untested="the cut model has no such operator") for name in lost]
+    replayed = tuple(dict.fromkeys(p.node for p in looked.points))
+    return conclude(evidence, rows, notes, replayed)
 
 
-def _worst(masked: ir.Model, ours: Sequence[Mapping], theirs: Sequence[Mapping], tolerance: float) -> Worst:
-    """The largest difference of an output."""
-    result = Worst(tolerance)
+@dataclass(frozen=True)
+class _Sides:
+    """Both models as they are, and as they are compared inside: in single precision."""
+
+    cut: ir.Model
+    masked: ir.Model
+    one: ir.Model
+    two: ir.Model
+    floor: float
+
+
+# Outputs ------------------------------------------------------------------------------------------------------------
+
+
+def _outputs_judged(
+    sides: _Sides, batches: list[Feeds], ours: Sequence[Mapping], theirs: Sequence[Mapping], looked: Looked
+) -> tuple[dict[str, Tally], list[str]]:
+    """(tallies of the outputs, what a reader should know): as both models run, else as they run unoptimized, else with
+    decisions replayed on all batches."""
+    plain = _tallied(sides, ours, theirs, looked)
+    if _hold(plain):
+        return plain, []
+    name, place = max(((n, t.worst()) for n, t in plain.items()), key=lambda pair: pair[1].share)
+    half_way = sides.one is not sides.cut
+    if not looked.points and not half_way:
+        again = _tallied(sides, ours, _outputs(sides.masked, batches, optimize=False), looked)
+        if not _hold(again):
+            return plain, []
+        moved = f"onnxruntime's optimizations move '{name}' of the masked model by {place.difference:.2g}"
+        return again, [moved]
+    given = half.single_feeds(batches) if half_way else batches
+    parts = [part for batch in given for part in _parts_of(sides.two, batch)]
+    found = inside.look(sides.one, sides.two, parts, (), looked.points, floor=sides.floor, noise_runs=1)
+    for output, tally in found.outputs.items():
+        tally.noise_as(looked.outputs[output])
+    looked.decisions.update(found.decisions)
+    notes = []
+    if half_way:
+        notes.append(f"compared in single precision: half moves '{name}' by {place.difference:.2g}")
+    if looked.points:
+        notes.append(
+            f"as it runs, '{name}' is up to {place.difference:.2g} away, for rounding errors become other decisions; "
+            "with the same decisions it is not"
+            if _hold(found.outputs)
+            else "decisions do not explain it"
+        )
+    return found.outputs, notes
+
+
+def _tallied(
+    sides: _Sides, ours: Sequence[Mapping], theirs: Sequence[Mapping], looked: Looked | None = None
+) -> dict[str, Tally]:
+    tallies = {value.name or "": Tally(sides.floor) for value in sides.masked.graph.outputs}
     for a, b in zip(ours, theirs, strict=True):
-        for value in masked.graph.outputs:
-            result.add(value.name or "", a[value.name or ""], b[value.name or ""])
-    return result
+        for name, tally in tallies.items():
+            tally.add(a[name], b[name])
+    if looked is not None:
+        for name, tally in tallies.items():
+            tally.noise_as(looked.outputs[name])
+    return tallies
 
 
-def _listed(names: Iterable[str]) -> str:
-    found = [f"'{name}'" for name in names]
-    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+def _hold(tallies: Mapping[str, Tally]) -> bool:
+    return all(tally.worst().share <= 1 for tally in tallies.values())
+
+
+def _output_evidence(
+    masked: ir.Model, outputs: Mapping[str, Tally], looked: Looked, theirs: Sequence[Mapping]
+) -> Iterator[Evidence]:
+    """One item for each output as a whole, for the position that differs most, and for each part of a joint one."""
+    for value in masked.graph.outputs:
+        name = value.name or ""
+        tally = outputs[name]
+        worst = tally.worst()
+        yield item("output", name, tally.of_whole(), tally.rows, _unstable(tally))
+        if worst.place:
+            yield item("part", name, worst, tally.rows)
+        for axis, start, stop, part in joined(value):
+            found = tally.part(axis, start, stop)
+            if found is not None:
+                yield item("part", f"{name}: {part}", found, tally.rows)
+
+
+def joined(value: ir.Value) -> Iterator[tuple[int, int, int, str]]:
+    """(axis, start, stop, name) of each part of an output that a Concat joins at the end."""
+    node, moves = value.producer(), []
+    while node is not None and node.op_type in ("Identity", "Cast", "Transpose"):
+        if node.op_type == "Transpose" and "perm" in node.attributes:
+            moves.append(list(node.attributes["perm"].as_ints()))
+        elif node.op_type == "Transpose":
+            return
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if node is None or node.op_type != "Concat" or len(node.inputs) < 2:
+        return
+    known = [None if v is None else v.shape for v in node.inputs]
+    if any(shape is None for shape in known):
+        return
+    axis = node.attributes.get_int("axis", 0) % len(known[0] or (1,))
+    sizes = [shape[axis] for shape in known if shape is not None]
+    if not all(isinstance(size, int) for size in sizes):
+        return
+    start = 0
+    for move in reversed(moves):
+        axis = move.index(axis)
+    for part, size in zip(node.inputs, sizes, strict=True):
+        assert isinstance(size, int)
+        if axis > 0 and size and part is not None:
+            yield axis, start, start + size, part.name or ""
+        start += size
+
+
+def _unstable(tally: Tally) -> str:
+    size, _, noise = (float(x[0]) for x in tally.whole)
+    if size and 30 * noise >= UNSTABLE * size:
+        return f"unstable: rounding errors alone move it by {noise:.2g} of {size:.2g}"
+    return ""
+
+
+# Inside -------------------------------------------------------------------------------------------------------------
+
+
+def _inside_evidence(
+    cut: ir.Model, masked: ir.Model, few: Sequence[Feeds], looked: Looked, floor: float
+) -> Iterator[Evidence]:
+    """What nodes with weights give, and what decisions are made on.
+
+    The simplifier folds what follows a node into it, which keeps its name: then a value is compared with those behind.
+    """
+    wrong = [value for value, tally in looked.values.items() if tally.worst().share > 1]
+    further: dict[Value, list[Value]] = {
+        value: [(value[0], b) for b in inside.behind(masked, value[1])] for value in wrong
+    }
+    asked = list(dict.fromkeys(pair for found in further.values() for pair in found))
+    again = inside.look(cut, masked, few, asked, looked.points, floor=floor).values if asked else {}
+    for value, tally in looked.values.items():
+        fits = next((pair for pair in further.get(value, ()) if again[pair].worst().share <= 1), None)
+        taken = tally if fits is None else again[fits]
+        yield item("inside", (fits or value)[1], taken.worst(), taken.rows, _unstable(taken))
+    for (_, twin), tally in looked.decisions.items():
+        yield item("decision", twin, tally.worst(), tally.rows, _unstable(tally))
+
+
+def _silent_evidence(
+    cut: ir.Model,
+    masked: ir.Model,
+    few: Sequence[Feeds],
+    looked: Looked,
+    theirs: Sequence[Mapping],
+    floor: float,
+) -> Iterator[Evidence]:
+    """Tables as a whole, and the weights behind values that never vary on these inputs, on random numbers instead."""
+    for name, tally in inside.tables(cut, masked, floor=floor):
+        yield item("table", name, tally.worst(), tally.rows)
+    try:
+        found = inside.behind_silence(cut, masked, few[0], looked, floor=floor) if few else {}
+    except GraphError as error:
+        yield Evidence("silent", "", untested=f"the model does not run on random numbers inside ({error})")
+        return
+    for (_, twin), tally in found.items():
+        yield item("silent", twin, tally.worst(), tally.rows)
+    if not found and all(twin in looked.silent for _, twin in looked.values):
+        for name in blind_outputs(masked, theirs):
+            yield Evidence("output", name, untested=f"it varies too little to show an error, {NOTHING_SHOWS}")
+
+
+def blind_outputs(masked: ir.Model, theirs: Sequence[Mapping]) -> list[str]:
+    """The outputs of which no number would change by a small error in front of them."""
+    names = [value.name or "" for value in masked.graph.outputs]
+    return [name for name in names if not telling([output[name] for output in theirs])]
+
+
+# Running ------------------------------------------------------------------------------------------------------------
+
+
+def _few(masked: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
+    """The first rows of the first batches, as many as are cheap to look at inside; of large ones each size once."""
+    found: dict[object, Feeds] = {}
+    for number, batch in enumerate(batches[:MOST_BATCHES]):
+        few = next(iter(_parts_of(masked, batch)))
+        large = sum(np.size(array) for array in few.values()) > LOOKED_AT // 2
+        key = tuple((name, np.shape(array)) for name, array in few.items()) if large else number
+        found.setdefault(key, few)
+    return list(found.values())
+
+
+def _parts_of(model: ir.Model, batch: Feeds) -> Iterator[Feeds]:
+    """`batch` in parts that can be looked at inside."""
+    inputs = input_infos(model)
+    if batch_size_of(inputs) is not None:
+        yield batch
+        return
+    stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None and name in batch}
+    stacked = {name: axis for name, axis in stacked.items() if np.ndim(batch[name]) > axis}
+    count = _count(batch, stacked)
+    numbers = max(1, sum(np.size(array) for array in batch.values()) // max(1, count))
+    most = min(max(1, LOOKED_AT // numbers), MOST_ROWS)
+    even = all(batch[name].shape[axis] == count for name, axis in stacked.items())
+    if not even or count <= most or not stacked:
+        yield batch
+        return
+    yield from _parts(batch, stacked, most)
 
 
 def _outputs_of_both(
-    cut: ir.Model | str, masked: ir.Model, batches: list[Feeds]
+    shown: ir.Model | Path, masked: ir.Model, batches: list[Feeds]
 ) -> tuple[list[Feeds], list[dict], list[dict]]:
-    """(the batches, what both models give on each); batches are halved until memory does."""
+    """(the batches, what both models give on each); batches are halved until memory does.
+
+    shown: the cut model as it will run.
+    """
     try:
-        return batches, _outputs(cut, batches), _outputs(masked, batches)
+        return batches, _outputs(shown, batches), _outputs(masked, batches)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -116,7 +294,8 @@ def _outputs_of_both(
         if largest < 2:
             raise give_up(error, "the proof", 1) from error
         fewer = smaller(largest, "the proof")
-    return _outputs_of_both(cut, masked, [part for batch in batches for part in _parts(batch, stacked, fewer)])
+    parts = [part for batch in batches for part in _parts(batch, stacked, fewer)]
+    return _outputs_of_both(shown, masked, parts)
 
 
 def _parts(batch: Feeds, stacked: Mapping[str, int], most: int) -> Iterator[Feeds]:
@@ -132,11 +311,13 @@ def _count(batch: Feeds, stacked: Mapping[str, int]) -> int:
     return min((batch[name].shape[axis] for name, axis in stacked.items()), default=1)
 
 
-def _outputs(model: ir.Model | str, batches: Sequence[Feeds], optimize: bool = True) -> list[dict[str, np.ndarray]]:
+def _outputs(model: ir.Model | Path, batches: Sequence[Feeds], optimize: bool = True) -> list[dict[str, np.ndarray]]:
     """The outputs on each batch. The session ends here: two at a time would hold the weights of two models."""
     large = isinstance(model, ir.Model) and size_bytes(model) > sessions.LEAN_BYTES
     entries = {"session.disable_prepacking": "1"} if large else {}  # which would copy the weights once more
-    session = sessions.open_session(model, threads=sessions.few_threads(), session_options=entries, optimize=optimize)
+    session = sessions.open_session(
+        model, threads=sessions.few_threads(), session_options=entries, optimize=optimize, lean=True
+    )
     return [sessions.run(session, batch) for batch in batches]
 
 
@@ -152,14 +333,3 @@ def seeded(model: ir.Model) -> ir.Model:
             name = node.outputs[0].name or ""
             node.attributes["seed"] = ir.AttrFloat32("seed", float(zlib.crc32(name.encode()) % 65521))
     return model
-
-
-def require(verification: Verification) -> Verification:
-    """`verification`, when it holds. Raises: VerificationError otherwise."""
-    if verification.ok:
-        return verification
-    raise VerificationError(
-        f"the cut model differs from the masked model at '{verification.worst}' by "
-        f"{verification.max_abs:.3g} where {verification.tolerance:g} x {verification.scale:.3g} is allowed; "
-        "nothing was written. Please report this model"
-    )

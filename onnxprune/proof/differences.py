@@ -1,83 +1,172 @@
-"""How far two arrays are apart, and whether an array can show that at all."""
+"""How far two arrays are apart, every position measured against its own size and against its own noise.
 
-from collections.abc import Iterable, Sequence
+What is allowed at a position is derived from the model itself: how far its twin moves there when its inputs and its
+weights are moved by a rounding error, times MARGIN, and a small share of the size of that position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1e-4  # of the largest masked number, as |cut - mask| <= TOLERANCE * max|mask|
-HALF_TOLERANCE = 2e-3  # of models stored in half precision: a weight that a fusion computes is rounded by up to 2^-11
+TOLERANCE = 1e-4  # of numbers that mask others, and of quantized operators that were written out
+FLOOR = 1e-5  # share of its size that every position may differ by
+HALF_FLOOR = 2e-3  # the same of models stored in half precision: a weight that a fusion computes is off by 2^-11
+TINY = 3e-7  # share of the largest number around it that every position may differ by
+MARGIN = 30.0  # times the noise that was seen at a position is allowed there
+TYPICAL = 4.0  # times the noise that most positions show is allowed everywhere: some happen not to move
 STEP = 1e-3  # of the largest number: what is closer is one level
 MASKING, GAP = 1e3, 50.0  # numbers that mask others are at least that large, and that much larger than the others
-LEVELS = 3  # an output with fewer (all zero; only zeros and ones) shows little
+LEVELS = 3  # a value with fewer (all zero; only zeros and ones) shows little
 LOOKED_AT = 100_000  # numbers of an array whose levels are counted
 
 
-class Worst:
-    """The largest difference seen, relative to the largest number of its output."""
+@dataclass(frozen=True)
+class Place:
+    """The position at which two values differ most, by what is allowed there."""
 
-    def __init__(self, tolerance: float = TOLERANCE) -> None:
-        self.tolerance = tolerance
-        self.max_abs, self.scale, self.ratio, self.name, self.ok = 0.0, 0.0, -1.0, "", True
+    difference: float
+    size: float
+    allowed: float
+    noise: float
+    place: str = ""
 
-    def add(self, name: str, cut: object, masked: object) -> None:
-        difference, scale = difference_of(cut, masked)
-        ratio = difference / scale if scale else (np.inf if difference else 0.0)
-        if ratio > self.ratio:
-            self.max_abs, self.scale, self.ratio, self.name = difference, scale, ratio, name
-        self.ok = self.ok and ratio <= self.tolerance
+    @property
+    def share(self) -> float:
+        """Of what is allowed, how much is used; above 1 is a difference."""
+        if self.difference <= self.allowed:
+            return self.difference / self.allowed if self.allowed else 0.0
+        return self.difference / self.allowed if self.allowed else np.inf
 
 
-def difference_of(a: object, b: object) -> tuple[float, float]:
-    """(largest absolute difference, largest absolute value of b); not-a-number equals itself."""
-    if isinstance(b, (list, tuple, dict)) or isinstance(a, (list, tuple, dict)):
-        return _difference_of_parts(a, b)
-    x, y = np.asarray(a), np.asarray(b)
-    if x.shape != y.shape:
-        return float("inf"), 1.0
-    if x.size == 0:
-        return 0.0, 1.0
-    if y.dtype.kind not in "fiub":
-        return (0.0 if np.array_equal(x, y) else float("inf")), 1.0
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    equal = (x == y) | (np.isnan(x) & np.isnan(y))
+class Tally:
+    """Sizes, differences and noise of one value, by position of each of its axes but the first, over all batches."""
+
+    def __init__(self, floor: float = FLOOR) -> None:
+        self.floor = floor
+        self.rows, self.exact, self.moves = 0, True, 0.0
+        self.by_axis: dict[tuple[int, int, int], np.ndarray] = {}  # (rank, axis, length) -> (3, length)
+        self.whole = np.zeros((3, 1))
+
+    def add(self, ours: object, theirs: object, noisy: Sequence[object] = ()) -> None:
+        """Takes in one batch: what the cut model gave, its twin, and its twin when moved by rounding errors."""
+        for a, b, others in _parts(ours, theirs, noisy):
+            self._add(a, b, others)
+
+    def _add(self, ours: np.ndarray, theirs: np.ndarray, noisy: Sequence[np.ndarray]) -> None:
+        self.rows += theirs.shape[0] if theirs.ndim else 1
+        self.exact = self.exact and theirs.dtype.kind in "iubOSU"
+        if ours.shape != theirs.shape:
+            self.whole[1] = np.inf
+            return
+        if theirs.size == 0:
+            return
+        if theirs.dtype.kind in "OSU":
+            self.whole[1] = max(self.whole[1, 0], 0.0 if np.array_equal(ours, theirs) else np.inf)
+            return
+        b = theirs.astype(np.float64)
+        size = np.where(np.isfinite(b), np.abs(b), 0.0)
+        difference = deviation(ours.astype(np.float64), b)
+        moved = [deviation(n.astype(np.float64), b) for n in noisy if n.shape == b.shape]
+        noise = np.maximum.reduce(moved) if moved else np.zeros_like(b)
+        far = _far(size)
+        if far is not None:  # -1e9 beside logits says nothing of these
+            off = far & (difference > TOLERANCE * size)
+            difference, noise, size = (np.where(far, 0.0, x) for x in (difference, noise, size))
+            difference[off] = np.inf
+        self.whole = np.maximum(self.whole, [[x.max()] for x in (size, difference, noise)])
+        for axis in range(1, b.ndim):
+            rest = tuple(k for k in range(b.ndim) if k != axis)
+            found = np.stack([x.max(axis=rest) for x in (size, difference, noise)])
+            key = (b.ndim, axis, b.shape[axis])
+            self.by_axis[key] = np.maximum(self.by_axis[key], found) if key in self.by_axis else found
+
+    def noise_as(self, other: "Tally") -> None:
+        """Takes over the noise that was seen where `other` was tallied."""
+        self.whole[2] = np.maximum(self.whole[2], other.whole[2])
+        for key, found in other.by_axis.items():
+            if key in self.by_axis:
+                self.by_axis[key][2] = np.maximum(self.by_axis[key][2], found[2])
+
+    def worst(self) -> Place:
+        """The place that uses most of what is allowed."""
+        places = [self.of_whole()]
+        for (_, axis, _), found in self.by_axis.items():
+            places.append(self._worst_of(found, f" of axis {axis}"))
+        return max(places, key=lambda place: place.share)
+
+    def of_whole(self) -> Place:
+        """The value as a whole: its largest number, its largest difference."""
+        return self._worst_of(self.whole, "")
+
+    def part(self, axis: int, start: int, stop: int) -> Place | None:
+        """The same among the positions `start` to `stop` of an axis; None where that axis was not seen."""
+        places = [
+            self._worst_of(found[:, start:stop], f" of axis {axis}", start)
+            for (_, k, _), found in self.by_axis.items()
+            if k == axis
+        ]
+        return max(places, key=lambda place: place.share, default=None)
+
+    def _worst_of(self, found: np.ndarray, axis: str, start: int = 0) -> Place:
+        size, difference, noise = found
+        if self.exact or not size.size:
+            allowed = np.zeros_like(size)
+        else:
+            typical = float(np.quantile(np.nan_to_num(noise, posinf=0.0), 0.25)) if noise.any() else 0.0
+            allowed = self.floor * size + MARGIN * noise + TYPICAL * typical + TINY * size.max()
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.where(difference > 0, difference / allowed, 0.0)
+        at = int(np.nanargmax(share)) if share.size else 0
+        if not share.size:
+            return Place(0.0, 0.0, 0.0, 0.0)
+        place = f"position {at + start}{axis}" if axis else ""
+        return Place(float(difference[at]), float(size[at]), float(allowed[at]), float(noise[at]), place)
+
+
+def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """|a - b|, of one shape; not-a-number and infinities equal themselves only."""
     with np.errstate(invalid="ignore"):
-        difference = np.where(equal, 0.0, np.abs(x - y))
-    difference = np.where(np.isnan(difference), np.inf, difference)
-    finite = np.abs(y[np.isfinite(y)])
-    return float(difference.max()), float(finite.max()) if finite.size else 1.0
+        difference = np.abs(a - b)
+    unclear = ~np.isfinite(difference)
+    if unclear.any():
+        equal = (a == b) | (np.isnan(a) & np.isnan(b))
+        difference[unclear] = np.where(equal, 0.0, np.inf)[unclear]
+    return difference
 
 
-def _difference_of_parts(a: object, b: object) -> tuple[float, float]:
-    def parts(x: object) -> Sequence[object]:
-        if isinstance(x, dict):
-            return list(x.values())
-        return list(x) if isinstance(x, (list, tuple)) else [x]
-
-    left, right = parts(a), parts(b)
-    if len(left) != len(right):
-        return float("inf"), 1.0
-    pairs = [difference_of(x, y) for x, y in zip(left, right, strict=True)]
-    return max((d for d, _ in pairs), default=0.0), max((s for _, s in pairs), default=1.0)
-
-
-def same(cut: np.ndarray, masked: np.ndarray) -> bool:
-    """Whether they are equal within the tolerance; numbers that mask others (-1e9) are measured by themselves."""
-    far = _far(masked) if np.shape(cut) == np.shape(masked) else None
-    parts = [(cut, masked)] if far is None else [(cut[far], masked[far]), (cut[~far], masked[~far])]
-    return all(difference <= TOLERANCE * scale for difference, scale in (difference_of(*part) for part in parts))
+def _parts(ours: object, theirs: object, noisy: Sequence[object]):
+    """Arrays side by side; sequences and maps are taken apart."""
+    if isinstance(theirs, dict) or isinstance(ours, dict):
+        ours, theirs, noisy = _listed(ours), _listed(theirs), [_listed(n) for n in noisy]
+    if isinstance(theirs, (list, tuple)) or isinstance(ours, (list, tuple)):
+        left, right = _listed(ours), _listed(theirs)
+        if len(left) != len(right):
+            yield np.zeros(0), np.zeros(1), ()
+            return
+        others = [_listed(n) for n in noisy if len(_listed(n)) == len(right)]
+        for k, (a, b) in enumerate(zip(left, right, strict=True)):
+            yield from _parts(a, b, [n[k] for n in others])
+        return
+    yield np.asarray(ours), np.asarray(theirs), [np.asarray(n) for n in noisy]
 
 
-def _far(array: np.ndarray) -> np.ndarray | None:
+def _listed(value: object) -> list[object]:
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _far(sizes: np.ndarray) -> np.ndarray | None:
     """Where the numbers stand that are far larger than all others, by a gap; None where there are none."""
-    sizes = np.abs(array.astype(np.float64)) if array.dtype.kind == "f" else np.zeros(0)
-    if not sizes.max(initial=0.0, where=np.isfinite(sizes)) >= MASKING:
+    if not sizes.max(initial=0.0) >= MASKING:
         return None
-    ordered = np.unique(sizes[np.isfinite(sizes)])
+    ordered = np.unique(sizes)
     gaps = np.flatnonzero((ordered[1:] >= MASKING) & (ordered[1:] > GAP * ordered[:-1]))
     return sizes >= ordered[gaps[0] + 1] if len(gaps) and ordered[gaps[0]] > 0 else None
 
 
-def telling(arrays: Iterable[object]) -> bool:
+def telling(arrays: Sequence[object]) -> bool:
     """Whether the numbers of one value vary enough for an error in front of it to be seen.
 
     Decisions (classes, indices) and saturated numbers hide small errors; no numbers, or one and the same, hide all.

@@ -10,6 +10,7 @@ from onnxprune import graph
 from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import half, qoperator, sessions, shapes
 from onnxprune.proof import comparison
+from onnxprune.proof.evidence import Verification, failure
 from onnxprune.system.isolation import CrashedError, isolated
 
 LOG = logging.getLogger("onnxprune")
@@ -63,10 +64,9 @@ def proven(
     if isinstance(found, GraphError):
         raise found
     if not _holds(found):
-        assert found is not None
+        assert isinstance(found, Verification)
         raise VerificationError(
-            f"the model's normal form differs from the model as it was given at '{found.worst}' by "
-            f"{found.max_abs:.3g} where {found.tolerance:g} x {found.scale:.3g} is allowed; nothing was written. "
+            f"the model's normal form differs from the model as it was given {failure(found)}; nothing was written. "
             "Please report this model"
         )
     return model, observed
@@ -95,8 +95,8 @@ def _compare(
     """How far `model` is from `original`, or why it does not run; None where there is nothing to compare with."""
     try:
         if half.has_halves(original):  # onnxruntime dies of some fusions of halves
-            return isolated(lambda: comparison.compare(model, original, feeds))
-        return comparison.compare(model, original, feeds)
+            return isolated(lambda: comparison.compare(model, original, feeds, look_inside=False))
+        return comparison.compare(model, original, feeds, look_inside=False)
     except CrashedError as crash:
         return GraphError(f"onnxruntime ends with {crash} on this model; it cannot be run")
     except GraphError as error:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from onnxprune.measure.records import Frozen, LatencyRatio, Report, final, ratio
 from onnxprune.report import charts, curves, text
-from onnxprune.report.markdown import title
+from onnxprune.report.markdown import EVIDENCE, evidence_lines, title
 from onnxprune.report.sections import (
     COSTS,
     accuracy_charts,
@@ -68,6 +68,7 @@ def context(report: Report) -> dict[str, Any]:
         "tuning": tuning_plots(report.finetune),
         "operators": operator_charts(report.profile),
         "profiles": [profile_chart(entry) for entry in report.profile],
+        "evidence": [EVIDENCE, *evidence_lines(report)],
         "steps": step_lines(report),
         "machine": machine_lines(report),
     }

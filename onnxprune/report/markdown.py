@@ -3,11 +3,14 @@
 from pathlib import PurePath
 
 from onnxprune.measure.records import Latency, Layer, Report, final
+from onnxprune.proof.evidence import KINDS
 from onnxprune.report import curves, text
 from onnxprune.report.document import latency_ratios
 from onnxprune.report.terminal import compared, header, rows
 
 MOST_FROZEN = 40
+MOST_EVIDENCE = 60
+EVIDENCE = ("compared", "what", "where it differs most", "size there", "apart", "allowed", "rows")
 
 
 def to_markdown(report: Report) -> str:
@@ -21,6 +24,7 @@ def to_markdown(report: Report) -> str:
         verification(report),
         *(f"> {_escape(note)}" for note in report.notes),
         sensitivity(report),
+        _folded("Evidence", _table([list(EVIDENCE), *evidence_lines(report)], 3), len(evidence_lines(report))),
         _folded("Layers", _layers(report), len(report.layers)),
         _folded("What the outputs are", _outputs(report), len(report.outputs)),
         _folded("Settings", _settings(report), len(report.settings)),
@@ -71,7 +75,8 @@ def verification(report: Report) -> str:
     return (
         f"Verification: {'passed' if proof.ok else '**failed**'}. The cut model and the masked original differ "
         f"by at most {text.digits(proof.max_abs)} of a scale of {text.digits(proof.scale)}, "
-        f"on {text.count(proof.samples)} samples." + quantization(report)
+        f"on {text.count(proof.samples)} samples.{f' {proof.note[:1].upper()}{proof.note[1:]}.' if proof.note else ''}"
+        + quantization(report)
     )
 
 
@@ -82,6 +87,22 @@ def quantization(report: Report) -> str:
         return ""
     error = f"; rounding moves the outputs by {text.percent_left(found['error'])}" if found["error"] is not None else ""
     return f" Quantized as {found['options']}: {found['proof']}{error}."
+
+
+def evidence_lines(report: Report) -> list[list[str]]:
+    """What was compared, a line each: what uses most of what is allowed first, what could not be tested before all."""
+    items = report.verify.evidence if report.verify is not None else ()
+    ordered = sorted(items, key=lambda item: (not item.untested, -item.share))
+    return [
+        [
+            item.where,
+            KINDS.get(item.kind, item.kind),
+            "; ".join(filter(None, (item.place, item.untested))),
+            *map(text.digits, (item.size, item.difference, item.allowed)),
+            str(item.rows),
+        ]
+        for item in ordered[:MOST_EVIDENCE]
+    ]
 
 
 def sensitivity(report: Report) -> str:

@@ -63,23 +63,6 @@ def test_what_float16_rounds_away_is_compared_in_float32(monkeypatch, wrong):
     assert found.note.startswith("compared in single precision: half moves 'y' by")
 
 
-def test_decisions_excuse_nothing_before_single_precision_was_looked_at(monkeypatch):
-    coupling = analyze(model(HALF))
-    keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
-    value = cut.graph.initializers["u"]
-    graph.set_constant(value, graph.array_of(value) * np.float16(1.01))
-    asked = []
-
-    def excuse(one, other, batches):  # as half precision did, where rounding stands in front of everything
-        asked.append(half.has_halves(one))
-        return asked[-1]
-
-    monkeypatch.setattr(comparison, "only_decisions_differ", excuse)
-    assert not comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes)).ok
-    assert asked == [False]
-
-
 def test_least_squares_of_halves_are_computed_in_single_precision():
     source = model(HALF)
     feeds = [comparison.random_feeds(source, analyze(source).shapes)[0]]

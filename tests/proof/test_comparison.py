@@ -36,7 +36,7 @@ def test_equal_models_are_equal():
 def test_a_difference_above_the_tolerance_fails_and_is_named():
     found = comparison.compare(*changed(TEXT, "w", 0.01))
     assert not found.ok
-    with pytest.raises(VerificationError, match=r"at 'y' by .* nothing was written"):
+    with pytest.raises(VerificationError, match=r"at 'y' .* by .* nothing was written"):
         comparison.require(found)
 
 
@@ -89,14 +89,14 @@ def test_a_decision_between_different_values_is_not():
     assert not comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
 
 
-def test_a_tiny_result_of_a_sigmoid_is_judged_by_its_input():
-    """exp(-14) has no four digits left in float32; its logarithm has."""
+def test_a_tiny_result_of_a_sigmoid_is_judged_by_its_noise():
+    """exp(-14) has no four digits left in float32: rounding errors of what it reads move it by more."""
     text = "(float[n,4] x, float[4] c) => (float[n,4] y) { s = Tanh(x) a = Sub(s, c) y = Sigmoid(a) }"
     one = model(text, {"c": [15, 15, 15, 15]})
-    two = model(text, {"c": [15.0008, 15, 15, 15]})
-    found = comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes))
-    assert found.max_abs > 1e-4 * found.scale
-    assert found.ok
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, model(text, {"c": [15.00001, 15, 15, 15]}), feeds).ok
+    found = comparison.compare(one, model(text, {"c": [15.01, 15, 15, 15]}), feeds)
+    assert not found.ok
 
 
 def test_values_inside_are_compared_at_the_kept_positions():
@@ -167,17 +167,6 @@ def test_a_decision_on_what_the_other_model_lacks_is_not_excused():
     assert not comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
 
 
-def test_a_steep_value_that_is_the_same_excuses_what_follows_from_another():
-    """A hard sigmoid of a large number moves by more than ROUNDING; within the tolerance that is no difference."""
-    text = (
-        "(float[n,4] x, float[4] c, float[4] e, float[4] d) => (float[n,4] y, float[n,4] h) "
-        "{ z = Mul(x, d) b = Add(z, e) h = HardSigmoid<alpha = 0.02>(b) a = Add(z, c) y = Sigmoid(a) }"
-    )
-    one = model(text, {"c": [-15, -15, -15, -15], "e": [18, 2, 1, 0], "d": [0, 0, 0, 0]})
-    two = model(text, {"c": [-15.0008, -15, -15, -15], "e": [18.0008, 2, 1, 0], "d": [0, 0, 0, 0]})
-    assert comparison.compare(one, two, comparison.random_feeds(one, analyze(one).shapes)).ok
-
-
 @pytest.mark.parametrize("moved", ["masked", "cut"])
 def test_only_the_masked_model_may_be_moved_by_optimizations(monkeypatch, moved):
     """What the cut model computes as it will run has to be right; its twin is never run by anyone else."""
@@ -195,7 +184,7 @@ def test_only_the_masked_model_may_be_moved_by_optimizations(monkeypatch, moved)
     assert found.ok == (moved == "masked")
     if found.ok:
         assert found.max_abs == 0
-        assert found.note == "onnxruntime's optimizations move 'y' of the masked model by 0.5"
+        assert found.note.startswith("onnxruntime's optimizations move 'y' of the masked model by 0.5")
 
 
 HIDING = {
@@ -215,20 +204,8 @@ def test_where_outputs_show_little_what_stands_in_front_is_compared(end):
     one, two, feeds = changed(text, "w", 0.01, constants={"c": [100]})
     found = comparison.compare(one, two, feeds)
     assert not found.ok
-    assert found.worst in ("a", "s")
+    assert found.worst == "b"
     assert comparison.compare(one, one.clone(), feeds).note.startswith("'y' varies too little")
-
-
-def test_what_another_output_shows_is_not_looked_at_again(monkeypatch):
-    text = "(float[n,4] x, float[4,8] w) => (float[n,8] a, int64[n] y) { a = MatMul(x, w) "
-    text += "y = ArgMax<axis = 1, keepdims = 0>(a) }"
-    one, two, feeds = changed(text, "w", 0.0)
-    opened = []
-    monkeypatch.setattr(
-        sessions, "open_session", lambda *a, f=sessions.open_session, **k: opened.append(a) or f(*a, **k)
-    )
-    assert comparison.compare(one, two, feeds).ok
-    assert len(opened) == 2
 
 
 def test_when_nothing_shows_anything_it_is_said():
@@ -247,7 +224,7 @@ def test_a_twin_that_computes_over_kept_positions_is_compared_inside():
     cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
     found = comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes))
     assert found.ok
-    assert "in front of them: 'b'" in found.note
+    assert "b" in [item.where for item in found.evidence if item.kind == "inside"]
 
 
 HALF = (  # onnxruntime's CPU rounds where Reshape reads, not between what it computes in single precision anyway
@@ -260,7 +237,7 @@ def test_roundings_of_half_precision_are_no_difference():
     one = model("(float[n,64] x, float16[64] w) => (float[n,64] y) { v = Cast<to = 1>(w) y = Mul(x, v) }")
     found = comparison.compare(one, model(HALF), comparison.random_feeds(one, analyze(one).shapes))
     assert found.ok
-    assert found.note.startswith("compared in single precision")
+    assert found.max_abs > 1e-4 * found.scale
 
 
 def test_a_weight_that_a_fusion_rounds_to_half_precision_is_no_difference():
@@ -269,7 +246,7 @@ def test_a_weight_that_a_fusion_rounds_to_half_precision_is_no_difference():
     graph.set_constant(value, np.nextafter(graph.array_of(value), np.float16(9)))
     found = comparison.compare(source, other, comparison.random_feeds(source, analyze(source).shapes))
     assert found.ok
-    assert 0 < found.max_abs <= found.tolerance * found.scale
+    assert 0 < found.max_abs <= found.allowed
 
 
 def test_comparing_in_single_precision_leaves_the_models_as_they_are():

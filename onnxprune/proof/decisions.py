@@ -1,0 +1,129 @@
+"""Operators that decide, and models in which they decide on numbers that are fed to them.
+
+An operator that rounds, ranks or compares turns a rounding error into another answer. So what the twin has in front
+of it is fed to both models there: their own numbers in front are compared, and so is everything behind.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+DECIDING = frozenset(
+    "ArgMax ArgMin TopK NonMaxSuppression NonZero Greater GreaterOrEqual Less LessOrEqual Equal Round Floor Ceil Sign "
+    "Unique Compress OneHot QuantizeLinear DynamicQuantizeLinear Hardmax Mod GridSample RoiAlign MaxRoiPool Shrink "
+    "ThresholdedRelu IsNaN IsInf Bernoulli Multinomial BitCast DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention "
+    "MoE QMoE DynamicTimeWarping Range MatMulNBits".split()
+)
+Kept = Mapping[str, Mapping[int, Callable[[int], np.ndarray]]]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An input of a node, in both models: `feed` names the graph input that takes its place."""
+
+    node: str  # what a reader calls it
+    index: int
+    ours: int  # number of the node in the cut model
+    theirs: int  # and in the masked one
+    own: str  # name of the value in the cut model
+    twin: str  # and in the masked one
+    feed: str
+
+
+def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
+    """(the points at which decisions are made in both models, the names of deciding nodes that only `masked` has).
+
+    Nodes belong together when they have the same operator and output, else by their order where both models have as
+    many of that operator left.
+    """
+    ours, theirs = (_deciding(model) for model in (cut, masked))
+    left = {(node.op_type, node.outputs[0].name): (number, node) for number, node in ours}
+    matched, lone = [], []
+    for number, node in theirs:
+        other = left.pop((node.op_type, node.outputs[0].name), None)
+        if other is None:
+            lone.append((number, node))
+        else:
+            matched.append((other, (number, node)))
+    missing = []
+    for op_type in dict.fromkeys(node.op_type for _, node in lone):
+        rest = [pair for pair in lone if pair[1].op_type == op_type]
+        others = sorted((pair for (kind, _), pair in left.items() if kind == op_type), key=lambda pair: pair[0])
+        if len(rest) == len(others):
+            matched += zip(others, rest, strict=True)
+        else:
+            missing += [node.name or node.op_type for _, node in rest]
+    points = []
+    for (our_number, our_node), (their_number, their_node) in sorted(matched, key=lambda pair: pair[1][0]):
+        points += points_of(our_number, our_node, their_number, their_node)
+    return points, missing
+
+
+def points_of(ours: int, our_node: ir.Node, theirs: int, their_node: ir.Node) -> list[Point]:
+    """The computed floats that a node reads in both models."""
+    found = []
+    for index, (a, b) in enumerate(zip(our_node.inputs, their_node.inputs, strict=False)):
+        if _is_computed_float(a) and _is_computed_float(b):
+            assert a is not None
+            assert b is not None
+            name = their_node.name or their_node.op_type
+            feed = f"twin:{theirs}.{index}"
+            found.append(Point(name, index, ours, theirs, a.name or "", b.name or "", feed))
+    return found
+
+
+def _deciding(model: ir.Model) -> list[tuple[int, ir.Node]]:
+    return [(number, node) for number, node in enumerate(model.graph) if decides(node)]
+
+
+def decides(node: ir.Node) -> bool:
+    """Whether a rounding error in what `node` reads may become another answer."""
+    if node.op_type in DECIDING:
+        return True
+    if node.op_type == "Cast":
+        return node.attributes.get_int("to", 1) not in FLOATS
+    if node.op_type == "MaxPool":
+        return len(node.outputs) > 1 and bool(node.outputs[1].uses() or node.outputs[1].is_graph_output())
+    return False
+
+
+FLOATS = frozenset(int(kind) for kind in ir.DataType if kind.is_floating_point() and kind.bitwidth >= 16)
+
+
+def _is_computed_float(value: ir.Value | None) -> bool:
+    if value is None or value.producer() is None:
+        return False
+    return value.dtype is None or value.dtype.is_floating_point()
+
+
+def fed(
+    model: ir.Model, points: Sequence[Point], number_of: Callable[[Point], int], arrays: Mapping[str, np.ndarray]
+) -> ir.Model:
+    """A copy of `model` in which each point is a graph input of its own.
+
+    number_of: of the node in that model; arrays: of which types these inputs are, by the twin's names.
+    """
+    if not points:
+        return model
+    meta, model = model.meta, model.clone()
+    model.meta.update(meta)
+    nodes = list(model.graph)
+    for point in points:
+        node = nodes[number_of(point)]
+        given = ir.Value(name=point.feed, type=ir.TensorType(ir.DataType.from_numpy(arrays[point.twin].dtype)))
+        model.graph.inputs.append(given)
+        node.replace_input_with(point.index, given)
+    return model
+
+
+def at_kept(array: np.ndarray, name: str, kept: Kept, shape: Sequence[int]) -> np.ndarray | None:
+    """`array` of the twin's value `name` at the positions that the cut model has; None where it has not that shape."""
+    if array.shape != tuple(shape):  # the twin may compute over kept positions itself
+        for axis, positions in kept.get(name, {}).items():
+            chosen = positions(array.shape[axis])
+            if not len(chosen) or chosen[-1] >= array.shape[axis]:
+                return None
+            array = np.take(array, chosen, axis=axis)
+    return array if array.shape == tuple(shape) else None

@@ -1,0 +1,104 @@
+"""Inputs that exercise a model: indices over whole tables, masks with both values, two lengths, two magnitudes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.errors import GraphError, OutOfMemoryError
+from onnxprune.graph import sessions, shapes
+
+PASSING = frozenset("Cast Reshape Unsqueeze Squeeze Transpose Identity Flatten Expand Concat Slice Tile".split())
+LOUD, QUIET = 1.0, 0.25  # magnitudes of floats; louder ones overflow in models that are not used to them
+# Operator -> {input that indexes: (input that is the table, attribute of the axis)}.
+TABLES: dict[str, dict[int, tuple[int, str]]] = {
+    "Gather": {1: (0, "axis")},
+    "GatherElements": {1: (0, "axis")},
+    "EmbedLayerNormalization": {0: (2, ""), 1: (4, "")},
+}
+
+
+def random_feeds(model: ir.Model, observed: shapes.Shapes, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Random inputs at both probe sizes."""
+    inputs = list(model.graph.inputs)
+    probes = [observed.probe]
+    if observed.second and observed.second != observed.probe:
+        probes.append(observed.second)
+    tables = {value.name or "": length for value in inputs if (length := table_length(value, observed))}
+    plain = [shapes.feeds(inputs, probe, seed + k) for k, probe in enumerate(probes)]
+    wide = [_exercising(model, feeds, tables, seed + k) for k, feeds in enumerate(plain)]
+    if any(
+        not np.array_equal(a[n], b[n]) for a, b in zip(plain, wide, strict=True) for n in a if a[n].dtype.kind in "iub"
+    ):
+        return wide if _runs(model, wide) else plain
+    return wide
+
+
+def _exercising(
+    model: ir.Model, feeds: Mapping[str, np.ndarray], tables: Mapping[str, int], seed: int
+) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed + 1)
+    found: dict[str, np.ndarray] = {}
+    for name, array in feeds.items():
+        if name in tables:
+            found[name] = _indices(array, tables[name], rng)
+        elif array.dtype.kind in "iub" and array.ndim >= 2 and array.size > 1:
+            found[name] = array.copy()  # a row that masks everything makes softmax divide by zero
+            found[name][..., 0] = 1
+        elif array.dtype.kind == "f" and array.size > 1:
+            found[name] = (array * _magnitudes(array.shape)).astype(array.dtype)
+        else:
+            found[name] = array
+    return found
+
+
+def _indices(array: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Indices spread over a whole table: each stretch of it is hit as often as any other, the ends always."""
+    count = array.size
+    places = (np.arange(count) + rng.random(count)) * length / max(count, 1)
+    places = rng.permutation(np.minimum(places.astype(np.int64), length - 1))
+    if count > 1:
+        places[0], places[-1] = length - 1, 0
+    return places.reshape(array.shape).astype(array.dtype)
+
+
+def _magnitudes(shape: Sequence[int]) -> np.ndarray:
+    """Every second row quieter than the others; of a single row its second half."""
+    if shape[0] > 1 and len(shape) > 1:
+        quiet = np.arange(shape[0]) % 2 == 1
+        return np.where(quiet, QUIET, LOUD).reshape(-1, *([1] * (len(shape) - 1)))
+    quiet = np.arange(shape[-1]) >= (shape[-1] + 1) // 2
+    return np.where(quiet, QUIET, LOUD)
+
+
+def _runs(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> bool:
+    """Whether `model` takes these: an input may be more than an index."""
+    try:
+        session = sessions.open_session(model, threads=sessions.few_threads(), optimize=False)
+        for batch in feeds:
+            sessions.run(session, batch)
+    except (GraphError, OutOfMemoryError):
+        return False
+    return True
+
+
+def table_length(value: ir.Value, observed: shapes.Shapes) -> int | None:
+    """The length of the shortest table that an integer input indexes; None where it indexes none."""
+    if value.dtype is None or not value.dtype.is_integer():
+        return None
+    return min(_lengths(value, observed, set()), default=None)
+
+
+def _lengths(value: ir.Value, observed: shapes.Shapes, seen: set[ir.Value]) -> Iterator[int]:
+    if value in seen:
+        return
+    seen.add(value)
+    for node, index in value.uses():
+        if node.op_type in TABLES and index in TABLES[node.op_type]:
+            place, attribute = TABLES[node.op_type][index]
+            table = node.inputs[place] if place < len(node.inputs) else None
+            sizes = observed.sizes.get(table.name or "") if table is not None else None
+            if sizes:
+                yield sizes[node.attributes.get_int(attribute, 0) if attribute else 0]
+        elif node.op_type in PASSING and index == 0 and node.outputs:
+            yield from _lengths(node.outputs[0], observed, seen)

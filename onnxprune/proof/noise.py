@@ -1,0 +1,77 @@
+"""A model's own noise: the same model with its weights and inputs moved by a rounding error."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph.half import HALVES
+from onnxprune.graph.tensors import array_of, set_constant, size_bytes
+
+MOVED = 2.0**-22  # share by which numbers in single precision are moved, up or down
+MOVED_HALF = 2.0**-11  # the same in half precision
+LARGE_BYTES = 256_000_000  # of larger models only the smaller weights are moved: these are held once more
+LARGE = 1 << 20
+PATTERN = 65_537  # signs are repeated after that many numbers, a prime: no axis has a multiple of it
+# Operators of which the weights are numbers to reckon with, not settings, scales or thresholds.
+WEIGHTED = frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization LayerNormalization InstanceNormalization "
+    "GroupNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization LSTM GRU RNN Gather PRelu "
+    "Attention MultiHeadAttention EmbedLayerNormalization FusedMatMul FusedConv BiasGelu Einsum DeformConv".split()
+)
+
+
+def moved(model: ir.Model, seed: int) -> ir.Model:
+    """A copy of `model` with every weight moved by a rounding error; quantized weights are moved behind their scale."""
+    meta, model = model.meta, model.clone()
+    model.meta.update(meta)
+    rng = np.random.default_rng(seed)
+    large = size_bytes(model) > LARGE_BYTES
+    for value in list(model.graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or tensor.size < 2 or (large and tensor.size > LARGE):
+            continue
+        uses = list(value.uses())
+        if tensor.dtype.is_floating_point() and uses and all(node.op_type in WEIGHTED for node, _ in uses):
+            array = array_of(value)
+            if array.dtype.kind == "f" or tensor.dtype in HALVES:
+                share = MOVED_HALF if tensor.dtype in HALVES else MOVED
+                set_constant(value, _moved(array, share, rng))
+        elif any(node.op_type == "DequantizeLinear" and index == 0 for node, index in uses):
+            for node, index in uses:
+                if node.op_type == "DequantizeLinear" and index == 0:
+                    _move_behind(model, node, tensor.shape.numpy(), rng)
+    return model
+
+
+def moved_feeds(feeds: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """`feeds` with every float moved by a rounding error."""
+    rng = np.random.default_rng(seed)
+    return {n: _moved(a, MOVED, rng) if a.dtype.kind == "f" and a.size > 1 else a for n, a in feeds.items()}
+
+
+def _moved(array: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """array * (1 + share) or array * (1 - share), number by number."""
+    signs = np.resize(np.roll(_PATTERN, int(rng.integers(PATTERN))), array.size).reshape(array.shape)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (array.astype(np.float32) * (1 + np.float32(share) * signs)).astype(array.dtype)
+
+
+_PATTERN = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), PATTERN)
+
+
+def _move_behind(model: ir.Model, node: ir.Node, shape: Sequence[int], rng: np.random.Generator) -> None:
+    """Multiplies what a DequantizeLinear gives by numbers close to one."""
+    output = node.outputs[0]
+    dtype = output.dtype if output.dtype is not None else ir.DataType.FLOAT
+    if dtype != ir.DataType.FLOAT or output.is_graph_output():
+        return
+    uses = list(output.uses())
+    tensor = ir.Tensor(_moved(np.ones(shape, np.float32), MOVED, rng), name=f"{output.name}.moving")
+    factor = ir.Value(name=tensor.name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(factor)
+    product = ir.Node("", "Mul", [output, factor], name=f"{node.name}.moving")
+    product.outputs[0].name = f"{output.name}.moved"
+    model.graph.insert_after(node, product)
+    for user, slot in uses:
+        user.replace_input_with(slot, product.outputs[0])

@@ -9,7 +9,7 @@ proof       quantized = simulated: the same rounding carried out apart from the 
 apply       all of it in order
 """
 
-from onnxprune.quantize.apply import Context, Quantized, check, kind_of, quantize, told, verify
+from onnxprune.quantize.apply import Context, Quantized, check, file_bytes, kind_of, quantize, told, verify
 from onnxprune.quantize.asked import KINDS, Asked, parse
 from onnxprune.quantize.parts import as_floats
 from onnxprune.quantize.prepare import check_model, folded
@@ -22,6 +22,7 @@ __all__ = [
     "as_floats",
     "check",
     "check_model",
+    "file_bytes",
     "folded",
     "kind_of",
     "parse",

@@ -71,6 +71,25 @@ def quantize(model: ir.Model, context: Context) -> Quantized:
     return replace(made, notes=(*notes, *made.notes))
 
 
+def file_bytes(model: ir.Model, asked: Asked, provider: str) -> int:
+    """Bytes of the file that `model`, finished and in floats, becomes when it is quantized: no sample changes them."""
+    floats, _ = _prepared(model, asked.kind)
+    excluded = prepare.excluded(floats, asked.excluded)
+    if asked.kind == "int8":
+        ranges = {value.name or "": (-1.0, 1.0) for node in floats.graph for value in node.outputs}
+        ranges |= {value.name or "": (-1.0, 1.0) for value in floats.graph.inputs}
+        made = forms.int8(floats, asked, ranges, excluded, provider, asked["reduce_range"])
+    else:
+        made = _form(floats, asked, excluded)
+    return len(ir.to_proto(made).SerializeToString())
+
+
+def _form(floats: ir.Model, asked: Asked, excluded: Sequence[str]) -> ir.Model:
+    if asked.kind == "fp16":
+        return forms.fp16(floats, excluded)
+    return (forms.dynamic if asked.kind == "dynamic" else forms.int4)(floats, asked, excluded)
+
+
 def _prepared(model: ir.Model, kind: str) -> tuple[ir.Model, tuple[str, ...]]:
     return prepare.prepared(model, forms.OPSET[kind], split=kind in ("dynamic", "int4"))
 
@@ -176,9 +195,6 @@ def _stored(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quan
     """The kinds that need no samples."""
     asked = context.asked
     excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
-    if asked.kind == "fp16":
-        made = forms.fp16(floats, excluded)
-    else:
-        made = (forms.dynamic if asked.kind == "dynamic" else forms.int4)(floats, asked, excluded)
+    made = _form(floats, asked, excluded)
     simulation = proof.require(proof.simulate(made, floats, asked.kind, proof_feeds(context.feeds)))
     return Quantized(made, floats, {"options": str(asked), "float": excluded}, simulation)

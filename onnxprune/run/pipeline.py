@@ -13,7 +13,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, quantize, report, surgery
-from onnxprune.bridge import batchnorm
 from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import qoperator
@@ -27,6 +26,7 @@ from onnxprune.recover import asked, levels
 from onnxprune.report import build
 from onnxprune.run import forecast, measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
+from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import packing
 from onnxprune.system import processes
@@ -219,14 +219,10 @@ def _quantized(
     finished: ir.Model, subject: Subject, options: Options, clock: Clock, known: Mapping[str, Any]
 ) -> quantize.Quantized | None:
     """`finished` as --quantize asks, None where it stays in floats."""
-    asked = quantize.parse(options.quantize)
-    if asked is None:
+    if quantize.parse(options.quantize) is None:
         return None
     with clock("quantize"):
-        provider = provider_for(options)
-        return quantize.quantize(
-            finished, quantize.Context(asked, subject.tune, subject.feeds, provider, options.seed, known)
-        )
+        return quantize.quantize(finished, quantizing(subject, options, known))
 
 
 def _written(finished: ir.Model, stored: quantize.Quantized | None, place: Path, scratch: Path) -> dict[str, Path]:
@@ -272,11 +268,3 @@ def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[s
     )
     if "size" in options.target:
         yield "size counts the packed file"
-
-
-def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
-    """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions; `join`: see graph."""
-    folded = model.clone()
-    folded.meta.update(model.meta)
-    batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
-    return graph.finish(folded, rewrite=rewrite, join=join)

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar, cast
 
-from onnxprune import graph, surgery
+import onnx_ir as ir
+
+from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled, profile
@@ -21,6 +23,7 @@ from onnxprune.plan.cost import Kind
 from onnxprune.plan.select import Budget, aligned, select, topped_up
 from onnxprune.recover import biases, levels
 from onnxprune.run import measuring
+from onnxprune.run.finish import as_written, finish
 from onnxprune.run.subject import FEWEST_PROMISED, Subject
 from onnxprune.run.targets import by_nonzeros, drop
 from onnxprune.surgery import packing
@@ -29,11 +32,14 @@ from onnxprune.system.clock import Clock
 LOG = logging.getLogger("onnxprune")
 Targets = Mapping[Kind, float]
 TRIALS = 6
+SIZE_TRIALS = 10  # which measure nothing
 # After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
 LARGER = (0.15, 0.4, 0.7)
 SMALLER = (0.93, 0.85)
 LEAST_MULTIPLE = 4  # the width of the narrowest vector unit; nothing is aligned below it
 WASTE = 0.06  # share of a target by which blocks of an automatic alignment may remove more than was asked
+ROUNDED_BIAS_BYTES = 12  # of a number of a bias that is quantized: itself, its scale and its zero point
+ROOM = 0.01  # share of a size that is left free, for what is written is counted again
 NODE_BYTES = 200  # of a node that adds a bias, with its names
 T = TypeVar("T")
 
@@ -64,6 +70,8 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Ch
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """
     targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
+    if "bytes" in targets and options.quantize:
+        targets = _in_floats(subject, outcome, options, targets)
     if options.max_drop is not None:
         yield from _by_accuracy(subject, outcome, options, targets)
     elif "latency" in options.target:
@@ -156,6 +164,54 @@ def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targe
     return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={**made, "bytes": around + made["bytes"]})
 
 
+def _in_floats(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> dict[Kind, float]:
+    """`targets` with the size that a model in floats may have for its quantized file to have the size asked for.
+
+    How many bytes a plan has when it is quantized depends on no sample: it is tried, a few times.
+    Raises: BudgetError when not even the smallest plan is small enough.
+    """
+    asked = quantize.parse(options.quantize)
+    if asked is None:
+        return dict(targets)
+    whole = float(measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
+    count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
+    made = numbers * ROUNDED_BIAS_BYTES + count * 3 * NODE_BYTES
+    limit = targets["bytes"] * whole * (1 - ROOM) - made
+    share, low, high = 1.0, 0.0, 1.0
+
+    def with_size(share: float) -> dict[Kind, float]:
+        rest = {kind: value for kind, value in targets.items() if kind != "bytes"}
+        return {**rest, "bytes": share} if share < 1 else _with_macs(rest, 1.0)
+
+    best: float | None = None
+    nearest = float("inf")
+    for _ in range(SIZE_TRIALS):
+        try:
+            keep = one_shot(subject, outcome, options, with_size(share)).keep
+        except BudgetError:
+            low, share = share, (share + high) / 2
+            continue
+        model = finish(surgery.cut(subject.coupling, keep))
+        size = quantize.file_bytes(model, asked, provider_for(options))
+        nearest = min(nearest, (size + made) / whole)
+        LOG.info("  in floats %.3f of the size, quantized %.3f", share, size / whole)
+        if size <= limit:
+            best, low = share, share
+        else:
+            high = share
+        if best is not None and (best == 1.0 or high - best < 3 * ROOM):
+            break
+        # Sizes come in blocks: a step that is too small makes the same plan again.
+        share = min(share * limit / size, 0.92 * share) if best is None else (best + high) / 2
+        share = share if share > low else (low + high) / 2
+    if best is None:
+        raise BudgetError(
+            f"--target size={targets['bytes']:g} with --quantize {asked} cannot be met: the nearest that was tried is "
+            f"size={nearest:.3f}; ask for that, or lower --floor"
+        )
+    return with_size(best)
+
+
 def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
     """Whether the zeros of a sparse method alone, stored small, bring the file to `share` of the original."""
     if not outcome.zeros or outcome.keep is None:
@@ -241,9 +297,12 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
     batch, feeds = measuring.latency_feeds(subject)
     setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
 
+    def trial(keep: Keep) -> ir.Model:
+        return as_written(surgery.cut(subject.coupling, keep), subject, options)
+
     def measured(share: float) -> float:
         choice = one_shot(subject, outcome, options, _with_macs(targets, share))
-        models = {"original": subject.path, "trial": surgery.cut(subject.coupling, choice.keep)}
+        models = {"original": subject.path, "trial": trial(choice.keep)}
         return measure_settled(models, feeds, **setting).ratios[0].median
 
     def plan(share: float) -> Keep | None:
@@ -286,6 +345,7 @@ def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: 
             model = surgery.cut(subject.coupling, keep)
             quick = replace(options, recover=level)
             levels.recover(subject.given, keep, model, quick, Clock(), outcome.zeros, trial=True)
+            model = as_written(model, subject, options)
             measured = drop(*measuring.accuracies(subject.path, model, held, options.metric))
             if measured is None:
                 raise UsageError(

@@ -208,3 +208,31 @@ def test_verify_accepts_matrices_in_integers_with_biases_that_recovery_made(cli,
         assert cli(*words, "--quantize", kind, "--plan", bad / "plan.json", *QUIET).code == 0
         ran = cli("verify", bad / "mlp.onnx", bad / "out.onnx", "--plan", bad / "plan.json")
         assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_size_is_met_by_both_together_and_pruning_gives_only_what_rounding_does_not(cli, tmp_path):
+    report = tmp_path / "report.json"
+
+    def run(size: float) -> dict:
+        words = (DIGITS, tmp_path / "out.onnx", "--method", "l1", "--data", "digits", "--recover", "none")
+        ran = cli(*words, "--quantize", "int8", "--target", f"size={size}", "--report", report, *QUIET)
+        assert ran.code == 0, ran.err
+        return json.loads(report.read_text())["ratios"]
+
+    together = run(0.2)
+    assert 0.15 < together["bytes"] <= 0.2
+    assert together["params"] > 0.5  # in floats a fifth of the size is a fifth of the parameters
+    alone = run(0.5)
+    assert (alone["bytes"] <= 0.5, alone["macs"]) == (True, 1.0)
+
+
+def test_max_drop_is_of_the_quantized_file(cli, tmp_path):
+    report = tmp_path / "report.json"
+    words = (DIGITS, tmp_path / "out.onnx", "--method", "l1", "--data", "digits", "--recover", "reconstruct")
+    ran = cli(*words, "--quantize", "int8", "--max-drop", 2, "--report", report, *QUIET)
+    assert ran.code == 0, ran.err
+    original, _, quantized = json.loads(report.read_text())["models"]
+    assert quantized["macs"] < original["macs"]
+    lost = 100 * (original["accuracy"]["value"] - quantized["accuracy"]["value"])
+    assert lost <= 2
+    assert f"lost {lost:.2f} points of 2 allowed" in ran.err

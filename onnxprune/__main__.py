@@ -1,9 +1,10 @@
 """`python -m onnxprune` and the console script."""
 
 import gc
+import logging
 
 from onnxprune.cli import main as run
-from onnxprune.system import processes
+from onnxprune.system import processes, streams
 
 
 def main() -> None:
@@ -11,6 +12,9 @@ def main() -> None:
     # Building a graph makes ten thousands of objects that stay; Python would look through all that was ever imported
     # again and again, which takes longer than the work.
     gc.set_threshold(50_000, 10, 20)
+    streams.own_descriptors()
+    processes.own_exit()
+    logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for users
     processes.leave(run())
 
 

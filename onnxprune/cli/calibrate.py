@@ -1,10 +1,10 @@
 """`onnxprune calibrate`: what multiple of channels this machine likes, measured and kept for `--align calibrated`."""
 
 import logging
-import sys
 
 from onnxprune import cli
 from onnxprune.errors import UsageError
+from onnxprune.system import streams
 
 LOG = logging.getLogger("onnxprune")
 
@@ -32,8 +32,8 @@ def run(arguments: list[str]) -> int:
 
     found = alignment.calibrate(provider, threads, say=LOG.info)
     path = calibrations.store(provider, found)
-    sys.stdout.write(table(found))
-    sys.stdout.write(f"--align calibrated on {provider}: multiples of {found.multiple}\n")
+    streams.say(table(found).rstrip("\n"))
+    streams.say(f"--align calibrated on {provider}: multiples of {found.multiple}")
     LOG.info("kept in %s", path)
     return 0
 

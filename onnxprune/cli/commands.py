@@ -21,7 +21,7 @@ from onnxprune.cli.parser import (
     verbosity,
 )
 from onnxprune.options import LEVELS, RECOVERY, Options
-from onnxprune.system import processes
+from onnxprune.system import processes, streams
 
 
 def prune(given: list[str]) -> int:
@@ -35,8 +35,10 @@ def prune(given: list[str]) -> int:
         settings = {**config.read(settings["config"]), **settings}
         set_logging(settings)
     options = options_of(settings, shlex.join(["onnxprune", *given]))
-    from onnxprune.run import pipeline
+    from onnxprune.run import checks, pipeline
 
+    if "config" in settings:
+        checks.check_writes(checks.written(settings["out"], options), [settings["config"]])
     _print_result(pipeline.prune(settings["source"], settings["out"], options), settings)
     return 0
 
@@ -46,11 +48,16 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
 
     if processes.launched()[0] > 0:  # the first process prints
         return
-    print_report(result.report)
     proof = result.report.verify
-    print(f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}")
-    if result.report.quantize is not None:
-        print(result.report.quantize["proof"])
+    told = f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}"
+    try:
+        with streams.printing() as stream:
+            print_report(result.report, stream)
+            print(told, file=stream)
+            if result.report.quantize is not None:
+                print(result.report.quantize["proof"], file=stream)
+    except streams.PrintError as error:  # the work is done all the same
+        print(f"warning: {result.after.path} was written, but {error}", file=sys.stderr)
     if not settings.get("quiet"):
         for note in result.report.notes:
             print(f"note: {note}", file=sys.stderr)
@@ -77,16 +84,19 @@ def _inspect(given: list[str]) -> int:
     from rich.console import Console
 
     from onnxprune.report import widths
+    from onnxprune.run import checks
     from onnxprune.studies import inspection
 
     targets = [widths.check_path(path) for path in settings.get("report", ())]
+    checks.check_writes(targets, checks.read(settings["model"], options))
     found = inspection.inspect_file(settings["model"], options)
     for path in targets:
         widths.write_widths(found, settings["model"], path)
     if settings["json"]:
-        print(json.dumps(found, indent=1))
-    else:
-        inspection.print_table(found, Console() if sys.stdout.isatty() else Console(width=160))
+        streams.say(json.dumps(found, indent=1))
+        return 0
+    with streams.printing() as stream:
+        inspection.print_table(found, Console(file=stream, width=None if stream.isatty() else 160))
     return 0
 
 
@@ -105,7 +115,6 @@ def _normalize(given: list[str]) -> int:
     from onnxprune.run import checks
 
     checks.check_paths(settings["input"], settings["output"], Options())
-    checks.check_data_file(settings["input"], settings["output"])
     graph.save(normal_form.form_of(graph.load(settings["input"])), settings["output"])
     return 0
 
@@ -157,7 +166,7 @@ def _verify(given: list[str]) -> int:
     files = (settings["input"], settings["output"], settings["plan_file"])
     found, what = replay.check(*files, options, any_weights=settings["any_weights"])
     numbers = f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples"
-    print(f"{what}: {numbers}{_told(found)}")
+    streams.say(f"{what}: {numbers}{_told(found)}")
     return 0
 
 
@@ -178,19 +187,24 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune.report import print_report
+    from onnxprune.report import check_report_path, print_report
+    from onnxprune.run import checks
     from onnxprune.studies.bench import run_bench
+
+    reports = [check_report_path(path) for path in settings.get("report", ())]
+    checks.check_writes(reports, [file for model in settings["models"] for file in checks.files_of(model)])
 
     found = run_bench(
         settings["models"],
         settings.get("provider", "cpu").split(","),
         settings.get("batch"),
         settings.get("threads", (None,)),
-        settings.get("report", ()),
+        reports,
         command=shlex.join(["onnxprune", "bench", *given]),
         **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc")},
     )
-    print_report(found)
+    with streams.printing() as stream:
+        print_report(found, stream)
     return 0
 
 
@@ -202,7 +216,7 @@ def _methods(given: list[str]) -> int:
     methods.load_all()
     for name, method in sorted(METHODS.items()):
         needs = [f.name for f in fields(method.needs) if getattr(method.needs, f.name)] or ["weights"]
-        print(f"{name:10s} needs {', '.join(needs):28s} {method.summary}")
+        streams.say(f"{name:10s} needs {', '.join(needs):28s} {method.summary}")
     return 0
 
 
@@ -213,11 +227,11 @@ def _ops(given: list[str]) -> int:
     from onnxprune.plan import cost
 
     torch_ops = {key[:2] for key in ops.registered()}
-    print(f"{'operator':44s} couple torch cost")
+    streams.say(f"{'operator':44s} couple torch cost")
     for domain, op_type in sorted(set(RULES) | torch_ops):
         marks = [(domain, op_type) in RULES, (domain, op_type) in torch_ops, op_type in cost.MACS]
         name = f"{domain}.{op_type}" if domain else op_type
-        print(f"{name:44s} {'  '.join('yes ' if mark else '-   ' for mark in marks)}".rstrip())
+        streams.say(f"{name:44s} {'  '.join('yes ' if mark else '-   ' for mark in marks)}".rstrip())
     return 0
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from onnxprune import cli
 from onnxprune.errors import UsageError
 from onnxprune.options import literal, pairs
+from onnxprune.system import streams
 
 LOG = logging.getLogger("onnxprune")
 EXIT_NOTHING = 1
@@ -77,7 +77,7 @@ def run(arguments: list[str]) -> int:
         show=lambda head, rows: compare.write(folder, head, rows),
     )
     lines = compare.write(folder, head, rows)
-    sys.stdout.write(_original(head) + tables.plain(lines))
+    streams.say(_original(head) + tables.plain(lines).rstrip("\n"))
     LOG.info("table and plot are in %s", folder)
     return 0 if any(line.seeds for line in lines) else EXIT_NOTHING
 

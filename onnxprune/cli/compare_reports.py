@@ -5,6 +5,7 @@ from pathlib import Path
 
 from onnxprune import cli
 from onnxprune.errors import UsageError
+from onnxprune.system import streams
 
 EXIT_REGRESSION = 1
 DESCRIPTION = """Lists what of NEW is worse than in OLD beyond the noise of both, and exits 1 if anything is.
@@ -37,7 +38,7 @@ def run(arguments: list[str]) -> int:
         which = f"{namespace.old} or {namespace.new}"
         raise UsageError(f"{which}: the report is damaged ({type(error).__name__}: {error}); write it again") from error
     for regression in found:
-        print(f"worse: {regression.message}")
+        streams.say(f"worse: {regression.message}")
     if not found:
-        print(f"nothing is worse than in {namespace.old}")
+        streams.say(f"nothing is worse than in {namespace.old}")
     return EXIT_REGRESSION if found else 0

@@ -20,7 +20,7 @@ def read(path: Path) -> dict[str, Any]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such configuration file; give the path of a .toml file") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a TOML file ({error}); write lines such as: target = {{macs = 0.5}}") from error
     found: dict[str, Any] = {}
     for key, value in data.items():

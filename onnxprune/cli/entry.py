@@ -3,7 +3,6 @@
 import contextlib
 import difflib
 import logging
-import os
 import signal
 import sys
 import threading
@@ -13,10 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
-from onnxprune.errors import OnnxPruneError, OutOfMemoryError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.system import streams
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.plugins import import_here
-from onnxprune.system.processes import require_one
+from onnxprune.system.processes import Leave, require_one
 
 EXIT_BAD_USAGE, EXIT_INTERRUPTED = 2, 130
 LOG = logging.getLogger("onnxprune")
@@ -30,20 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not verbose:  # those of libraries, which no user can act on
             warnings.simplefilter("ignore")
         try:
-            with terminable():
-                code = dispatch(without_plugins(given))
-            sys.stdout.flush()
-            return code
-        except SystemExit as stop:  # argparse after --help
+            with terminable(), streams.results_apart():
+                return dispatch(without_plugins(given))
+        except Leave as stop:  # argparse after --help
             return int(stop.code or 0)
         except BrokenPipeError:  # the reader of our output left: 'onnxprune ops | head'
-            _silence_stdout()
             return 0
-        except (KeyboardInterrupt, Exception) as error:
+        except (KeyboardInterrupt, SystemExit, Exception) as error:
             if verbose and not isinstance(error, KeyboardInterrupt):
                 traceback.print_exc()
             message, code = explain(error, given)
-            print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
+            with contextlib.suppress(OSError, ValueError):  # nobody can be told
+                print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
             return code
 
 
@@ -76,7 +74,7 @@ def without_plugins(given: list[str]) -> list[str]:
         del rest[at : at + 2]
         try:
             import_here(name)
-        except ImportError as error:
+        except (ImportError, SystemExit) as error:
             raise UsageError(f"--plugin {name}: cannot be imported ({error}); run where the module lies") from error
     return rest
 
@@ -91,7 +89,7 @@ def dispatch(given: list[str]) -> int:
     if first == "--version":
         from onnxprune.plan import tool_version
 
-        print(tool_version())
+        streams.say(tool_version())
         return 0
     if first.replace("-", "").isalpha() and not first.startswith("-") and not Path(first).exists():
         near = difflib.get_close_matches(first, COMMANDS, 1)
@@ -107,16 +105,17 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
             return "interrupted; the same command goes on after the runs that are finished", EXIT_INTERRUPTED
         goes_on = "; the same command goes on from its checkpoints" if "--resume" in given else ""
         return f"interrupted; nothing was written{goes_on}", EXIT_INTERRUPTED
-    text = str(error)
-    if isinstance(error, OutOfMemoryError):
-        return text, error.exit_code
+    if isinstance(error, SystemExit):
+        return f"a function of yours ended the run with exit code {error.code}; nothing was written. Mend that", 2
+    if isinstance(error, streams.PrintError):
+        return f"{error}; print them to another place", EXIT_BAD_USAGE
+    if isinstance(error, OnnxPruneError):
+        return str(error), error.exit_code
     if out_of_memory(error):
         return (
             f"out of memory ({_first_line(error)}); nothing was written. Lower --batch-size, or give fewer samples",
             2,
         )
-    if isinstance(error, OnnxPruneError):
-        return text, error.exit_code
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing was written. Mend that, or choose another place", EXIT_BAD_USAGE
@@ -127,11 +126,3 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
-
-
-def _silence_stdout() -> None:
-    """Sends what is left in the buffer of stdout nowhere, or the interpreter would complain when it exits."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # no real file behind it
-        return

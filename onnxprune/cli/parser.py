@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 from onnxprune import options
 from onnxprune.errors import UsageError
 from onnxprune.options import DATA, MEASURE, RECOVERY, REMOVE, SWITCH, TABLE, Option, Options
+from onnxprune.system import streams
+from onnxprune.system.processes import Leave
 
 LOG = logging.getLogger("onnxprune")
 
@@ -41,6 +43,12 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False, **options})
+
+    def print_help(self, file: Any = None) -> None:
+        streams.say(self.format_help().rstrip("\n"))
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        raise Leave(status)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; '{self.prog} -h' shows the options")

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from onnxprune import cli
 from onnxprune.errors import UsageError
 from onnxprune.measure.records import Report
 from onnxprune.report import text
+from onnxprune.system import streams
 
 EPILOG = """examples:
   onnxprune sensitivity model.onnx --data digits
@@ -45,13 +45,15 @@ def run(arguments: list[str]) -> int:
     if settings.get("samples", 1) < 1:
         raise UsageError(f"--samples {settings['samples']}: give 1 or more")
     from onnxprune.report import check_report_path, write_report
+    from onnxprune.run import checks
     from onnxprune.studies import sensitivity
 
     targets = [check_report_path(path) for path in options.report]
+    checks.check_writes(targets, checks.read(settings["model"], options))
     fractions = settings.get("fractions", sensitivity.FRACTIONS)
     most = settings.get("samples", sensitivity.MOST_SAMPLES)
     found = sensitivity.sensitivity(settings["model"], options, fractions, most)
-    sys.stdout.write(table(found, fractions))
+    streams.say(table(found, fractions).rstrip("\n"))
     for path in targets:
         write_report(found, path)
     return 0

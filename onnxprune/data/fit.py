@@ -61,7 +61,7 @@ class Target:
         return fit(arrays, labels, self.inputs, self.where, classes=self.classes, scaling=self.scaling)
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The message of an error of others, without its line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
@@ -171,17 +171,25 @@ def castable(have: np.dtype, want: np.dtype) -> bool:
 
 
 def _check_values(array: np.ndarray, info: InputInfo, axis: int | None, where: str) -> None:
-    """NaN is refused, and so is a finite number that the model's smaller float type would turn into infinity."""
+    """NaN and infinity are refused, and a number that the model's smaller float type would turn into infinity.
+
+    Masks that are added to scores may hold minus infinity.
+    """
     if not is_float(array.dtype):
         return
+    masks = ("mask", "bias")
+    open_below = any(word in info.name.lower() for word in masks)
     limit = _largest(info.dtype)
     rows = array[None] if axis is None else np.moveaxis(array, axis, 0)
     for start in range(0, len(rows), CHUNK):
         piece = np.asarray(rows[start : start + CHUNK])
-        bad = np.isnan(piece) | (np.isfinite(piece) & (np.abs(piece) > limit))
+        bad = np.isnan(piece) | (np.abs(piece) > limit)
+        if open_below:
+            bad &= ~np.isneginf(piece)
         if bad.any():
             first = int(np.flatnonzero(bad.reshape(len(piece), -1).any(axis=1))[0])
-            what = "NaN" if np.isnan(piece[first]).any() else f"a number beyond {info.dtype.name}'s {limit:g}"
+            what = "infinity" if np.isinf(piece[first]).any() else f"a number beyond {info.dtype.name}'s {limit:g}"
+            what = "NaN" if np.isnan(piece[first]).any() else what
             raise DataError(f"{where}: sample {start + first} of input '{info.name}' holds {what}; mend or drop it")
 
 

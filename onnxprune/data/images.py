@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from onnxprune.data.fit import castable
 from onnxprune.data.samples import Scaling
@@ -166,7 +166,7 @@ def _warn_units(scaling: Scaling, where: str) -> None:
 
 def pixels(image: Image.Image, form: ImageFormat) -> np.ndarray:
     """(H, W, C) uint8: the shorter side resized so that `form.resize` is covered, the center cut out."""
-    image = _as_mode(image, "L" if form.channels == 1 else "RGB")
+    image = _as_mode(ImageOps.exif_transpose(image), "L" if form.channels == 1 else "RGB")
     (rh, rw), (ch, cw) = form.resize, form.crop
     ratio = max(rh / image.height, rw / image.width)
     size = max(rw, round(image.width * ratio)), max(rh, round(image.height * ratio))
@@ -180,6 +180,11 @@ def _as_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.mode.startswith("I"):
         # PIL would clip 16-bit greys at 255 instead of scaling them.
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        # Floats are 0..1 by convention; PIL would take them for 0..255, and all would be black.
+        grey = np.nan_to_num(np.asarray(image))
+        grey = grey * 255 if grey.max() <= 1 else grey
+        image = Image.fromarray(grey.clip(0, 255).round().astype(np.uint8))
     if "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert(mode)

@@ -60,7 +60,7 @@ def _from_dataset(dataset: Any, target: Target) -> Samples:
 def _item(dataset: Any, index: int, where: str) -> Any:
     try:
         return dataset[index]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: reading sample {index} raised {told(error)}") from error
 
 
@@ -117,7 +117,7 @@ def _guarded(elements: Iterable, where: str) -> Iterable:
         yield from elements
     except DataError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{where}: reading samples raised {told(error)}") from error
 
 
@@ -202,7 +202,7 @@ def to_numpy(value: Any, where: str = "samples") -> np.ndarray:
         ) from error
 
 
-def told(error: Exception) -> str:
+def told(error: BaseException) -> str:
     """An error of the user's own code in one line, with the place where it arose."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

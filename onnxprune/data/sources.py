@@ -4,6 +4,7 @@ import random
 import re
 import sys
 import zipfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,11 @@ def load_npz(path: Path, target: Target) -> ArraySamples:
     if not zipfile.is_zipfile(path):
         raise DataError(f"{target.where}: not an .npz file (no zip archive, or cut short); write one with np.savez")
     try:
+        _check_headers(path, target.where)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
+    except DataError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy each have their own
         raise _unreadable(target.where, error) from error
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
@@ -39,6 +43,25 @@ def load_npz(path: Path, target: Target) -> ArraySamples:
             "%s: array '%s' is no input of the model and is not used; labels are called 'y'", target.where, extra[0]
         )
     return target.fit(named, None if "y" in names else arrays.get("y"))
+
+
+def _check_headers(path: Path, where: str) -> None:
+    """Nothing, when the arrays of an .npz are as large as they say: memory is taken by that. Raises: DataError."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as file:
+                if file.read(len(NPY)) != NPY:
+                    continue
+                major = file.read(2)[0]
+                read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(file)
+                declared, held = prod(shape) * dtype.itemsize, entry.file_size - file.tell()
+            if declared > held and not dtype.hasobject:
+                name = entry.filename.removesuffix(".npy")
+                raise DataError(
+                    f"{where}: '{name}' says that it holds {declared} bytes, but there are {held}; the file is "
+                    "damaged, write it again"
+                )
 
 
 def load_npy(path: Path, target: Target) -> ArraySamples:
@@ -74,7 +97,7 @@ def load_function(spec: str, target: Target, seed: int) -> Samples:
     _seed(seed)
     try:
         made = made() if callable(made) else made
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise DataError(f"{target.where}: the function raised {told(error)}") from error
     return from_object(made, target)
 
@@ -83,7 +106,7 @@ def _find(spec: str, where: str) -> Any:
     module_name, name = spec.split(":")
     try:
         module = import_here(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and is_absent(error, module_name):
             raise DataError(
                 f"{where}: no module '{error.name}' in {Path.cwd()} or on the Python path; check the name"

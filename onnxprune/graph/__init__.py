@@ -15,6 +15,7 @@ from onnxprune.graph.files import (
     array_of,
     constant,
     digest,
+    external_names,
     finish,
     load,
     normalize,
@@ -23,7 +24,6 @@ from onnxprune.graph.files import (
     size_bytes,
     skeleton,
     tie,
-    write_text,
 )
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "array_of",
     "constant",
     "digest",
+    "external_names",
     "finish",
     "load",
     "normalize",
@@ -40,5 +41,4 @@ __all__ = [
     "size_bytes",
     "skeleton",
     "tie",
-    "write_text",
 ]

@@ -7,8 +7,6 @@ It computes the same numbers behind the same interface.
 """
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import branches, integrity, qoperator, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
+from onnxprune.system import atomic_files
 
 MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
@@ -31,6 +30,7 @@ __all__ = [
     "array_of",
     "constant",
     "digest",
+    "external_names",
     "finish",
     "load",
     "normalize",
@@ -39,7 +39,6 @@ __all__ = [
     "size_bytes",
     "skeleton",
     "tie",
-    "write_text",
 ]
 
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
@@ -79,7 +78,19 @@ def load(path: str | Path) -> ir.Model:
     model.meta["maps"] = aside
     model.meta["external"] = _locate(model, path.parent.resolve())
     _check_order(model, path)
+    _check_functions(model, path)
     return model
+
+
+def external_names(path: Path) -> list[str]:
+    """Names, relative to its folder, of the files that hold weights of the model in `path`; of no model none."""
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except Exception:  # `load` says what is wrong with it
+        return []
+    tensors = [t for t in external_data_helper._get_all_tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
+    found = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
+    return sorted(name for name in found if "\0" not in name)
 
 
 def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
@@ -131,18 +142,12 @@ def save(model: ir.Model, path: str | Path) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
+    apart = model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES
     try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            data = (
-                f"{path.name}.data" if model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES else None
-            )
-            ir.save(model, temporary, external_data=data)
+        with atomic_files.staged(path) as places:
+            ir.save(model, places[path], external_data=f"{path.name}.data" if apart else None)
             if model.meta.get("maps"):
-                _attach_maps(temporary, model.meta["maps"])
-            if data is not None and (temporary.parent / data).exists():
-                os.replace(temporary.parent / data, path.parent / data)
-            os.replace(temporary, path)
+                _attach_maps(places[path], model.meta["maps"])
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
@@ -151,18 +156,6 @@ def _attach_maps(file: Path, aside: tuple[zipmaps.Map, ...]) -> None:
     proto = onnx.load(file, load_external_data=False)
     zipmaps.attach(proto, aside)
     file.write_bytes(proto.SerializeToString())
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Writes `text` beside `path` and renames it. Raises: UsageError when the folder cannot be written."""
-    path = Path(path)
-    try:
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-            temporary = Path(folder) / path.name
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
 
 def digest(model: ir.Model) -> str:
@@ -208,7 +201,7 @@ def _check_external(proto: onnx.ModelProto, path: Path) -> None:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         entries = {entry.key: entry.value for entry in tensor.external_data}
-        location = entries.get("location", "")
+        location = entries.get("location", "").replace("\0", "\\0")  # no path can hold that
         file = (folder / location).resolve()
         if not location or not file.is_relative_to(folder):
             raise GraphError(
@@ -218,7 +211,7 @@ def _check_external(proto: onnx.ModelProto, path: Path) -> None:
             raise GraphError(
                 f"{path}: external data file '{location}' of '{tensor.name}' is missing; copy it beside the model"
             )
-        end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        end = sum(integrity.entry_bytes(tensor, key, path) for key in ("offset", "length"))
         if file.stat().st_size < end:
             raise GraphError(
                 f"{path}: external data file '{location}' is {file.stat().st_size} bytes, '{tensor.name}' ends at {end}"
@@ -257,11 +250,26 @@ def _check_order(model: ir.Model, path: Path) -> None:
         raise GraphError(f"{path}: the graph has a cycle ({_line(error)})") from error
 
 
+def _check_functions(model: ir.Model, path: Path) -> None:
+    """Nothing, when the functions of `model` can be written out, which is what they are for. Raises: GraphError."""
+    if not model.functions:
+        return
+    try:
+        passes.InlinePass()(model.clone())
+    except Exception as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise GraphError(
+            f"{path}: the functions in it cannot be written out ({_line(cause)}); export it again without functions"
+        ) from error
+
+
 def _is_external(value: ir.Value) -> bool:
     return isinstance(value.const_value, ir.ExternalTensor)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

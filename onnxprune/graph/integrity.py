@@ -20,7 +20,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
     _once((tensor.name for tensor in graph.initializer), "initializers", path)
     _once((name for node in graph.node for name in node.output if name), "node outputs", path)
     for tensor in graph.initializer:
-        declared, held = _declared_bytes(tensor), _held_bytes(tensor)
+        declared, held = _declared_bytes(tensor), _held_bytes(tensor, path)
         if declared is not None and held is not None and declared != held:
             raise GraphError(
                 f"{path}: '{tensor.name}' is declared as {list(tensor.dims)}, which takes {declared} bytes, but holds "
@@ -43,8 +43,20 @@ def _declared_bytes(tensor: onnx.TensorProto) -> int | None:
     return ceil(prod(tensor.dims) * bits / 8) if all(size >= 0 for size in tensor.dims) else -1
 
 
-def _held_bytes(tensor: onnx.TensorProto) -> int | None:
+def entry_bytes(tensor: onnx.TensorProto, key: str, path: Path) -> int:
+    """The number in entry `key` of a tensor's external data, 0 where there is none. Raises: GraphError."""
+    text = next((entry.value for entry in tensor.external_data if entry.key == key), "0")
+    if not (text.isascii() and text.isdigit()):
+        raise GraphError(
+            f"{path}: external data of '{tensor.name}' has {key} '{text[:40]}', which is no number of bytes; "
+            "export it again"
+        )
+    return int(text)
+
+
+def _held_bytes(tensor: onnx.TensorProto, path: Path) -> int | None:
     """Bytes that are there, None where they are stored as numbers of their type, or the length is not told."""
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
-        return next((int(entry.value) for entry in tensor.external_data if entry.key == "length"), None)
+        told = any(entry.key == "length" for entry in tensor.external_data)
+        return entry_bytes(tensor, "length", path) if told else None
     return len(tensor.raw_data) if tensor.HasField("raw_data") else None

@@ -1,8 +1,6 @@
 """onnxruntime sessions: the one place that opens them, and that refuses a provider which did not load."""
 
-import contextlib
 import ctypes
-import io
 import os
 import weakref
 from collections.abc import Mapping, Sequence
@@ -19,6 +17,7 @@ from onnxprune.graph.inputs import InputInfo, axis_of
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.memory import out_of_memory
+from onnxprune.system.streams import swallowed
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -91,9 +90,8 @@ def open_session(
     require_provider(name)
     _preload(name)
     wanted = [(name, dict(options or {})), *((rest, {}) for rest in FALLBACKS.get(name, ()))]
-    said = io.StringIO()  # onnxruntime prints on stdout when it falls back; stdout is for results
     try:
-        with contextlib.redirect_stdout(said) if len(wanted) > 1 else contextlib.nullcontext():
+        with swallowed() as said:  # onnxruntime prints on stdout when it falls back; stdout is for results
             session = ort.InferenceSession(source, settings, providers=wanted)
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
         if out_of_memory(error):
@@ -148,7 +146,7 @@ def require_provider(name: str) -> None:
 def _preload(name: str) -> None:
     """Loads the CUDA and cuDNN libraries that pip packages or torch brought, where onnxruntime can find them."""
     if name != "CPUExecutionProvider" and hasattr(ort, "preload_dlls"):
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; stdout is for results
+        with swallowed():  # it prints what it does not find; stdout is for results
             ort.preload_dlls()
 
 

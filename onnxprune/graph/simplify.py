@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib
-import io
 import sys
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from onnxprune.errors import GraphError
 from onnxprune.graph.tensors import size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
+from onnxprune.system.streams import swallowed
 
 # In a network of these alone, without constant expressions, onnxsim finds nothing that would help the analysis.
 PLAIN = frozenset(
@@ -61,7 +61,7 @@ def _attempt(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) ->
 
 def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str], optimize: bool) -> bytes:
     said = {"skipped_optimizers": skipped, "perform_optimization": optimize, "check_n": 0, "certify": False}
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints notes where our own JSON goes
+    with swallowed():  # it prints notes where results go
         return onnxsim.simplify(proto, **said)[0].SerializeToString()
 
 

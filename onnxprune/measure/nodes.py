@@ -1,7 +1,6 @@
 """Where the time goes, node by node, by onnxruntime's own profiler."""
 
 import json
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from onnxprune.measure.feeds import bench_feeds
 from onnxprune.measure.host import timing_threads
 from onnxprune.measure.records import NodeTime
 from onnxprune.measure.sessions import Model, prepare, provider_options, setting_for
+from onnxprune.system.atomic_files import scratch
 
 SUFFIX = "_kernel_time"
 
@@ -33,7 +33,7 @@ def profile(
     On CUDA a kernel's time is the time to launch it; compare models there by their latency.
     """
     setting = setting_for(provider, threads or timing_threads(), batch, fp16=fp16)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         session = open_session(
             prepare(model, setting),
             provider=setting.provider,

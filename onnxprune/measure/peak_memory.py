@@ -3,10 +3,10 @@
 Run as `python -m onnxprune.measure.peak_memory MODEL FEEDS.npz THREADS` it prints the peak in bytes.
 """
 
+import os
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import numpy as np
 
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph.sessions import open_session, run
+from onnxprune.system.atomic_files import scratch
+from onnxprune.system.isolation import die_with
 
 
 def peak_memory_bytes(source: str | bytes, feeds: Mapping[str, np.ndarray], threads: int) -> int | None:
     """Bytes that loading and running the model adds to a process at its peak, on the CPU; None where unknown."""
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         path = Path(folder) / "model.onnx"
         if isinstance(source, bytes):
             path.write_bytes(source)
@@ -35,6 +37,7 @@ def peak_memory_bytes(source: str | bytes, feeds: Mapping[str, np.ndarray], thre
 
 def main(arguments: list[str]) -> int:
     """Prints the peak in bytes and returns 0, or 1 where this system does not tell it."""
+    die_with(os.getppid())
     model, feeds, threads = arguments
     with np.load(feeds) as arrays:
         feed = dict(arrays)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Dim, Keep
 from onnxprune.errors import UsageError
+from onnxprune.system.atomic_files import replace_text
 
 FORMAT = "onnxprune-plan/1"
 
@@ -145,9 +146,7 @@ def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
 
 def save(plan: Plan, path: str | Path) -> None:
     """Writes the plan file, whole or not at all."""
-    from onnxprune.graph import write_text
-
-    write_text(path, json.dumps(plan.to_json(), indent=1) + "\n")
+    replace_text(Path(path), json.dumps(plan.to_json(), indent=1) + "\n")
 
 
 def load(path: str | Path) -> Plan:
@@ -156,7 +155,7 @@ def load(path: str | Path) -> Plan:
         data: Any = json.loads(Path(path).read_text())
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such plan file; 'onnxprune IN OUT --plan FILE' writes one") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not a plan file ({type(error).__name__}); write it again with --plan") from error
     record = cast(dict[str, Any], data) if isinstance(data, dict) else {"format": type(data).__name__}
     if record.get("format") != FORMAT:
@@ -170,25 +169,33 @@ def load(path: str | Path) -> Plan:
 
 def _parse(data: dict[str, Any]) -> Plan:
     entries = tuple(
-        DimPlan(str(d["name"]), int(d["size"]), _kept(d["keep"], d["size"], d["name"]), bool(d["exact"]))
+        DimPlan(_text(d["name"]), _whole(d["size"]), _kept(d["keep"], d["size"], d["name"]), bool(d["exact"]))
         for d in data["dims"]
     )
+    names = [entry.name for entry in entries]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"'{twice}' stands twice in 'dims'")
     slices = tuple(
         SlicePlan(
-            str(s["initializer"]), str(s["node"]), int(s["input"]), int(s["axis"]), tuple(int(k) for k in s["keep"])
+            _text(s["initializer"]),
+            _text(s["node"]),
+            _whole(s["input"]),
+            _whole(s["axis"]),
+            tuple(_whole(k) for k in s["keep"]),
         )
         for s in data["slices"]
     )
     model, cost = data["model"], data["cost"]
     return Plan(
-        str(data["method"]),
-        int(data["seed"]),
-        str(model["sha256"]),
+        _text(data["method"]),
+        _whole(data["seed"]),
+        _text(model["sha256"]),
         str(model.get("name", "")),
         entries,
         slices,
-        {str(k): int(v) for k, v in cost["before"].items()},
-        {str(k): int(v) for k, v in cost["after"].items()},
+        {str(k): _whole(v) for k, v in cost["before"].items()},
+        {str(k): _whole(v) for k, v in cost["after"].items()},
         str(data.get("recover", "none")),
         str(data.get("tool", "")),
         str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
@@ -205,8 +212,21 @@ def _quantize(found: dict[str, Any] | None) -> Mapping[str, Any] | None:
     return {**found, "options": str(found["options"]), "float": [str(n) for n in found["float"]], "ranges": ranges}
 
 
+def _whole(value: Any) -> int:
+    """`value`, which must be a whole number as JSON writes one: what 1.7 or "1" was meant to be nobody knows."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is no whole number")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is no text")
+    return value
+
+
 def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
-    kept = tuple(int(k) for k in keep)
+    kept = tuple(_whole(k) for k in keep)
     if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < size:
         raise ValueError(f"'keep' of '{name}' must be rising positions below {size}, at least one")
     return kept

@@ -1,6 +1,5 @@
 """The forms in which a model is stored and computed: the arithmetic is onnxruntime's."""
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from onnxprune.errors import UsageError
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
 from onnxprune.quantize.ranges import Ranges, tensors_data
+from onnxprune.system.atomic_files import scratch
 
 OPSET = {"int8": 13, "dynamic": 13, "int4": 13, "fp16": 7}  # 13: DequantizeLinear takes a scale per channel
 # Operators that onnxruntime computes in integers, or that only move values and so need not leave them.
@@ -58,7 +58,7 @@ def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
     """`model` with the matrices of MatMul in 8 bits, and what they are multiplied with rounded as it comes."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with scratch() as folder, quiet():
         out = Path(folder, "quantized.onnx")
         quantize_dynamic(
             proto_of(model),
@@ -123,7 +123,7 @@ def _inferred(model: ir.Model) -> onnx.ModelProto:
     """`model` with the types of all values, without which onnxruntime's quantizer leaves them alone."""
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         path = Path(folder, "float.onnx")
         onnx.save(proto_of(model), path)
         return load_model_with_shape_infer(path)

@@ -1,6 +1,5 @@
 """What values reach on samples, by onnxruntime's calibrators."""
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import onnx
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import quiet
+from onnxprune.system.atomic_files import scratch
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -24,7 +24,7 @@ def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], batches: Iterabl
         "entropy": CalibrationMethod.Entropy,
     }
     extra = {"percentile": asked["percentile"]} if asked["calibrate"] == "percentile" else {}
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with scratch() as folder, quiet():
         path = Path(folder, "float.onnx")
         onnx.save(proto, path)
         calibrator = create_calibrator(

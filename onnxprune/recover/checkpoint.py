@@ -7,7 +7,6 @@ of the seed and the step, so the step is all the state that randomness has.
 import io
 import json
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import UsageError
+from onnxprune.system.atomic_files import scratch
 
 TEXT = "json"
 
@@ -34,15 +34,15 @@ def save(path: Path, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> 
     np.savez(buffer, allow_pickle=False, **content)  # type: ignore[arg-type]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".part", delete=False) as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, path)
+        with scratch(folder) as place:
+            part = Path(place) / path.name
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
     except OSError as error:
         raise UsageError(f"--resume {folder}: cannot be written ({error.strerror or error})") from error
-    for left in folder.glob(".*.part"):  # of runs that were killed while writing
-        left.unlink(missing_ok=True)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import GraphError
 from onnxprune.graph import half, sessions
+from onnxprune.system.atomic_files import scratch
 
 MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
 
@@ -160,7 +161,7 @@ class _Shelf:
             self.arrays[key] = array
             self.bytes += array.nbytes
             return
-        self.folder = self.folder or tempfile.TemporaryDirectory(prefix="onnxprune.")
+        self.folder = self.folder or scratch()
         self.count += 1
         path = Path(self.folder.name) / f"{self.count}.npy"
         np.save(path, array)

@@ -96,7 +96,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); give a report that --report wrote") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: no JSON ({error}); give a report written as .json") from error
     seen = found.get("format") if isinstance(found, dict) else type(found).__name__
     if seen != FORMAT:

@@ -2,39 +2,108 @@
 
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 
 from onnxprune import graph, report
 from onnxprune.coupling import Coupling
+from onnxprune.data.folder import SUFFIXES
 from onnxprune.errors import GraphError, ProviderError, UsageError
 from onnxprune.graph import sessions
-from onnxprune.options import Options
+from onnxprune.options import FUNCTION, PATH, SAMPLES, TABLE, Options
+from onnxprune.system.atomic_files import require_replaceable
 
+CHECKPOINTS = "finetune-*.npz"  # in the folder of --resume, see recover/state.py
+WRITTEN = ("plan", "report", "resume")  # options that name what a run writes; all other paths are read
 ROLES = ("produces", "consumes", "scales")  # of members whose numbers scores are made of
 
 
 def check_paths(source: Path, out: Path, options: Options, *also_read: Path) -> None:
     """Nothing, when every file asked for can be written and none of them is one that is read. Raises: UsageError."""
-    if out.resolve() == source.resolve():
-        raise UsageError(f"{out}: output and input are the same file; choose another output")
-    samples = (Path(spec) for spec in (options.data, options.val) if isinstance(spec, str | Path))
-    used = {path.resolve(): "read" for path in (source, *also_read, *samples)}
     for path in options.report:
         report.check_report_path(path)
-    for path in (out, *([options.plan] if options.plan else ()), *options.report):
-        if path.resolve() in used:
-            raise UsageError(f"{path}: this run has {used[path.resolve()]} that file already; choose another path")
-        used[path.resolve()] = "written"
+    if options.resume is not None:
+        _check_resume(options.resume)
+    reads = [*read(source, options), *also_read]
+    if _same(out, source):
+        raise UsageError(f"{out}: output and input are the same file; choose another output")
+    check_writes(written(out, options), reads)
+    data = out.with_name(f"{out.name}.data")
+    if any(_same(data, path) for path in reads):
+        raise UsageError(f"{out}: its weights would replace {data}, which this run reads; choose another output")
+    for path in options.resume.glob(CHECKPOINTS) if options.resume else ():
+        _check_unread(path, reads)
+
+
+def read(source: Path, options: Options) -> list[Path]:
+    """The files that a run reads: the model, its weights, samples, functions of the user's."""
+    rows = [row for row in TABLE.values() if row.kind in (SAMPLES, FUNCTION, PATH) and row.name not in WRITTEN]
+    return [*files_of(source), *named_files(*(getattr(options, row.name) for row in rows))]
+
+
+def written(out: Path, options: Options) -> list[Path]:
+    """The files that a run writes in the end."""
+    return [out, *([options.plan] if options.plan else []), *options.report]
+
+
+def check_writes(writes: Iterable[Path], reads: Iterable[Path]) -> None:
+    """Nothing, when all of `writes` can be written, are different files, and none of them is one of `reads`.
+
+    Files are the same by name, through links, and by their place on the disk. Raises: UsageError.
+    """
+    reads, seen = list(reads), set()
+    for path in writes:
+        _check_unread(path, reads)
+        if path.resolve() in seen:
+            raise UsageError(f"{path}: this run has written that file already; choose another path")
+        seen.add(path.resolve())
         _check_writable(path)
 
 
+def _check_unread(path: Path, reads: Iterable[Path]) -> None:
+    found = next((read for read in reads if _same(path, read)), None)
+    if found is not None:
+        what = "" if path == found else f", as {found}"
+        raise UsageError(f"{path}: this run has read that file already{what}; choose another path")
+
+
+def _same(one: Path, two: Path) -> bool:
+    try:
+        return one.resolve() == two.resolve() or one.samefile(two)
+    except (OSError, RuntimeError):  # there is none yet; a circle of links
+        return False
+
+
+def files_of(model: Path) -> list[Path]:
+    """The file of a model, and those that its weights lie in; of what is no model the file alone."""
+    return [model, *(model.parent / name for name in graph.external_names(model))]
+
+
+def named_files(*specs: Any) -> list[Path]:
+    """The files that samples and functions of the user's come from, as far as they have names."""
+    found: list[Path] = []
+    for spec in specs:
+        if not isinstance(spec, str | Path):
+            continue
+        path = Path(spec)
+        if path.is_dir():
+            found += (file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        module = str(spec).partition(":")[0].replace(".", "/")
+        found += [path, Path(f"{module}.py"), Path(module, "__init__.py")]
+    return found
+
+
+def _check_resume(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--resume {folder}: is a file; give a folder, which is made where there is none")
+
+
 def _check_writable(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"{path}: is a folder; give the path of the file to write")
+    require_replaceable(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another path")
     try:
@@ -44,6 +113,13 @@ def _check_writable(path: Path) -> None:
         raise UsageError(
             f"{path}: the folder {path.parent} cannot be written ({error.strerror}); choose another path"
         ) from error
+
+
+def check_apart(folder: Path, reads: Iterable[Path], option: str) -> None:
+    """Nothing, when none of `reads` lies in `folder`, in which files are replaced. Raises: UsageError."""
+    inside = next((path for path in reads if path.exists() and path.resolve().is_relative_to(folder.resolve())), None)
+    if inside is not None:
+        raise UsageError(f"{option} {folder}: holds {inside}, which this run reads; choose another folder")
 
 
 def check_devices(device: str, provider: str | None) -> None:
@@ -64,18 +140,6 @@ def check_devices(device: str, provider: str | None) -> None:
         model = onnx.helper.make_model(onnx.helper.make_graph([node], "probe", [value], [result]), opset_imports=opset)
         model.ir_version = 8
         sessions.open_session(model, provider=provider)
-
-
-def check_data_file(source: Path, out: Path) -> None:
-    """Nothing, when the weights of a result beside `out` would not replace those that `source` is read from.
-
-    Raises: UsageError.
-    """
-    data = (out.parent / f"{out.name}.data").resolve()
-    for value in graph.load(source).graph.initializers.values():
-        tensor = value.const_value
-        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).resolve() == data:
-            raise UsageError(f"{out}: its weights would replace {data}, where the input's are; choose another output")
 
 
 def file_sha256(path: Path) -> str:

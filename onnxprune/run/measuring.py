@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,6 +26,7 @@ from onnxprune.outputs import metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
 from onnxprune.surgery import dead
+from onnxprune.system.atomic_files import scratch
 
 if TYPE_CHECKING:
     from onnxprune.measure.records import LatencyTable
@@ -128,8 +128,8 @@ def _frees_initializers(path: Path) -> bool:
 
 def packing(dense: ir.Model, packed: Path) -> report.Packing:
     """What storing zeros small made of a result: `dense` is the model, `packed` the file that was written."""
-    with tempfile.TemporaryDirectory() as scratch:
-        file = Path(scratch, packed.name)
+    with scratch() as folder:
+        file = Path(folder, packed.name)
         graph.save(dense, file)
         sizes = [measure_file("result", path).bytes or 0 for path in (file, packed)]
         return report.Packing(*sizes, *(_load_ms(path) for path in (file, packed)))

@@ -25,7 +25,7 @@ from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
 from onnxprune.run import forecast, measuring, schedule, search, settings, targets
-from onnxprune.run.checks import check_data_file, check_devices, check_paths, file_sha256
+from onnxprune.run.checks import check_devices, check_paths, file_sha256
 from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import packing
@@ -65,7 +65,6 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
 def _check(source: Path, out: Path, options: Options, *read: Path, ranges: Mapping[str, Any] | None = None) -> None:
     """Nothing, when paths, devices and options can be what they are. Raises: UsageError or ProviderError."""
     check_paths(source, out, options, *read)
-    check_data_file(source, out)
     check_devices(options.device, provider_for(options) if options.latency else None)
     alignment_for(options.align, provider_for(options))  # refuse one that was never measured before the work
     asked.check(options)

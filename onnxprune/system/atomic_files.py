@@ -1,12 +1,23 @@
-"""Files that appear together, whole, or not at all."""
+"""Files that appear together, whole, or not at all; folders of runs that were killed are removed by the next run.
+
+A folder that we write in is called `.NAME.onnxprune-HOST-PID-START-...`: from that the next run tells whether the
+process that made it is still there.
+"""
 
 import os
+import platform
+import re
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from zlib import crc32
 
 from onnxprune.errors import UsageError
+
+OWNER = re.compile(r"onnxprune-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-\w+$")
 
 
 @contextmanager
@@ -14,7 +25,7 @@ def staged(*targets: Path) -> Iterator[Mapping[Path, Path]]:
     """A path to write to for each of `targets`, in a folder beside it.
 
     What was written there takes its place when the block ends well, the first target last; else nothing changes.
-    Raises: UsageError when a folder cannot be written.
+    Raises: UsageError when a folder cannot be written, or a target is a link, a device or a folder.
     """
     with ExitStack() as stack:
         places = {target: _place(target, stack) for target in targets}
@@ -23,9 +34,39 @@ def staged(*targets: Path) -> Iterator[Mapping[Path, Path]]:
             _move(places[target], target)
 
 
+def replace_text(target: Path, content: str) -> None:
+    """Writes `content` to `target`, whole or not at all. Raises: UsageError where it cannot be written."""
+    with staged(target) as places:
+        try:
+            # Names of files may hold bytes that are no text.
+            places[target].write_text(content, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise _refused(target, error) from error
+
+
+def require_replaceable(target: Path) -> None:
+    """Nothing, when `target` is free or a plain file, which may be replaced. Raises: UsageError."""
+    if target.is_symlink():
+        raise UsageError(
+            f"{target}: is a link to {os.readlink(target)}, which would be replaced; give the path of the file itself"
+        )
+    if target.is_dir():
+        raise UsageError(f"{target}: is a folder; give the path of the file to write")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"{target}: is {_kind(target)}, which is never replaced; give the path of a file")
+
+
+def _kind(path: Path) -> str:
+    mode = path.stat().st_mode
+    kinds = {"a named pipe": stat.S_ISFIFO, "a socket": stat.S_ISSOCK}
+    return next((name for name, holds in kinds.items() if holds(mode)), "a device")
+
+
 def _place(target: Path, stack: ExitStack) -> Path:
+    require_replaceable(target)
     try:
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+        # A name may have 255 bytes; what we add to it must fit as well.
+        folder = scratch(target.parent, os.fsdecode(os.fsencode(f".{target.name}.")[:150]))
     except OSError as error:
         raise _refused(target, error) from error
     return Path(stack.enter_context(folder)) / target.name
@@ -33,8 +74,11 @@ def _place(target: Path, stack: ExitStack) -> Path:
 
 def _move(written: Path, target: Path) -> None:
     """Renames all files beside `written` into the folder of `target`; weights come before the model that names them."""
+    files = sorted(written.parent.iterdir(), key=lambda file: file.name == written.name)
+    for file in files:
+        require_replaceable(target.parent / file.name)
     try:
-        for file in sorted(written.parent.iterdir(), key=lambda file: file.name == written.name):
+        for file in files:
             os.replace(file, target.parent / file.name)
     except OSError as error:
         raise _refused(target, error) from error
@@ -44,23 +88,49 @@ def _refused(target: Path, error: OSError) -> UsageError:
     return UsageError(f"{target}: cannot be written ({error.strerror or error}); choose another path")
 
 
-def replace_text(path: Path, content: str) -> None:
-    """Writes `content` beside `path` and renames it. Raises: UsageError where it cannot be written."""
-    temporary: str | None = None
+# Folders of our own -----------------------------------------------------------------------------------------------
+
+
+def scratch(parent: Path | None = None, name: str = "") -> tempfile.TemporaryDirectory[str]:
+    """A folder of this process in `parent`, by default where the system keeps such; those of dead ones are removed."""
+    place = Path(parent or tempfile.gettempdir())
+    remove_leftovers(place)
+    pid = os.getpid()
+    return tempfile.TemporaryDirectory(dir=place, prefix=f"{name}onnxprune-{_host()}-{pid}-{_started(pid)}-")
+
+
+def remove_leftovers(place: Path) -> None:
+    """Removes from `place` the folders of ours of which the process is gone, as after kill -9."""
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            found = OWNER.search(entry.name)
+            if found and found["host"] == _host() and entry.is_dir(follow_symlinks=False) and _is_dead(found):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_dead(owner: re.Match[str]) -> bool:
+    pid = int(owner["pid"])
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content)
-        os.chmod(temporary, 0o666 & ~_umask())  # temporary files are private, reports are not
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _refused(path, error) from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # of another user
+        return False
+    return _started(pid) != int(owner["start"])
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _host() -> str:
+    """This machine and, in containers, the space in which process numbers count, in eight letters."""
+    space = ""
+    with suppress(OSError):
+        space = os.readlink("/proc/self/ns/pid")
+    return f"{crc32(f'{platform.node()} {space}'.encode()):08x}"
+
+
+def _started(pid: int) -> int:
+    """When process `pid` began, in ticks since the machine did; 0 where this system does not tell."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    return int(told.rpartition(")")[2].split()[19])

@@ -1,15 +1,18 @@
 """Calls into native libraries that may end the whole process: made in a copy of it, which they end alone."""
 
+import ctypes
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+PR_SET_PDEATHSIG = 1  # of Linux
 
 
 class CrashedError(Exception):
@@ -24,9 +27,11 @@ def isolated(function: Callable[[], T]) -> T:
     if not _can_copy():
         return function()
     read, write = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(read)
+        die_with(parent)
         _answer(function, write)
     os.close(write)
     try:
@@ -53,6 +58,23 @@ def _can_copy() -> bool:
     Where frameworks of the system refuse to go on in a copy (macOS) none is made.
     """
     return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+
+
+def die_with(parent: int) -> None:
+    """Makes the kernel, or where it will not a thread, end this copy when its parent is gone, as after kill -9."""
+    asked = -1
+    with suppress(OSError, AttributeError):
+        asked = ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before we could ask
+        os._exit(1)
+    if asked != 0:
+        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _answer(function: Callable[[], Any], write: int) -> None:

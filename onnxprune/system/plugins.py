@@ -56,7 +56,7 @@ def _module(name: str, where: str) -> Any:
         if is_absent(error, name):
             raise UsageError(f"{where}: no module '{error.name}' in {Path.cwd()} or on the Python path") from error
         raise UsageError(f"{where}: importing '{name}' needs '{error.name}', which is not installed") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{where}: importing '{name}' raised {_told(error)}; mend that") from error
 
 
@@ -67,7 +67,7 @@ def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
             return function(*arguments)
         except (OnnxPruneError, MemoryError):
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if out_of_memory(error):
                 raise
             raise UsageError(f"{where}: the function raised {_told(error)}; mend that") from error
@@ -77,5 +77,5 @@ def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     return called
 
 
-def _told(error: Exception) -> str:
+def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

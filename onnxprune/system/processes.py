@@ -4,15 +4,16 @@ import contextlib
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from onnxprune.errors import UsageError
+from onnxprune.system.atomic_files import scratch
 
 T = TypeVar("T")
 LOG = logging.getLogger("onnxprune")
+_EXIT = os._exit
 _TUNING = [False]  # whether the others are in the middle of a fine-tuning, and listen to nothing else
 
 
@@ -25,6 +26,22 @@ def require_one(what: str) -> None:
     """Nothing, in a single process. Raises: UsageError under torchrun."""
     if launched()[1] > 1:
         raise UsageError(f"{what} runs in one process: start it without torchrun")
+
+
+class Leave(SystemExit):
+    """Ends the process with a code of ours; every other SystemExit comes from a function of the user's."""
+
+
+def own_exit() -> None:
+    """Makes os._exit an exception in this process, which must be ours alone: what it returns is a promise of ours."""
+    us = os.getpid()
+
+    def exit_by_exception(code: int) -> NoReturn:
+        if os.getpid() != us:
+            _EXIT(code)
+        raise SystemExit(code)
+
+    os._exit = exit_by_exception
 
 
 def leave(code: int) -> NoReturn:
@@ -40,7 +57,7 @@ def leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # its reader is gone
             stream.flush()
-    os._exit(code)
+    _EXIT(code)
 
 
 def lead(work: Callable[[], T]) -> T:
@@ -66,7 +83,7 @@ def together(tune: Callable[..., T], model: Any, *rest: Any, save: Callable[[Any
     """
     if launched()[1] == 1:
         return tune(model, *rest)
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch() as folder:
         path = Path(folder) / "model.onnx"
         save(model, path)
         _send("tune", (str(path), rest))
@@ -79,7 +96,7 @@ def together(tune: Callable[..., T], model: Any, *rest: Any, save: Callable[[Any
 def follow(tune: Callable[..., object], load: Callable[[Path], Any]) -> Any:
     """tune(model, ...) for each that the first process shares in `together`, until it is done: its result.
 
-    Raises: SystemExit where the first process failed; it has said why.
+    Raises: Leave where the first process failed; it has said why.
     """
     LOG.setLevel(logging.ERROR)
     while True:
@@ -88,7 +105,7 @@ def follow(tune: Callable[..., object], load: Callable[[Path], Any]) -> Any:
             path, rest = content
             tune(load(Path(path)), *rest)
         elif kind == "failed":
-            raise SystemExit(content)
+            raise Leave(content)
         else:
             return content
 

@@ -2,6 +2,7 @@
 
 import itertools
 import sys
+import zipfile
 
 import numpy as np
 import onnx_ir as ir
@@ -73,6 +74,8 @@ ARRAYS = {
     "text": ({"x": np.array([["a", "b", "c"]])}, VECTOR, {}, ["str", "'input'", "give numbers"]),
     "complex": ({"x": rows(dtype=np.complex64)}, VECTOR, {}, ["complex64", "float32"]),
     "NaN": ({"x": with_nan()}, VECTOR, {}, ["sample 4", "'input'", "NaN"]),
+    "infinity": ({"x": np.where(np.isnan(with_nan()), np.inf, 1)}, VECTOR, {}, ["sample 4", "'input'", "infinity"]),
+    "minus infinity": ({"x": np.where(np.isnan(with_nan()), -np.inf, 1)}, VECTOR, {}, ["sample 4", "infinity"]),
     "beyond float16": (
         {"x": rows() * 1e5},
         [InputInfo("h", ("batch", 3), np.dtype(np.float16))],
@@ -134,10 +137,21 @@ def corrupt(path):
 
 
 def foreign_zip(path):
-    import zipfile
-
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("x", "text")
+
+
+def lying(path):
+    """The header of an array says that it has a million times as many rows."""
+    np.savez(path, x=rows())
+    lines = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("x.npy")
+    count = f"({len(rows())},".encode()
+    assert count in content, content[:100]
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", content.replace(count, f"({len(rows())}000000,".encode()).replace(b" " * 6, b"", 1))
+    assert path.read_bytes() != lines
 
 
 def npz_as_npy(path):
@@ -153,6 +167,7 @@ FILES = {
     "pickled": ("a.npz", pickled, "never loaded"),
     "truncated": ("a.npz", truncated, "cut short"),
     "corrupt": ("a.npz", corrupt, "cannot be read"),
+    "a header that lies": ("a.npz", lying, "the file is damaged, write it again"),
     "a zip of text": ("a.npz", foreign_zip, "'x' in it is not an array"),
     "npy of text": ("a.npy", lambda p: p.write_text("text"), "not an .npy file but something else"),
     "npy of objects": ("a.npy", lambda p: np.save(p, np.array([{}], object)), "never loaded"),
@@ -251,6 +266,36 @@ def test_function_refused(user_folder, name):
 )
 def test_module_refused(user_folder, spec, told):
     refused(spec, VECTOR, spec, told)
+
+
+def leaves(*_):
+    sys.exit(0)
+
+
+def leaving():
+    yield np.ones(3, np.float32)
+    sys.exit("enough")
+
+
+class Leaving:
+    __len__ = lambda self: 3  # noqa: E731
+    __getitem__ = leaves
+
+
+def test_users_code_that_ends_the_process_is_an_error(user_folder, tmp_path):
+    (tmp_path / "samples_leaving.py").write_text("import sys\nsys.exit(0)\n")
+    (tmp_path / "samples_leave.py").write_text("import sys\ndef make():\n    sys.exit(3)\n")
+    refused(Leaving(), VECTOR, "reading sample 0 raised SystemExit: 0")
+    refused(leaving(), VECTOR, "reading samples raised SystemExit: enough")
+    refused("samples_leaving:make", VECTOR, "importing the module raised SystemExit: 0")
+    refused("samples_leave:make", VECTOR, "the function raised SystemExit: 3")
+
+
+def test_masks_may_hold_minus_infinity():
+    inputs = [InputInfo("attention_mask", ("batch", 3), F32)]
+    samples = load_samples({"attention_mask": np.full((2, 3), -np.inf, np.float32)}, inputs)
+    assert np.isneginf(samples.batch([1])["attention_mask"]).all()
+    refused({"attention_mask": np.full((2, 3), np.inf, np.float32)}, inputs, "infinity")
 
 
 def test_an_endless_iterable_ends_with_a_message(monkeypatch):

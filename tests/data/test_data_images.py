@@ -100,6 +100,22 @@ def test_greys_of_16_bits_and_palettes_are_read(tmp_path):
     assert x[0].tolist() == np.full((3, 4, 4), 128).tolist()
 
 
+def test_a_photo_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the first row is the right side
+    array = np.zeros((4, 4, 3), np.uint8)
+    array[0] = 255
+    save(tmp_path / "a.png", array, exif=exif)
+    seen = load_samples(tmp_path, IMAGE).batch([0])["image"][0, 0]
+    assert seen.tolist() == [[0, 0, 0, 1]] * 4
+
+
+@pytest.mark.parametrize(("high", "wanted"), [(1.0, 1.0), (255.0, 1.0), (100.0, 100 / 255)])
+def test_float_tiffs_are_not_black(tmp_path, high, wanted):
+    save(tmp_path / "a.tiff", np.full((4, 4), high, np.float32))
+    np.testing.assert_allclose(load_samples(tmp_path, IMAGE).batch([0])["image"], wanted, atol=1e-6)
+
+
 def test_broken_images_are_left_out_with_one_warning(tmp_path, caplog):
     rng = np.random.default_rng(0)
     for k, name in enumerate(["a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.png", "b/5.jpg"]):

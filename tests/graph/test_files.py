@@ -4,7 +4,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import helper
+from networks import CNN, filled
+from onnx import TensorProto, helper
 from onnx_text import model, proto
 
 from onnxprune import graph
@@ -178,7 +179,7 @@ def test_quantized_weights_stay_integers():
 def test_saving_is_all_or_nothing(path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(
-        "onnxprune.graph.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "onnxprune.system.atomic_files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     with pytest.raises(UsageError, match="No space left"):
         graph.save(graph.load(path), path)
@@ -232,3 +233,56 @@ def test_a_map_of_an_input_is_refused_by_name(tmp_path):
     onnx.save(helper.make_model(helper.make_graph([node], "g", [tensor], [output]), opset_imports=opsets), path)
     with pytest.raises(GraphError, match="'p' is a map"):
         graph.load(path)
+
+
+# Damaged files -----------------------------------------------------------------------------------------------------
+
+
+def function_model(*nodes, opset=17):
+    """A model that calls F of the domain my, made of `nodes`."""
+    imports = [helper.make_opsetid("", opset), helper.make_opsetid("my", 1)]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy"]
+    call = helper.make_node("F", ["x"], ["y"], domain="my")
+    made = helper.make_function("my", "F", ["a"], ["b"], nodes, imports)
+    return helper.make_model(
+        helper.make_graph([call], "g", values[:1], values[1:]), opset_imports=imports, functions=[made], ir_version=8
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ([helper.make_node("F", ["a"], ["b"], domain="my")], "cannot be written out (Cyclic dependency"),
+        ([helper.make_node("Relu", ["nowhere"], ["b"])], "cannot be written out ("),
+        ([helper.make_node("Relu", ["a"], ["c"])], "the graph is broken ("),
+    ],
+    ids=["calls itself", "reads from nowhere", "lacks its output"],
+)
+def test_broken_functions_are_refused_in_one_line(tmp_path, nodes, told):
+    onnx.save(function_model(*nodes), tmp_path / "m.onnx")
+    with pytest.raises(GraphError) as caught:
+        graph.load(tmp_path / "m.onnx")
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("entries", "told"),
+    [
+        ({"location": "w.bin", "offset": "abc"}, "has offset 'abc', which is no number of bytes"),
+        ({"location": "w.bin", "length": "0x10"}, "has length '0x10', which is no number of bytes"),
+        ({"location": "w.bin", "length": "-4"}, "has length '-4'"),
+        ({"location": "w\0.bin"}, r"'w\0.bin' of 'w1' is missing"),
+    ],
+)
+def test_entries_of_external_data_are_read_strictly(tmp_path, entries, told):
+    made = filled(CNN)
+    tensor = made.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=value)
+    onnx.save(made, tmp_path / "m.onnx")
+    (tmp_path / "w.bin").write_bytes(bytes(864))
+    with pytest.raises(GraphError) as caught:
+        graph.load(tmp_path / "m.onnx")
+    assert told in str(caught.value)

@@ -67,6 +67,12 @@ def test_dims_that_lose_nothing_are_not_in_the_plan(made):
         (lambda d: d["dims"][0].update(keep=[99]), "below"),
         (lambda d: d["dims"][0].pop("size"), "damaged"),
         (lambda d: d.pop("slices"), "damaged"),
+        (lambda d: d["dims"][0].update(keep=[0, 1.0]), r"1\.0 is no whole number"),
+        (lambda d: d["dims"][0].update(keep=["0"]), "'0' is no whole number"),
+        (lambda d: d["dims"][0].update(keep=[False]), "False is no whole number"),
+        (lambda d: d["dims"].append(d["dims"][0]), "stands twice in 'dims'"),
+        (lambda d: d["slices"][0].update(keep=["0"]), "'0' is no whole number"),
+        (lambda d: d.update(seed="0"), "'0' is no whole number"),
     ],
 )
 def test_a_damaged_plan_is_refused(made, tmp_path, change, words):
@@ -77,7 +83,7 @@ def test_a_damaged_plan_is_refused(made, tmp_path, change, words):
         plan.load(tmp_path / "p.json")
 
 
-@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", "\x00"])
+@pytest.mark.parametrize("text", ["", "not json", "[1, 2]", "\x00", "[" * 100_000])
 def test_a_file_that_is_no_plan_is_refused(tmp_path, text):
     (tmp_path / "p.json").write_text(text)
     with pytest.raises(UsageError, match=r"p\.json"):

@@ -2,7 +2,10 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from onnx_text import model
@@ -62,3 +65,39 @@ def test_a_model_that_the_runtime_dies_of_is_refused(monkeypatch):
     monkeypatch.setattr(shapes, "_instrumented_session", die)
     with pytest.raises(GraphError, match="SIGKILL"):
         shapes.observe(model(TEXT, {"s": [-1, 4]}))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="copies are made on Linux")
+def test_a_copy_ends_with_its_parent(tmp_path):
+    script = (
+        "import os, time\nfrom onnxprune.system.isolation import isolated\n"
+        f"isolated(lambda: (open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())) and None, time.sleep(60)))\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    assert soon(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    child = int((tmp_path / "pid").read_text())
+    parent.kill()
+    parent.wait()
+    assert soon(lambda: not is_running(child))
+
+
+def test_where_the_kernel_does_not_end_a_copy_a_thread_does(monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    monkeypatch.setattr(os, "getppid", lambda: 1)
+    isolation._watch(os.getpid())
+    assert ended == [1]
+
+
+def soon(holds, seconds=20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return bool(holds())
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

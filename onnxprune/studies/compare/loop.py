@@ -4,7 +4,6 @@ Model and samples are loaded once, and the samples are divided once: every run t
 """
 
 import logging
-import tempfile
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -29,6 +28,7 @@ from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare.grid import Run
 from onnxprune.studies.compare.store import Row, Store, file_name
 from onnxprune.surgery import dead
+from onnxprune.system.atomic_files import scratch
 from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
@@ -54,6 +54,7 @@ def compare(
     again: repeat what failed. show: called with the settings and all rows at the start and after each run.
     Raises: UsageError for settings that no run could have, or that differ from those of `folder`.
     """
+    checks.check_apart(folder, checks.read(path, common), "--out")
     planned = {run.key: (run, run.options(common)) for run in wanted}  # all are checked before the first one
     checks.check_devices(common.device, provider_for(common) if common.latency else None)
     subject = prepare(path, replace(common, seed=0), Clock())
@@ -140,8 +141,8 @@ def _row(subject: Subject, run: Run, options: Options, original: Mapping[str, An
     clock = Clock()
     told = {"key": run.key, "method": run.entry.text, "target": run.target, "seed": run.seed, "tool": "onnxprune"}
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            found = row_of(subject, Path(scratch, "out.onnx"), options, original, clock, models, run.key)
+        with scratch() as folder:
+            found = row_of(subject, Path(folder, "out.onnx"), options, original, clock, models, run.key)
     except OnnxPruneError as error:
         found = {"error": str(error), "kind": type(error).__name__}
     except Exception as error:  # a fault of ours must not cost the runs to come; the table shows it

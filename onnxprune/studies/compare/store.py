@@ -57,7 +57,7 @@ def file_name(key: str) -> str:
 def _read(path: Path) -> Row:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error}); remove it and its run is made again") from error
     if not isinstance(found, dict) or found.get("format") not in (SETTINGS_FORMAT, ROW_FORMAT):
         raise UsageError(f"{path}: is no file of a comparison; give another folder with --out")

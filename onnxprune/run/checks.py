@@ -143,13 +143,21 @@ def check_devices(device: str, provider: str | None) -> None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the model file at `path`, and of the weights that lie beside it."""
+    """SHA-256 of the model file at `path`, and of the weights beside it that it refers to."""
     hasher = hashlib.sha256()
-    for file in (path, path.with_name(f"{path.name}.data")):
+    beside = {path.parent / location for location in _external_locations(path)}
+    for file in (path, *sorted(beside)):
         if file.is_file():
             with file.open("rb") as opened:
                 hasher.update(hashlib.file_digest(opened, "sha256").digest())
     return hasher.hexdigest()
+
+
+def _external_locations(path: Path) -> set[str]:
+    """Names of the files that hold weights of the model at `path`; one that was left by another model is none."""
+    proto = onnx.load(str(path), load_external_data=False)
+    tensors = (tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL)
+    return {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
 
 
 def check_finite(coupling: Coupling) -> None:

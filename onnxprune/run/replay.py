@@ -28,8 +28,8 @@ def check(
 ) -> tuple[comparison.Verification, str]:
     """(how far `out` is from the masked `source`, what was compared).
 
-    A result that was recovered has weights of its own: it is compared with the mask that carries them, when the file
-    is the one that the plan was written with, or the plan is for other weights, or `any_weights` are allowed.
+    A result that was recovered has weights of its own: it is compared with the mask that carries them, when both the
+    model and the file are those that the plan was written with, or `any_weights` are allowed.
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
@@ -39,22 +39,34 @@ def check(
     _same_interface(subject.model, result, out)
     if loaded.quantize is not None:
         return _check_quantized(subject, keep, result, out, loaded, any_weights)
-    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds)
-    if found.ok or loaded.recover == "none":
-        return comparison.require(found), "cut = mask"
-    found = comparison.compare(result, _with_constants(subject, keep), subject.feeds)
+    other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
+    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds, file=out)
     if found.ok:
-        return found, "cut = mask with the constants of removed units"
+        return found, f"cut = mask{other}"
+    if loaded.recover == "none" and not any_weights:
+        return comparison.require(found), "cut = mask"
+    with_constants = comparison.compare(result, _with_constants(subject, keep), subject.feeds, file=out)
+    if with_constants.ok:
+        return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:
-        _check_weights(loaded, subject, out)
-    return _check_recovered(subject, keep, result, out)
+        _check_weights(loaded, subject, source, out)
+    found, what = _check_recovered(subject, keep, result, out)
+    foreign = other or loaded.result_sha256 != file_sha256(out)
+    return found, f"{what}{', which are not those that the plan was written with (--any-weights)' if foreign else ''}"
 
 
-def _check_weights(loaded: plan.Plan, subject: Subject, out: Path) -> None:
-    if loaded.result_sha256 not in ("", file_sha256(out)) and loaded.model_sha256 == subject.sha256:
+def _check_weights(loaded: plan.Plan, subject: Subject, source: Path, out: Path) -> None:
+    """Checks that both files are those that the plan was written with; raises VerificationError otherwise."""
+    advice = "give --any-weights where it was tuned on purpose"
+    if loaded.model_sha256 != subject.sha256:
+        raise VerificationError(
+            f"{out}: its weights are not those of {source}, and the plan was made for another checkpoint "
+            f"({loaded.model_sha256[:12]}..., not {subject.sha256[:12]}...); verify it against that one, or {advice}"
+        )
+    if loaded.result_sha256 != file_sha256(out):
         raise VerificationError(
             f"{out}: its weights are neither the model's nor those that the plan was written with (another sha256); "
-            "make it again with 'onnxprune apply', or give --any-weights where it was tuned on purpose"
+            f"make it again with 'onnxprune apply', or {advice}"
         )
 
 
@@ -67,7 +79,7 @@ def _check_quantized(
     floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
     simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
     if not any_weights:
-        _check_weights(loaded, subject, out)
+        _check_weights(loaded, subject, subject.path, out)
     found, what = _check_recovered(subject, keep, floats, out, quantize.folded)
     return found, f"{what}; {simulation}"
 
@@ -101,20 +113,30 @@ def _check_recovered(
     are known by the node that uses them. rewritten: what else was done to the result before its weights were changed.
     """
     tuned = graph.normalize(result)
-    # Nodes that finishing makes are numbered as they come: all biases have to be there before.
-    # Weights that are equal here may be so no longer in the result.
-    folded = graph.normalize(rewritten(pipeline.finish(_with_biases_of(subject.model, tuned), join=False)))
-    coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
-    keep = same_positions(subject.coupling, keep, coupling)
-    twin = surgery.mask(replace(coupling, model=_put_back(coupling, keep, tuned, out)), keep)
-    return comparison.require(comparison.compare(result, twin, subject.feeds)), "cut = mask with the recovered weights"
+    failed: VerificationError | None = None
+    # Nodes that finishing makes are numbered as they come: all biases have to be there before. Which of them recovery
+    # made is told by names, as far as finishing kept these; else none were made, or all that it can make.
+    for biased in (_with_biases_of(subject.model, tuned), subject.model, _with_biases_of(subject.model, None)):
+        try:
+            # Weights that are equal here may be so no longer in the result.
+            folded = graph.normalize(rewritten(pipeline.finish(biased, join=False)))
+            coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
+            kept = same_positions(subject.coupling, keep, coupling)
+            twin = surgery.mask(replace(coupling, model=_put_back(coupling, kept, tuned, out)), kept)
+            found = comparison.require(comparison.compare(result, twin, subject.feeds))
+            return found, "cut = mask with the recovered weights"
+        except VerificationError as error:
+            failed = failed or error
+    assert failed is not None
+    raise failed
 
 
-def _with_biases_of(model: ir.Model, tuned: ir.Model) -> ir.Model:
-    """A copy of `model` with a bias wherever recovery made one in `tuned`; their numbers are of no account."""
+def _with_biases_of(model: ir.Model, tuned: ir.Model | None) -> ir.Model:
+    """A copy of `model` with a bias wherever recovery made one in `tuned`, None: wherever it can; their numbers are of
+    no account."""
     meta, model = model.meta, model.clone()
     model.meta.update(meta)
-    nodes = {node.name: node for node in tuned.graph}
+    nodes = {node.name: node for node in tuned.graph} if tuned is not None else {}
     for name, linear in linears(model).items():
         other = nodes.get(name)
         fused = other is None or other.op_type != linear.node.op_type
@@ -144,16 +166,16 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
     """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
     model = coupling.model.clone()
     model.meta.update(coupling.model.meta)
-    nodes = {node.name: node for node in result.graph}
+    nodes = _paired(coupling.model, result)
     for node in coupling.model.graph:
         if not any(_holds_floats(value) for value in node.inputs):
             continue  # nothing of it was tuned, and what repeats or reshapes may be gone with the heads
-        other = nodes.get(node.name)
+        other = nodes.get(node)
         if other is None or other.op_type != node.op_type or not _reads_alike(node, other):
             raise VerificationError(
                 f"{out}: has no {node.op_type} '{node.name}' as the model has; it was not made from it"
             )
-        for value, theirs in zip(node.inputs, other.inputs, strict=False):
+        for value, theirs in zip(_in_order(node), _in_order(other), strict=False):
             tuned = graph.constant(theirs)
             if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
                 continue
@@ -171,6 +193,51 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
             full[np.ix_(*masks)] = tuned
             graph.set_constant(target, full)
     return model
+
+
+def _paired(model: ir.Model, result: ir.Model) -> dict[ir.Node, ir.Node]:
+    """The node of `result` for each node of `model`, by where they stand, seen from the outputs; else by name.
+
+    Simplifying numbers nodes as they come, so names change with what was added or removed before them.
+    """
+    found: dict[ir.Node, ir.Node] = {}
+    taken: set[ir.Node] = set()
+    outputs = {value.name: value for value in result.graph.outputs}
+    waiting = [(value, outputs[value.name]) for value in model.graph.outputs if value.name in outputs]
+    while waiting:
+        ours, theirs = waiting.pop()
+        node, other = ours.producer(), theirs.producer()
+        if node is None or other is None or node in found:
+            continue
+        if node.op_type != other.op_type:
+            # What repeats or reshapes may be gone with the heads, on either side.
+            if node.op_type in MOVING and node.inputs[0] is not None:
+                waiting.append((node.inputs[0], theirs))
+            elif other.op_type in MOVING and other.inputs[0] is not None:
+                waiting.append((ours, other.inputs[0]))
+            continue
+        if other in taken:
+            continue
+        found[node] = other
+        taken.add(other)
+        pairs = zip(_in_order(node), _in_order(other), strict=False)
+        waiting += [(a, b) for a, b in pairs if a is not None and b is not None]
+    nodes = {node.name: node for node in result.graph}
+    for node in model.graph:
+        other = nodes.get(node.name)
+        if node not in found and other is not None and other not in taken and other.op_type == node.op_type:
+            found[node] = other
+    return found
+
+
+MOVING = frozenset("Reshape Expand Tile Squeeze Unsqueeze Identity Transpose Flatten".split())
+
+
+def _in_order(node: ir.Node) -> list[ir.Value | None]:
+    """The inputs of a node; of those that may stand in any order the computed ones first."""
+    if node.op_type in ("Add", "Mul"):
+        return sorted(node.inputs, key=lambda value: value is None or value.is_initializer())
+    return list(node.inputs)
 
 
 def _holds_floats(value: ir.Value | None) -> bool:

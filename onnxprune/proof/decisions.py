@@ -39,10 +39,10 @@ def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
     many of that operator left.
     """
     ours, theirs = (_deciding(model) for model in (cut, masked))
-    left = {(node.op_type, node.outputs[0].name): (number, node) for number, node in ours}
+    left = {(node.op_type, first_output(node)): (number, node) for number, node in ours}
     matched, lone = [], []
     for number, node in theirs:
-        other = left.pop((node.op_type, node.outputs[0].name), None)
+        other = left.pop((node.op_type, first_output(node)), None)
         if other is None:
             lone.append((number, node))
         else:
@@ -72,6 +72,11 @@ def points_of(ours: int, our_node: ir.Node, theirs: int, their_node: ir.Node) ->
             feed = f"twin:{theirs}.{index}"
             found.append(Point(name, index, ours, theirs, a.name or "", b.name or "", feed))
     return found
+
+
+def first_output(node: ir.Node) -> str:
+    """The name of the first output that a node gives; outputs that are left out have none."""
+    return next((value.name for value in node.outputs if value.name), "")
 
 
 def _deciding(model: ir.Model) -> list[tuple[int, ir.Node]]:

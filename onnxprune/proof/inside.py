@@ -12,7 +12,7 @@ from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import constant
 from onnxprune.proof import decisions, noise
-from onnxprune.proof.decisions import Kept, Point, at_kept
+from onnxprune.proof.decisions import Kept, Point, at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Tally, telling
 from onnxprune.surgery import KEPT
 
@@ -53,7 +53,7 @@ def weighted(masked: ir.Model, cut: ir.Model) -> list[Value]:
         for node in masked.graph
         if any(_is_weight(v) for v in node.inputs)
         for value in node.outputs
-        if value.name in own and (value.uses() or value.is_graph_output())
+        if value.name and value.name in own and (value.uses() or value.is_graph_output())
     ]
 
 
@@ -102,8 +102,8 @@ def behind(masked: ir.Model, name: str) -> list[str]:
         users = {user for user, _ in value.uses()}
         if len(users) != 1:
             break
-        value = next(iter(users)).outputs[0]
-        found.append(value.name or "")
+        value = next((v for v in next(iter(users)).outputs if v.name), None)
+        found += [value.name or ""] if value is not None else []
     return found
 
 
@@ -291,7 +291,7 @@ def behind_silence(
             full[point.feed], few[point.feed] = random
             used.append(point)
     nodes, others = list(masked.graph), list(cut.graph)
-    values = [(others[p.ours].outputs[0].name or "", nodes[p.theirs].outputs[0].name or "") for p in used]
+    values = [(first_output(others[p.ours]), first_output(nodes[p.theirs])) for p in used]
     if not values:
         return {}
     ours = _session(decisions.fed(cut, used, attrgetter("ours"), base), [a for a, _ in values])
@@ -317,10 +317,10 @@ def _tallied(
 
 def read_by_weighted(cut: ir.Model, masked: ir.Model) -> list[Point]:
     """The computed floats that nodes with weights read, in both models."""
-    own = {node.outputs[0].name: (number, node) for number, node in enumerate(cut.graph)}
+    own = {first_output(node): (number, node) for number, node in enumerate(cut.graph)}
     found: list[Point] = []
     for number, node in enumerate(masked.graph):
-        other = own.get(node.outputs[0].name)
+        other = own.get(first_output(node))
         if other is None or other[1].op_type != node.op_type or not any(_is_weight(v) for v in node.inputs):
             continue
         found += decisions.points_of(*other, number, node)

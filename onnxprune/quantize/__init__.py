@@ -6,6 +6,7 @@ ranges      what values reach on samples, by onnxruntime's calibrators
 forms       how it is stored and computed
 parts       a quantized file taken apart: what stands for which value, weights as floats again
 proof       quantized = simulated: the same rounding carried out apart from the quantizer
+biases      the mean error of each channel taken out of its bias
 apply       all of it in order
 """
 

@@ -13,6 +13,7 @@ from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import biases, forms, prepare, proof
+from onnxprune.quantize import floats as choice
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.ranges import Ranges, calibrated
 
@@ -145,20 +146,29 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
     asked = context.asked
     ranges, notes = _ranges(floats, context)
     excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
-    made = forms.int8(floats, asked, ranges, excluded, context.provider, asked["reduce_range"])
-    rounded, more = floats, ()
-    if asked["biases"] and context.samples is not None:
-        few = drawn(context.samples, asked["samples"], context.seed)
-        form = partial(forms.int8, asked=asked, ranges=ranges, floats=excluded)
-        form = partial(form, provider=context.provider, reduce_range=asked["reduce_range"])
+
+    def form(model: ir.Model, more: Sequence[str] = ()) -> ir.Model:
+        left = [*excluded, *more]
+        return forms.int8(model, asked, ranges, left, context.provider, asked["reduce_range"])
+
+    made, rounded, few = form(floats), floats, context.samples
+    if few is not None:
+        few = drawn(few, asked["samples"], context.seed)
+    if few is not None and asked["float"] == "auto" and "float" not in context.known:
+        judged = list(in_batches(floats, drawn(few, JUDGED, 0)))
+        left, more = choice.chosen(floats, made, partial(form, floats), judged)
+        excluded, notes = [*excluded, *left], (*notes, *more)
+        made = form(floats)
+    if few is not None and asked["biases"]:
         rounded, made, more = _without_mean_errors(floats, made, form, few)
+        notes = (*notes, *more)
     simulation = proof.require(proof.simulate(made, rounded, "int8", proof_feeds(context.feeds), ranges))
     record = {
         "options": str(asked),
         "float": excluded,
         "ranges": {name: list(pair) for name, pair in sorted(ranges.items())},
     }
-    return Quantized(made, rounded, floats, record, simulation, (*notes, *more))
+    return Quantized(made, rounded, floats, record, simulation, notes)
 
 
 def _without_mean_errors(

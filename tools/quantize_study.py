@@ -1,0 +1,111 @@
+"""Prune, quantize, and both: size, latency and accuracy of trained networks, side by side in each run.
+
+    PYTHONPATH=. python tools/quantize_study.py --out study --models digits
+    python tools/quantize_study.py --out study --models resnet56 vgg16 mobilenetv2
+    python tools/quantize_study.py --out study --table
+
+The digits are embedded; the other networks and their images are those of the shared data folder ($ONNXPRUNE_DATA, see
+tools/cifar.py). Every run is one call
+of onnxprune.prune with `quantize="int8"`: its report has the original, the pruned and the quantized file, with latency
+measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone. Least squares is the only recovery.
+A run that is finished is not made again; --table writes the table of those that there are.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import onnxprune
+from tools.cifar import DATA
+
+MODELS = Path(__file__).parents[1] / "models"
+BUDGETS = (1.0, 0.85, 0.7, 0.5)
+
+
+class Network(NamedTuple):
+    """A trained network with samples to score, tune and calibrate on, and others to measure on."""
+
+    file: str
+    data: str
+    val: str
+
+
+NETWORKS = {
+    "digits": Network("digits.onnx", "digits", "digits:test"),
+    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train2000", "tools.cifar:test"),
+    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train2000", "tools.cifar:test"),
+    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train2000", "tools.cifar:vgg_test"),
+    "mobilenetv2": Network(
+        "imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train1000", "tools.imagenet:val900"
+    ),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--models", nargs="+", choices=sorted(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
+    parser.add_argument("--method", default="l1")
+    parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--table", action="store_true", help="write the table of finished runs only")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in () if args.table else args.models:
+        for budget in args.budgets:
+            run(name, budget, args)
+    print(table(args.out, args.models))
+
+
+def run(name: str, budget: float, args: argparse.Namespace) -> None:
+    """One run into the folder, unless its report is there."""
+    network, stem = NETWORKS[name], f"{name}-{budget:g}"
+    report = args.out / f"{stem}.json"
+    if report.exists():
+        return
+    onnxprune.prune(
+        (MODELS if name == "digits" else DATA / "models") / network.file,
+        args.out / f"{stem}.onnx",
+        method=args.method,
+        target={"macs": budget},
+        data=network.data,
+        val=network.val,
+        recover="reconstruct",
+        quantize=args.quantize,
+        threads=1,
+        report=report,
+    )
+
+
+def table(folder: Path, names: list[str]) -> str:
+    """The finished runs as Markdown: ratios to the original, and points of accuracy lost."""
+    lines = [
+        "| network | MACs | file | size | latency | accuracy | points lost |",
+        "|---|---:|---|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: -float(path.stem.rsplit("-", 1)[1])):
+            found = json.loads(path.read_text())
+            lines += rows(name, found)
+    return "\n".join(lines)
+
+
+def rows(name: str, found: dict) -> list[str]:
+    models = {model["name"]: model for model in found["models"]}
+    first = models["original"]["accuracy"]["value"]
+    lines = []
+    for kind, told in (("pruned", "pruned"), ("quantized", "pruned and int8")):
+        model = models[kind]
+        ratios, accuracy = model["ratios"], model["accuracy"]["value"]
+        if ratios["macs"] == 1:
+            told = {"pruned": "original in floats", "quantized": "int8 alone"}[kind]
+        latency = ratios["latency"][0]["median"] if ratios["latency"] else None
+        cells = [name, f"{ratios['macs']:.2f}", told, f"{ratios['bytes']:.3f}"]
+        cells += [f"{latency:.3f}" if latency else "–", f"{100 * accuracy:.2f} %", f"{100 * (first - accuracy):.2f}"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+if __name__ == "__main__":
+    main()

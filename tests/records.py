@@ -1051,3 +1051,64 @@ record(
     "pairs turn together",
     opset=23,
 )
+
+# Decoders -----------------------------------------------------------------------------------------------------------
+
+record(
+    "GroupQueryAttention without a past",
+    "(float[2,6,4] x, float[4,32] w, float[4,16] k, float[4,16] u, float[32,5] v, int32[2] seq, int32 total) => "
+    "(float[q,r,s] y) { a = MatMul(x, w) b = MatMul(x, k) c = MatMul(x, u) d, n, m = "
+    'com.microsoft.GroupQueryAttention<num_heads = 4, kv_num_heads = 2>(a, b, c, "", "", seq, total) '
+    "y = MatMul(d, v) }",
+    {"w": 2, "w#2": 2},
+    "the width of a head is that of its cache",
+    constants={"seq": [5, 5], "total": 6},
+    domain=MS,
+)
+record(
+    "RotaryEmbedding of com.microsoft",
+    "(float[2,6,4] x, int64[2,6] positions, float[10,4] c, float[10,4] s, float[4,16] w, float[16,5] v) => "
+    "(float[p,q,r] y) { a = MatMul(x, w) b = com.microsoft.RotaryEmbedding<num_heads = 2>(a, positions, c, s) "
+    "y = MatMul(b, v) }",
+    {"w": 2},
+    "pairs turn together",
+    constants={"positions": [[0, 1, 2, 3, 4, 5]] * 2},
+    domain=MS,
+)
+record(
+    "MultiHeadAttention with a past",
+    "(float[2,6,4] x, float[2,2,3,4] past, float[2,2,3,4] kept, float[4,8] w, float[4,8] k, float[4,8] u, float[8,5] v)"
+    " => (float[q,r,s] y) { a = MatMul(x, w) b = MatMul(x, k) c = MatMul(x, u) "
+    'd, n, m = com.microsoft.MultiHeadAttention<num_heads = 2>(a, b, c, "", "", "", past, kept) y = MatMul(d, v) }',
+    {"w": 2, "w#2": 4, "u": 4},
+    domain=MS,
+)
+NBITS = (
+    "(float[2,64] x, uint8[64,2,16] w, float[{scales}] ws, uint8[48,2,16] u, float[48,2] us, float[48,5] v{more}) => "
+    "(float[p,q] y) {{ a = com.microsoft.MatMulNBits<K = 64, N = 64, bits = 4, block_size = 32>(x, w, ws{zeros}) "
+    "b = com.microsoft.MatMulNBits<K = 64, N = 48, bits = 4, block_size = 32>(a, u, us) y = MatMul(b, v) }}"
+)
+for name, scales, more, zeros in (
+    ("", "64,2", "", ""),
+    (" in a row", "128", "", ""),
+    (" with zero points", "64,2", ", uint8[64,1] z", ", z"),
+):
+    record(
+        f"MatMulNBits{name}",
+        NBITS.format(scales=scales, more=more, zeros=zeros),
+        {"w": 2, "u": 48},
+        "positions of a block share a scale",
+        domain=MS,
+    )
+MIXTURE = (
+    "(float[6,8] x, float[8,16] w, float[16,4] r, float[4,{wide},16] f, float[4,{wide}] fb, float[4,16,12] g, "
+    "float[4,16] gb, float[16,5] v) => (float[p,q] y) {{ a = MatMul(x, w) l = MatMul(a, r) "
+    "b = com.microsoft.MoE<k = 2, activation_type = {act}>(a, l, f, fb, g, gb) y = MatMul(b, v) }}"
+)
+record(
+    "MoE",
+    MIXTURE.format(wide=12, act='"silu"'),
+    {"w": 16, "f": 12},
+    "routing chooses among experts",
+    domain=MS,
+)

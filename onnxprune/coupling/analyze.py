@@ -77,8 +77,15 @@ class Coupling:
         return {dim.name: dim for dim in self.dims}
 
     def matching(self, patterns: Sequence[str]) -> set[Dim]:
-        """Dims of which the name, a node or an initializer that produces or consumes them matches a glob."""
-        return {dim for dim in self.dims if any(_matches(dim, self.members[dim], pattern) for pattern in patterns)}
+        """Dims of which the name, a node or an initializer that produces them matches a glob.
+
+        Names may hold what globs are made of: where one is exactly what was given, the others do not match.
+        """
+        found: set[Dim] = set()
+        for pattern in patterns:
+            exact = {dim for dim in self.dims if pattern in _names(dim, self.members[dim])}
+            found |= exact or {dim for dim in self.dims if _matches(dim, self.members[dim], pattern)}
+        return found
 
 
 def _computed(value: ir.Value | None) -> bool:
@@ -86,9 +93,12 @@ def _computed(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is None and value.producer() is not None
 
 
+def _names(dim: Dim, members: Iterable[Member]) -> list[str]:
+    return [dim.name, *(name for m in members if m.role == "produces" for name in (m.node, m.initializer))]
+
+
 def _matches(dim: Dim, members: Iterable[Member], pattern: str) -> bool:
-    names = [dim.name, *(name for m in members if m.role == "produces" for name in (m.node, m.initializer))]
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names)
+    return any(fnmatch.fnmatchcase(name, pattern) for name in _names(dim, members))
 
 
 # Inputs that are settings rather than data: their own positions never go.

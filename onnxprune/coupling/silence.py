@@ -50,12 +50,14 @@ PRODUCING = {
     "DynamicQuantizeMatMul": (1, 4),
     "FusedConv": (1, 2, 3),
     "MatMulIntegerToFloat": (1, 6),
+    "MatMulNBits": (1, 2, 5),
+    "MoE": (4, 5),
 }
 # No number, or none that is exact, comes from zeros.
 POLES = frozenset("Reciprocal Log Acosh ReduceLogSum MeanVarianceNormalization".split())
 # Activations inside recurrent and fused operators that map zero to zero.
 KEEPING_ZERO = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
-ATTENTION = frozenset(("Attention", "MultiHeadAttention"))
+ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention"))
 
 
 def mark_reduced(analysis: Analysis) -> None:
@@ -124,7 +126,7 @@ class _Walk:
         if op in PRODUCING:
             return out.intersection(*(self.of(node, k) for k in self.present(node) if k in PRODUCING[op]))
         if op in ATTENTION:
-            return self._union(node, out, (2,) if op == "MultiHeadAttention" or not node.domain else (1,))
+            return self._union(node, out, (2,) if op != "Attention" or not node.domain else (1,))
         if op in ANY:
             return self._union(node, out, self.present(node))
         if op in POLES or op in ("Div", "Pow", "Mod"):

@@ -10,12 +10,13 @@
 torch is never imported here: its tensors, datasets and loaders are known by what they can do.
 """
 
-from onnxprune.data.samples import ArraySamples, Samples, batches, split
+from onnxprune.data.samples import ArraySamples, Completed, Samples, batches, split
 from onnxprune.data.spec import load_samples
 from onnxprune.graph.inputs import InputInfo, batch_axes, batch_size_of, fixed_batch, input_infos, random_feeds
 
 __all__ = [
     "ArraySamples",
+    "Completed",
     "InputInfo",
     "Samples",
     "batch_axes",

@@ -47,6 +47,24 @@ class Subset(Samples):
         return self.base.subset(self.positions[indices])
 
 
+@dataclass(frozen=True, eq=False)
+class Completed(Samples):
+    """Samples with arrays for inputs that they say nothing of: every batch is given the same."""
+
+    base: Samples
+    shared: Mapping[str, np.ndarray]
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def batch(self, indices) -> Feeds:
+        given = self.base.batch(
+            indices
+        )  # these first: the length of the first array is taken for the number of samples
+        return {**given, **{name: array for name, array in self.shared.items() if name not in given}}
+
+
 @dataclass(frozen=True)
 class Scaling:
     """x -> (x * scale - mean) / std with mean and std per channel; `axis` is the channel axis of a batch."""

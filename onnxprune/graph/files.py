@@ -16,7 +16,7 @@ import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.graph import branches, integrity, qoperator, zipmaps
+from onnxprune.graph import branches, defaults, integrity, qoperator, quantized, sparse, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 from onnxprune.system import atomic_files
@@ -67,8 +67,12 @@ def load(path: str | Path) -> ir.Model:
     if not proto.graph.node or not proto.opset_import:
         raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
     _check_opsets(proto, path)
-    integrity.check(proto, path)
     _check_external(proto, path)
+    try:
+        sparse.densify(proto, path.parent)
+    except Exception as error:
+        raise GraphError(f"{path}: a sparse tensor is damaged ({_line(error)}); export or copy it again") from error
+    integrity.check(proto, path)
     aside = zipmaps.detach(proto)
     _check_types(proto, path)
     try:
@@ -76,6 +80,8 @@ def load(path: str | Path) -> ir.Model:
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
     model.meta["maps"] = aside
+    model.meta["described"] = frozenset(value.name for value in proto.graph.value_info)
+    model.meta["defaults"] = defaults.detach(model)
     model.meta["external"] = _locate(model, path.parent.resolve())
     _check_order(model, path)
     _check_functions(model, path)
@@ -103,6 +109,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
+    model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     written_out = qoperator.write_out(model) if rewrite else 0
     simplified = model
@@ -129,8 +136,20 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     _drop_unused_initializers(finished)
     if join:
         tie(finished)
+    _forget_descriptions(finished, model.meta.get("described"))
     finished.meta.update(model.meta)
     return finished
+
+
+def _forget_descriptions(model: ir.Model, described: frozenset[str] | None) -> None:
+    """Types and shapes of inner values are written only where the file came with them: they make small files grow."""
+    if described is None:
+        return
+    outputs = set(model.graph.outputs)
+    plain = (node for node in model.graph if node.domain in ("", "ai.onnx"))  # nothing else says what others give
+    for value in (*(v for node in plain for v in node.outputs), *model.graph.initializers.values()):
+        if value.name not in described and value not in outputs:
+            value.type = value.shape = None  # tensors that are stored have their own
 
 
 def save(model: ir.Model, path: str | Path) -> None:
@@ -145,7 +164,8 @@ def save(model: ir.Model, path: str | Path) -> None:
     apart = model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES
     try:
         with atomic_files.staged(path) as places:
-            ir.save(model, places[path], external_data=f"{path.name}.data" if apart else None)
+            with defaults.attached(model):
+                ir.save(model, places[path], external_data=f"{path.name}.data" if apart else None)
             if model.meta.get("maps"):
                 _attach_maps(places[path], model.meta["maps"])
     except OSError as error:
@@ -162,7 +182,8 @@ def digest(model: ir.Model) -> str:
     """SHA-256 of the file that `save` writes for `model`, the weights included wherever they are stored."""
     hasher = hashlib.sha256()
     if size_bytes(model) <= PROTOBUF_LIMIT_BYTES and not model.meta.get("external"):
-        hasher.update(ir.to_proto(model).SerializeToString(deterministic=True))
+        with defaults.attached(model):
+            hasher.update(ir.to_proto(model).SerializeToString(deterministic=True))
         return hasher.hexdigest()
     proto, hidden = skeleton(model, 0)
     hasher.update(proto.SerializeToString(deterministic=True))
@@ -326,9 +347,16 @@ def _untie(model: ir.Model) -> None:
             node.replace_input_with(index, copy)
 
 
+def _is_gathered(value: ir.Value) -> bool:
+    """Whether a table is looked up in: integers that a head reads as well are one weight."""
+    return any(node.op_type == "Gather" for node, _ in value.uses())
+
+
 def _shared_by_design(value: ir.Value) -> bool:
     tensor = value.const_value
-    if tensor is None or len(tensor.shape) < 2 or not tensor.dtype.is_floating_point():
+    if tensor is None or len(tensor.shape) < 2 or tensor.size <= quantized.SETTING_SIZE:
+        return False
+    if not tensor.dtype.is_floating_point() and not (quantized.numbers_of(value) and _is_gathered(value)):
         return False
     array = tensor.numpy()
     return bool((array != array.flat[0]).any()) if array.size > 1 else False

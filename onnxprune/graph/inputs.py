@@ -4,7 +4,7 @@ Legend: an axis of a shape is an int (fixed), a str (symbolic, named) or None (s
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +17,8 @@ Feeds = Mapping[str, np.ndarray]  # an array for each input
 # Sizes given to symbolic axes that nobody named: deep image networks halve 64 five times, sequences can be short.
 SPATIAL_SIZE = 64
 SEQUENCE_SIZE = 8
+ONE_BY_ONE = "the model takes one sample at a time, whatever its symbolic batch promises, and is run so"
+ONLY_BATCH = "only_batch"  # in a model's `meta`: the one size that its symbolic batch can have
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,28 @@ def input_infos(model: ir.Model) -> list[InputInfo]:
 
     Texts are objects. Raises DataError for an input that is no tensor.
     """
-    return [_info(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    infos = [_info(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
+    return infos if model.meta.get(ONLY_BATCH) is None else with_batch(infos, model.meta[ONLY_BATCH])
+
+
+def with_batch(infos: Sequence[InputInfo], size: int) -> list[InputInfo]:
+    """`infos` of a model that runs at one batch size alone, though it declares that any will do."""
+    axes = batch_axes(infos)
+    symbols = {info.shape[axis] for info in infos if info.shape and (axis := axes[info.name]) is not None}
+    names = {symbol for symbol in symbols if isinstance(symbol, str)}
+
+    def sized(info: InputInfo) -> InputInfo:
+        shape = (
+            None
+            if info.shape is None
+            else tuple(
+                size if axis in names or (axis is None and k == axes[info.name]) else axis
+                for k, axis in enumerate(info.shape)
+            )
+        )
+        return replace(info, shape=shape)
+
+    return [sized(info) for info in infos]
 
 
 def _info(value: ir.Value) -> InputInfo:

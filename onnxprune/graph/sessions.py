@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError
-from onnxprune.graph.inputs import InputInfo, axis_of
+from onnxprune.graph.inputs import ONLY_BATCH, InputInfo, axis_of, with_batch
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.memory import out_of_memory
@@ -33,6 +33,8 @@ FALLBACKS = {
 _ORIGINS: weakref.WeakKeyDictionary[ort.InferenceSession, "_Origin"] = weakref.WeakKeyDictionary()
 # Sessions that ran out of memory, to be opened again before they next run.
 _SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
+# The only batch size of sessions whose model declares that any will do.
+_ONLY_BATCH: weakref.WeakKeyDictionary[ort.InferenceSession, int] = weakref.WeakKeyDictionary()
 LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
 
@@ -101,6 +103,8 @@ def open_session(
             ) from error
         raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
     _ORIGINS[session] = _Origin(settings, wanted, weights)
+    if isinstance(model, ir.Model):
+        hold_batch(session, model.meta.get(ONLY_BATCH))
     if name not in session.get_providers():
         raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
     return session
@@ -122,13 +126,21 @@ def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: 
     return settings
 
 
+def hold_batch(session: ort.InferenceSession, size: int | None) -> ort.InferenceSession:
+    """`session`, which from now on tells that it takes batches of `size` alone; None: of what its model declares."""
+    if size is not None:
+        _ONLY_BATCH[session] = size
+    return session
+
+
 def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:
     """The inputs that `session` must be fed, in the order of the graph."""
-    return [
+    infos = [
         InputInfo(arg.name, tuple(map(axis_of, arg.shape)), ort_dtype(arg.type))
         for arg in session.get_inputs()
         if arg.type.startswith("tensor(")
     ]
+    return with_batch(infos, _ONLY_BATCH[session]) if session in _ONLY_BATCH else infos
 
 
 def ort_dtype(ort_type: str) -> np.dtype:

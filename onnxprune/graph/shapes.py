@@ -7,10 +7,12 @@ constant of the model; what differs is dynamic.
 
 import contextlib
 import mmap
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,15 +22,17 @@ import onnxruntime as ort
 from onnxprune import graph
 from onnxprune.errors import GraphError, OutOfMemoryError
 from onnxprune.graph import probes, sessions
-from onnxprune.graph.inputs import texts
+from onnxprune.graph.inputs import batch_axes, input_infos, texts
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
+from onnxprune.system.memory import memory_limit
 
 MEMORY_BYTES = 256_000_000  # larger models are run without their weights
 FILLED_BYTES = 4096  # in these, larger initializers are filled with one number as they are needed
 SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
 
 MAX_SECONDS = 60.0  # for all tries together
+MOST_BYTES = 4_000_000_000  # a try may take this, or eight times the weights: large images are tried, not needed
 
 # Ops whose integer inputs decide output shapes; these inputs have to be known as numbers.
 SHAPED_BY_INPUT = frozenset(
@@ -54,8 +58,10 @@ class Shapes:
     second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
 
 
-def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None) -> Shapes:
+def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None, *, tries: int | None = None) -> Shapes:
     """Shapes of all values of a normalized `model`; `samples` are input shapes that are known to work.
+
+    tries: how many sizes are tried, None for all that there are.
 
     Raises: GraphError when the model runs at none of the sizes that were tried.
     """
@@ -64,7 +70,7 @@ def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None)
         static = _infer(model)
         if static is not None:
             return static
-    return _run(model, symbolic, samples)
+    return _run(model, symbolic, samples, tries)
 
 
 def _needs_running(model: ir.Model) -> bool:
@@ -104,6 +110,31 @@ def _infer(model: ir.Model) -> Shapes | None:
     return Shapes(sizes, probe=probe, second=probe)
 
 
+def inferred(model: ir.Model, probe: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
+    """Sizes of values inside bodies when inputs have those of `probe`, the batch at one; 1 where none is known."""
+    proto = graph.skeleton(model, 1024)[0]
+    inputs = {value.name: value for value in proto.graph.input}
+    axes = batch_axes(input_infos(model))
+    for name, sizes in probe.items():
+        own = [1 if k == axes.get(name) else size for k, size in enumerate(sizes)]
+        kind = inputs[name].type.tensor_type.elem_type
+        inputs[name].CopyFrom(onnx.helper.make_tensor_value_info(name, kind, own))
+    with contextlib.suppress(Exception):  # of the inference of some operator: then what is written is known
+        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    found: dict[str, tuple[int, ...]] = {}
+    for value in _values_in_bodies(proto.graph):
+        if value.type.tensor_type.HasField("shape"):
+            found[value.name] = tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+    return found
+
+
+def _values_in_bodies(graph_: onnx.GraphProto) -> Iterator[onnx.ValueInfoProto]:
+    for attribute in (attribute for node in graph_.node for attribute in node.attribute):
+        for body in (attribute.g, *attribute.graphs):
+            yield from (*body.input, *body.value_info, *body.output)
+            yield from _values_in_bodies(body)
+
+
 def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[bool, ...]]:
     dynamic: dict[str, tuple[bool, ...]] = {}
     for name, sizes in one.items():
@@ -118,14 +149,14 @@ def _compare(one: Mapping[str, tuple[int, ...]], two: Mapping[str, tuple[int, ..
 # Running --------------------------------------------------------------------------------------------------------
 
 
-def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None) -> Shapes:
+def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None, tries: int | None) -> Shapes:
     """Shapes from two runs. Sizes at which onnxruntime ends the process (it divides by zero) are passed over."""
     current = mmap.mmap(-1, 8)  # seen from the copy of this process in which the model runs
-    start, end = 0, time.monotonic() + MAX_SECONDS
+    start, end, here = 0, time.monotonic() + MAX_SECONDS, os.getpid()
     while True:
         current[:] = start.to_bytes(8, "little")
         try:
-            return isolated(lambda: _search(model, symbolic, samples, current, end))
+            return isolated(lambda: _bounded(here, model, symbolic, samples, current, end, tries))
         except CrashedError as crash:
             at = int.from_bytes(current[:], "little")
             if at == start or time.monotonic() > end:
@@ -133,8 +164,21 @@ def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] |
             start = at
 
 
+def _bounded(caller: int, model: ir.Model, *search: Any) -> Shapes:
+    """As _search, which in a process of its own may take no more memory than a run of the model can need."""
+    if os.getpid() == caller:  # others may be at work beside us
+        return _search(model, *search)
+    with memory_limit(max(MOST_BYTES, 8 * size_bytes(model))):
+        return _search(model, *search)
+
+
 def _search(
-    model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] | None, current: mmap.mmap, end: float
+    model: ir.Model,
+    symbolic: bool,
+    samples: Mapping[str, Sequence[int]] | None,
+    current: mmap.mmap,
+    end: float,
+    tries: int | None,
 ) -> Shapes:
     """Shapes at the first sizes that the model accepts. `current` counts those tried, some before this call."""
     inputs = list(model.graph.inputs)
@@ -143,6 +187,8 @@ def _search(
     for number, (first, seconds) in enumerate(probes.pairs(model, samples)):
         if number < start:
             continue
+        if tries is not None and number >= tries:
+            break
         current[:] = (number + 1).to_bytes(8, "little")
         one, failure = _attempt(session, inputs, first, failure)
         if one is None and time.monotonic() < end:

@@ -22,6 +22,7 @@ PLAIN = frozenset(
     "AveragePool Concat Add Sub Mul Div Relu LeakyRelu PRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Clip Softplus "
     "Mish Softmax LRN Erf Sqrt Gelu".split()
 )
+LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
 HIDDEN_BYTES = 4096  # larger initializers are hidden: they would be copied a dozen times, and held at least twice
 SKELETON_BYTES = 256_000_000  # in larger models also those that stand in constant expressions
 
@@ -143,13 +144,15 @@ def skeleton(
 ) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
     """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
 
-    Hidden are weights stored small behind Cast or DequantizeLinear (folding would store them large), all initializers
+    Hidden are weights that folding would store larger or twice, see _stays_whole, all initializers
     of more bytes than the threshold, and all that are still on disk; but for those in `shown`.
     """
+    listed = set(model.graph.inputs)  # an old file as it came: these are inputs already
     hidden = {
         name: value
         for name, value in model.graph.initializers.items()
-        if _arrives_through_node(value) or (name not in shown and _is_large(tensor_of(value), threshold))
+        if value not in listed
+        and (_stays_whole(value) or (name not in shown and _is_large(tensor_of(value), threshold)))
     }
     if not hidden:
         return ir.to_proto(model), {}
@@ -197,13 +200,18 @@ def _order(model: ir.Model, names: Iterable[str]) -> None:
             initializers[name] = initializers.pop(name)
 
 
-def _arrives_through_node(value: ir.Value) -> bool:
+def _stays_whole(value: ir.Value) -> bool:
+    """Whether folding what reads a weight would store it larger, or twice."""
     if value.const_value is None or value.const_value.nbytes < 64:
         return False
-    users = {node.op_type for node, _ in value.uses()}
+    users = [node.op_type for node, _ in value.uses()]
     if "DequantizeLinear" in users:
         return True
-    return users == {"Cast"} and value.const_value.dtype.bitwidth <= 16 and len(value.const_value.shape) > 1
+    if len(value.const_value.shape) < 2:
+        return False
+    # A table that is read as it is, and transposed for the head, is one weight.
+    tied = len(users) > 1 and not LAYOUT.isdisjoint(users)
+    return tied or (set(users) == {"Cast"} and value.const_value.dtype.bitwidth <= 16)
 
 
 def _restore_interface(result: ir.Model, original: ir.Model) -> None:

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from math import prod
 from pathlib import Path
 
 import onnx_ir as ir
@@ -20,18 +19,16 @@ def measure_file(name: str, path: Path, totals: Mapping[str, int] | None = None)
     totals: the costs where they are known already, see `cost.Cost.totals`.
     """
     model = graph.load(path)
-    values = model.graph.initializers.values()
-    floats = [v for v in values if v.dtype is not None and v.dtype.is_floating_point()]
+    values = list(model.graph.initializers.values())
     totals = _totals(model) if totals is None else totals
-    size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, list(values)))
-    params = sum(prod(v.shape.numpy()) for v in floats if v.shape is not None)
-    return Measurement(name, str(path), _sha256(path), totals.get("macs"), totals.get("params", int(params)), size)
+    size = path.stat().st_size + sum(file.stat().st_size for file in _external_files(path, values))
+    return Measurement(name, str(path), _sha256(path), totals.get("macs"), cost.stored(model)["params"], size)
 
 
 def _totals(model: ir.Model) -> dict[str, int]:
     """The costs as pruning counts them, or nothing: what cannot be analyzed can still be timed."""
     try:
-        return cost.of(analyze(graph.normalize(model))).totals()
+        return cost.of(analyze(graph.normalize(model)), model).totals()
     except OnnxPruneError:
         return {}
 

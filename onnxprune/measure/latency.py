@@ -23,7 +23,7 @@ LOG = logging.getLogger("onnxprune")
 WARM_UP_SECONDS = 5.0
 BUSY = 1.5  # median over minimum: about 1.05 on a quiet machine, more for the shortest runs
 SPREAD = 1.5  # third quartile over first: beyond it a median says little
-SETTLING = (1, 2, 4)  # how much longer each attempt measures than the first
+SETTLING = (1, 2)  # how much longer each attempt measures than the first
 FeedsFor = Callable[[ort.InferenceSession, int], Feeds]
 
 

@@ -78,16 +78,9 @@ def is_bias(member: Member, array: np.ndarray) -> bool:
 
 
 def as_float(context: Context, member: Member, array: np.ndarray) -> np.ndarray:
-    """The weights as float64; integers behind DequantizeLinear as (q - zero point) * scale."""
+    """The weights as float64; integers as what they stand for."""
     node = next(node for node in context.model.graph if node.name == member.node)
-    q = array.astype(np.float64)
-    if array.dtype.kind not in "iu" or node.op_type != "DequantizeLinear":
-        return q
-    scale, zero = (graph.constant(node.inputs[k]) if k < len(node.inputs) else None for k in (1, 2))
-    if scale is None:
-        return q
-    zeros = np.zeros(1) if zero is None else zero.astype(np.float64)
-    return (q - quantized.along(node, zeros, q)) * quantized.along(node, scale.astype(np.float64), q)
+    return quantized.dequantized(node, member.input, array)
 
 
 def folded(node: ir.Node, member: Member, w: np.ndarray) -> np.ndarray:

@@ -1,10 +1,14 @@
 """Cost as a polynomial in the kept sizes of the Dims: exact for every plan, without building a model.
 
 MACs of a node, parameters and bytes of an initializer are each a product of axis lengths, and an axis length is a
-sum of products of sizes. 1 MAC = 2 FLOPs; MACs are counted, for a batch of one where the batch is symbolic.
+sum of products of sizes. 1 MAC = 2 FLOPs; MACs are counted, for a batch of one where the batch is symbolic, and for
+one run of the body of a Loop or Scan, and of the dearest branch of an If.
+
+Parameters are weights, however they are stored: four bits, or eight, are a number each. Scales, zero points, indices
+and shapes are none. Bytes are all that is stored.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
@@ -15,6 +19,7 @@ import onnx_ir as ir
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Axis, Dim
 from onnxprune.coupling.rules.matrix import expand_term
+from onnxprune.graph import defaults, quantized, shapes
 
 Kind = Literal["macs", "params", "bytes"]
 KINDS: tuple[Kind, ...] = ("macs", "params", "bytes")
@@ -43,9 +48,17 @@ class Cost:
     terms: dict[Kind, tuple[Term, ...]]
     reference: dict[Dim, int]  # sizes of symbolic batch axes: one
     touching: dict[Kind, dict[Dim, tuple[Term, ...]]] = field(repr=False)
+    whole: Mapping[Kind, int] = field(
+        default_factory=dict[Kind, int]
+    )  # what the file as it came holds, where that is known
 
     def total(self, kind: Kind, sizes: Sizes | None = None) -> float:
-        """MACs, number of parameters, or bytes, when each Dim in `sizes` keeps that many positions."""
+        """MACs, number of parameters, or bytes, when each Dim in `sizes` keeps that many positions.
+
+        Without sizes: of the file as it came. Its normal form may hold more, where shared weights had to be told apart.
+        """
+        if sizes is None and kind in self.whole:
+            return self.whole[kind]
         known = {**self.reference, **(sizes or {})}
         return sum(term.value(known) for term in self.terms[kind])
 
@@ -65,16 +78,37 @@ class Cost:
         return {term.name: round(term.value(known)) for term in self.terms["macs"]}
 
 
-def of(coupling: Coupling) -> Cost:
-    """The cost polynomials of an analysed model."""
-    reference = _batch_dims(coupling)
+Counted = tuple[float, list[Axis]]
+
+
+@dataclass(frozen=True)
+class NodeCost:
+    """A node as its cost rule sees it: the axes of its inputs and outputs, [] for what is absent or not known."""
+
+    axes: Mapping[str, Sequence[Axis]]
+    node: ir.Node
+
+    def x(self, index: int) -> list[Axis]:
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return list(self.axes.get(value.name or "", ())) if value is not None else []
+
+    def y(self, index: int = 0) -> list[Axis]:
+        value = self.node.outputs[index] if index < len(self.node.outputs) else None
+        return list(self.axes.get(value.name or "", ())) if value is not None else []
+
+    def attribute(self, name: str, default: object = None) -> object:
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+
+def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
+    """The cost polynomials of an analysed model; `original` is the model as it came, before it was normalized."""
     macs: list[Term] = []
     for node in coupling.model.graph:
-        rule = MACS.get(node.op_type)
-        if rule is not None:
-            counted = rule(NodeCost(coupling, node))
-            if counted is not None:
-                macs.append(Term(node.name or "", counted[0], tuple(counted[1])))
+        counted = _counted(NodeCost(coupling.axes, node))
+        if counted is not None:
+            macs.append(Term(node.name or "", counted[0], tuple(counted[1])))
+    macs += _macs_of_bodies(coupling)
     params: list[Term] = []
     sizes: list[Term] = []
     for name, value in coupling.model.graph.initializers.items():
@@ -82,12 +116,50 @@ def of(coupling: Coupling) -> Cost:
         if tensor is None:
             continue
         axes = coupling.axes.get(name)
-        count = 1.0 if axes is not None else float(tensor.size)
-        if tensor.dtype.is_floating_point() or _is_quantized(value):
-            params.append(Term(name, count, axes or ()))
+        count = float(tensor.size) if axes is None else 1.0
+        numbers = quantized.numbers_of(value)
+        if numbers:
+            params.append(Term(name, count * numbers / max(1, tensor.size), axes or ()))
         sizes.append(Term(name, count * tensor.nbytes / max(1, tensor.size), axes or ()))
+    for name, tensor, numbers in (*_defaults(coupling.model), *_stored_in_bodies(coupling.model)):
+        if numbers:
+            params.append(Term(name, float(numbers), ()))
+        sizes.append(Term(name, float(tensor.nbytes), ()))
     terms: dict[Kind, tuple[Term, ...]] = {"macs": tuple(macs), "params": tuple(params), "bytes": tuple(sizes)}
-    return Cost(terms, reference, {kind: _index(terms[kind]) for kind in KINDS})
+    whole = {} if original is None else stored(original)
+    return Cost(terms, _batch_dims(coupling), {kind: _index(terms[kind]) for kind in KINDS}, whole)
+
+
+def stored(model: ir.Model) -> dict[Kind, int]:
+    """Parameters and bytes of weights that a model holds as it is: initializers and constants, those of bodies too."""
+    functions = [function.graph for function in model.functions.values()]
+    graphs = [model.graph, *model.graph.subgraphs(), *functions, *(g for f in functions for g in f.subgraphs())]
+    found = [entry for graph in graphs for entry in _stored(graph)]
+    found += _defaults(model)
+    return {"params": sum(numbers for *_, numbers in found), "bytes": sum(tensor.nbytes for _, tensor, _ in found)}
+
+
+def _defaults(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, int]]:
+    """As _stored, of the defaults of inputs."""
+    given = defaults.tensors(model).items()
+    return [(name, tensor, tensor.size if tensor.dtype.is_floating_point() else 0) for name, tensor in given]
+
+
+def _stored(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol, int]]:
+    """(name, tensor, how many weights) of all that `graph` itself stores: its initializers, and its Constant nodes."""
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            yield value.name or "", value.const_value, quantized.numbers_of(value)
+    for node in graph:
+        value = node.outputs[0] if node.op_type == "Constant" and not node.domain else None
+        tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+        if value is not None and tensor is not None:
+            yield value.name or "", tensor, quantized.numbers_in(tensor, value)
+
+
+def _stored_in_bodies(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol, int]]:
+    for body in model.graph.subgraphs():
+        yield from _stored(body)
 
 
 def _index(terms: Iterable[Term]) -> dict[Dim, tuple[Term, ...]]:
@@ -103,33 +175,39 @@ def _batch_dims(coupling: Coupling) -> dict[Dim, int]:
     return {dim: 1 for axis in first for dim in dims.leaves(axis) if dim.dynamic}
 
 
-def _is_quantized(value: ir.Value) -> bool:
-    return any(node.op_type in ("DequantizeLinear", "MatMulInteger", "ConvInteger") for node, _ in value.uses())
+def _counted(n: NodeCost) -> Counted | None:
+    rule = MACS.get(n.node.op_type)
+    return None if rule is None else rule(n)
+
+
+def _macs_of_bodies(coupling: Coupling) -> Iterator[Term]:
+    """One term for each node with bodies: MACs of one run, at the sizes that static inference knows of."""
+    nodes = [node for node in coupling.model.graph if _bodies(node)]
+    known = shapes.inferred(coupling.model, coupling.shapes.probe) if nodes else {}
+    for node in nodes:
+        yield Term(node.name or "", float(max(_macs_of(body, coupling, known) for body in _bodies(node))), ())
+
+
+def _macs_of(body: ir.Graph, coupling: Coupling, known: Mapping[str, Sequence[int]]) -> float:
+    total = 0.0
+    for node in body:
+        names = [value.name or "" for value in (*node.inputs, *node.outputs) if value is not None]
+        constants = {v.name or "": v.const_value.shape.numpy() for v in node.inputs if v is not None and v.const_value}
+        sizes = {**{name: known[name] for name in names if name in known}, **constants}
+        outside = {name: coupling.axes[name] for name in names if name in coupling.axes}
+        inside = {name: tuple(map(dims.fresh, shape)) for name, shape in sizes.items()}
+        counted = _counted(NodeCost({**inside, **outside}, node))
+        if counted is not None:
+            total += Term("", counted[0], tuple(counted[1])).value({})
+        total += max((_macs_of(inner, coupling, known) for inner in _bodies(node)), default=0.0)
+    return total
+
+
+def _bodies(node: ir.Node) -> list[ir.Graph]:
+    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
 
 
 # MACs by operator: a coefficient and the axes of which the lengths multiply ----------------------------------------
-
-Counted = tuple[float, list[Axis]]
-
-
-@dataclass(frozen=True)
-class NodeCost:
-    """A node as its cost rule sees it: the axes of its inputs and outputs."""
-
-    coupling: Coupling
-    node: ir.Node
-
-    def x(self, index: int) -> list[Axis]:
-        value = self.node.inputs[index]
-        return list(self.coupling.axes.get(value.name or "", ())) if value is not None else []
-
-    def y(self, index: int = 0) -> list[Axis]:
-        return list(self.coupling.axes.get(self.node.outputs[index].name or "", ()))
-
-    def attribute(self, name: str, default: object = None) -> object:
-        attribute = self.node.attributes.get(name)
-        return default if attribute is None else attribute.value
-
 
 MACS: dict[str, Callable[[NodeCost], Counted | None]] = {}
 
@@ -144,9 +222,9 @@ def macs_rule(*op_types: str) -> Callable[[Callable[[NodeCost], Counted | None]]
     return register
 
 
-@macs_rule("Conv", "FusedConv", "ConvInteger", "DeformConv")
+@macs_rule("Conv", "FusedConv", "ConvInteger", "DeformConv", "QLinearConv")
 def Conv(n: NodeCost) -> Counted | None:
-    w = n.x(1)
+    w = n.x(3 if n.node.op_type == "QLinearConv" else 1)
     return (float(prod(map(dims.length, w[2:]))), [*n.y(), w[1]]) if w and n.y() else None
 
 
@@ -156,18 +234,29 @@ def ConvTranspose(n: NodeCost) -> Counted | None:
     return (float(prod(map(dims.length, w[2:]))), [*x, w[1]]) if x and w else None
 
 
-@macs_rule("Gemm", "FusedGemm")
+@macs_rule("NhwcFusedConv", "NhwcConv")
+def NhwcConv(n: NodeCost) -> Counted | None:
+    """w (O, K, I)."""
+    w = n.x(1)
+    return (float(prod(map(dims.length, w[1:-1]))), [*n.y(), w[-1]]) if w and n.y() else None
+
+
+@macs_rule("Gemm", "FusedGemm", "QGemm", "GemmFastGelu")
 def Gemm(n: NodeCost) -> Counted | None:
     a = n.x(0)
     return (1.0, [*n.y(), a[0] if n.attribute("transA", 0) else a[1]]) if a and n.y() else None
 
 
-@macs_rule("MatMul", "MatMulInteger", "FusedMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+@macs_rule(
+    *("MatMul MatMulInteger FusedMatMul FusedMatMulActivation DynamicQuantizeMatMul MatMulIntegerToFloat").split(),
+    *("QLinearMatMul QOrderedMatMul MatMulNBits MatMulBnb4 MatMulInteger16 MatMulFpQ4 TransposeMatMul").split(),
+    *("MatMulBlockQuantizedFp8Weight", "MatMulBlockQuantizedFp4Weight"),
+)
 def MatMul(n: NodeCost) -> Counted | None:
     a = n.x(0)
     second = 0 if n.attribute("transBatchA", 0) else -2
     contracted = second if n.attribute("transA", 0) and len(a) > 1 else -1
-    return (1.0, [*n.y(), a[contracted]]) if a else None
+    return (1.0, [*n.y(), a[contracted]]) if a and n.y() else None
 
 
 @macs_rule("Einsum")
@@ -191,6 +280,35 @@ def Recurrent(n: NodeCost) -> Counted | None:
     return (1.0, [x[0], x[1], w[0], w[1], w[2] + r[2]]) if x and w and r else None
 
 
+@macs_rule("DynamicQuantizeLSTM")
+def DynamicQuantizeLSTM(n: NodeCost) -> Counted | None:
+    """As Recurrent, with w (D, I, 4 H) and r (D, H, 4 H)."""
+    x, w, r = n.x(0), n.x(1), n.x(2)
+    return (1.0, [x[0], x[1], w[0], w[2], w[1] + r[1]]) if x and w and r else None
+
+
+@macs_rule("MoE", "QMoE")
+def MoE(n: NodeCost) -> Counted | None:
+    """Each of T tokens goes through k experts: k T C (F1 + F2 + F3) with fc1 (E, F1, C), fc3 (E, F3, C).
+
+    F2 is the width of an expert: F1, or half of it where a gate is stored in fc1.
+    """
+    x, fc1, fc3 = n.x(0), n.x(2), n.x(8 if n.node.op_type == "QMoE" else 6)
+    if not (x and fc1):
+        return None
+    k, (_, width, *_) = n.node.attributes.get_int("k", 1), fc1
+    if n.node.attributes.get_int("swiglu_fusion", 0):
+        return 1.5 * k, [*x, width]
+    return float(k), [*x, (*width, *width, *(fc3[1] if fc3 else ()))]
+
+
+@macs_rule("GroupQueryAttention", "SparseAttention")
+def GroupQueryAttention(n: NodeCost) -> Counted | None:
+    """Scores and values: 2 B L (H d) S, S of the keys with the past."""
+    y, present = n.y(0), n.y(1)
+    return (2.0, [*y, present[2]]) if y and present else None
+
+
 @macs_rule("Attention")
 def Attention(n: NodeCost) -> Counted | None:
     """ai.onnx: q k and scores v, H L S (d + v). com.microsoft: the projection of x as well, which dominates."""
@@ -205,8 +323,12 @@ def Attention(n: NodeCost) -> Counted | None:
 
 @macs_rule("MultiHeadAttention")
 def MultiHeadAttention(n: NodeCost) -> Counted | None:
-    q, k = n.x(0), n.x(1)
-    return (2.0, [*q, k[1]]) if q and k else None
+    """2 B L (H d) S; keys come as (B, S, H d), or with the past as (B, H, S, d)."""
+    q, k, present = n.x(0), n.x(1), n.y(1)
+    if not (q and (k or present)):
+        return None
+    keys = present[2] if present else k[2] if len(k) == 4 else k[1]
+    return 2.0, [*(n.y() or q), keys]
 
 
 def keep_sizes(keep: Mapping[Dim, np.ndarray]) -> dict[Dim, int]:

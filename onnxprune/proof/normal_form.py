@@ -1,5 +1,6 @@
 """The normal form, proven: it computes what the model does as it was given."""
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +15,8 @@ from onnxprune.proof.evidence import Verification, failure
 from onnxprune.system.isolation import CrashedError, isolated
 
 LOG = logging.getLogger("onnxprune")
+FIRST = 2  # sizes at which a form is tried before another form is
+WITHOUT = "onnxsim's rewritings do not run at sizes that the model runs at: it is pruned without them"
 
 
 def form_of(original: ir.Model) -> ir.Model:
@@ -33,12 +36,18 @@ def observed_form(
 
     Raises: GraphError when that one runs at none of the sizes that were tried either.
     """
-    try:
-        return model, shapes.observe(model, samples)
-    except GraphError:
-        plain = graph.normalize(original, rewrite=False)
-        found = shapes.observe(plain, samples)
-    LOG.info("  onnxsim's rewritings run at none of the sizes that the model runs at: it is pruned without them")
+    with contextlib.suppress(GraphError):
+        return model, shapes.observe(model, samples, tries=FIRST)
+    # What the model itself runs at, its rewritten form has to run at: before the others are tried, that one is.
+    plain = graph.normalize(original, rewrite=False)
+    for form, tries in ((plain, FIRST), (model, None)):
+        with contextlib.suppress(GraphError):
+            found = shapes.observe(form, samples, tries=tries)
+            if form is plain:
+                LOG.info("  %s", WITHOUT)
+            return form, found
+    found = shapes.observe(plain, samples)
+    LOG.info("  %s", WITHOUT)
     return plain, found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ from onnxprune.coupling import analyze
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import BudgetError, GraphError, ProviderError
 from onnxprune.graph import sessions, shapes
-from onnxprune.graph.inputs import Feeds
+from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
-from onnxprune.outputs import measures, metrics
+from onnxprune.outputs import metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
 from onnxprune.surgery import dead
@@ -46,7 +46,7 @@ def measure(
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
-    notes: list[str] = []
+    notes: list[str] = [ONE_BY_ONE] if subject.model.meta.get(ONLY_BATCH) else []
     with clock("measure cost"):
         original = measure_file(ORIGINAL, subject.path, made.before)
         models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.cost))}
@@ -59,9 +59,14 @@ def measure(
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
-            judge = yardstick(subject, subject.held, options.metric)
-            models[ORIGINAL] = replace(models[ORIGINAL], accuracy=judge.accuracy)
-            models |= {name: replace(models[name], accuracy=judge.of(path)) for name, path in files.items()}
+            known, batch = subject.accuracy, subject.model.meta.get(ONLY_BATCH)
+            for name, path in files.items():
+                known, own = accuracies(subject.path, path, subject.held, options.metric, known, batch)
+                models |= {
+                    ORIGINAL: replace(models[ORIGINAL], accuracy=known),
+                    name: replace(models[name], accuracy=own),
+                }
+    notes += _larger(models[ORIGINAL], list(models.values())[-1])
     table = None
     if options.latency:
         with clock("measure latency"), _noted("latency could not be measured", notes):
@@ -73,6 +78,18 @@ def measure(
         before = made.before
         models[NORMALIZED] = report.Measurement(NORMALIZED, macs=before["macs"], params=before["params"])
     return report.with_latencies(tuple(models.values()), (table,)), table.ratios, tuple(notes)
+
+
+def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:
+    """A note, which is also logged, where the result is larger than the original."""
+    if not before.bytes or not after.bytes or after.bytes <= before.bytes:
+        return []
+    note = (
+        f"the result is larger than the original, {after.bytes} bytes where that has {before.bytes}: what the original "
+        "stores once, sparse or packed is stored plainly"
+    )
+    LOG.warning("%s", note)
+    return [note]
 
 
 @contextmanager
@@ -94,7 +111,7 @@ def _counted(subject: Subject, file: Path, options: Options) -> dict[str, int]:
         written = graph.normalize(written)
     # At the sizes at which the original was counted: those of the samples, where the model leaves them open.
     seen = analyze(written, shapes.observe(written, subject.coupling.shapes.probe))
-    costs = cost.of(seen)
+    costs = cost.of(seen, written)
     totals = costs.totals()
     return {"macs": totals["macs"], "params": totals["params"], **_without_zeros(seen.model, costs)}
 
@@ -161,58 +178,25 @@ def latency_feeds(subject: Subject) -> tuple[int, Feeds]:
     return fixed or 1, one
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """By what models are measured on `samples`: what the original says there is asked for once.
+def accuracies(
+    original: Path | ir.Model,
+    pruned: Path | ir.Model,
+    held: Samples,
+    metric: Any = None,
+    known: metrics.Accuracy | None = None,
+    batch: int | None = None,
+) -> tuple[metrics.Accuracy | None, metrics.Accuracy | None]:
+    """Accuracy of both models; without labels the pruned one's agreement with, or error to, the original.
 
-    accuracy: of the original, where labels or the user's own metric tell it. said: all that it says, for that metric.
+    metric: what judges instead: the user's own, or relative_error whatever the outputs look like. known: the
+    original's, which is not measured again. batch: the only one that the models take, where they do not tell.
     """
-
-    samples: Samples
-    metric: Any
-    accuracy: metrics.Accuracy | None
-    reference: measures.Reference | None = None
-    session: Any = None
-    said: Mapping[str, Any] | None = None
-
-    def of(self, model: ir.Model | Path) -> metrics.Accuracy | None:
-        """The accuracy of `model`; None where nothing tells right from wrong."""
-        own = own_metric(self.metric)
-        if own is not None:
-            return metrics.by_user(own, sessions.open_session(model), self.samples, self.said)
-        if self.metric != RELATIVE_ERROR and self.reference is not None:
-            said = measures.answers(model, self.reference.samples, self.reference.outputs)
-            return measures.accuracy(measures.judged(said, self.reference))
-        return self._compared(sessions.open_session(model))
-
-    def _compared(self, session: Any) -> metrics.Accuracy | None:
-        """What outputs that no part stands for, such as texts, or the relative error of all of them come to."""
-        errors = self.metric == RELATIVE_ERROR
-        labelled = self.samples.labels is not None and not errors
-        found = metrics.evaluate(session, self.samples, None if labelled else self.session, regression=errors)
-        if not errors or found is None or self.reference is None:
-            return found
-        return found.against(metrics.null_error(self.reference.said), 0.0)
-
-
-def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardstick:
-    """By what the original and what is made of it are measured on `samples`: labels, the user's metric, or by kind."""
-    if (own := own_metric(metric)) is not None:
-        session = sessions.open_session(subject.path)
-        said = metrics.everything(session, samples)
-        return Yardstick(samples, metric, metrics.by_user(own, session, samples, said), said=said)
-    reference = measures.reference(subject.model, samples, subject.outputs)
-    if metric == RELATIVE_ERROR or reference is None:
-        plain = Yardstick(samples, metric, None, reference, sessions.open_session(subject.path))
-        labelled = samples.labels is not None and metric != RELATIVE_ERROR
-        return replace(plain, accuracy=plain.of(subject.path)) if labelled else plain
-    first = None
-    if measures.labelled(reference) is not None:
-        first = measures.accuracy(measures.judged(reference.said, reference))
-    elif samples.labels is not None:
-        LOG.warning(
-            "the labels, of shape %s, are answers of no output: results are compared with the original; a --metric of "
-            "your own reads them, and --output says what an output is",
-            samples.labels.shape,
-        )
-    return Yardstick(samples, metric, first, reference)
+    one, two = (sessions.hold_batch(sessions.open_session(model), batch) for model in (original, pruned))
+    if metric == RELATIVE_ERROR:
+        return None, metrics.evaluate(two, held, one, regression=True)
+    own = own_metric(metric)
+    if own is not None:
+        said = metrics.everything(one, held)
+        return metrics.by_user(own, one, held, said), metrics.by_user(own, two, held, said)
+    first = known or (metrics.evaluate(one, held) if held.labels is not None else None)
+    return first, metrics.evaluate(two, held, None if held.labels is not None else one)

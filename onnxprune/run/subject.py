@@ -1,7 +1,7 @@
 """The model at hand: loaded, normalized, proven to be still the same, analysed, with its samples."""
 
+import contextlib
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze
-from onnxprune.data import Samples, batches, fixed_batch, input_infos, load_samples, split
+from onnxprune.data import Completed, Samples, batches, fixed_batch, input_infos, load_samples, split
 from onnxprune.errors import DataError, GraphError, UsageError
-from onnxprune.graph import sessions, shapes
-from onnxprune.graph.inputs import Feeds
+from onnxprune.graph import defaults, sessions, shapes
+from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
 from onnxprune.options import Options
 from onnxprune.outputs import kinds, metrics
 from onnxprune.plan import cost
@@ -56,7 +56,7 @@ class Subject:
     @property
     def given(self) -> Given:
         """What recovery works with."""
-        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"], self.outputs)
+        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"])
 
 
 def prepare(path: Path, options: Options, clock: Clock) -> Subject:
@@ -71,15 +71,18 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
     with clock("observe"):
         given = sample_shapes(model, tune or held)
         model, observed = normal_form.observed_form(loaded, model, given)
-        if given is not None and observed.probe != given:
-            check_runs(model, real_feeds(model, tune or held)[0], observed)
+        if given is not None and observed.probe != given and not _runs_on_samples(model, tune or held, observed):
+            for each in (loaded, model):
+                each.meta[ONLY_BATCH] = 1
+            given = sample_shapes(model, tune or held)
+            observed = shapes.observe(model, given)
     with clock("verify the normal form"):
         model, observed = normal_form.proven(loaded, model, observed, given, options.seed)
         sha256 = graph.digest(model)
     with clock("analyze"):
         coupling = analyze(model, observed)
         check_finite(coupling)
-        costs = cost.of(coupling)
+        costs = cost.of(coupling, loaded)
     with clock("outputs"):
         outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
         for entry in outputs.entries:
@@ -90,11 +93,15 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
 
 def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Samples | None]:
     """(samples to score and tune on, samples to measure on that tuning never sees)."""
-    inputs = input_infos(model)
+    shared = defaults.arrays(model)
+    inputs = [info for info in input_infos(model) if info.name not in shared]
     common = {**options.preprocess, "seed": options.seed, "classes": _classes(model)}
 
     def read(spec: Any) -> Samples | None:
-        return None if spec is None else load_samples(spec, inputs, **common)
+        if spec is None:
+            return None
+        samples = load_samples(spec, inputs, **common)
+        return Completed(samples, shared, samples.labels) if shared else samples
 
     if options.data is None:
         return None, read(options.val)
@@ -138,19 +145,28 @@ def sample_shapes(model: ir.Model, samples: Samples | None) -> dict[str, tuple[i
     return {name: array.shape for name, array in samples.batch(np.arange(count) % len(samples)).items()}
 
 
-def check_runs(model: ir.Model, batch: Mapping[str, np.ndarray], observed: shapes.Shapes) -> None:
-    """Nothing, when the model runs on a batch of samples. Raises: DataError."""
+def _runs_on_samples(model: ir.Model, samples: Samples | None, observed: shapes.Shapes) -> bool:
+    """Whether the model runs on a batch of samples; False where on one alone. Raises: DataError where on neither."""
+    session = sessions.open_session(model, threads=sessions.few_threads())
+    batch = real_feeds(model, samples)[0]
     try:
-        sessions.run(sessions.open_session(model, threads=sessions.few_threads()), batch)
+        sessions.run(session, batch)
+        return True
     except GraphError as error:
-        ours, theirs = (
-            ", ".join(f"{name} {shape}" for name, shape in sizes.items())
-            for sizes in ({name: array.shape for name, array in batch.items()}, observed.probe)
-        )
-        raise DataError(
-            f"the model does not run on a batch of the samples, {ours}, though it does at {theirs}; give samples of "
-            "sizes that it takes, or, where it takes one sample at a time, export it with a fixed batch of 1"
-        ) from error
+        failed = error
+    if samples is not None and fixed_batch(model) is None:
+        with contextlib.suppress(GraphError):
+            sessions.run(session, samples.batch(np.arange(1)))
+            LOG.info("  %s", ONE_BY_ONE)
+            return False
+    ours, theirs = (
+        ", ".join(f"{name} {shape}" for name, shape in sizes.items())
+        for sizes in ({name: array.shape for name, array in batch.items()}, observed.probe)
+    )
+    raise DataError(
+        f"the model runs neither on a batch of the samples, {ours}, nor on one of them, though it does at {theirs}; "
+        "give samples of sizes that it takes"
+    ) from failed
 
 
 def real_feeds(model: ir.Model, samples: Samples | None) -> list[Feeds]:

@@ -29,17 +29,21 @@ def inspect_file(path: Path, options: Options) -> dict[str, Any]:
     given = sample_shapes(model, tune or held)
     model, observed = normal_form.proven(loaded, *normal_form.observed_form(loaded, model, given), given)
     outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
-    return inspect(model, observed, outputs)
+    return inspect(model, observed, outputs, original=loaded)
 
 
 def inspect(
-    model: ir.Model, observed: shapes.Shapes | None = None, outputs: kinds.Outputs | None = None
+    model: ir.Model,
+    observed: shapes.Shapes | None = None,
+    outputs: kinds.Outputs | None = None,
+    *,
+    original: ir.Model | None = None,
 ) -> dict[str, Any]:
-    """Everything that is known of a normalized model's outputs, Dims and cost, ready for JSON."""
+    """All that is known of a normalized model's outputs, Dims and cost, ready for JSON; `original` is counted."""
     observed = observed or shapes.observe(model)
     coupling = analyze(model, observed)
     outputs = outputs or kinds.describe(model, sizes=observed.sizes)
-    costs = cost.of(coupling)
+    costs = cost.of(coupling, original)
     wide = widths.outputs(coupling)
     return {
         "format": "onnxprune-inspect/1",

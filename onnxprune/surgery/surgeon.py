@@ -21,8 +21,6 @@ from onnxprune.surgery.repair import Surgeon
 
 KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
 
-MOVING = frozenset("Gather Reshape Transpose Slice Squeeze Unsqueeze Identity Flatten Expand".split())
-
 
 def cut(coupling: Coupling, keep: Keep) -> ir.Model:
     """A new model without the positions that `keep` leaves out; initializers that lose nothing are shared.
@@ -125,7 +123,7 @@ def _cut_initializer(surgeon: Surgeon, value: ir.Value) -> None:
 
 def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
     lost = surgeon.lost_axes(value)
-    if not lost or _is_scale(value):
+    if not lost or (quantized.is_scale(value) and not quantized.only_multiplies(value)):
         return
     array = graph.array_of(value).copy()
     silent = _silent_numbers(value, array)
@@ -135,26 +133,14 @@ def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
     graph.set_constant(value, array)
 
 
-def _is_scale(value: ir.Value) -> bool:
-    return all(index in quantized.SCALES.get(node.op_type, ()) for node, index in value.uses())
-
-
 def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:
     """What stands for zero at each position of `array`, as a broadcast view: the zero points where it is quantized."""
-    for node, index in _readers(value):
+    for node, index in quantized.readers(value):
         source = quantized.ZERO_POINTS.get((node.op_type, index))
         points = graph.constant(node.inputs[source]) if source is not None and source < len(node.inputs) else None
         if points is not None and (node.inputs[index] is value or points.size == 1):
             return np.broadcast_to(quantized.along(node, points, array), array.shape)
     return np.broadcast_to(np.zeros((), array.dtype), array.shape)
-
-
-def _readers(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
-    """The uses of `value`, also behind nodes that only move numbers: a quantized table is often gathered first."""
-    for use in value.uses():
-        yield use.node, use.idx
-        if use.idx == 0 and use.node.op_type in MOVING:
-            yield from _readers(use.node.outputs[0])
 
 
 def _set_shapes(surgeon: Surgeon) -> None:

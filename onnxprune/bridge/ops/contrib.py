@@ -16,6 +16,7 @@ from onnxprune.bridge.ops.normalization import LayerNormalization, RMSNormalizat
 from onnxprune.bridge.ops.quantization import DynamicQuantizeLinear
 from onnxprune.bridge.ops.registry import register, torch_function
 from onnxprune.bridge.ops.shape import Pad
+from onnxprune.errors import UnsupportedFormError
 
 MICROSOFT = "com.microsoft"
 contrib = partial(torch_function, domain=MICROSOFT)
@@ -231,3 +232,79 @@ def MatMulIntegerToFloat(
 ) -> Tensor:
     y = MatMulInteger(a, b, a_zero, b_zero).float() * (a_scale * b_scale)
     return y if bias is None else y + bias
+
+
+@contrib("MatMulNBits", fixed=(1, 3, 4))
+def MatMulNBits(
+    x: Tensor,
+    b: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None = None,
+    order: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    K: int,
+    N: int,
+    block_size: int,
+    bits: int = 4,
+    accuracy_level: int = 0,
+    **_: Any,
+) -> Tensor:
+    """x (..., K), b (N, blocks, bytes of a block): numbers of `bits` share a byte, the lowest first."""
+    if order is not None:
+        raise UnsupportedFormError("g_idx: columns in another order")
+    blocks = b.shape[1]
+    q = _unpacked(b, bits)[..., :block_size]
+    points = q.new_full((N, blocks), 2 ** (bits - 1))
+    if zeros is not None:
+        rows = zeros.reshape(N, -1)
+        points = (_unpacked(rows, bits) if zeros.dtype == torch.uint8 else rows)[:, :blocks]
+    w = (q - points[..., None]) * scales.reshape(N, blocks, 1)
+    return F.linear(x, w.reshape(N, -1)[:, :K].to(x.dtype), bias)
+
+
+def _unpacked(array: Tensor, bits: int) -> Tensor:
+    """(..., n) bytes -> (..., 8 n / bits) numbers."""
+    shifts = torch.arange(0, 8, bits, device=array.device)
+    parts = (array[..., None].int() >> shifts) & ((1 << bits) - 1)
+    return parts.reshape(*array.shape[:-1], -1).float()
+
+
+_EXPERTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "identity": lambda x: x,
+}
+
+
+@contrib("MoE")
+def MoE(
+    x: Tensor,
+    router: Tensor,
+    fc1: Tensor,
+    b1: Tensor | None,
+    fc2: Tensor,
+    b2: Tensor | None = None,
+    fc3: Tensor | None = None,
+    b3: Tensor | None = None,
+    *,
+    k: int = 1,
+    activation_type: str = "relu",
+    normalize_routing_weights: int = 0,
+    **attributes: Any,
+) -> Tensor:
+    """x (..., C), router (T, E), fc1 (E, F, C), fc2 (E, C, F): each token through k experts, weighed by the router."""
+    if activation_type not in _EXPERTS or attributes.get("swiglu_fusion"):
+        raise UnsupportedFormError(f"activation {activation_type}")
+    tokens = x.reshape(-1, x.shape[-1])
+    weights, chosen = torch.softmax(router.reshape(len(tokens), -1), 1).topk(k, 1)
+    if normalize_routing_weights:
+        weights = weights / weights.sum(1, keepdim=True)
+    share = torch.zeros_like(router.reshape(len(tokens), -1)).scatter(1, chosen, weights)
+    hidden = torch.einsum("tc,efc->etf", tokens, fc1) + (0 if b1 is None else b1[:, None])
+    hidden = _EXPERTS[activation_type](hidden)
+    if fc3 is not None:
+        hidden = hidden * (torch.einsum("tc,efc->etf", tokens, fc3) + (0 if b3 is None else b3[:, None]))
+    y = torch.einsum("etf,ecf->etc", hidden, fc2) + (0 if b2 is None else b2[:, None])
+    return torch.einsum("etc,te->tc", y, share).reshape(x.shape)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from onnxprune.bridge.ops.attention import merge_heads, split_heads
 from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.errors import UnsupportedFormError
 
+NOT_USED = (None, 0, -1, 0.0)
 contrib = partial(torch_function, domain="com.microsoft")
 
 
@@ -102,6 +104,57 @@ def MultiHeadAttention(
     if past_key is not None and past_value is not None:
         key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
     y = _attend(query, key, value, mask, attention_bias, scale, bool(unidirectional), mask_filter_value)
+    return merge_heads(y), key, value
+
+
+@contrib("GroupQueryAttention", fixed=(5, 6, 9))
+def GroupQueryAttention(
+    q: Tensor,
+    k: Tensor | None,
+    v: Tensor | None,
+    past_key: Tensor | None,
+    past_value: Tensor | None,
+    lengths: Tensor,
+    total: Tensor,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    positions: Tensor | None = None,
+    bias: Tensor | None = None,
+    sink: Tensor | None = None,
+    *rest: Tensor | None,
+    num_heads: int,
+    kv_num_heads: int,
+    scale: float | None = None,
+    do_rotary: int = 0,
+    rotary_interleaved: int = 0,
+    **attributes: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (N, L, H*D), k and v (N, L, K*D), or all in q; causal. `lengths` (N,) are those of the keys, less one."""
+    unknown = [
+        name for name in ("local_window_size", "softcap", "smooth_softmax") if attributes.get(name) not in NOT_USED
+    ]
+    if unknown or sink is not None or any(x is not None for x in rest):
+        raise UnsupportedFormError(f"{', '.join(unknown) or 'sinks, scales of caches, or norms inside'}")
+    if k is None or v is None:
+        width = q.shape[2] // (num_heads + 2 * kv_num_heads)
+        q, k, v = q.split([num_heads * width, kv_num_heads * width, kv_num_heads * width], 2)
+    past = 0 if past_key is None else past_key.shape[2]
+    if bool((lengths + 1 != past + q.shape[1]).any()):
+        raise UnsupportedFormError("sequences of several lengths")
+    if do_rotary:
+        at = positions if positions is not None else torch.arange(past, past + q.shape[1], device=q.device)[None]
+        turn = partial(attention.RotaryEmbedding, cos=cos, sin=sin, positions=at.expand(q.shape[0], -1))
+        q = turn(q, num_heads=num_heads, interleaved=rotary_interleaved)
+        k = turn(k, num_heads=kv_num_heads, interleaved=rotary_interleaved)
+    assert k is not None
+    assert v is not None
+    query = split_heads(q, num_heads)
+    key, value = split_heads(k, kv_num_heads), split_heads(v, kv_num_heads)
+    if past_key is not None and past_value is not None:
+        key, value = torch.cat([past_key, key], 2), torch.cat([past_value, value], 2)
+    repeats = num_heads // kv_num_heads
+    keys, values = (x.repeat_interleave(repeats, 1) for x in (key, value))
+    y = _attend(query, keys, values, None, bias, scale, True, 0.0)
     return merge_heads(y), key, value
 
 

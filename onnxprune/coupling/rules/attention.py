@@ -78,31 +78,41 @@ def attention_extras(n: NodeAxes, batch: Axis, K: Axes, V: Axes, heads: Axis) ->
 
 @coupling_rule("MultiHeadAttention", domain=MS)
 def MultiHeadAttention(n: NodeAxes) -> None:
-    """q (B, L, H d), k (B, S, H d), v (B, S, H v), bias (3 H d), key padding mask, attention bias (B, H, L, S)."""
-    if not (n.has(1) and n.has(2)) or len(n.x(1)) != 3 or any(n.has(k) for k in (6, 7, 8)):
-        n.opaque("packed or cached inputs")
+    """q (B, L, H d), k (B, S, H d), v (B, S, H v), bias (3 H d), key padding mask, attention bias (B, H, L, S).
+
+    Keys and values may come split, (B, H, S, d), and with a past (B, H, P, d), which is given on as present.
+    """
+    if not (n.has(1) and n.has(2)) or len(n.x(1)) == 5 or any(n.has(k) for k in (8, 9)):
+        n.opaque("packed inputs, or a cache of fixed length")
         return
     q, k, v, heads = n.x(0), n.x(1), n.x(2), n.attribute("num_heads")
     H, d = n.split(q[2], [heads, length(q[2]) // heads])
-    n.unify(k[2], n.merge([H, d]))
-    width = n.split(v[2], [heads, length(v[2]) // heads])
-    n.unify(width[0], H)
+    K, V = ([x[1], x[3]] if len(x) == 4 else n.split(x[2], [heads, length(x[2]) // heads]) for x in (k, v))
+    n.unify(K[0], H)
+    n.unify(K[1], d)
+    n.unify(V[0], H)
     if n.has(3):
-        n.unify(n.x(3)[0], q[2] + k[2] + v[2])
+        n.unify(n.x(3)[0], q[2] + n.merge(K) + n.merge(V))
         n.roles(3, {0: "produces"})
     if n.has(4):
         for axis in n.x(4):
             n.freeze(axis, "padding mask")
     if n.has(5):
         attention_bias(n, n.x(5), H)
+    for index, pair in ((6, K), (7, V)):
+        if n.has(index):
+            n.unify(n.x(index)[0], q[0])
+            n.unify(n.x(index)[1], pair[0])
+            n.freeze(n.x(index)[2], "past keys")
+            n.unify(n.x(index)[3], pair[1])
     n.analysis.contract(n.node, d, inputs=(0, 1))
-    n.freeze(k[1], "softmax runs over keys")
+    n.freeze(k[2] if len(k) == 4 else k[1], "softmax runs over keys")
+    if any(value.name for value in n.node.outputs[3:]):
+        n.opaque("attention scores are an output")
+        return
     n.length_attribute("num_heads", H)
     pin_scale(n, length(d))
-    if any(value.name for value in n.node.outputs[1:]):
-        n.opaque("present keys are outputs")
-        return
-    n.give([q[0], q[1], n.merge([H, width[1]])])
+    n.give([q[0], q[1], n.merge([H, V[1]])], *attention_extras(n, q[0], K, V, H))
 
 
 def attention_bias(n: NodeAxes, bias: Axes, heads: Axis) -> None:
@@ -172,4 +182,72 @@ def RotaryEmbedding(n: NodeAxes) -> None:
         n.unify(table[-1], turned)
         for axis in table[:-1]:
             n.freeze(axis, "positions in the sequence")
+    n.give(list(x))
+
+
+@coupling_rule("GroupQueryAttention", domain=MS)
+def GroupQueryAttention(n: NodeAxes) -> None:
+    """q (B, L, H d), k and v (B, S, K d), or all three in q; past (B, K, P, d); H = K R: R queries share a key."""
+    heads, kv = n.attribute("num_heads"), n.attribute("kv_num_heads")
+    q = n.x(0)
+    if n.has(1):
+        parts = [q[2], n.x(1)[2], n.x(2)[2]]
+    else:
+        width = length(q[2]) // (heads + 2 * kv)
+        parts = n.cuts(q[2], [0, heads * width, (heads + kv) * width, (heads + 2 * kv) * width])
+    d = length(parts[0]) // heads
+    Q, *KV = n.split(parts[0], [kv, heads // kv, d]), n.split(parts[1], [kv, d]), n.split(parts[2], [kv, d])
+    for K, width in KV:
+        n.unify(K, Q[0])
+        n.unify(width, Q[2])
+    n.freeze(Q[2], "the width of a head is that of its cache")
+    n.freeze(q[1], "softmax runs over keys")
+    H = n.merge(Q[:2])
+    for index in (3, 4):
+        if n.has(index):
+            n.unify(n.x(index)[0], q[0])
+            n.unify(n.x(index)[1], Q[0])
+            n.freeze(n.x(index)[2], "past keys")
+            n.unify(n.x(index)[3], Q[2])
+    for index in (5, 6, 7, 8, 9, 12, 13, 14, 15):  # lengths, tables of rotations, positions, scales and norms
+        for axis in n.x(index) if n.has(index) else []:
+            n.freeze(axis, "read at its full size")
+    if n.has(10):
+        attention_bias(n, n.x(10), H)
+    if n.has(11):
+        n.unify(n.x(11)[0], H)
+        n.roles(11, {0: "scales"})
+    if len(n.node.outputs) > 3 and n.node.outputs[3].name:
+        n.opaque("attention scores are an output")
+        return
+    n.length_attribute("num_heads", H)
+    n.length_attribute("kv_num_heads", Q[0])
+    present: list[Axes] = [
+        [q[0], resolve(Q[0]), n.fixed_output(k, 2, "present keys"), resolve(Q[2])] if value.name else []
+        for k, value in enumerate(n.node.outputs[1:3], start=1)
+    ]
+    n.give([q[0], q[1], n.merge(Q)], *present)
+
+
+@coupling_rule("RotaryEmbedding", domain=MS)
+def PositionedRotaryEmbedding(n: NodeAxes) -> None:
+    """x (B, L, H d) or (B, H, L, d), positions, cos and sin (M, d / 2): pairs of d turn together, or some of them."""
+    x, cos = n.x(0), n.x(2)
+    partial = n.attribute("rotary_embedding_dim", 0)
+    heads = n.attribute("num_heads", 0)
+    if n.attribute("is_packed_batching", 0) or (partial and not heads and len(x) == 3):
+        n.opaque("packed or partial rotation")
+        return
+    for index in (1, 2, 3):
+        for axis in n.x(index):
+            n.freeze(axis, "positions in the sequence, and their angles")
+    if len(x) == 4:
+        n.freeze(x[3], "pairs turn together")
+        n.give(list(x))
+        return
+    width = length(x[2]) // heads if heads else 2 * length(cos[-1])
+    H, d = n.split(x[2], [length(x[2]) // width, width])
+    n.freeze(d, "pairs turn together")
+    if heads:
+        n.length_attribute("num_heads", H)
     n.give(list(x))

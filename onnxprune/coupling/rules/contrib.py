@@ -1,6 +1,6 @@
 """Operators of com.microsoft that onnxruntime's optimizer writes."""
 
-from onnxprune.coupling.dims import resolve
+from onnxprune.coupling.dims import Axis, length, resolve
 from onnxprune.coupling.node import Axes, NodeAxes
 from onnxprune.coupling.registry import coupling_rule
 from onnxprune.coupling.rules.convolution import Conv
@@ -83,3 +83,75 @@ def EmbedLayerNormalization(n: NodeAxes) -> None:
     y: Axes = [*ids, resolve(width)]
     mask = [n.fixed_output(1, k, "mask index") for k in range(len(n.analysis.sizes_of(n.node.outputs[1]) or ()))]
     n.give(y, mask, y)
+
+
+@coupling_rule("MatMulNBits", domain=MS)
+def MatMulNBits(n: NodeAxes) -> None:
+    """x (..., K), b (N, K / block, bytes of a block), scales and zero points as b, bias (N): K shrinks by blocks."""
+    x, (rows, blocks, stored) = n.x(0), n.x(1)
+    count, block = length(blocks), n.attribute("block_size")
+    n.freeze(stored, "bytes of a block")
+    if n.has(4) or length(x[-1]) % block:
+        n.freeze(x[-1], "blocks that the order of the columns, or their number, does not fill")
+        n.freeze(blocks, "blocks that the order of the columns, or their number, does not fill")
+        for axis in n.x(4) if n.has(4) else []:
+            n.freeze(axis, "order of the columns")
+    else:
+        outer, inner = n.split(x[-1], [count, block])
+        n.freeze(inner, "positions of a block share a scale")
+        n.unify(outer, blocks)
+    for index in (2, 3):
+        if n.has(index):
+            _of_blocks(n, n.x(index), rows, blocks)
+    if n.has(5):
+        n.unify(n.x(5)[0], rows)
+        n.roles(5, {0: "produces"})
+    n.roles(1, {0: "produces", 1: "consumes"})
+    n.length_attribute("N", rows)
+    n.length_attribute("K", x[-1])
+    n.give([*x[:-1], resolve(rows)])
+
+
+def _of_blocks(n: NodeAxes, parameter: Axes, rows: Axis, blocks: Axis) -> None:
+    """Scales, or zero points of which several may share a byte: (N, count) or (N count)."""
+    count, rest = length(blocks), sum(map(length, parameter)) if len(parameter) == 1 else length(parameter[-1])
+    per_row = rest // length(rows) if len(parameter) == 1 else rest
+    if per_row == count:
+        inner = blocks
+    elif 0 < per_row < count and count % per_row == 0:
+        inner, shared = n.split(blocks, [per_row, count // per_row])
+        n.freeze(shared, "zero points that share a byte")
+    else:
+        n.freeze(blocks, "zero points that share a byte")
+        inner = n.fixed(per_row, "zero points that share a byte")
+    if len(parameter) == 1:
+        n.unify(parameter[0], n.merge([rows, inner]))
+    else:
+        n.unify(parameter[0], rows)
+        n.unify(parameter[-1], inner)
+
+
+@coupling_rule("MoE", domain=MS)
+def MoE(n: NodeAxes) -> None:
+    """x (..., C), router (T, E), fc1 (E, F, C), fc2 (E, C, F), fc3 as fc1, with biases (E, F), (E, C), (E, F).
+
+    Where a gate is stored in fc1, it has 2 F rows: pairs of them, or one half behind the other.
+    """
+    x, fc1, fc2 = n.x(0), n.x(2), n.x(4)
+    C, F = x[-1], fc2[2]
+    n.freeze(fc1[0], "routing chooses among experts")
+    fused = n.attribute("swiglu_fusion", 0)
+    gate = n.fixed(2, "a gate and what it gates")
+    wide = {1: n.merge([F, gate]), 2: n.merge([gate, F])}.get(fused, F) if length(fc1[1]) != length(F) else F
+    for index, axes in ((2, [wide, C]), (3, [wide]), (4, [C, F]), (5, [C]), (6, [F, C]), (7, [F])):
+        if n.has(index):
+            n.unify(n.x(index)[0], fc1[0])
+            for mine, theirs in zip(n.x(index)[1:], axes, strict=True):
+                n.unify(mine, theirs)
+    for index in (2, 6):
+        n.roles(index, {1: "produces", 2: "consumes"})
+    n.roles(4, {1: "produces", 2: "consumes"})
+    for index in (3, 5, 7):
+        n.roles(index, {1: "produces"})
+    n.unify(n.x(1)[-1], fc1[0])
+    n.give([*x[:-1], resolve(C)])

@@ -14,13 +14,14 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
+from onnxprune.graph import sessions
 from onnxprune.methods.base import Context, Outcome
 from onnxprune.methods.snacs import acmi_select as rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.connections import Layer
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
-from onnxprune.outputs import measures
+from onnxprune.outputs import metrics
 
 if TYPE_CHECKING:
     from onnxprune.methods.snacs.snacs import Settings
@@ -65,14 +66,14 @@ def prune_connections(
     samples = context.samples
     assert samples is not None
     few = samples.subset(snacs.balanced(samples, snacs.JOINT_SAMPLES, context.seed + 1))
-    reference = measures.reference(context.model, few, context.outputs)
+    reference = metrics.outputs_on(sessions.open_session(context.model), few)
 
     def zeroed(fraction: float) -> tuple[ir.Model, Masks]:
         masks = rules.select_connections(scores, limits, fraction, shielded)
         return _zero(context, layers, masks, groups, activations), masks
 
     def error(fraction: float) -> float:
-        return snacs.disagreement(zeroed(fraction)[0], reference)
+        return snacs.disagreement(metrics.outputs_on(sessions.open_session(zeroed(fraction)[0]), few), reference)
 
     if settings.density or context.target is not None:  # the smallest fraction that leaves at most what is allowed
         pairs = [(layer.node, layer.initializer) for layer in layers]

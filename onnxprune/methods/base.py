@@ -72,6 +72,7 @@ class Outcome:
     model: ir.Model | None = None
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    prices: Mapping[Dim, float] = field(default_factory=dict)  # factors of whole Dims, from the allocation
 
     @property
     def ranking(self) -> Mapping[Dim, np.ndarray]:

@@ -269,7 +269,7 @@ def _compare(
     if labels is not None:
         decided = y.dtype.kind in "iu" and y.shape == labels[rows].shape  # the class itself, as tabular models give
         return TOP1, _share(y == labels[rows]) if decided else top1(_classes(y), labels[rows])
-    if _is_classes(y) and not regression:
+    if is_classes(y) and not regression:
         name = next(iter(outputs))
         return AGREEMENT, agreement(_classes(y), _classes(np.asarray(reference[name])))
     # Outputs whose size depends on the input cannot be subtracted where the sizes differ, nor can texts.
@@ -287,11 +287,12 @@ def _compare(
     return RELATIVE_ERROR, relative_error(y_all, original)
 
 
-def _is_classes(y: np.ndarray) -> bool:
+def is_classes(y: np.ndarray) -> bool:
+    """Whether `y` is a row of classes for each sample."""
     # (N, A, 1) is a number for each of A places, as detectors give.
     return y.dtype.kind == "f" and y.ndim in (2, 4) and y.shape[1] > 1 and all(size == 1 for size in y.shape[2:])
 
 
 def _classes(y: np.ndarray) -> np.ndarray:
     """(N, C) of (N, C, 1, 1); other shapes as they are."""
-    return y.reshape(y.shape[:2]) if _is_classes(y) else y
+    return y.reshape(y.shape[:2]) if is_classes(y) else y

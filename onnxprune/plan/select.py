@@ -5,7 +5,7 @@ sizes, so what a removal saves includes its consumers' slices and shrinks as the
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 
 import numpy as np
@@ -52,15 +52,19 @@ class Block:
     score: float  # mean over its units
 
 
-def select(scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = False) -> dict[Dim, np.ndarray]:
+def select(
+    scores: Scores, cost: Cost, budget: Budget, *, comparable: bool = False, prices: Mapping[Dim, float] | None = None
+) -> dict[Dim, np.ndarray]:
     """Kept positions (size,) by Dim, so that every target holds with as little score removed as possible.
 
     comparable: scores mean the same in every Dim, so they are weighed against what each removal saves; otherwise
-    they are compared in units of their Dim's mean.
+    they are compared in units of their Dim's mean. prices: what the scores of a whole Dim are then multiplied with.
     Raises: BudgetError when a target cannot be met, with the nearest that can.
     """
     check_targets(budget.targets)
     blocks = [block for dim, values in scores.items() for block in _blocks(dim, values, budget, comparable)]
+    if prices:
+        blocks = [replace(block, score=block.score * prices.get(block.dim, 1.0)) for block in blocks]
     limits: dict[Kind, float] = {kind: budget.limit(kind, cost) for kind in budget.targets}
     _check_reachable(blocks, cost, budget)
     sizes: dict[Dim, int] = {}

@@ -24,7 +24,7 @@ from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import forecast, measuring, schedule, search, settings, targets
+from onnxprune.run import allocation, forecast, measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_devices, check_paths, file_sha256
 from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
@@ -98,6 +98,7 @@ def prune_subject(
     _check_form(subject.model, options)
     forecast.tell(subject, options, clock, method=options.method)
     subject, outcome = schedule.scored(subject, base.get(options.method), options, clock)
+    outcome = allocation.allocated(subject, outcome, options, clock)
 
     def make(keep: Keep, notes: Sequence[str]) -> Result:
         notes = (*outcome.notes, *notes)

@@ -119,11 +119,16 @@ def one_shot(subject: Subject, outcome: Outcome, options: Options, targets: Targ
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:
         try:
-            return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
+            return Choice(_selected(subject, outcome, tried), notes)
         except BudgetError:
             continue
     tried, notes = tries[-1]
-    return Choice(select(outcome.ranking, subject.cost, tried, comparable=outcome.comparable), notes)
+    return Choice(_selected(subject, outcome, tried), notes)
+
+
+def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
+    ranking, prices = outcome.ranking, outcome.prices
+    return select(ranking, subject.cost, budget, comparable=outcome.comparable, prices=prices)
 
 
 def near_the_target(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Choice:

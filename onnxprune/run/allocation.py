@@ -1,0 +1,254 @@
+"""How many units of each dimension go: a step of its own between scores and selection, for every method.
+
+A method orders the units of a dimension, and its global order says how many of each go. That may be measured
+instead: what counts is what the whole model loses at the size that was asked for, after a cheap recovery.
+
+    method     the method's own global order
+    uniform    every dimension keeps the same share
+    measured   the best of several priors, then dimensions made dearer or cheaper, group by group, where that helps
+
+Each candidate is cut, its constants are pushed, it is refitted on a few samples, and its answers are compared with the
+original's on mixtures of samples to which nothing is fitted (see recover/fair.py).
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from onnxprune import surgery
+from onnxprune.coupling import Dim
+from onnxprune.data import batch_axes, input_infos, split
+from onnxprune.errors import BudgetError, UsageError
+from onnxprune.graph import sessions
+from onnxprune.methods import base
+from onnxprune.methods.base import Outcome
+from onnxprune.options import TARGETS, Options
+from onnxprune.outputs import metrics
+from onnxprune.recover import constants, fair, levels, reconstruct
+from onnxprune.run import schedule, search
+from onnxprune.run.search import Choice
+from onnxprune.run.subject import Subject
+from onnxprune.system.clock import Clock
+
+LOG = logging.getLogger("onnxprune")
+FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures that it is compared on
+SECONDS, TIME_SHARE = 300.0, 0.15  # that candidates may take, of the time of the run where one was given
+COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decides alike in two runs
+FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
+GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
+BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A ranking, what it selects, and what that loses on each sample (N,)."""
+
+    name: str
+    outcome: Outcome
+    choice: Choice
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.mean())
+
+    def beats(self, other: "Candidate") -> bool:
+        gaps = self.losses - other.losses
+        return float(gaps.mean()) < -BETTER * float(gaps.std()) / len(gaps) ** 0.5
+
+
+def allocated(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Outcome:
+    """`outcome` with the ranking that the allocation asked for makes of it."""
+    if outcome.zeros or (outcome.keep is not None and not options.target):
+        return outcome
+    if options.allocate == "uniform":
+        return uniform(outcome)
+    if options.allocate == "measured":
+        if subject.tune is None or len(subject.tune) < levels.FEWEST_TRAINED:
+            raise UsageError("--allocate measured needs samples; give --data, or choose method or uniform")
+        with clock("allocate"):
+            return _measured(subject, outcome, options)
+    if options.allocate is None and subject.tune is None:
+        return _streams_whole(subject, outcome, options)
+    return outcome
+
+
+def _streams_whole(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+    """Without samples nothing can be refitted, and what a stream loses is lost to all that read it."""
+    spared = without(outcome, subject.coupling.residual)
+    if not spared.scores or len(spared.scores) == len(outcome.scores):
+        return outcome
+    try:
+        search.one_shot(subject, spared, options, _targets(options))
+    except BudgetError:
+        return outcome
+    note = "widths of residual streams stay whole, for there are no samples to refit by (--allocate method cuts them)"
+    return replace(spared, notes=(*spared.notes, note))
+
+
+def _targets(options: Options) -> search.Targets:
+    found = {TARGETS[key]: share for key, share in options.target.items() if key != "latency"}
+    return found or {"macs": 0.5}  # type: ignore[return-value]
+
+
+# Rankings ---------------------------------------------------------------------------------------------------------
+
+
+def uniform(outcome: Outcome) -> Outcome:
+    """The same order within each Dim; all lose the same share."""
+    ranks = {
+        dim: (np.argsort(np.argsort(values, kind="stable")) + 0.5) / len(values) for dim, values in _orders(outcome)
+    }
+    return replace(outcome, scores=ranks, losses=False, comparable=False, limits={}, keep=None)
+
+
+def _orders(outcome: Outcome) -> Iterator[tuple[Dim, np.ndarray]]:
+    return ((dim, np.asarray(values, np.float64)) for dim, values in outcome.ranking.items())
+
+
+def without(outcome: Outcome, dims: frozenset[Dim]) -> Outcome:
+    """`outcome` without these Dims, which then stay whole."""
+    scores = {dim: values for dim, values in outcome.scores.items() if dim not in dims}
+    return replace(outcome, scores=scores, keep=None)
+
+
+def reordered(widths: Outcome, order: Outcome) -> Outcome:
+    """The values of `widths`, which decide how many go, on the units in the order of `order`, which decides which."""
+    scores = {}
+    for dim, values in _orders(order):
+        found = np.empty(len(values))
+        found[np.argsort(values, kind="stable")] = np.sort(np.asarray(widths.ranking[dim], np.float64))
+        scores[dim] = found
+    return replace(order, scores=scores, losses=False, comparable=widths.comparable, limits={}, keep=None)
+
+
+def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
+    """`outcome` with units of these Dims `factor` times as dear."""
+    return replace(outcome, prices={**outcome.prices, **{dim: outcome.prices.get(dim, 1.0) * factor for dim in dims}})
+
+
+# Measuring --------------------------------------------------------------------------------------------------------
+
+
+def _measured(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+    start = perf_counter()
+    evaluate = _evaluator(subject, options)
+    tried: list[Candidate] = []
+    for name, ranking in _priors(subject, outcome, options):
+        tried += _tried(name, ranking, subject, options, evaluate)
+    if not tried:
+        return outcome  # the selection proper says what cannot be met
+    each = (perf_counter() - start) / len(tried)
+    seconds = SECONDS if options.time is None else TIME_SHARE * options.time
+    count = max(n for n in COUNTS if n <= max(COUNTS[0], seconds / max(each, 1e-9)))
+    best, moves = min(tried, key=lambda candidate: candidate.loss), 0
+    prior = best
+    for factor in FACTORS:
+        for dims in _groups(subject, best.outcome):
+            for by in (factor, 1 / factor):
+                if len(tried) >= count:
+                    break
+                found = _tried(best.name, priced(best.outcome, dims, by), subject, options, evaluate)
+                tried += found
+                if found and found[0].beats(best):
+                    best, moves = found[0], moves + 1
+                    break  # not back again
+    own = next((c for c in tried if c.name == "method"), tried[0])
+    note = (
+        f"widths: measured, {len(tried)} candidates, best prior '{prior.name}' ({prior.loss:.4f}), "
+        f"{moves} moves to {best.loss:.4f}; the method's own widths lose {own.loss:.4f}"
+    )
+    LOG.info("  %s", note)
+    return replace(best.outcome, notes=(*outcome.notes, note))
+
+
+def _tried(
+    name: str, ranking: Outcome, subject: Subject, options: Options, evaluate: Callable[[Choice], np.ndarray]
+) -> list[Candidate]:
+    """The candidate, or none where the budget cannot be met by it."""
+    try:
+        choice = search.near_the_target(subject, ranking, options, _targets(options))
+    except BudgetError:
+        return []
+    found = Candidate(name, ranking, choice, evaluate(choice))
+    LOG.debug("  %s: loss %.4f", name, found.loss)
+    return [found]
+
+
+def _priors(subject: Subject, outcome: Outcome, options: Options) -> Iterator[tuple[str, Outcome]]:
+    streams = subject.coupling.residual & outcome.scores.keys()
+    found = {"method": outcome, "uniform": uniform(outcome)}
+    if options.method != "taylor":
+        with_taylor = replace(options, method="taylor", method_options={})
+        try:
+            widths = schedule.score(subject, base.get("taylor"), with_taylor, Clock())
+            found["taylor"] = reordered(widths, outcome)
+        except UsageError as error:  # no gradient reaches the weights
+            LOG.debug("  no widths by taylor: %s", error)
+    for name, ranking in found.items():
+        yield name, ranking
+        if streams and len(streams) < len(outcome.scores):
+            yield f"{name}, streams whole", without(ranking, frozenset(streams))
+
+
+def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:
+    """Dims that are made dearer or cheaper together: neighbors inside blocks, and each stream by itself."""
+    streams = [[dim] for dim in outcome.scores if dim in subject.coupling.residual]
+    inner = [dim for dim in outcome.scores if dim not in subject.coupling.residual]
+    parts = np.array_split(np.arange(len(inner)), min(GROUPS, max(1, len(inner))))
+    return [*streams, *([inner[k] for k in part] for part in parts if len(part))]
+
+
+def _evaluator(subject: Subject, options: Options) -> Callable[[Choice], np.ndarray]:
+    """A function that gives the losses (N,) of the whole model, cut by a choice and cheaply recovered."""
+    assert subject.tune is not None
+    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), options.seed)
+    learned = learned.subset(np.arange(min(FITTED, len(learned))))
+    held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, options.seed)
+    original = metrics.outputs_on(sessions.open_session(subject.model), held)
+
+    known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same
+
+    def losses(choice: Choice) -> np.ndarray:
+        key = b"".join(np.packbits(choice.keep[dim]).tobytes() for dim in sorted(choice.keep, key=lambda d: d.name))
+        if key not in known:
+            known[key] = measured(choice)
+        return known[key]
+
+    def measured(choice: Choice) -> np.ndarray:
+        model = surgery.cut(subject.coupling, choice.keep)
+        constants.push(subject.coupling, choice.keep, model, learned, limit=FITTED // 2)
+        reconstruct.refit(subject.coupling, choice.keep, model, learned, limit=FITTED, seed=options.seed)
+        return distances(metrics.outputs_on(sessions.open_session(model), held), original)
+
+    return losses
+
+
+def distances(outputs: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray]) -> np.ndarray:
+    """How far outputs are from the original's on each sample (N,): between distributions over classes half of the sum
+    of differences, else the relative error; the mean over all outputs of floats."""
+    found = [
+        _between_classes(y, t) if metrics.is_classes(t) else metrics.relative_error(y, t)
+        for (name, t), y in ((item, outputs[item[0]]) for item in original.items())
+        if t.dtype.kind == "f" and y.shape == t.shape and t.ndim > 0
+    ]
+    if not found:
+        raise UsageError("--allocate measured: no output of the model can be compared; choose method or uniform")
+    return np.mean(found, axis=0)
+
+
+def _between_classes(y: np.ndarray, t: np.ndarray) -> np.ndarray:
+    p, q = (_probabilities(z.reshape(len(z), -1).astype(np.float64), t) for z in (y, t))
+    return 0.5 * np.abs(p - q).sum(axis=1)
+
+
+def _probabilities(z: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Rows that sum to one: as they are where the original's do, else their softmax."""
+    flat = original.reshape(len(original), -1)
+    if (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1, atol=1e-3):
+        return z
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)

@@ -1,0 +1,99 @@
+"""Where widths come from: the method, the same share everywhere, or a measurement of the whole model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import DIGITS
+
+from onnxprune.errors import UsageError
+from onnxprune.methods import base
+from onnxprune.methods.base import Outcome
+from onnxprune.options import Options
+from onnxprune.plan import cost
+from onnxprune.run import allocation, schedule, search
+from onnxprune.run.subject import Subject, prepare
+from onnxprune.system.clock import Clock
+
+OPTIONS = Options(method="l1", target={"macs": 0.4}, data="digits", recover="reconstruct", latency=False, align=1)
+
+
+@pytest.fixture(scope="module")
+def scored() -> tuple[Subject, Outcome]:
+    subject = prepare(Path(DIGITS), OPTIONS, Clock())
+    return schedule.scored(subject, base.get("l1"), OPTIONS, Clock())
+
+
+def kept(subject: Subject, outcome: Outcome, options: Options = OPTIONS) -> dict:
+    return dict(search.near_the_target(subject, outcome, options, {"macs": 0.4}).keep)
+
+
+def test_uniform_keeps_the_same_share_of_every_dimension_in_the_methods_order(scored):
+    subject, outcome = scored
+    keep = kept(subject, allocation.allocated(subject, outcome, replace(OPTIONS, allocate="uniform"), Clock()))
+    shares = [mask.mean() for mask in keep.values()]
+    assert max(shares) - min(shares) < 0.1  # what the budget leaves over is given back to some
+    for dim, mask in keep.items():
+        assert outcome.scores[dim][mask].min() >= outcome.scores[dim][~mask].max()
+    assert subject.cost.total("macs", cost.keep_sizes(keep)) <= 0.4 * subject.cost.total("macs")
+
+
+def test_dearer_dimensions_keep_more_and_the_budget_holds(scored):
+    subject, outcome = scored
+    dims = allocation._groups(subject, outcome)[1]
+    plain = kept(subject, outcome)
+    dear = kept(subject, allocation.priced(outcome, dims, 2.0))
+    assert sum(dear[dim].sum() for dim in dims) > sum(plain[dim].sum() for dim in dims)
+    assert subject.cost.total("macs", cost.keep_sizes(dear)) <= 0.4 * subject.cost.total("macs")
+
+
+def test_widths_of_one_method_with_the_order_of_another(scored):
+    subject, outcome = scored
+    rng = np.random.default_rng(0)
+    widths = replace(outcome, scores={dim: rng.random(dim.size) * (k + 1) for k, dim in enumerate(outcome.scores)})
+    widths = replace(widths, comparable=True)
+    both = kept(subject, allocation.reordered(widths, outcome))
+    assert {d: m.sum() for d, m in both.items()} == {d: m.sum() for d, m in kept(subject, widths).items()}
+    for dim, mask in both.items():
+        if not mask.all():
+            assert outcome.scores[dim][mask].min() >= outcome.scores[dim][~mask].max()
+
+
+def test_measured_widths_lose_less_than_the_methods_own_and_the_same_seed_gives_the_same(scored):
+    subject, outcome = scored
+    options = replace(OPTIONS, allocate="measured", time=1.0)  # the fewest candidates
+    evaluate = allocation._evaluator(subject, options)
+    found = [allocation.allocated(subject, outcome, options, Clock()) for _ in range(2)]
+    one, two = (kept(subject, each) for each in found)
+    assert all(np.array_equal(one[dim], two[dim]) for dim in one)
+    own = evaluate(search.near_the_target(subject, outcome, options, {"macs": 0.4})).mean()
+    new = evaluate(search.near_the_target(subject, found[0], options, {"macs": 0.4})).mean()
+    assert new < 0.8 * own
+    assert any("widths: measured" in note for note in found[0].notes)
+
+
+def test_without_samples_residual_streams_stay_whole_where_the_target_allows():
+    options = Options(method="l1", target={"macs": 0.5}, latency=False, align=1)
+    subject = prepare(Path(DIGITS), options, Clock())
+    subject, outcome = schedule.scored(subject, base.get("l1"), options, Clock())
+    streams = subject.coupling.residual & outcome.scores.keys()
+    assert streams
+    spared = allocation.allocated(subject, outcome, options, Clock())
+    assert not streams & spared.scores.keys()
+    assert any("residual streams stay whole" in note for note in spared.notes)
+    for other in (replace(options, target={"macs": 0.05}), replace(options, allocate="method")):
+        assert allocation.allocated(subject, outcome, other, Clock()) is outcome
+    with pytest.raises(UsageError, match="--allocate measured needs samples"):
+        allocation.allocated(subject, outcome, replace(options, allocate="measured"), Clock())
+
+
+def test_distances_are_of_distributions_or_relative():
+    logits = np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32))
+    other = np.log(np.array([[0.5, 0.5], [0.4, 0.6]], np.float32))
+    assert allocation.distances({"y": other}, {"y": logits}) == pytest.approx([0.0, 0.5], abs=1e-6)
+    assert allocation.distances({"y": np.exp(other)}, {"y": np.exp(logits)}) == pytest.approx([0.0, 0.5], abs=1e-6)
+    x = np.ones((2, 3, 4), np.float32)
+    assert allocation.distances({"y": 1.5 * x}, {"y": x}) == pytest.approx([0.5, 0.5])
+    with pytest.raises(UsageError, match="no output"):
+        allocation.distances({"y": np.ones(2, np.int64)}, {"y": np.ones(2, np.int64)})

@@ -1,7 +1,8 @@
 """What Python users call."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,52 @@ from onnxprune.coupling import analyze as analyze_normalized
 from onnxprune.errors import UsageError
 from onnxprune.options import TABLE, Options, options_of
 from onnxprune.run import pipeline
+from onnxprune.system.atomic_files import scratch
+from onnxprune.system.clock import Event, listening
+
+Model = str | Path | bytes | onnx.ModelProto | ir.Model
 
 
-def prune(source: str | Path, out: str | Path, **options: Any) -> pipeline.Result:
-    """Prunes the model in file `source` into file `out`; options are those of the command line, see `Options`.
+def prune(
+    source: Model,
+    out: str | Path | None = None,
+    *,
+    on_step: Callable[[Event], object] | None = None,
+    **options: Any,
+) -> pipeline.Result:
+    """Prunes a model, given as a file, bytes, an onnx or an onnx_ir model, into file `out`, if one is given.
 
-    Raises: OnnxPruneError when the input is bad, a target cannot be met or the proof fails; `out` is not written then.
+    options: those of the command line, see `Options`; data may also be an array, a dict of arrays, an (x, y) tuple, a
+    list, an iterator, or a torch Dataset or DataLoader. `result.model` is the pruned model: of the kind of `source`
+    where that is an onnx_ir model, else an onnx one. on_step: called with an Event at the begin and end of each step.
+    Raises: OnnxPruneError when the input is bad, a target cannot be met or the proof fails; nothing is written then.
     """
-    return pipeline.prune(source, out, _options(options, f"onnxprune.prune({str(source)!r}, {str(out)!r}, ...)"))
+    told = repr(str(source)) if isinstance(source, str | Path) else type(source).__name__
+    asked = _options(options, f"onnxprune.prune({told}, {str(out)!r}, ...)")
+    with scratch() as folder, listening(on_step):
+        path = source if isinstance(source, str | Path) else _file_of(source, Path(folder, "model.onnx"))
+        result = pipeline.prune(path, out if out is not None else Path(folder, "pruned.onnx"), asked)
+        if out is not None:
+            return result
+        made = onnx.load(result.after.path)  # with its weights, before the folder goes
+    after = replace(result.after, path="")
+    models = tuple(after if model is result.after else model for model in result.report.models)
+    kept = ir.from_proto(made) if isinstance(source, ir.Model) else made
+    return replace(result, after=after, report=replace(result.report, models=models), made=kept)
+
+
+def _file_of(model: bytes | onnx.ModelProto | ir.Model, path: Path) -> Path:
+    """`path`, to which `model` was written. Raises: UsageError for what is no model."""
+    if isinstance(model, ir.Model):
+        graph.save(model, path)
+    elif isinstance(model, onnx.ModelProto):
+        large = model.ByteSize() > graph.PROTOBUF_LIMIT_BYTES
+        onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
+    elif isinstance(model, bytes | bytearray | memoryview):
+        path.write_bytes(model)
+    else:
+        raise UsageError(f"a model is {type(model).__name__}; give a path, bytes, an onnx.ModelProto or an ir.Model")
+    return path
 
 
 def _signature() -> inspect.Signature:

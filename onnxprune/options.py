@@ -26,6 +26,8 @@ Level = Literal["none", "constants", "reconstruct", "finetune"]
 LEVELS: tuple[Level, ...] = ("none", "constants", "reconstruct", "finetune")
 TARGETS = {"macs": "macs", "params": "params", "size": "bytes", "latency": "latency"}
 
+AUTO = "auto"
+DATA_FREE = "fpgm"  # the method where there are no samples and none was asked for
 RELATIVE_ERROR = "relative_error"  # the metric that --metric knows by name: outputs are numbers, not classes
 # KEY of --finetune KEY=VALUE -> the type of its value.
 TUNING: Mapping[str, type] = {
@@ -274,7 +276,8 @@ class Options:
     """Options of the prune command; the names and defaults are those of the command line."""
 
     # fmt: off
-    method: str = option("snacs", TEXT, REMOVE, "see 'onnxprune methods'", "NAME")
+    method: str = option(
+        AUTO, TEXT, REMOVE, "see 'onnxprune methods'", "NAME", shown=f"snacs; without --data {DATA_FREE}")
     target: Mapping[str, float] = option(
         {}, SHARES, REMOVE, f"what may remain, of {', '.join(TARGETS)}; repeatable, all must hold", "KEY=FRACTION",
         shown="snacs decides, else macs=0.5")
@@ -362,10 +365,14 @@ class Options:
 
     progress: bool = False  # bars on a terminal
     command: str = ""  # as it was given, for the report
+    method_found: bool = False  # none was asked for
 
     def __post_init__(self) -> None:
         for row in TABLE.values():
             row.check(getattr(self, row.name))
+        if self.method == AUTO:
+            object.__setattr__(self, "method", "snacs" if self.data is not None else DATA_FREE)
+            object.__setattr__(self, "method_found", True)
         for key, fraction in self.target.items():
             if key not in TARGETS:
                 raise UsageError(f"--target {key}: unknown; choose of {', '.join(TARGETS)}")

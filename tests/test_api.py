@@ -1,5 +1,8 @@
 """What Python users call."""
 
+import threading
+
+import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
@@ -64,3 +67,109 @@ def test_analyze_takes_files_and_models(cnn_path):
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = onnxprune.prunes
+
+
+DATA_FREE = {"method": "l1", "latency": False, "target": {"macs": 0.9}, "align": 1}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [lambda p: p, lambda p: p.SerializeToString(), ir.from_proto, lambda p: memoryview(p.SerializeToString())],
+    ids=["proto", "bytes", "ir", "memoryview"],
+)
+def test_a_model_in_memory_gives_a_model_in_memory_and_no_file(tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    proto = filled(CNN)
+    result = onnxprune.prune(given(proto), **DATA_FREE)
+    if isinstance(given(proto), ir.Model):
+        assert isinstance(result.model, ir.Model)
+    else:
+        onnx.checker.check_model(result.model)
+    assert result.after.macs < result.before.macs
+    assert result.after.path == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_in_a_file_is_read_from_there(cnn_path, tmp_path):
+    result = onnxprune.prune(filled(CNN), tmp_path / "o.onnx", **DATA_FREE)
+    assert result.model == onnx.load(tmp_path / "o.onnx")
+    assert onnxprune.prune(cnn_path, **DATA_FREE).model == result.model
+
+
+@pytest.mark.parametrize("model", [None, 3, ["a"]])
+def test_what_is_no_model_is_a_usage_error(model):
+    with pytest.raises(UsageError, match=r"give a path, bytes, an onnx\.ModelProto or an ir\.Model"):
+        onnxprune.prune(model, **DATA_FREE)
+
+
+def test_a_result_is_shown_in_one_line_and_in_notebooks(cnn_path):
+    result = onnxprune.prune(cnn_path, **DATA_FREE)
+    assert repr(result).startswith("<onnxprune.Result l1: ")
+    assert "% of the MACs" in repr(result)
+    assert "\n" not in repr(result)
+    assert result._repr_html_().startswith("<table><tr><th></th><th>original</th>")
+
+
+SAMPLES = np.random.default_rng(0).normal(size=(12, 3, 8, 8)).astype(np.float32)
+
+
+class Rows:
+    """As Hugging Face's datasets: numbered dicts of lists."""
+
+    def __len__(self):
+        return len(SAMPLES)
+
+    def __getitem__(self, index):
+        return {"x": SAMPLES[index].tolist(), "label": index % 4}
+
+
+def torch_loader():
+    import torch
+
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(SAMPLES)), batch_size=5)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: SAMPLES,
+        lambda: {"x": SAMPLES},
+        lambda: (SAMPLES, np.arange(12) % 4),
+        lambda: list(SAMPLES),
+        lambda: iter(SAMPLES),
+        lambda: ((x, k % 4) for k, x in enumerate(SAMPLES)),
+        torch_loader,
+        Rows,
+    ],
+    ids=["array", "dict", "tuple", "list", "iterator", "generator", "loader", "rows"],
+)
+def test_samples_of_any_form(cnn_path, made):
+    result = onnxprune.prune(cnn_path, **DATA_FREE, data=made(), recover="constants")
+    assert result.after.accuracy.samples == 2
+
+
+def test_threads_prune_beside_each_other_and_stdout_stays(cnn_path, capsys):
+    import sys
+
+    before, found = sys.stdout, []
+
+    def work():
+        found.append(onnxprune.prune(cnn_path, **DATA_FREE).after.macs)
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1
+    assert len(found) == 3
+    assert sys.stdout is before
+    print("still there")
+    assert capsys.readouterr().out == "still there\n"
+
+
+def test_events_tell_of_every_step(cnn_path):
+    seen = []
+    onnxprune.prune(cnn_path, **DATA_FREE, on_step=seen.append)
+    assert [event.name for event in seen if event.seconds is None][:2] == ["load", "normalize"]
+    assert [event.name for event in seen if event.seconds is not None][:2] == ["load", "normalize"]

@@ -14,6 +14,7 @@ from onnxprune.cli.parser import (
     add,
     data_arguments,
     in_group,
+    json_argument,
     options_of,
     prune_parser,
     set_logging,
@@ -28,7 +29,6 @@ def prune(given: list[str]) -> int:
     """The default command."""
     parser = prune_parser()
     if not given:
-        parser.print_usage(sys.stderr)
         parser.error("a model and the path of the result are required")
     settings = settings_of(parser, given)
     if "config" in settings:
@@ -44,18 +44,20 @@ def prune(given: list[str]) -> int:
 
 
 def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
-    from onnxprune.report import print_report
+    from onnxprune.report import as_json, print_report, verdict
 
     if processes.launched()[0] > 0:  # the first process prints
         return
     proof = result.report.verify
     told = f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}"
+    lines = [told, *([result.report.quantize["proof"]] if result.report.quantize is not None else [])]
     try:
-        with streams.printing() as stream:
-            print_report(result.report, stream)
-            print(told, file=stream)
-            if result.report.quantize is not None:
-                print(result.report.quantize["proof"], file=stream)
+        if settings.get("json"):
+            streams.say(as_json(result.report).rstrip("\n"))
+        else:
+            with streams.printing() as stream:
+                print_report(result.report, stream)
+                print(*lines, verdict(result.report), sep="\n", file=stream)
     except streams.PrintError as error:  # the work is done all the same
         print(f"warning: {result.after.path} was written, but {error}", file=sys.stderr)
     if not settings.get("quiet"):
@@ -135,6 +137,7 @@ def _apply(given: list[str]) -> int:
     add(recovery, *(name for name in in_group(RECOVERY) if name != "recover"))
     add(parser, "latency", "pack", "report", "seed")
     add(parser, "quantize", help="as of pruning (default: the plan's; none leaves the result in floats)")
+    json_argument(parser)
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, shlex.join(["onnxprune", "apply", *given]))
@@ -158,6 +161,7 @@ def _verify(given: list[str]) -> int:
     add(parser, "seed", help="of the random inputs (default: 0)")
     parser.add_argument("--any-weights", action="store_true", help="OUT was tuned further after it was written")
     data_arguments(parser)
+    json_argument(parser)
     verbosity(parser)
     settings = settings_of(parser, given)
     options = options_of(settings, "")
@@ -166,7 +170,11 @@ def _verify(given: list[str]) -> int:
     files = (settings["input"], settings["output"], settings["plan_file"])
     found, what = replay.check(*files, options, any_weights=settings["any_weights"])
     numbers = f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples"
-    streams.say(f"{what}: {numbers}{_told(found)}")
+    if settings["json"]:
+        held = {"what": what, "max_abs": found.max_abs, "scale": found.scale, "samples": found.samples}
+        streams.say(json.dumps({"format": "onnxprune-verify/1", "ok": True, **held, "note": found.note}, indent=1))
+    else:
+        streams.say(f"{what}: {numbers}{_told(found)}")
     return 0
 
 
@@ -185,9 +193,10 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--cuda-graph", action="store_true", help="capture and replay a CUDA graph (default: off)")
     parser.add_argument("--prefer-nhwc", action="store_true", help="let the CUDA provider use NHWC (default: off)")
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
+    json_argument(parser)
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune.report import check_report_path, print_report
+    from onnxprune.report import as_json, check_report_path, print_report
     from onnxprune.run import checks
     from onnxprune.studies.bench import run_bench
 
@@ -203,6 +212,9 @@ def _bench(given: list[str]) -> int:
         command=shlex.join(["onnxprune", "bench", *given]),
         **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc")},
     )
+    if settings["json"]:
+        streams.say(as_json(found).rstrip("\n"))
+        return 0
     with streams.printing() as stream:
         print_report(found, stream)
     return 0

@@ -51,6 +51,7 @@ def parser() -> cli.Parser:
     made.add_argument("--latency", action="store_true", help="measure latency, too (default: off)")
     cli.add(made, *cli.SELECTION, *cli.TRAINING)
     cli.data_arguments(made)
+    cli.json_argument(made)
     cli.verbosity(made)
     return made
 
@@ -77,7 +78,8 @@ def run(arguments: list[str]) -> int:
         show=lambda head, rows: compare.write(folder, head, rows),
     )
     lines = compare.write(folder, head, rows)
-    streams.say(_original(head) + tables.plain(lines).rstrip("\n"))
+    table = tables.to_json(head, rows, lines) if settings["json"] else _original(head) + tables.plain(lines)
+    streams.say(table.rstrip("\n"))
     LOG.info("table and plot are in %s", folder)
     return 0 if any(line.seeds for line in lines) else EXIT_NOTHING
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not verbose:  # those of libraries, which no user can act on
             warnings.simplefilter("ignore")
         try:
-            with terminable(), streams.results_apart():
+            with terminable(), streams.results_apart(), own_logging():
                 return dispatch(without_plugins(given))
         except Leave as stop:  # argparse after --help
             return int(stop.code or 0)
@@ -43,6 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with contextlib.suppress(OSError, ValueError):  # nobody can be told
                 print(f"onnxprune: {' '.join(message.split())}", file=sys.stderr)
             return code
+
+
+@contextlib.contextmanager
+def own_logging() -> Iterator[None]:
+    """What a command sets of our logger is as before when it ends: the process may be the user's."""
+    before = LOG.handlers[:], LOG.level, LOG.propagate
+    try:
+        yield
+    finally:
+        for handler in LOG.handlers:
+            if handler not in before[0]:
+                handler.close()
+        LOG.handlers[:], LOG.propagate = before[0], before[2]
+        LOG.setLevel(before[1])
 
 
 @contextlib.contextmanager
@@ -86,6 +100,8 @@ def dispatch(given: list[str]) -> int:
         if first != "apply":
             require_one(f"'onnxprune {first}'")
         return COMMANDS[first](given[1:])
+    if first in ("help", "prune") and not Path(first).is_file():
+        return dispatch([*given[1:], "--help"] if first == "help" or not given[1:] else given[1:])
     if first == "--version":
         from onnxprune.plan import tool_version
 

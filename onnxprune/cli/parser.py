@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from onnxprune import options
+from onnxprune.cli.patience import Patient
 from onnxprune.errors import UsageError
 from onnxprune.options import DATA, MEASURE, RECOVERY, REMOVE, SWITCH, TABLE, Option, Options
 from onnxprune.system import streams
@@ -70,6 +71,7 @@ def prune_parser() -> Parser:
     group.add_argument(
         "--config", type=Path, metavar="FILE.toml", help="any of these options; the command line wins (default: none)"
     )
+    json_argument(group)
     verbosity(group)
     return parser
 
@@ -122,6 +124,11 @@ def data_arguments(parser: argparse.ArgumentParser) -> None:
     add(parser.add_argument_group(DATA), *in_group(DATA))
 
 
+def json_argument(parser: argparse._ActionsContainer) -> None:
+    """Adds --json."""
+    parser.add_argument("--json", action="store_true", help="the result as JSON on stdout, nothing else there")
+
+
 def verbosity(parser: argparse._ActionsContainer) -> None:
     """Adds -q and -v."""
     parser.add_argument("-q", "--quiet", action="store_true", default=None, help="results and errors only")
@@ -141,14 +148,15 @@ def options_of(settings: dict[str, Any], command: str = "") -> Options:
 
 
 def set_logging(settings: dict[str, Any]) -> None:
-    """Messages on stderr: steps on a terminal or with -v, warnings always, with -q errors only.
+    """Messages on stderr: steps and warnings, with -q errors only.
 
-    Elsewhere than on a terminal steps are left out, so that an error is the one line there.
+    Elsewhere than on a terminal steps wait until the input was accepted, so that an error in it is the one line there.
     """
-    level = logging.INFO if sys.stderr.isatty() else logging.WARNING
+    level = logging.INFO
     if settings.get("quiet") or settings.get("verbose"):
         level = logging.ERROR if settings.get("quiet") else logging.DEBUG
-    handler = logging.StreamHandler(sys.stderr)
+    at_once = sys.stderr.isatty() or settings.get("verbose")
+    handler = logging.StreamHandler(sys.stderr) if at_once else Patient(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOG.handlers[:] = [handler]
     LOG.setLevel(level)

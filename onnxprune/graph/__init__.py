@@ -10,6 +10,7 @@ zipmaps     outputs that are maps
 """
 
 from onnxprune.graph.files import (
+    PROTOBUF_LIMIT_BYTES,
     add_constant,
     all_nodes,
     array_of,
@@ -27,6 +28,7 @@ from onnxprune.graph.files import (
 )
 
 __all__ = [
+    "PROTOBUF_LIMIT_BYTES",
     "add_constant",
     "all_nodes",
     "array_of",

@@ -2,7 +2,6 @@
 
 import contextlib
 import fnmatch
-import io
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -14,6 +13,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, UsageError
+from onnxprune.system.streams import swallowed
 
 QUANTIZED = frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger MatMulNBits".split()
@@ -191,7 +191,7 @@ def quiet() -> Iterator[None]:
     root.setLevel(logging.ERROR)
     named.setLevel(logging.ERROR)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with swallowed():
             yield
     finally:
         root.setLevel(levels[0])

@@ -29,7 +29,8 @@ from onnxprune.measure.records import (
 )
 from onnxprune.report.compare import Regression, compare_reports
 from onnxprune.report.document import document, read_report, schema
-from onnxprune.report.terminal import print_report
+from onnxprune.report.document import to_json as as_json
+from onnxprune.report.terminal import print_report, to_table, verdict
 from onnxprune.report.write import check_report_path, write_report
 
 __all__ = [
@@ -47,12 +48,15 @@ __all__ = [
     "SensitivityCurve",
     "Step",
     "TuningPoint",
+    "as_json",
     "check_report_path",
     "compare_reports",
     "document",
     "print_report",
     "read_report",
     "schema",
+    "to_table",
+    "verdict",
     "with_latencies",
     "write_report",
 ]

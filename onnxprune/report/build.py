@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,11 +56,16 @@ def describe(
         method=made.method,
         seed=made.seed,
         settings=made.settings,
-        data=str(options.data) if options.data is not None else None,
+        data=_told(options.data),
         notes=tuple(notes),
         tool=tool(),
         machine=machine(),
     )
+
+
+def _told(data: Any) -> str | None:
+    """What samples are called: their file or function; of those that Python handed over the type."""
+    return None if data is None else str(data) if isinstance(data, str | Path) else type(data).__name__
 
 
 def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:

@@ -1,9 +1,10 @@
 """The table at the end of a run: one line per number, a column per model and one for the ratio."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
+from markupsafe import escape
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -45,6 +46,57 @@ def plain_table(report: Report) -> str:
     head = header(report)
     lines = [head, *([label, *values, change][: len(head)] for label, values, change in rows(report))]
     return text.columns(lines)
+
+
+def to_table(report: Report) -> str:
+    """The table as HTML, for notebooks, and the verdict below it."""
+    lines = [f"<th>{escape(cell)}</th>" for cell in header(report)]
+    body = "".join(
+        f"<tr><th style='text-align:left'>{escape(label)}</th>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in [*values, change][: len(lines) - 1])
+        + "</tr>"
+        for label, values, change in rows(report)
+    )
+    return f"<table><tr>{''.join(lines)}</tr>{body}</table><p>{escape(verdict(report))}</p>"
+
+
+def verdict(report: Report) -> str:
+    """What came of a run, in one line: how fast, how much smaller, how good."""
+    if len(report.models) < 2:
+        return "nothing to compare"
+    before, after = report.models[0], final(report.models) or report.models[-1]
+    parts = [*_speeds(report, after), *_sizes(before, after), *_quality(before, after)]
+    return ", ".join(parts) or "nothing was measured"
+
+
+def _speeds(report: Report, after: Measurement) -> Iterator[str]:
+    for found in latency_ratios(report, after)[:1]:
+        where = f"on this machine ({text.setting(found)})"
+        low, high = found.interval95 or (found.median, found.median)
+        if low <= 1 <= high:
+            yield f"as fast as the original {where}, within the noise"
+        else:
+            yield f"{text.speedup(found.median).replace('x ', ' times ')} {where}"
+        if next((entry.stable is False for entry in after.latency if entry.setting == found.setting), False):
+            yield "but the machine was too busy to trust that time"
+
+
+def _sizes(before: Measurement, after: Measurement) -> Iterator[str]:
+    for key, name in (("macs", "MACs"), ("bytes", "file size")):
+        share = ratio(getattr(before, key), getattr(after, key))
+        if share is not None:
+            yield f"{text.percent_left(share)} of the {name}"
+
+
+def _quality(before: Measurement, after: Measurement) -> Iterator[str]:
+    if after.accuracy is None:
+        yield "accuracy not measured: no samples"
+        return
+    name, value = text.metric(after.accuracy.metric), text.accuracy(after.accuracy)
+    was = f", {text.accuracy(before.accuracy)} before" if before.accuracy is not None else ""
+    interval = text.accuracy_interval(after.accuracy)
+    noise = f" (95 % interval {interval})" if interval != text.DASH else ""
+    yield f"{name} {value}{noise}{was}"
 
 
 def header(report: Report) -> list[str]:

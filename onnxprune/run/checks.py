@@ -58,10 +58,10 @@ def check_writes(writes: Iterable[Path], reads: Iterable[Path]) -> None:
     reads, seen = list(reads), set()
     for path in writes:
         _check_unread(path, reads)
+        _check_writable(path)
         if path.resolve() in seen:
             raise UsageError(f"{path}: this run has written that file already; choose another path")
         seen.add(path.resolve())
-        _check_writable(path)
 
 
 def _check_unread(path: Path, reads: Iterable[Path]) -> None:

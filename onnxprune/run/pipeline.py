@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxprune import graph, quantize, report, surgery
@@ -30,13 +30,13 @@ from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import packing
 from onnxprune.system import processes
-from onnxprune.system.atomic_files import staged
+from onnxprune.system.atomic_files import scratch, staged
 from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What a run made: the plan, the original and the pruned model as measured, and the whole report."""
 
@@ -44,6 +44,19 @@ class Result:
     before: report.Measurement
     after: report.Measurement
     report: report.Report
+    made: onnx.ModelProto | ir.Model | None = None  # the pruned model, where it was written to no file
+
+    @property
+    def model(self) -> onnx.ModelProto | ir.Model:
+        """The pruned model; read from its file where it was written to one."""
+        return self.made if self.made is not None else onnx.load(str(self.after.path))
+
+    def __repr__(self) -> str:
+        return f"<onnxprune.Result {self.plan.method}: {report.verdict(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """The table of the terminal, for notebooks."""
+        return report.to_table(self.report)
 
 
 def prune(source: str | Path, target_path: str | Path, options: Options) -> Result:
@@ -101,7 +114,7 @@ def prune_subject(
     outcome = allocation.allocated(subject, outcome, options, clock)
 
     def make(keep: Keep, notes: Sequence[str]) -> Result:
-        notes = (*outcome.notes, *notes)
+        notes = (*outcome.notes, *_without_samples(options), *notes)
         given = {"method": options.method, "notes": notes, "zeros": outcome.zeros, "look": look}
         return produce(subject, keep, out, options, clock, **given)
 
@@ -114,6 +127,14 @@ def _check_form(model: ir.Model, options: Options) -> None:
         packing.check(model)
     if quantize.parse(options.quantize) is not None:
         quantize.check_model(model)
+
+
+def _without_samples(options: Options) -> Iterator[str]:
+    if options.data is None and options.method_found:
+        yield (
+            f"no samples were given, so {options.method} chose by the weights alone and nothing was tuned; samples "
+            "bring most of the accuracy back, even without labels: give --data"
+        )
 
 
 def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, options: Options) -> Result:
@@ -187,8 +208,8 @@ def produce(
     dense, finished, proof = _finished(cut_model, twin, subject, options, clock)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
     stored = _quantized(finished, subject, options, clock, known or {})
-    with staged(*files) as places, tempfile.TemporaryDirectory() as scratch:
-        results = _written(finished, stored, places[out], Path(scratch))
+    with staged(*files) as places, scratch() as folder:
+        results = _written(finished, stored, places[out], Path(folder))
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
         made = replace(made, settings=settings.recorded(options, method, history))

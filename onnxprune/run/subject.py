@@ -107,7 +107,7 @@ def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Sample
         return None, read(options.val)
     if options.val is not None:
         return read(options.data), read(options.val)
-    if options.data == "digits":
+    if isinstance(options.data, str) and options.data == "digits":
         return read("digits"), read("digits:test")
     samples = read(options.data)
     assert samples is not None

@@ -1,8 +1,9 @@
 """Wall times of the steps of a run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,6 +16,34 @@ class Step:
 
     name: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """A step that begins, or has ended after so many seconds."""
+
+    name: str
+    seconds: float | None = None
+
+
+# Who is told of steps, in this thread: the function that a user gave to `onnxprune.prune(on_step=...)`.
+LISTENER: ContextVar[Callable[[Event], object] | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def listening(listener: Callable[[Event], object] | None) -> Iterator[None]:
+    """Inside, `listener` is called with an Event at the begin and at the end of every step."""
+    token = LISTENER.set(listener)
+    try:
+        yield
+    finally:
+        LISTENER.reset(token)
+
+
+def _tell(event: Event) -> None:
+    listener = LISTENER.get()
+    if listener is not None:
+        listener(event)
 
 
 class Clock:
@@ -34,6 +63,9 @@ class Clock:
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
         LOG.info("%s ...", name)
+        _tell(Event(name))
         start = perf_counter()
         yield
-        self.steps.append(Step(name, perf_counter() - start))
+        seconds = perf_counter() - start
+        self.steps.append(Step(name, seconds))
+        _tell(Event(name, seconds))

@@ -21,6 +21,7 @@ def folder(tmp_path):
     for name in ("w.bin", "x.npz"):
         (tmp_path / f"link-{name}").symlink_to(tmp_path / name)
         os.link(tmp_path / name, tmp_path / f"hard-{name}")
+    (tmp_path / "circle").symlink_to("circle")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "elsewhere").symlink_to(tmp_path / "nowhere.onnx")
     with socket.socket(socket.AF_UNIX) as made:
@@ -55,6 +56,7 @@ REFUSED = {
     "OUT is a socket": ("m.onnx socket", "socket: is a socket, which is never replaced"),
     "OUT is a device": ("m.onnx /dev/null", "/dev/null: is a device, which is never replaced"),
     "plan is a device": ("m.onnx o.onnx --plan /dev/null", "is a device, which is never replaced"),
+    "plan is a circle of links": ("m.onnx o.onnx --plan circle", "circle: is a link to circle, which would be"),
     "OUT is a link": ("m.onnx elsewhere", "elsewhere: is a link to "),
     "report of inspect is the model": ("inspect m.svg --report m.svg", "has read that file already"),
     "report of bench is a model": ("bench m.onnx b.json --report b.json", "has read that file already"),

@@ -1,0 +1,140 @@
+"""What users are told: steps on stderr, JSON on stdout, the verdict, and the simplest command."""
+
+import json
+import logging
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from networks import DIGITS
+
+from onnxprune.cli.patience import Patient
+
+L1 = ("--method", "l1", "--no-latency")
+
+
+def test_the_simplest_command_works_and_says_what_samples_would_bring(cli, cnn_path, tmp_path):
+    ran = cli(cnn_path, tmp_path / "o.onnx")
+    assert ran.code == 0, ran.err
+    assert "note: no samples were given, so fpgm chose by the weights alone" in ran.err
+    assert ran.out.splitlines()[-1].endswith("accuracy not measured: no samples")
+
+
+def test_a_method_that_was_asked_for_is_not_replaced(cli, cnn_path, tmp_path):
+    ran = cli(cnn_path, tmp_path / "o.onnx", "--method", "snacs")
+    assert ran.code == 2
+    assert "--method snacs needs samples" in ran.err
+    assert "no samples were given" not in cli(cnn_path, tmp_path / "o.onnx", *L1).err
+
+
+def test_steps_are_told_off_a_terminal_and_not_with_quiet(cli, cnn_path, tmp_path):
+    ran = cli(cnn_path, tmp_path / "o.onnx", *L1)
+    steps = [line.removesuffix(" ...") for line in ran.err.splitlines() if line.endswith(" ...")]
+    assert steps[:3] == ["load", "normalize", "data"]
+    assert {"score", "cut", "verify", "finish"} <= set(steps)
+    assert cli(cnn_path, tmp_path / "o.onnx", *L1, "-q").err == ""
+
+
+def said(handler, *lines):
+    for line in lines:
+        handler.handle(logging.LogRecord("onnxprune", logging.INFO, "", 0, line, (), None))
+    return handler.stream.getvalue().splitlines()
+
+
+@pytest.fixture
+def patient():
+    from io import StringIO
+
+    handler = Patient(StringIO())
+    yield handler
+    handler.close()
+
+
+def test_steps_wait_until_the_input_was_accepted(patient):
+    assert said(patient, "load ...", "analyze ...", "score ...", "select ...") == []
+    assert said(patient, "cut ...", "verify ...")[-2:] == ["cut ...", "verify ..."]
+
+
+def test_what_takes_long_is_told_before_it_ends(patient, monkeypatch):
+    monkeypatch.setattr("onnxprune.cli.patience.SCORING_SECONDS", 0.05)
+    said(patient, "load ...", "score ...")
+    deadline = time.monotonic() + 10
+    while not patient.stream.getvalue() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert said(patient) == ["load ...", "score ..."]
+
+
+def test_a_slow_load_is_told(patient):
+    patient.began -= 100
+    assert said(patient, "load ...") == ["load ..."]
+
+
+def test_warnings_do_not_wait(patient):
+    patient.handle(logging.LogRecord("onnxprune", logging.WARNING, "", 0, "careful", (), None))
+    assert patient.stream.getvalue() == "careful\n"
+
+
+# JSON ---------------------------------------------------------------------------------------------------------------
+
+
+def test_json_is_all_that_is_on_stdout(cli, cnn_path, tmp_path, monkeypatch):
+    (tmp_path / "chatty.py").write_text(
+        "import numpy as np\nprint('imported')\ndef make():\n    print('made')\n"
+        "    return np.random.rand(20, 3, 8, 8).astype(np.float32)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    data = ("--data", "chatty:make", "--recover", "constants")
+    ran = cli(cnn_path, "o.onnx", *L1, *data, "--json", "--plan", "p.json")
+    assert json.loads(ran.out)["format"] == "onnxprune-report/1"
+    assert "imported" in ran.err
+    assert json.loads(cli("apply", cnn_path, "p.json", "a.onnx", "--no-latency", "--json").out)["verify"]["ok"]
+    found = json.loads(cli("verify", cnn_path, "o.onnx", "--plan", "p.json", "--json").out)
+    assert found["format"] == "onnxprune-verify/1"
+    assert found["ok"] is True
+    assert found["samples"] > 0
+
+
+def test_json_of_bench(cli, cnn_path, monkeypatch):
+    from onnxprune.measure import QUICK, measure_latency
+    from onnxprune.studies import bench
+
+    monkeypatch.setattr(bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": QUICK}))
+    ran = cli("bench", cnn_path, "--threads", 1, "--json")
+    assert json.loads(ran.out)["models"][0]["latency"][0]["median_ms"] > 0
+
+
+def test_json_of_compare(cli, cnn_path, tmp_path):
+    samples = np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=samples)
+    words = ("--data", tmp_path / "x.npz", "--methods", "l1", "--recover", "none", "--json")
+    assert len(json.loads(cli("compare", cnn_path, "--out", tmp_path / "c", *words).out)["rows"]) == 1
+
+
+# Help and usage -----------------------------------------------------------------------------------------------------
+
+
+def test_help_is_a_command_and_so_is_prune(cli, cnn_path, tmp_path):
+    assert cli("help").out == cli("-h").out == cli("prune").out
+    assert cli("help", "inspect").out == cli("inspect", "-h").out
+    assert cli("prune", cnn_path, tmp_path / "o.onnx", *L1).code == 0
+    assert (tmp_path / "o.onnx").is_file()
+
+
+def test_no_arguments_are_one_line(cli):
+    ran = cli()
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+
+
+def test_a_full_disk_behind_stdout_does_not_undo_what_was_written(tmp_path):
+    words = [sys.executable, "-m", "onnxprune", str(DIGITS), str(tmp_path / "o.onnx"), *L1]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True)
+        asked = subprocess.run([*words[:3], "--version"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert "o.onnx was written, but the results could not be printed (No space left on device)" in done.stderr
+    assert (tmp_path / "o.onnx").is_file()
+    assert asked.returncode == 2
+    assert asked.stderr.startswith("onnxprune: the results could not be printed (No space left on device)")

@@ -27,7 +27,7 @@ def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -
     meta, made = floats.meta, floats.clone()
     made.meta.update(meta)
     for node in made.graph:
-        if node.name in shifts:
+        if node.name and node.name in shifts:
             _add_to_bias(made, node, shifts[node.name])
     drop_unused(made)
     return made, len(shifts)

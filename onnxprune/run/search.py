@@ -185,7 +185,7 @@ def _in_floats(subject: Subject, outcome: Outcome, options: Options, targets: Ta
     share, low, high = 1.0, 0.0, 1.0
 
     def with_size(share: float) -> dict[Kind, float]:
-        rest = {kind: value for kind, value in targets.items() if kind != "bytes"}
+        rest: dict[Kind, float] = {kind: value for kind, value in targets.items() if kind != "bytes"}
         return {**rest, "bytes": share} if share < 1 else _with_macs(rest, 1.0)
 
     best: float | None = None

@@ -282,7 +282,8 @@ class Options:
         {}, SHARES, REMOVE, f"what may remain, of {', '.join(TARGETS)}; repeatable, all must hold", "KEY=FRACTION",
         shown="snacs decides, else macs=0.5")
     max_drop: float | None = option(
-        None, NUMBER, REMOVE, "search the smallest model that loses at most this", "POINTS",
+        None, NUMBER, REMOVE, "search the smallest model that loses at most this, of 100 points between a model that "
+        "answers all samples alike and the original", "POINTS",
         low=0, wanted="points that may be lost, 0 or more")
     min_speedup: float | None = option(
         None, NUMBER, REMOVE, "fail unless the result is X times as fast", "X", low=TINY, wanted="a number above 0")
@@ -340,7 +341,7 @@ class Options:
     metric: str | Callable[..., Any] | None = option(
         None, FUNCTION, RECOVERY,
         "your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop",
-        "MODULE:FUNCTION", shown="top1 with labels, else agreement of classes, else relative_error")
+        "MODULE:FUNCTION", shown="by the kind of each output, see docs/tasks.md")
     time: float | None = option(
         None, DURATION, RECOVERY, "of the whole run, such as 20m or 2h: fine-tuning takes what is left", "DURATION",
         shown="fine-tuning at most 20m")

@@ -41,6 +41,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from random import Random
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -54,8 +55,8 @@ from mutant_networks import Net, networks
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.errors import OnnxPruneError
-from onnxprune.graph import sessions, shapes
-from onnxprune.proof import comparison
+from onnxprune.graph import half, sessions, shapes
+from onnxprune.proof import comparison, decisions, noise
 from onnxprune.system.isolation import CrashedError, isolated
 
 PER_PLAN, ATTEMPTS = 10, 40  # mutants of one plan, and how many are tried for them
@@ -233,6 +234,7 @@ def task(name: str, number: int, seed: int, folder: str, most: int = PER_PLAN) -
     """At most `most` mutants of one network with plan `number`."""
     start = time.perf_counter()
     try:
+        prepared(name, folder)  # here, where it is remembered
         found = isolated(partial(_task, name, number, seed, folder, most))
     except CrashedError as crash:
         found = Found(refused=[f"{name}, plan {number}: a library ended the process ({crash})"])
@@ -241,23 +243,27 @@ def task(name: str, number: int, seed: int, folder: str, most: int = PER_PLAN) -
 
 
 def _task(name: str, number: int, seed: int, folder: str, most: int) -> Found:
-    subject, found = prepared(name, folder), Found()
+    subject = prepared(name, folder)
     random = Random(zlib.crc32(f"{seed} {number} {name}".encode()))
     keep = plan_of(subject.coupling, random)
-    cut = surgery.cut(subject.coupling, keep)
-    masked = surgery.mask(subject.coupling, keep)
+    cut, masked = surgery.cut(subject.coupling, keep), surgery.mask(subject.coupling, keep)
     judge = partial(comparison.compare, masked=masked, feeds=subject.feeds)
-    said = judge(cut)
-    if not said.ok:
-        found.refused.append(f"{name}, plan {number}: '{said.worst}' differs by {said.max_abs:.3g}, {said.note}")
-        return found
-    honest, case, done = Honest(cut, subject.probes), Case(subject.coupling, keep, cut), set()
+    with Twin(masked):
+        said = judge(cut)
+        if said.ok:
+            return _mutants(subject, Case(subject.coupling, keep, cut), judge, random, most)
+    return Found(refused=[f"{name}, plan {number}: '{said.worst}' differs by {said.max_abs:.3g}; {said.note}"])
+
+
+def _mutants(subject: Prepared, case: Case, judge: Any, random: Random, most: int) -> Found:
+    """Mutants of one honest cut, each handed to the proof."""
+    found, done = Found(), set()
+    honest = Honest(case.cut, subject.probes)
     while len(found.mutants) < most and found.tried < ATTEMPTS:
-        damage = random.choice(list(DAMAGES))
-        mutant = _copy(cut)
+        damage, mutant = random.choice(list(DAMAGES)), _copy(case.cut)
         places = [place for place in DAMAGES[damage](case, mutant) if (damage, place[0]) not in done]
         if not places:
-            found.tried += 1 if (damage, "") in done else 0
+            found.tried += (damage, "") in done
             done.add((damage, ""))
             continue
         found.tried += 1
@@ -270,8 +276,7 @@ def _task(name: str, number: int, seed: int, folder: str, most: int) -> Found:
         except OnnxPruneError:
             found.broken += 1
             continue
-        survived = _accepts(judge, mutant)
-        found.mutants.append(Mutant(name, subject.net.kind, damage, where, survived))
+        found.mutants.append(Mutant(subject.net.name, subject.net.kind, damage, where, _accepts(judge, mutant)))
     return found
 
 
@@ -286,6 +291,45 @@ def _accepts(judge: Any, mutant: ir.Model) -> bool:
         return judge(mutant).ok
     except OnnxPruneError:  # runs on other inputs, but not on those of the proof
         return False
+
+
+class Twin:
+    """Within it the proof opens each session of the masked model, and makes each copy of that, once.
+
+    Nothing else changes: the proof does the same with the same models, only not once more for every mutant.
+    """
+
+    def __init__(self, masked: ir.Model) -> None:
+        self.known, self.made = {id(masked): masked}, {}
+        self.patches = [
+            patch.object(sessions, "open_session", self.once(sessions.open_session)),
+            patch.object(half, "single", self.once(half.single)),
+            patch.object(noise, "moved", self.once(noise.moved)),
+            patch.object(decisions, "fed", self.once(decisions.fed, looked_at=1)),
+        ]
+
+    def once(self, function: Any, looked_at: int | None = None) -> Any:
+        """`function`, called once for each model that is known here and the first `looked_at` other arguments."""
+
+        def remembered(model: Any, *args: Any, **kw: Any) -> Any:
+            if id(model) not in self.known:
+                return function(model, *args, **kw)
+            key = (function.__name__, id(model), repr(args[:looked_at]), repr(sorted(kw.items())))
+            if key not in self.made:
+                made = self.made[key] = function(model, *args, **kw)
+                self.known |= {id(made): made} if isinstance(made, ir.Model) else {}
+            return self.made[key]
+
+        return remembered
+
+    def __enter__(self) -> Twin:
+        for one in self.patches:
+            one.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for one in self.patches:
+            one.stop()
 
 
 # All of them ------------------------------------------------------------------------------------------------------
@@ -364,6 +408,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--names", nargs="+", metavar="NAME", help="only these networks (default: all)")
     parser.add_argument("--no-torch", action="store_true", help="without the networks that torch exports")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="start no further network after them (default: none)"
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say now and then how far it is")
     parser.add_argument("--table", action="store_true", help="also print mutants by damage and kind of network")
     return parser.parse_args(argv)
 
@@ -378,21 +426,37 @@ def main(argv: list[str] | None = None) -> int:
     start, results = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
         export(folder, names)
-        for found in drawn(args.count, args.seed, names, folder, args.jobs):
-            results.append(found)
-            for line in found.refused:
-                print(f"honest cut refused: {line}", flush=True)
-            for m in found.mutants:
-                if m.survived:
-                    print(f"survived: {m.net} ({m.kind}), {m.damage}: {m.place}", flush=True)
+        with closing(drawn(args.count, args.seed, names, folder, args.jobs)) as found:
+            for one in found:
+                results.append(one)
+                spent = time.perf_counter() - start
+                tell(one, sum(len(r.mutants) for r in results), spent, verbose=args.verbose)
+                if args.seconds and spent > args.seconds:
+                    break
+    return conclude(results, time.perf_counter() - start, with_table=args.table)
+
+
+def tell(found: Found, done: int, seconds: float, *, verbose: bool) -> None:
+    """Prints what got past the proof, and what the proof should not have refused."""
+    for line in found.refused:
+        print(f"honest cut refused: {line}", flush=True)
+    for m in found.mutants:
+        if m.survived:
+            print(f"survived: {m.net} ({m.kind}), {m.damage}: {m.place}", flush=True)
+    if verbose:
+        print(f"{done} mutants after {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
+def conclude(results: list[Found], seconds: float, *, with_table: bool) -> int:
+    """Prints the sums; the exit code."""
     mutants = [m for found in results for m in found.mutants]
     survived, refused = sum(m.survived for m in mutants), sum(len(found.refused) for found in results)
-    if args.table:
+    if with_table:
         print(table(mutants, "damage", "kind"))
     tried, broken = sum(f.tried for f in results), sum(f.broken for f in results)
     print(
         f"{len(results)} honest cuts of {len({m.net for m in mutants})} networks, {refused} refused; "
-        f"{tried} changes tried, {broken} of them do not run; {time.perf_counter() - start:.0f} s"
+        f"{tried} changes tried, {broken} of them do not run; {seconds:.0f} s"
     )
     print(f"{len(mutants)} mutants, {survived} survived")
     return 1 if survived or refused else 0

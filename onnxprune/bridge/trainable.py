@@ -1,4 +1,4 @@
-"""Which initializers are trained: float ones from which a gradient path leads to a graph output."""
+"""Which initializers are trained: float ones from which a gradient path leads to an output, or what it decides on."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.bridge.ops.registry import TorchFunction, find
 from onnxprune.bridge.tensors import TRAINABLE_TYPES
+from onnxprune.outputs.kinds import decided_on
 
 # A single number at one of these is a constant of the formula (the 0.5 of a GELU, an epsilon), not a parameter.
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum", "Mean", "Mod"})
@@ -53,6 +54,7 @@ def trainable(graph: ir.Graph, opsets: dict[str, int]) -> list[ir.Value]:
     """
     reached: set[ir.Value] = set()
     pending = [value for value in graph.outputs if value is not None]
+    pending += _decided_on(pending)
     while pending:
         value = pending.pop()
         if value in reached or not _may_be_float(value):
@@ -62,6 +64,17 @@ def trainable(graph: ir.Graph, opsets: dict[str, int]) -> list[ir.Value]:
         if node is not None:
             pending += _gradient_inputs(node, opsets)
     return [value for value in reached if value.const_value is not None and _is_parameter(value)]
+
+
+def _decided_on(outputs: list[ir.Value]) -> list[ir.Value]:
+    """The values inside that ArgMax, TopK, NonMaxSuppression and the like make `outputs` of."""
+    return [
+        value
+        for output in outputs
+        for name, _, node in decided_on(output)
+        for value in node.inputs
+        if value is not None and value.name == name
+    ]
 
 
 def function_of(node: ir.Node, opsets: dict[str, int]) -> TorchFunction | None:

@@ -35,6 +35,7 @@ _ORIGINS: weakref.WeakKeyDictionary[ort.InferenceSession, "_Origin"] = weakref.W
 _SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 # The only batch size of sessions whose model declares that any will do.
 _ONLY_BATCH: weakref.WeakKeyDictionary[ort.InferenceSession, int] = weakref.WeakKeyDictionary()
+_ONLY_BATCH_FILES: dict[str, int] = {}  # the same of files
 LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
 
@@ -105,6 +106,8 @@ def open_session(
     _ORIGINS[session] = _Origin(settings, wanted, weights)
     if isinstance(model, ir.Model):
         hold_batch(session, model.meta.get(ONLY_BATCH))
+    elif isinstance(model, (str, Path)):
+        hold_batch(session, _ONLY_BATCH_FILES.get(str(model)))
     if name not in session.get_providers():
         raise ProviderError(_not_loaded(name, _missing_library(name) or _fallback_reason(said.getvalue())))
     return session
@@ -131,6 +134,12 @@ def hold_batch(session: ort.InferenceSession, size: int | None) -> ort.Inference
     if size is not None:
         _ONLY_BATCH[session] = size
     return session
+
+
+def hold_file(path: Path, size: int | None) -> None:
+    """Sessions of the file at `path` will tell that they take batches of `size` alone; None: of what it declares."""
+    if size is not None:
+        _ONLY_BATCH_FILES[str(path)] = size
 
 
 def session_inputs(session: ort.InferenceSession) -> list[InputInfo]:

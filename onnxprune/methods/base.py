@@ -7,6 +7,7 @@ the positions that are zero.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from onnxprune import graph, methods
 from onnxprune.coupling import Coupling, Dim, Member, unit_positions
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
+from onnxprune.outputs.kinds import Outputs, describe
 from onnxprune.plan.cost import Cost, Kind
 from onnxprune.system.memory import retrying
 
@@ -46,6 +48,14 @@ class Context:
     recover: str = "none"  # what follows the cut, see Options.level
     align: int = 1  # kept sizes that a method decides on are multiples of this, as select.align does
     shares: Mapping[Kind, float] = field(default_factory=dict)  # of macs and params, as they were asked for
+    described: Outputs | None = None  # what the outputs are, where that is known already
+
+    @cached_property
+    def outputs(self) -> Outputs:
+        """What the model's outputs are."""
+        if self.described is not None:
+            return self.described
+        return describe(self.model, self.samples, sizes=self.coupling.shapes.sizes)
 
     @property
     def model(self) -> ir.Model:

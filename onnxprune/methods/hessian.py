@@ -74,7 +74,8 @@ def _fisher(context: Context, network: Network, settings: Settings) -> dict[str,
     sums = {name: torch.zeros_like(parameter, dtype=torch.float32) for name, parameter in parameters.items()}
     batches = 0
     for feeds, _ in objective.walk(context, settings.samples, settings.score_batch):
-        loss = objective.with_gradient(objective.sampled_loss(network(feeds), generator))
+        values = objective.said(context, network, feeds)
+        loss = objective.with_gradient(objective.sampled_loss(context, values, generator))
         found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         for total, grad in zip(sums.values(), found, strict=True):
             if grad is not None:

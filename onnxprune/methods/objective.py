@@ -1,7 +1,4 @@
-"""What a gradient is taken of: a loss of the model's outputs, with labels or without.
-
-Legend: N samples, C classes. A classifier gives one row of C numbers per sample (or per position) as first output.
-"""
+"""What a gradient is taken of: a loss of the model's outputs by their kinds, with labels or without."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,56 +7,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.bridge.network import Network
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import BridgeError
 from onnxprune.methods.base import Context
+from onnxprune.outputs import parts
+from onnxprune.outputs.kinds import Part
 from onnxprune.system.memory import at_most
 
 
-def classes(outputs: Mapping[str, Tensor]) -> Tensor | None:
-    """The first output as (N, C) or (N, C, *S), where it is a float tensor of more than one class; else None."""
-    y = next(iter(outputs.values()))
-    if not y.is_floating_point() or y.ndim < 2 or y.shape[1] < 2:
-        return None
-    return y.flatten(1) if all(size == 1 for size in y.shape[2:]) else y
+def said(context: Context, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `network` says, at its outputs and at the values inside that its decisions are made of."""
+    return network(feeds, capture=[name for name in context.outputs.inner if name not in network.output_names])
 
 
-def log_probabilities(y: Tensor) -> Tensor:
-    """log p over axis 1 of y (N, C, *S), which holds logits, or probabilities where the model ends in Softmax."""
-    with torch.no_grad():
-        sums = y.sum(1)
-        normalized = bool((y >= 0).all() and (sums - 1).abs().max() < 1e-3)
-    return y.clamp_min(1e-12).log() if normalized else F.log_softmax(y, 1)
+def loss(context: Context, values: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+    """Mean loss over the parts of the outputs: with `labels` where they are answers, else one of the model's own."""
+    learned = _parts(context, values)
+    return parts.mean([parts.own_loss(part, learned, values, labels) for part in learned])
 
 
-def loss(outputs: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
-    """Mean loss over the samples: cross-entropy with `labels`, else one that the model itself defines.
-
-    Without labels a classifier's answers (argmax) stand in for them: the divergence from its own output would be
-    zero with a zero gradient. Where nothing is classified it is the mean square of all outputs.
-    """
-    y = classes(outputs)
-    if y is None:
-        return squares(outputs)
-    if labels is None or labels.shape != y.shape[:1] + y.shape[2:]:
-        labels = y.detach().argmax(1)
-    return F.nll_loss(log_probabilities(y), labels)
-
-
-def squares(outputs: Mapping[str, Tensor]) -> Tensor:
-    """Half the mean square of all float outputs, each in units of its own mean square."""
-    parts = [y for y in outputs.values() if y.is_floating_point()]
-    return torch.stack([(y * y).mean() / (y * y).mean().detach().clamp_min(1e-12) for y in parts]).sum() / 2
-
-
-def sampled_labels(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor | None:
-    """Labels drawn from the model's own distribution: (N, *S); None where nothing is classified."""
-    y = classes(outputs)
-    if y is None:
-        return None
-    p = log_probabilities(y.detach()).exp().movedim(1, -1)
-    drawn = torch.multinomial(p.reshape(-1, p.shape[-1]).cpu(), 1, generator=generator)
-    return drawn.reshape(p.shape[:-1]).to(y.device)
+def _parts(context: Context, values: Mapping[str, Tensor]) -> tuple[Part, ...]:
+    """Raises: BridgeError where the outputs hold no floats, and nothing that they decide on does."""
+    found = parts.usable(context.outputs.parts, values)
+    if not found:
+        kinds = ", ".join(str(entry) for entry in context.outputs.entries)
+        raise BridgeError(
+            f"no output holds floats that a loss can be made of ({kinds}); choose a method that looks at weights, such "
+            "as --method l1, or say with --output what an output is"
+        )
+    return found
 
 
 def walk(
@@ -89,21 +66,27 @@ def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[dict[str,
     return feeds, labels
 
 
-def sampled_loss(outputs: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
-    """Mean over samples of a loss of which squared gradients average to the Gauss-Newton diagonal.
+def sampled_loss(context: Context, values: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+    """Mean over samples of a loss of which squared gradients average to the Gauss-Newton diagonal, of all parts."""
+    return torch.stack([parts.sampled_loss(part, values, generator) for part in _parts(context, values)]).sum()
 
-    Classifiers: cross-entropy with labels drawn from the model's own distribution (the Fisher information). Others:
-    the outputs times unit normal noise, in units of their size: E[(J'e)^2] = diag(J'J).
-    """
-    labels = sampled_labels(outputs, generator)
-    if labels is not None:
-        return loss(outputs, labels)
-    total = torch.zeros(())
-    for y in outputs.values():
-        if y.is_floating_point():
-            scale = (y * y).mean().detach().clamp_min(1e-12).sqrt() * (y.numel() / len(y)) ** 0.5
-            noise = torch.randn(y.shape, generator=generator).to(y)
-            total = total.to(y.device) + (y * noise).sum() / scale / len(y)
+
+def distance(
+    context: Context,
+    values: Mapping[str, Tensor],
+    answers: Mapping[str, Tensor],
+    labels: Tensor | None,
+    label_weight: float,
+    temperature: float,
+) -> Tensor:
+    """How far what a network says is from the `answers` of the original, and with a weight from `labels`."""
+    learned = parts.usable(_parts(context, values), answers)
+    total = parts.mean([parts.distance(p, learned, values, answers, temperature=temperature) for p in learned])
+    for part in learned if label_weight else ():
+        y = parts.rows(part, values)
+        if (wanted := parts.labels_of(part, y, labels)) is not None:
+            log_p = parts.log_probabilities(part, y)
+            return total + label_weight * F.nll_loss(log_p.reshape(-1, log_p.shape[-1]), wanted.reshape(-1))
     return total
 
 

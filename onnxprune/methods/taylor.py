@@ -57,7 +57,7 @@ def losses(
     for feeds, labels in objective.walk(context, samples, batch):
         size = len(next(iter(feeds.values())))
         gates.open(size, context.device)
-        loss = objective.loss(network(feeds), labels)
+        loss = objective.loss(context, objective.said(context, network, feeds), labels)
         for dim, grad in gates.gradients(loss).items():
             # The loss is a mean over the batch: a sample's own gradient is that many times larger.
             own = grad * size if len(grad) > 1 else grad

@@ -1,19 +1,18 @@
 """The small training loop of the methods that learn: SGD or Adam, distillation from the original model.
 
-    L = KL(teacher || student) T^2 + weight * CE(labels)        or the relative squared error of the outputs
+    L = distance to the teacher by the kinds of the outputs (KL T^2 for classes) + weight * CE(labels)
 
 The teacher's outputs are computed once, unless images are flipped or shifted. Recovery afterwards has a loop of its
 own.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil, cos, log2, pi
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from onnxprune.bridge.network import Network
@@ -63,6 +62,7 @@ class Lessons:
     def __init__(self, context: Context, course: Course, *, teach: bool = True) -> None:
         assert context.samples is not None
         count = course.train_samples or len(context.samples)
+        self.context = context
         self.samples: Samples = context.samples.subset(objective.picked(context.samples, count, context.seed))
         self.device, self.seed = context.device, context.seed
         self.fixed = fixed_batch(context.model)
@@ -70,11 +70,11 @@ class Lessons:
         self.label_weight = course.label_weight
         self.augmentation = Augmentation(seed=context.seed, flip=course.flip, crop=course.crop)
         self.drawn = 0  # batches that were augmented
-        self.teacher: Network | None = None  # asked batch by batch, where images are augmented
+        self.teacher: Network | None = None  # asked batch by batch, where images move or outputs have no rows
         self.answers: dict[str, Tensor] = {}
         if teach:
             teacher = Network(context.model, trainable=()).to(self.device).eval()
-            if self.augmentation.augments:
+            if self.augmentation.augments or not all(part.rows for part in context.outputs.parts):
                 self.teacher = teacher
             else:
                 self.answers = self._taught(teacher)
@@ -94,11 +94,15 @@ class Lessons:
         if self.augmentation.augments:
             feeds, _ = augment(feeds, self.augmentation, self.drawn)
             self.drawn += 1
-            answers = {} if self.teacher is None else _said(self.teacher, feeds)
+        if self.teacher is not None:
+            answers = self._said(self.teacher, feeds)
         else:
             rows = torch.from_numpy(block)
             answers = {name: y[rows].to(self.device) for name, y in self.answers.items()}
-        return distillation(network(feeds), answers, labels, self.label_weight)
+        values = objective.said(self.context, network, feeds)
+        if not answers:  # from scratch: then labels, or the model's own answers, are all there is
+            return objective.loss(self.context, values, labels)
+        return objective.distance(self.context, values, answers, labels, self.label_weight, TEMPERATURE)
 
     def _taught(self, teacher: Network) -> dict[str, Tensor]:
         """What the teacher says about all samples, in order."""
@@ -106,38 +110,16 @@ class Lessons:
         kept = 0
         for block in batches(self.samples, self.batch_size, fixed=self.fixed):
             rows = min(len(block), len(self.samples) - kept)
-            said = _said(teacher, objective.tensors(self.samples, block, self.device)[0])
+            said = self._said(teacher, objective.tensors(self.samples, block, self.device)[0])
             parts.append({name: y[:rows].cpu() for name, y in said.items()})
             kept += rows
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-
-@torch.no_grad()
-def _said(teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: y for name, y in teacher(feeds).items() if y.is_floating_point() and y.ndim}
-
-
-def distillation(
-    outputs: Mapping[str, Tensor], answers: Mapping[str, Tensor], labels: Tensor | None, label_weight: float
-) -> Tensor:
-    """Mean loss of a batch against the teacher's `answers` and, with a weight, against `labels`.
-
-    answers may be empty (training from scratch); then labels, or the model's own answers, are all there is.
-    """
-    y = objective.classes(outputs)
-    if not answers:
-        return objective.loss(outputs, labels)
-    if y is None:
-        parts = [F.mse_loss(outputs[name], t) / (t * t).mean().clamp_min(1e-12) for name, t in answers.items()]
-        return torch.stack(parts).sum()
-    target = objective.classes(answers)
-    assert target is not None
-    log_p, log_t = objective.log_probabilities(y), objective.log_probabilities(target)
-    soft, hard = (F.log_softmax(x / TEMPERATURE, 1) for x in (log_p, log_t))
-    total = (hard.exp() * (hard - soft)).sum(1).mean() * TEMPERATURE**2
-    if labels is not None and label_weight and labels.shape == y.shape[:1] + y.shape[2:]:
-        total = total + label_weight * F.nll_loss(log_p, labels)
-    return total
+    @torch.no_grad()
+    def _said(self, teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        values = objective.said(self.context, teacher, feeds)
+        known = {part.value for part in self.context.outputs.parts}
+        return {name: y for name, y in values.items() if name in known and y.is_floating_point() and y.ndim}
 
 
 def adam(network: Network, lr: float) -> torch.optim.Adam:

@@ -60,7 +60,8 @@ DEEPEST = 24  # nodes between an output and the decision that it was made by
 class Part:
     """Numbers of one kind: all of a value, or positions `start` to `stop` on its axis `along`.
 
-    axis: along which classes, coordinates or features stand. form: of classes, `logits`, `probabilities` or `log`.
+    axis: along which classes, coordinates or features stand. form: of classes, `logits`, `probabilities` or `log`;
+    of boxes, where NonMaxSuppression tells it, `corners` or `centers`.
     rows: whether the value has a row per sample on axis 0; otherwise it is made sample by sample.
     """
 
@@ -252,10 +253,10 @@ def _seen(model: ir.Model, samples: Samples | None) -> Seen | None:
 
 def behind(model: ir.Model) -> dict[str, str]:
     """Name of each value that an output decides on -> the operator that decides."""
-    return {name: op for value in model.graph.outputs for name, op, _ in _decided_on(value)}
+    return {name: op for value in model.graph.outputs for name, op, _ in decided_on(value)}
 
 
-def _decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
+def decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
     """(value, deciding operator, its node) of every float value that `output` is a choice of or from."""
     whole = not _is_float(output)
     found: list[tuple[str, str, ir.Node]] = []
@@ -322,7 +323,7 @@ class _Look:
         state = self._state(value)
         if state:
             return Output(name, STATE, None, (Part(name, STATE, rows=self.rows(name)),), state)
-        decided = _decided_on(value)
+        decided = decided_on(value)
         if decided:
             return self._decision(value, decided)
         if value.dtype is not None and not _is_float(value):
@@ -396,7 +397,8 @@ class _Look:
         rank = len(self.sizes.get(name, ()))
         rows = self.rows(name)
         if op == "NonMaxSuppression":
-            return Part(name, BOXES, 2, rows=rows) if at == 0 else Part(name, SCORES, 1, rows=rows)
+            form = "centers" if node.attributes.get_int("center_point_box", 0) else "corners"
+            return Part(name, BOXES, 2, form=form, rows=rows) if at == 0 else Part(name, SCORES, 1, rows=rows)
         if op in ("ArgMax", "ArgMin", "TopK", "Hardmax"):
             axis = node.attributes.get_int("axis", 0 if op.startswith("Arg") else -1) % max(1, rank)
             if axis or not rows:

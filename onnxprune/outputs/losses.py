@@ -5,12 +5,16 @@ Letters: N batch, C classes, T temperature; z the tuned model's logits, t the or
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from onnxprune.outputs import parts
+from onnxprune.outputs.kinds import CLASSES, SIGNAL, Outputs, Part, describe
 
 Values = Mapping[str, Tensor]
 SMALL = 1e-6
@@ -23,6 +27,7 @@ class Task:
     """What the outputs are: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
 
     outputs: the values compared; `inner` those of them that are no outputs of the model but stand in for some.
+    parts: of those values, each compared as its kind asks for.
     points: intermediate values that both models have; positions: axis -> positions of those of which the cut model has
     only these. scales: the spread of points and of regressed outputs.
     """
@@ -33,6 +38,7 @@ class Task:
     points: tuple[str, ...] = ()
     scales: Mapping[str, float] | None = None
     inner: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
     positions: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
 
     @property
@@ -45,7 +51,7 @@ class Task:
         """Names of everything the loss compares."""
         return (*self.outputs, *self.points)
 
-    def parts(self, values: Values) -> dict[str, Tensor]:
+    def compared(self, values: Values) -> dict[str, Tensor]:
         """What the loss compares of the teacher's `values`: of points the positions that the cut model has."""
         found = {name: values[name] for name in self.wanted}
         for name, axes in self.positions.items():
@@ -61,30 +67,34 @@ def task_of(
     seen: Callable[[Sequence[str]], Values],
     *,
     regression: bool = False,
+    described: Outputs | None = None,
 ) -> Task:
-    """The task of a model, seen on its outputs for `count` samples: one float (N, C) output, C > 1, is a classifier.
+    """The task of a model, seen on its outputs for `count` samples, by what its outputs are (`described`).
 
-    Outputs that have no row per sample, or no gradient, such as what NonMaxSuppression selects, are compared by the
-    values that they are made of. seen: intermediate values by name, of those that both models have in equal shape.
+    Decisions are compared by the values that they are made of, and so is what has no row per sample or no gradient.
+    seen: intermediate values by name, of those that both models have in equal shape. One part of class scores, one
+    answer per sample, is a classifier.
     """
+    described = described or describe(model)
+    known = {**outputs, **seen(described.inner)}
+    found = tuple(part for part in described.learned if comparable(known.get(part.value), count))
+    if found:
+        if regression:
+            found = tuple({Part(part.value, SIGNAL): None for part in found})
+        names = tuple(dict.fromkeys(part.value for part in found))
+        inner = tuple(name for name in names if name not in outputs)
+        logits, probabilities = None, False
+        if len(found) == 1 and found[0].kind == CLASSES and known[names[0]].flatten(1).shape[1] > 1:
+            logits, probabilities = names[0], found[0].form == "probabilities"
+        return Task(names, logits, probabilities, inner=inner, parts=found)
     names = tuple(name for name, y in outputs.items() if comparable(y, count))
     rest = [value for value in model.graph.outputs if value.name in outputs and value.name not in names]
     inner = tuple(_behind(rest, names, count, seen))
-    first = outputs[names[0]] if names else None
-    if (
-        regression
-        or len(outputs) != 1
-        or first is None
-        or first.ndim < 2
-        or first.flatten(1).shape[1] < 2
-        or first.flatten(1).shape[1] != first.shape[1]
-    ):
-        return Task((*names, *inner), None, inner=inner)
-    producer = next(value.producer() for value in model.graph.outputs if value.name == names[0])
-    return Task(names, names[0], probabilities=producer is not None and producer.op_type == "Softmax")
+    names = (*names, *inner)
+    return Task(names, None, inner=inner, parts=tuple(Part(name, SIGNAL) for name in names))
 
 
-def comparable(y: Tensor, count: int) -> bool:
+def comparable(y: Any, count: int) -> bool:
     """Whether `y` is a float tensor with a row for each of `count` samples."""
     return isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0 and len(y) == count
 
@@ -121,6 +131,34 @@ def distillation(z: Tensor, t: Tensor, temperature: float) -> Tensor:
     return temperature**2 * F.kl_div(p, q, reduction="batchmean", log_target=True)
 
 
+def teaching(task: Task, values: Values, targets: Values, temperature: float) -> Tensor:
+    """How far `values` are from the original's `targets`, mean over the parts, each in its own units."""
+    scales = task.scales or {}
+    found = [
+        parts.distance(part, task.parts, values, targets, temperature=temperature, scale=scales.get(part.name, 0.0))
+        for part in task.parts
+    ]
+    return parts.mean(found)
+
+
+def labels_loss(
+    task: Task, values: Values, labels: Tensor, others: Tensor | None = None, weight: Tensor | None = None
+) -> Tensor | None:
+    """`classification` of the part that the labels (N, ...) are answers of; None where they are no part's."""
+    for part in task.parts:
+        y = parts.rows(part, values)
+        wanted = parts.labels_of(part, y, labels)
+        if wanted is None:
+            continue
+        z = parts.log_probabilities(part, y)
+        if others is None or weight is None:
+            return classification(z.reshape(-1, z.shape[-1]), wanted.reshape(-1))
+        per_place = weight.reshape(-1, *(1,) * (z.ndim - 2)).expand(z.shape[:-1])
+        partner = others.reshape(z.shape[:-1]).reshape(-1)
+        return classification(z.reshape(-1, z.shape[-1]), wanted.reshape(-1), partner, per_place.reshape(-1))
+    return None
+
+
 def regression(values: Values, targets: Values, names: Sequence[str], scales: Mapping[str, float]) -> Tensor:
     """Mean over names of the squared error in units of the target's variance."""
     terms = [F.mse_loss(values[name].float(), targets[name].float()) / scales[name] for name in names]
@@ -133,6 +171,11 @@ def classification(z: Tensor, labels: Tensor, others: Tensor | None = None, weig
         return F.cross_entropy(z, labels)
     own, other = (F.cross_entropy(z, y, reduction="none") for y in (labels, others))
     return (weight * own + (1 - weight) * other).mean()
+
+
+def part_scales(task: Task, values: Values) -> dict[str, float]:
+    """The variance of each part, by its name."""
+    return {part.name: parts.scale_of(part, task.parts, values) for part in task.parts}
 
 
 def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:

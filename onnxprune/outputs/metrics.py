@@ -4,7 +4,7 @@ Legend: N samples, C classes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
@@ -21,6 +21,8 @@ from onnxprune.system.plugins import name_of
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
 TOP1, AGREEMENT = "top1", "agreement"
+SHARE_KEPT = "share_kept"  # the worst of several parts
+TELLING = 0.05  # of the larger end of a metric's scale, by which null model and original have to lie apart
 LOWER_IS_BETTER = frozenset({RELATIVE_ERROR})
 BATCH = 64
 Original = Mapping[str, np.ndarray] | ort.InferenceSession
@@ -30,17 +32,51 @@ Metric = Callable[..., Any]
 
 
 @dataclass(frozen=True)
+class PartAccuracy:
+    """One metric of one part: of the model, of the null model and of the original, and the share kept between them."""
+
+    part: str
+    kind: str
+    metric: str
+    value: float
+    null: float
+    original: float
+    share: float | None  # None where the metric cannot tell null model and original apart
+    samples: int
+    interval95: tuple[float, float] | None = None
+    more: Mapping[str, float] | None = None
+
+
+def share_kept(value: float, null: float, original: float) -> float | None:
+    """(value - null) / (original - null); None where a model that answers every sample alike does as the original."""
+    if abs(original - null) <= TELLING * max(abs(original), abs(null)):
+        return None
+    return (value - null) / (original - null)
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """A metric's mean over samples, with the interval that holds the true mean in 95 of 100 such samples.
 
-    `metric` is top1 or agreement (fractions, larger is better), relative_error (smaller is better), or the user's own
-    as module:function (larger is better; no interval where it gives one number for all samples).
+    `metric` is one of measures.py (larger is better), relative_error (smaller is better), or the user's own as
+    module:function (larger is better; no interval where it gives one number for all samples). share_kept stands where
+    several parts are measured, each in its own units: it is the worst of their shares.
+    null, original: what a null model and the original have; share: what is kept between the two, None where the
+    metric cannot tell them apart or nothing is known of a null model.
     """
 
     metric: str
     value: float
     samples: int
     interval95: tuple[float, float] | None
+    null: float | None = None
+    original: float | None = None
+    share: float | None = None
+    parts: tuple[PartAccuracy, ...] = ()
+
+    def against(self, null: float, original: float) -> "Accuracy":
+        """This accuracy with the two ends of its scale."""
+        return replace(self, null=null, original=original, share=share_kept(self.value, null, original))
 
     def drop_from(self, original: "Accuracy") -> float:
         """Points lost against `original` (1 point = 0.01), negative where better."""
@@ -141,6 +177,13 @@ def evaluate(
     return summarize(parts[0][0], np.concatenate([values for _, values in parts]))
 
 
+def null_error(said: Mapping[str, np.ndarray]) -> float:
+    """The relative error of what answers every sample with the mean of `said`."""
+    rows = [np.asarray(y, np.float64).reshape(len(y), -1) for y in said.values() if y.dtype.kind == "f"]
+    y = np.concatenate(rows, axis=1) if rows else np.zeros((1, 1))
+    return float(relative_error(np.broadcast_to(y.mean(0), y.shape), y).mean())
+
+
 def summarize(metric: str, values: np.ndarray) -> Accuracy:
     """The accuracy of per-sample `values` (N,)."""
     count, mean = len(values), float(np.mean(values))
@@ -165,9 +208,23 @@ def outputs_on(session: ort.InferenceSession, samples: Samples, *, batch_size: i
 def by_user(metric: Metric, session: ort.InferenceSession, samples: Samples, original: Any = None) -> Accuracy:
     """The session's accuracy by the user's own `metric`; `original` is what `everything` says of the original."""
     outputs = everything(session, samples)
-    values = judged(metric, outputs, outputs if original is None else original, samples.labels)
+    originals: Any = outputs if original is None else original
+    values = judged(metric, outputs, originals, samples.labels)
     interval = _normal_interval(values) if values.ndim else None
-    return Accuracy(name_of(metric), float(values.mean()), len(samples), interval)
+    found = Accuracy(name_of(metric), float(values.mean()), len(samples), interval)
+    if has_lists(originals) or any(y.dtype.kind not in "fiub" for y in originals.values()):
+        return found  # there is no mean of what differs in size
+    null = {name: np.broadcast_to(mean_row(np.asarray(y)), y.shape) for name, y in originals.items()}
+    ends = (judged(metric, said, originals, samples.labels) for said in (null, originals))
+    return found.against(*(float(values.mean()) for values in ends))
+
+
+def mean_row(y: np.ndarray) -> np.ndarray:
+    """The mean (1, ...) of y (N, ...); of integers, which have none, the most frequent row."""
+    if y.dtype.kind == "f":
+        return y.mean(axis=0, dtype=np.float64, keepdims=True).astype(y.dtype)
+    rows, counts = np.unique(y.reshape(len(y), -1), axis=0, return_counts=True)
+    return rows[counts.argmax()].reshape(1, *y.shape[1:])
 
 
 def judged(metric: Metric, outputs: Any, originals: Any, labels: np.ndarray | None) -> np.ndarray:

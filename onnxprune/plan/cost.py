@@ -120,11 +120,11 @@ def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
         numbers = quantized.numbers_of(value)
         if numbers:
             params.append(Term(name, count * numbers / max(1, tensor.size), axes or ()))
-        sizes.append(Term(name, count * tensor.nbytes / max(1, tensor.size), axes or ()))
+        sizes.append(Term(name, count * _bytes(tensor) / max(1, tensor.size), axes or ()))
     for name, tensor, numbers in (*_defaults(coupling.model), *_stored_in_bodies(coupling.model)):
         if numbers:
             params.append(Term(name, float(numbers), ()))
-        sizes.append(Term(name, float(tensor.nbytes), ()))
+        sizes.append(Term(name, float(_bytes(tensor)), ()))
     terms: dict[Kind, tuple[Term, ...]] = {"macs": tuple(macs), "params": tuple(params), "bytes": tuple(sizes)}
     whole = {} if original is None else stored(original)
     return Cost(terms, _batch_dims(coupling), {kind: _index(terms[kind]) for kind in KINDS}, whole)
@@ -136,7 +136,14 @@ def stored(model: ir.Model) -> dict[Kind, int]:
     graphs = [model.graph, *model.graph.subgraphs(), *functions, *(g for f in functions for g in f.subgraphs())]
     found = [entry for graph in graphs for entry in _stored(graph)]
     found += _defaults(model)
-    return {"params": sum(numbers for *_, numbers in found), "bytes": sum(tensor.nbytes for _, tensor, _ in found)}
+    return {"params": sum(numbers for *_, numbers in found), "bytes": sum(_bytes(tensor) for _, tensor, _ in found)}
+
+
+def _bytes(tensor: ir.TensorProtocol) -> int:
+    """Bytes that are stored: of texts those of their letters."""
+    if tensor.dtype == ir.DataType.STRING:
+        return sum(len(text) for text in tensor.numpy().ravel().tolist())
+    return tensor.nbytes
 
 
 def _defaults(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, int]]:

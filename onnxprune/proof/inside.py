@@ -127,6 +127,7 @@ def look(
     owns = list(dict.fromkeys([*(own for own, _ in values), *(p.own for p in points)]))
     weighing = read_by_weighted(cut, masked) if values else []
     reads = {p.twin for p in weighing}
+    stacked = _read_by_stacked(masked, weighing)
     base = _session(masked, list(dict.fromkeys([*twins, *reads])))
     first = sessions.run(base, batches[0])
     points, lost, shapes_at = _usable(cut, masked, batches, points, first)
@@ -164,7 +165,7 @@ def look(
             found.twins = {name: _hollow(array) for name, array in theirs.items()}
             found.owns = {name: _hollow(array) for name, array in own.items()}
         for twin in reads:
-            alive[twin] = alive.get(twin, False) or _is_alive(theirs[twin], twin, kept)
+            alive[twin] = alive.get(twin, False) or _is_alive(theirs[twin], twin, kept, twin in stacked)
     found.silent = {twin for twin, varies in told.items() if not varies}
     found.dead = {twin for twin, lives in alive.items() if not lives or twin in found.silent}
     return found
@@ -260,13 +261,30 @@ def _varies(array: object) -> bool:
     return not isinstance(array, np.ndarray) or array.dtype.kind != "f" or telling([array])
 
 
-def _is_alive(array: object, name: str, kept: Kept) -> bool:
-    """Whether no kept position of an axis is zero throughout; weights that are multiplied with it show nothing then."""
+def _read_by_stacked(masked: ir.Model, weighing: Sequence[Point]) -> set[str]:
+    """Of the values that nodes with weights read, those of which each matrix of a stack reads its own: experts."""
+    nodes = list(masked.graph)
+    return {
+        p.twin
+        for p in weighing
+        for value in nodes[p.theirs].inputs
+        if value is not None and _is_weight(value) and value.shape is not None
+        if nodes[p.theirs].op_type == "MatMul" and len(value.shape) > 2 and value.shape[0] != 1
+    }
+
+
+def _is_alive(array: object, name: str, kept: Kept, stacked: bool) -> bool:
+    """Whether no kept position of an axis is zero throughout; weights that are multiplied with it show nothing then.
+
+    stacked: each matrix of a stack of weights has its own part of the array.
+    """
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim < 2:
         return True
     chosen = kept.get(name, {})
     fits = all(positions(array.shape[k]).max(initial=0) < array.shape[k] for k, positions in chosen.items())
     array = _at_kept_of_any_length(array, name, kept) if fits else array
+    if stacked and not np.any(array, axis=-2).all():
+        return False
     channels = {1, array.ndim - 1}
     return all(np.any(array, axis=tuple(k for k in range(array.ndim) if k != axis)).all() for axis in channels)
 
@@ -277,7 +295,10 @@ def _is_alive(array: object, name: str, kept: Kept) -> bool:
 def behind_silence(
     cut: ir.Model, masked: ir.Model, batch: Feeds, looked: Looked, *, floor: float = FLOOR, seed: int = 0
 ) -> dict[Value, Tally]:
-    """What nodes with weights give on random numbers, where what they read never varies: else nothing tests them."""
+    """What nodes with weights give on random numbers, where what they read never varies: else nothing tests them.
+
+    What they would read without these is compared as well, for an activation that stands between two such nodes.
+    """
     reads = [p for p in read_by_weighted(cut, masked) if p.twin in looked.dead]
     if not reads:
         return {}
@@ -294,6 +315,7 @@ def behind_silence(
     values = [(first_output(others[p.ours]), first_output(nodes[p.theirs])) for p in used]
     if not values:
         return {}
+    values += [(p.own, p.twin) for p in used if _follows_smoothly(nodes[p.theirs].inputs[p.index])]
     ours = _session(decisions.fed(cut, used, attrgetter("ours"), base), [a for a, _ in values])
     fed = decisions.fed(masked, used, attrgetter("theirs"), base)
     names = [b for _, b in values]
@@ -303,6 +325,21 @@ def behind_silence(
         return found
     moved = sessions.run(_session(noise.moved(fed, seed), names), {**batch, **full})
     return _tallied(values, a, b, [moved], kept, floor)
+
+
+def _follows_smoothly(value: ir.Value | None) -> bool:
+    """Whether no decision stands between `value` and the nodes with weights in front of it: see decisions.py."""
+    left, seen = [value], set()
+    while left:
+        value = left.pop()
+        node = None if value is None else value.producer()
+        if node is None or node in seen or any(_is_weight(v) for v in node.inputs):
+            continue
+        if decisions.decides(node):
+            return False
+        seen.add(node)
+        left.extend(node.inputs)
+    return True
 
 
 def _tallied(

@@ -12,7 +12,7 @@ import torch
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import DataError, UsageError
-from onnxprune.outputs.losses import scales_of, shared_points, task_of, with_points
+from onnxprune.outputs.losses import part_scales, scales_of, shared_points, task_of, with_points
 from onnxprune.outputs.metrics import AGREEMENT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
@@ -238,19 +238,19 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
         one, two = network(feeds, capture=both), cut(feeds, capture=both)
         return {name: one[name] for name in both if one[name].shape == two[name].shape}
 
-    task = task_of(teacher, network(feeds), count, seen, regression=settings.regression)
+    task = task_of(teacher, network(feeds), count, seen, regression=settings.regression, described=settings.outputs)
     if not task.outputs and settings.loss is None:
         raise DataError(
             "fine-tuning: no output has a row per sample, and nothing that it is made of can be compared; "
             "give --recover reconstruct, or a --loss and a --metric of your own"
         )
     task = with_points(task, points, positions)
-    values = task.parts(network(feeds, capture=task.captured))
+    values = task.compared(network(feeds, capture=task.captured))
     if points:
         ours = cut(feeds, capture=points)
         equal = [name for name in points if values[name].shape == ours[name].shape]  # sizes that move may differ
         task = with_points(task, equal, positions)
-    return replace(task, scales=scales_of(values, task.wanted))
+    return replace(task, scales={**scales_of(values, task.wanted), **part_scales(task, values)})
 
 
 def _first(samples: Samples, count: int) -> np.ndarray:

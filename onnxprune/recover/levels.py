@@ -14,6 +14,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
 from onnxprune.options import Options
+from onnxprune.outputs.kinds import Outputs
 from onnxprune.recover import asked, biases
 from onnxprune.surgery import dead
 from onnxprune.system import processes
@@ -39,6 +40,7 @@ class Given:
     original: ir.Model
     tune: Samples | None
     macs: int  # of the original
+    outputs: Outputs | None = None  # what the original's outputs are, where that is known already
 
 
 def recover(
@@ -123,7 +125,9 @@ def tuned(
 
     if trial:
         given, options = _cheaper(given, options)
-    settings = replace(asked.settings_of(replace(options, resume=resume), device(options)), seconds=seconds)
+    settings = replace(
+        asked.settings_of(replace(options, resume=resume), device(options)), seconds=seconds, outputs=given.outputs
+    )
     return finetune.finetune(
         model, given.original, *_parts(given, options), settings, masks=masks or None, positions=positions
     )

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
+from onnxprune.outputs.kinds import Outputs
 from onnxprune.recover.linear import linears
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
@@ -72,6 +73,7 @@ class Settings:
     metric: Callable[..., Any] | None = None
     regression: bool = False
     seconds: float | None = None
+    outputs: Outputs | None = None  # what the original's outputs are, where that is known already
 
     def __post_init__(self):
         _check(self)
@@ -88,7 +90,7 @@ class Settings:
 
     def as_json(self) -> dict[str, Any]:
         """Everything but where it runs from and the user's functions, which go by name."""
-        left_out = {"resume_dir", "progress", "checkpoint_seconds", "seconds"}
+        left_out = {"resume_dir", "progress", "checkpoint_seconds", "seconds", "outputs"}
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self) if f.name not in left_out}
 
 

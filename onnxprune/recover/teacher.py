@@ -40,7 +40,7 @@ class Teacher:
         """All that the loss compares, by name."""
         with precision(self.settings, self.device):
             values = self.network(dict(feeds), capture=self.task.captured)
-        return self.task.parts(values)
+        return self.task.compared(values)
 
     def remember(self, samples: Samples) -> None:
         """Runs all samples once, in order, where their targets do not change and fit in memory."""

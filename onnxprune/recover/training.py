@@ -16,7 +16,7 @@ from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch, input_infos
 from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import batch_axes
-from onnxprune.outputs.losses import Task, classification, distillation, logits_of, regression
+from onnxprune.outputs.losses import Task, labels_loss, regression, teaching
 from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
 from onnxprune.recover.feeding import ahead, tensors_of
@@ -283,15 +283,11 @@ def _loss(run: Run, values, targets, piece: Piece) -> Tensor:
     settings, task, labels = run.settings, run.task, piece.labels
     if settings.loss is not None:
         loss = _own_loss(settings.loss, settings.loss(values, targets, labels))
-    elif task.logits is not None:
-        z = logits_of(task, values)
-        loss = distillation(z, logits_of(task, targets), settings.temperature)
-        if labels is not None and settings.labels > 0:
-            loss = (1 - settings.labels) * loss + settings.labels * classification(
-                z, labels, piece.others, piece.weight
-            )
     else:
-        loss = regression(values, targets, task.outputs, task.scales or {})
+        loss = teaching(task, values, targets, settings.temperature)
+        right = None if labels is None else labels_loss(task, values, labels, piece.others, piece.weight)
+        if right is not None and settings.labels > 0:
+            loss = (1 - settings.labels) * loss + settings.labels * right
     if task.points:
         loss = loss + settings.features * regression(values, targets, task.points, task.scales or {})
     return loss if run.regularizer is None else loss + run.regularizer(run.network.parameters_by_name)

@@ -69,7 +69,12 @@ def _accuracy_chart(metric: str, known: Sequence[tuple[str, Accuracy]], report: 
     )
     count = (lambda v: f"{100 * v:g} %") if share else "{:g}".format
     axis = charts.scale_line(scale, [(at, count(round(at, 6))) for at in charts.ticks(*scale)])
-    return Chart(text.metric(metric), lines, axis, f"{known[0][1].samples} samples")
+    last = known[-1][1]
+    told = [f"{known[0][1].samples} samples"]
+    if last.null is not None:
+        told.append(f"a null model to the original: {text.scale(last)}; share kept between them: {text.kept(last)}")
+    told += [f"{part} {name} {value} ({share} kept)" for part, name, value, share in text.parts(last)]
+    return Chart(text.metric(metric), lines, axis, "; ".join(told))
 
 
 def cost_lines(report: Report) -> list[Line]:

@@ -138,6 +138,12 @@ def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
             )
         )
         found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
+        found.append(("  null model to original", [text.scale(a) for a in own], ""))
+        found.append(("  share kept between them", [text.kept(a) for a in own], ""))
+        found += [
+            (f"  {part}: {metric}", [text.DASH] * (len(own) - 1) + [value], f"{share} kept")
+            for part, metric, value, share in text.parts(own[-1])
+        ]
     return found
 
 

@@ -5,7 +5,18 @@ from collections.abc import Sequence
 from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 
 DASH = "–"
-LABELS = {"top1": "Top-1 accuracy", "agreement": "Agreement with the original", "relative_error": "Relative error"}
+LABELS = {
+    "top1": "Top-1 accuracy",
+    "agreement": "Agreement with the original",
+    "relative_error": "Relative error",
+    "text_agreement": "Agreement of texts with the original",
+    "mean_iou": "Mean intersection over union with the original",
+    "overlap": "Overlap of scores with the original",
+    "detections_ap": "Average precision of detections against the original's",
+    "rank_correlation": "Rank correlation of similarities with the original",
+    "explained": "Share of the original's variance explained",
+    "share_kept": "Share of the original kept, of its worst part",
+}
 
 
 def count(value: float | None) -> str:
@@ -72,6 +83,30 @@ def accuracy(value: Accuracy | None) -> str:
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of the samples, which is shown in percent."""
     return metric in LABELS and metric not in LOWER_IS_BETTER
+
+
+def scale(value: Accuracy | None) -> str:
+    """The null model's value and the original's: '10.00 to 93.39 %'."""
+    if value is None or value.null is None or value.original is None:
+        return DASH
+    if is_share(value.metric):
+        return f"{100 * value.null:.2f} to {100 * value.original:.2f} %"
+    return f"{digits(value.null)} to {digits(value.original)}"
+
+
+def kept(value: Accuracy | None) -> str:
+    """The share kept between null model and original: '98.7 %'."""
+    if value is None or value.null is None:
+        return DASH
+    return "none: the metric tells nothing" if value.share is None else f"{100 * value.share:.2f} %"
+
+
+def parts(value: Accuracy | None) -> list[tuple[str, str, str, str]]:
+    """(part, metric, value, share kept) of each part, where there are several."""
+    if value is None or len(value.parts) < 2:
+        return []
+    shares = ("tells nothing" if part.share is None else f"{100 * part.share:.2f} %" for part in value.parts)
+    return [(p.part, p.metric, f"{p.value:.4f}", share) for p, share in zip(value.parts, shares, strict=True)]
 
 
 def accuracy_interval(value: Accuracy | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
-from onnxprune.outputs import metrics
+from onnxprune.outputs import measures, metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
 from onnxprune.surgery import dead
@@ -46,7 +46,10 @@ def measure(
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
-    notes: list[str] = [ONE_BY_ONE] if subject.model.meta.get(ONLY_BATCH) else []
+    only = subject.model.meta.get(ONLY_BATCH)
+    notes: list[str] = [ONE_BY_ONE] if only else []
+    for path in files.values():
+        sessions.hold_file(path, only)
     with clock("measure cost"):
         original = measure_file(ORIGINAL, subject.path, made.before)
         models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.cost))}
@@ -59,13 +62,9 @@ def measure(
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
-            known, batch = subject.accuracy, subject.model.meta.get(ONLY_BATCH)
-            for name, path in files.items():
-                known, own = accuracies(subject.path, path, subject.held, options.metric, known, batch)
-                models |= {
-                    ORIGINAL: replace(models[ORIGINAL], accuracy=known),
-                    name: replace(models[name], accuracy=own),
-                }
+            judge = yardstick(subject, subject.held, options.metric)
+            models[ORIGINAL] = replace(models[ORIGINAL], accuracy=judge.accuracy)
+            models |= {name: replace(models[name], accuracy=judge.of(path)) for name, path in files.items()}
     notes += _larger(models[ORIGINAL], list(models.values())[-1])
     table = None
     if options.latency:
@@ -178,25 +177,58 @@ def latency_feeds(subject: Subject) -> tuple[int, Feeds]:
     return fixed or 1, one
 
 
-def accuracies(
-    original: Path | ir.Model,
-    pruned: Path | ir.Model,
-    held: Samples,
-    metric: Any = None,
-    known: metrics.Accuracy | None = None,
-    batch: int | None = None,
-) -> tuple[metrics.Accuracy | None, metrics.Accuracy | None]:
-    """Accuracy of both models; without labels the pruned one's agreement with, or error to, the original.
+@dataclass(frozen=True)
+class Yardstick:
+    """By what models are measured on `samples`: what the original says there is asked for once.
 
-    metric: what judges instead: the user's own, or relative_error whatever the outputs look like. known: the
-    original's, which is not measured again. batch: the only one that the models take, where they do not tell.
+    accuracy: of the original, where labels or the user's own metric tell it. said: all that it says, for that metric.
     """
-    one, two = (sessions.hold_batch(sessions.open_session(model), batch) for model in (original, pruned))
-    if metric == RELATIVE_ERROR:
-        return None, metrics.evaluate(two, held, one, regression=True)
-    own = own_metric(metric)
-    if own is not None:
-        said = metrics.everything(one, held)
-        return metrics.by_user(own, one, held, said), metrics.by_user(own, two, held, said)
-    first = known or (metrics.evaluate(one, held) if held.labels is not None else None)
-    return first, metrics.evaluate(two, held, None if held.labels is not None else one)
+
+    samples: Samples
+    metric: Any
+    accuracy: metrics.Accuracy | None
+    reference: measures.Reference | None = None
+    session: Any = None
+    said: Mapping[str, Any] | None = None
+
+    def of(self, model: ir.Model | Path) -> metrics.Accuracy | None:
+        """The accuracy of `model`; None where nothing tells right from wrong."""
+        own = own_metric(self.metric)
+        if own is not None:
+            return metrics.by_user(own, sessions.open_session(model), self.samples, self.said)
+        if self.metric != RELATIVE_ERROR and self.reference is not None:
+            said = measures.answers(model, self.reference.samples, self.reference.outputs)
+            return measures.accuracy(measures.judged(said, self.reference))
+        return self._compared(sessions.open_session(model))
+
+    def _compared(self, session: Any) -> metrics.Accuracy | None:
+        """What outputs that no part stands for, such as texts, or the relative error of all of them come to."""
+        errors = self.metric == RELATIVE_ERROR
+        labelled = self.samples.labels is not None and not errors
+        found = metrics.evaluate(session, self.samples, None if labelled else self.session, regression=errors)
+        if not errors or found is None or self.reference is None:
+            return found
+        return found.against(metrics.null_error(self.reference.said), 0.0)
+
+
+def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardstick:
+    """By what the original and what is made of it are measured on `samples`: labels, the user's metric, or by kind."""
+    if (own := own_metric(metric)) is not None:
+        session = sessions.open_session(subject.path)
+        said = metrics.everything(session, samples)
+        return Yardstick(samples, metric, metrics.by_user(own, session, samples, said), said=said)
+    reference = measures.reference(subject.model, samples, subject.outputs)
+    if metric == RELATIVE_ERROR or reference is None:
+        plain = Yardstick(samples, metric, None, reference, sessions.open_session(subject.path))
+        labelled = samples.labels is not None and metric != RELATIVE_ERROR
+        return replace(plain, accuracy=plain.of(subject.path)) if labelled else plain
+    first = None
+    if measures.labelled(reference) is not None:
+        first = measures.accuracy(measures.judged(reference.said, reference))
+    elif samples.labels is not None:
+        LOG.warning(
+            "the labels, of shape %s, are answers of no output: results are compared with the original; a --metric of "
+            "your own reads them, and --output says what an output is",
+            samples.labels.shape,
+        )
+    return Yardstick(samples, metric, first, reference)

@@ -118,6 +118,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         options.level,
         alignment_for(options.align, provider_for(options)),
         {kind: shares[kind] for kind in ("macs", "params") if kind in shares},
+        described=subject.outputs,
     )
     with clock("score"):
         return base.run(chosen, context)

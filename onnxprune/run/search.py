@@ -25,7 +25,7 @@ from onnxprune.recover import biases, levels
 from onnxprune.run import measuring
 from onnxprune.run.finish import as_written, finish
 from onnxprune.run.subject import FEWEST_PROMISED, Subject
-from onnxprune.run.targets import by_nonzeros, drop
+from onnxprune.run.targets import by_nonzeros, drop, within
 from onnxprune.surgery import packing
 from onnxprune.system.clock import Clock
 
@@ -343,6 +343,9 @@ def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: 
     if held is None:
         raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
 
+    judge = measuring.yardstick(subject, held, options.metric)
+    drop(judge.accuracy, judge.of(subject.path))  # a metric that tells nothing is refused before the work
+
     def lost_at(share: float) -> float:
         keep = one_shot(subject, outcome, options, _with_macs(targets, share)).keep
         lost = float("inf")
@@ -351,19 +354,19 @@ def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: 
             quick = replace(options, recover=level)
             levels.recover(subject.given, keep, model, quick, Clock(), outcome.zeros, trial=True)
             model = as_written(model, subject, options)
-            measured = drop(*measuring.accuracies(subject.path, model, held, options.metric))
+            measured = drop(judge.accuracy, judge.of(model))
             if measured is None:
                 raise UsageError(
                     "--max-drop: the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
                 )
             lost = min(lost, measured)
-            if lost <= allowed:
+            if within(lost, allowed):
                 break
         return lost
 
     high = targets.get("macs", 1.0)
     # Where there are targets, they are the largest that may be tried; without, the original loses nothing.
-    best, tried = _bisect(lost_at, lambda lost: lost <= allowed, 0.0, high, high if targets else high / 2)
+    best, tried = _bisect(lost_at, lambda lost: within(lost, allowed), 0.0, high, high if targets else high / 2)
     if best is None:
         nearest = min((t.value for t in tried), default=float("nan"))
         raise BudgetError(

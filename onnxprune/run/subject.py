@@ -56,7 +56,7 @@ class Subject:
     @property
     def given(self) -> Given:
         """What recovery works with."""
-        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"])
+        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"], self.outputs)
 
 
 def prepare(path: Path, options: Options, clock: Clock) -> Subject:
@@ -74,6 +74,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         if given is not None and observed.probe != given and not _runs_on_samples(model, tune or held, observed):
             for each in (loaded, model):
                 each.meta[ONLY_BATCH] = 1
+            sessions.hold_file(path, 1)
             given = sample_shapes(model, tune or held)
             observed = shapes.observe(model, given)
     with clock("verify the normal form"):

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from onnxprune.errors import BudgetError
+from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import unsettled
 from onnxprune.measure.records import ratio
 from onnxprune.methods.zeros import DENSITY_OPTIONS
@@ -13,6 +13,7 @@ from onnxprune.outputs import metrics
 from onnxprune.report import LatencyRatio, Measurement
 
 NONZEROS = {"macs": "nonzero_macs", "params": "nonzeros"}  # what of a measurement counts without zeros
+ROUNDING = 1e-6  # points
 NOISE = 0.005  # by which a measured speed may fall short: the noise between two runs
 
 
@@ -59,19 +60,37 @@ def _check_drop(before: Measurement, after: Measurement, options: Options) -> It
         raise BudgetError(
             "--max-drop: the accuracy could not be measured; give labelled samples with --val, or a --metric"
         )
-    if lost > options.max_drop:
+    if not within(lost, options.max_drop):
         macs = ratio(before.macs, after.macs) or 1.0
         raise BudgetError(
             f"--max-drop {options.max_drop:g} was missed: the nearest loses {lost:.2f} points, at macs={macs:.3f}; "
             "nothing was written. Allow more, raise --epochs, or give more samples"
         )
-    yield f"lost {lost:.2f} points of {options.max_drop:g} allowed"
+    yield (
+        f"lost {lost:.2f} points of {options.max_drop:g} allowed, where 100 points lie between a model that answers "
+        "all samples alike and the original"
+    )
+
+
+def within(lost: float, allowed: float) -> bool:
+    """Whether so many points may be lost: 100 * (1 - 0.99) is a little more than 1, and yet 1 is allowed."""
+    return lost <= allowed + ROUNDING
 
 
 def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> float | None:
-    """Accuracy points lost; without labels the points of disagreement with the original."""
+    """Points lost of the share that is kept between a null model and the original.
+
+    Raises: UsageError where the metric cannot tell the null model from the original.
+    """
     if after is None:
         return None
+    if after.share is not None:
+        return 100 * (1 - after.share)
+    if after.null is not None and after.original is not None:
+        raise UsageError(
+            f"--max-drop: a model that answers all {after.samples} samples alike has {after.metric} {after.null:.4g}, "
+            f"the original {after.original:.4g}: that tells nothing; give more and different samples, or a --metric"
+        )
     if before is not None:
         return after.drop_from(before)
     return 100 * (after.value if after.metric in metrics.LOWER_IS_BETTER else 1 - after.value)

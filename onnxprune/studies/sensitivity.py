@@ -13,9 +13,7 @@ import numpy as np
 
 from onnxprune import report, surgery
 from onnxprune.coupling import Dim, Keep
-from onnxprune.data import Samples
 from onnxprune.errors import UsageError
-from onnxprune.graph import sessions
 from onnxprune.measure import machine, measure_file, tool
 from onnxprune.methods import base
 from onnxprune.options import Options
@@ -23,6 +21,7 @@ from onnxprune.outputs import metrics
 from onnxprune.recover import constants
 from onnxprune.recover.levels import device
 from onnxprune.report import build
+from onnxprune.run import measuring
 from onnxprune.run.subject import Subject, prepare, scored_dims
 from onnxprune.system.clock import Clock
 
@@ -34,10 +33,9 @@ PUSHED_SAMPLES = 64  # over which the means of removed units are taken
 
 @dataclass(frozen=True)
 class Reference:
-    """What trials are compared with: samples, the original's outputs where there are no labels, its accuracy."""
+    """What trials are compared with: what judges on samples, and the original's accuracy there."""
 
-    samples: Samples
-    outputs: dict[str, np.ndarray] | None
+    judge: measuring.Yardstick
     accuracy: metrics.Accuracy
 
 
@@ -99,6 +97,7 @@ def context(subject: Subject, options: Options, chosen: base.Method) -> base.Con
         device=device(options) if learns else "cpu",
         options=options.method_options,
         progress=options.progress,
+        described=subject.outputs,
     )
 
 
@@ -108,11 +107,11 @@ def reference_of(subject: Subject, most: int = MOST_SAMPLES) -> Reference:
     if samples is None or not len(samples):
         raise UsageError("sensitivity measures on samples: give --data or --val")
     samples = samples.subset(np.arange(min(most, len(samples))))
-    session = sessions.open_session(subject.model)
-    outputs = None if samples.labels is not None else metrics.outputs_on(session, samples)
-    accuracy = metrics.evaluate(session, samples, outputs)
-    assert accuracy is not None
-    return Reference(samples, outputs, accuracy)
+    judge = measuring.yardstick(subject, samples)
+    accuracy = judge.accuracy or judge.of(subject.model)
+    if accuracy is None:
+        raise UsageError("sensitivity: no output can be compared from sample to sample; prune with a --metric instead")
+    return Reference(judge, accuracy)
 
 
 def _curves(
@@ -152,6 +151,6 @@ def trial(subject: Subject, keep: Keep, reference: Reference) -> metrics.Accurac
     """The accuracy of the model cut by `keep`, constants pushed."""
     model = surgery.cut(subject.coupling, keep)
     constants.push(subject.coupling, keep, model, subject.tune, limit=PUSHED_SAMPLES)
-    accuracy = metrics.evaluate(sessions.open_session(model), reference.samples, reference.outputs)
+    accuracy = reference.judge.of(model)
     assert accuracy is not None
     return accuracy

@@ -10,6 +10,7 @@ from toys import context_of, digits_context, last_affine, outputs, scaled, toy, 
 
 from onnxprune import graph
 from onnxprune.methods import base, fpgm, gates, objective, units
+from onnxprune.outputs.kinds import describe
 from onnxprune.plan.select import Budget, select
 
 
@@ -123,10 +124,12 @@ def _scaled_last(context, dim, unit, factor):
 
 
 def test_taylor_without_labels_uses_the_models_answers_and_says_so():
-    outcome = base.run(base.get("taylor"), context_of(toy("mlp"), labelled=False))
+    classes = describe(toy("mlp"))  # this random network gives one answer only, which would be taken for none
+    outcome = base.run(base.get("taylor"), replace(context_of(toy("mlp"), labelled=False), described=classes))
     assert outcome.comparable
     assert "own answers" in outcome.notes[0]
-    with_labels = base.run(base.get("taylor"), context_of(toy("mlp")))  # its labels are those answers
+    labelled = replace(context_of(toy("mlp")), described=classes)
+    with_labels = base.run(base.get("taylor"), labelled)  # its labels are those answers
     for a, b in zip(outcome.scores.values(), with_labels.scores.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 

@@ -144,7 +144,7 @@ NMS_SIZES = {"s4": [0, 4, 64], "s2": [0, 2, 64], "most": [5], "iou": [0.5]}
 
 def test_non_max_suppression_is_looked_through_to_boxes_and_scores():
     found = describe(model(NMS, NMS_SIZES), samples(4, x=(3, 8, 8)))
-    assert found.parts == (Part("bt", "boxes", 2), Part("s3", "scores", 1))
+    assert found.parts == (Part("bt", "boxes", 2, form="corners"), Part("s3", "scores", 1))
     assert found.inner == ("bt", "s3")
 
 

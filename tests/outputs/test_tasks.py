@@ -53,13 +53,13 @@ def test_recovery_without_labels_is_better_than_the_cut_alone(cli, tmp_path, mon
     assert values["reconstruct"] < values["finetune"] + 0.02, values
 
 
-def test_detections_without_a_metric_leave_the_accuracy_unknown(cli, tmp_path):
+def test_detections_are_measured_on_the_boxes_and_scores_that_they_are_chosen_from(cli, tmp_path):
     onnx.save(network("detector"), tmp_path / "in.onnx")
     np.savez(tmp_path / "x.npz", **TASKS["detector"].samples(np.random.default_rng(0), 60))
     files = (tmp_path / "in.onnx", tmp_path / "o.onnx", "--data", tmp_path / "x.npz", "--report", tmp_path / "r.json")
     ran = cli(*files, "--method", "l1", "--target", "macs=0.7", "--epochs", 1, "--no-latency")
     assert ran.code == 0, ran.err
-    assert json.loads((tmp_path / "r.json").read_text())["models"][1]["accuracy"] is None
-    ran = cli(*files[:2], "--data", tmp_path / "x.npz", "--method", "l1", "--max-drop", 1, "--no-latency")
-    assert ran.code == 2
-    assert "give labelled ones with --val, or a --metric" in ran.err
+    found = json.loads((tmp_path / "r.json").read_text())["models"][1]["accuracy"]
+    assert found["metric"] == "detections_ap"
+    assert found["null"] < found["value"] <= found["original"] == 1
+    assert 0 < found["parts"][0]["more"]["f1"] <= 1

@@ -14,6 +14,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import DataError, UsageError
 from onnxprune.graph import sessions
+from onnxprune.outputs.kinds import describe
 from onnxprune.outputs.losses import shared_points
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, choose, finetune
@@ -167,7 +168,8 @@ def test_outputs_that_are_no_classes_are_regressed():
     graph.set_constant(value, (graph.array_of(value) + noise).astype(np.float32))
     x = np.random.default_rng(0).normal(size=(160, 3, 8, 8)).astype(np.float32)
     samples = load_samples({"x": x}, input_infos(dense))
-    settings = replace(QUICK, epochs=8, batch_size=16, optimizer="adamw", lr=0.01)
+    numbers = describe(dense, overrides={"y": "signal"})
+    settings = replace(QUICK, epochs=8, batch_size=16, optimizer="adamw", lr=0.01, outputs=numbers)
     history = finetune(student, dense, samples, samples.subset(np.arange(32)), settings)
     assert history.metric == "relative_error"
     assert history.best < 0.5 * history.initial

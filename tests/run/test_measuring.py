@@ -57,7 +57,7 @@ def test_bench_takes_indices_of_zero_where_random_ones_point_outside(cli, graph_
     assert "latency" in ran.out
 
 
-@pytest.mark.parametrize("step", ["measure_settled", "accuracies", "analyze"])
+@pytest.mark.parametrize("step", ["measure_settled", "yardstick", "analyze"])
 def test_a_step_that_fails_behind_the_proof_is_noted(cli, tmp_path, monkeypatch, step):
     path, out, report = tmp_path / "m.onnx", tmp_path / "out.onnx", tmp_path / "r.json"
     onnx.save(proto(CONV), path)

@@ -14,14 +14,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.graph import sessions
 from onnxprune.methods.base import Context, Outcome
 from onnxprune.methods.snacs import acmi_select as rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.connections import Layer
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
-from onnxprune.outputs import metrics
+from onnxprune.outputs import measures
 
 if TYPE_CHECKING:
     from onnxprune.methods.snacs.snacs import Settings
@@ -66,14 +65,14 @@ def prune_connections(
     samples = context.samples
     assert samples is not None
     few = samples.subset(snacs.balanced(samples, snacs.JOINT_SAMPLES, context.seed + 1))
-    reference = metrics.outputs_on(sessions.open_session(context.model), few)
+    reference = measures.reference(context.model, few, context.outputs)
 
     def zeroed(fraction: float) -> tuple[ir.Model, Masks]:
         masks = rules.select_connections(scores, limits, fraction, shielded)
         return _zero(context, layers, masks, groups, activations), masks
 
     def error(fraction: float) -> float:
-        return snacs.disagreement(metrics.outputs_on(sessions.open_session(zeroed(fraction)[0]), few), reference)
+        return snacs.disagreement(zeroed(fraction)[0], reference)
 
     if settings.density or context.target is not None:  # the smallest fraction that leaves at most what is allowed
         pairs = [(layer.node, layer.initializer) for layer in layers]

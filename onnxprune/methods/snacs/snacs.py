@@ -26,12 +26,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune import surgery
 from onnxprune.coupling import Dim
 from onnxprune.data import Samples
 from onnxprune.errors import BridgeError
-from onnxprune.graph import sessions
 from onnxprune.methods import options, taylor
 from onnxprune.methods.base import Context, Needs, Outcome, method, together
 from onnxprune.methods.magnitude import l2
@@ -39,7 +39,7 @@ from onnxprune.methods.snacs import acmi_select as rules
 from onnxprune.methods.snacs import connections
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.connections import Layer
-from onnxprune.outputs import metrics
+from onnxprune.outputs import measures
 from onnxprune.plan.select import aligned
 
 LOG = logging.getLogger("onnxprune")
@@ -121,9 +121,8 @@ def _classes(context: Context, samples: Samples, indices: np.ndarray, settings: 
     options.require(settings.limits != "labels", "snacs", "limits=labels needs labelled samples")
     if settings.limits == "error":
         return None
-    outputs = metrics.outputs_on(sessions.open_session(context.model), samples.subset(indices))
-    logits = next(iter(outputs.values()))
-    return logits.argmax(1) if logits.ndim == 2 and logits.shape[1] > 1 else None
+    answered = measures.reference(context.model, samples.subset(indices), context.outputs)
+    return None if answered is None or len(answered.samples) < len(indices) else answered.classes()
 
 
 # Filters ----------------------------------------------------------------------------------------------------------
@@ -314,7 +313,7 @@ def decide(
     samples = context.samples
     assert samples is not None
     few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
-    reference = metrics.outputs_on(sessions.open_session(context.model), few)
+    reference = measures.reference(context.model, few, context.outputs)
 
     def error(fraction: float) -> float:
         from onnxprune.recover import constants
@@ -322,7 +321,7 @@ def decide(
         keep = keep_at(fraction)
         model = surgery.cut(context.coupling, keep)
         constants.push(context.coupling, keep, model, few)
-        lost = disagreement(metrics.outputs_on(sessions.open_session(model), few), reference)
+        lost = disagreement(model, reference)
         LOG.debug("  snacs: fraction %.3f loses %.3f", fraction, lost)
         return lost
 
@@ -335,13 +334,14 @@ def tolerance(context: Context, settings: Settings) -> float:
     return settings.tolerance or TOLERANCE.get(context.recover, TOLERANCE_UNTUNED)
 
 
-def disagreement(outputs: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> float:
-    """Share of answers that differ, for outputs (N, classes); else the mean relative error of the first output."""
-    name = next(iter(reference))
-    y, original = outputs[name], reference[name]
-    if original.ndim == 2 and original.shape[1] > 1:
-        return 1 - float(metrics.agreement(y, original).mean())
-    return float(metrics.relative_error(y, original).mean())
+def disagreement(model: ir.Model, reference: measures.Reference | None) -> float:
+    """What of the original's answers `model` gives differently, of the part of the outputs that suffers most."""
+    if reference is None:  # nothing that can be compared: the limits of the layers alone decide
+        return 0.0
+    said = measures.answers(model, reference.samples, reference.outputs)
+    found = measures.measure(said, reference)
+    telling = [part.original - part.value for part in found if part.share is not None]
+    return max(telling or measures.unexplained(said, reference), default=0.0)
 
 
 def _at_least(keep: np.ndarray, scores: np.ndarray) -> np.ndarray:

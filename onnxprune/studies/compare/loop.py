@@ -18,12 +18,11 @@ import onnx_ir as ir
 from onnxprune import graph, report
 from onnxprune.data import Samples
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.graph import sessions
 from onnxprune.measure import machine, measure_file
 from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
 from onnxprune.outputs import metrics
-from onnxprune.run import checks, pipeline
+from onnxprune.run import checks, measuring, pipeline
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare.grid import Run
 from onnxprune.studies.compare.store import Row, Store, file_name
@@ -62,8 +61,8 @@ def compare(
         raise UsageError("compare measures on samples: give --data or --val")
     settings = settings_of(subject, common)
     store = Store(folder, settings)
-    if subject.held.labels is not None:
-        subject = replace(subject, accuracy=metrics.evaluate(sessions.open_session(subject.path), subject.held))
+    judge = measuring.yardstick(subject, subject.held, common.metric)
+    subject = replace(subject, accuracy=judge.accuracy)
     original, before = original_of(subject), graph.digest(subject.model)
     head = {**settings, "original": original}
     rows = store.rows()
@@ -169,9 +168,7 @@ def row_of(
 
     def look(model: ir.Model) -> None:
         assert subject.held is not None
-        session = sessions.open_session(model)
-        reference = None if subject.held.labels is not None else sessions.open_session(subject.path)
-        cut.append(metrics.evaluate(session, subject.held, reference))
+        cut.append(measuring.yardstick(subject, subject.held, options.metric).of(model))
 
     result = pipeline.prune_subject(subject, out, options, clock, look)
     made = graph.load(out)

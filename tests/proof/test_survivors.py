@@ -1,0 +1,58 @@
+"""What mutants.py found to get past the proof, a test each; the honest cut is accepted in every one of them."""
+
+import numpy as np
+import pytest
+from onnx_text import model as written
+from onnx_text import random_keep
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import analyze
+from onnxprune.proof import comparison
+
+# Every unit behind the bias is silent on any input of moderate size.
+SILENT = (
+    "(float[2,4] x, float[4,6] w, float[6] b, float[6,5] v, float[5,3] u) => (float[2,3] y) "
+    "{ a = MatMul(x, w) c = Add(a, b) d = Relu(c) e = MatMul(d, v) f = Tanh(e) y = MatMul(f, u) }"
+)
+# The second expert has a silent unit of a number that is alive in the first.
+EXPERTS = (
+    "(float[2,3,4] x, float[4,6] w, float[2,6,5] v, float[2,1,5] b, float[2,5,3] u) => (float[2,3,3] y) "
+    "{ a = MatMul(x, w) c = Relu(a) d = MatMul(c, v) e = Add(d, b) f = Relu(e) y = MatMul(f, u) }"
+)
+
+
+def judged(text: str, constants: dict, damage) -> tuple[bool, bool]:
+    """Whether the honest cut is accepted, and what `damage` makes of it."""
+    model = graph.normalize(written(text, constants))
+    coupling = analyze(model)
+    keep = random_keep(coupling, 3, 0.8)
+    masked, honest, mutant = surgery.mask(coupling, keep), surgery.cut(coupling, keep), surgery.cut(coupling, keep)
+    damage(mutant)
+    feeds = comparison.random_feeds(coupling.model, coupling.shapes)
+    return comparison.compare(honest, masked, feeds).ok, comparison.compare(mutant, masked, feeds).ok
+
+
+def _without_tanh(model) -> None:
+    node = next(node for node in model.graph if node.op_type == "Tanh")
+    for use in list(node.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, node.inputs[0])
+
+
+def test_an_activation_left_out_behind_silent_units_is_found():
+    """Weights behind zeros were tried on random numbers, what stands between two of them was not."""
+    assert judged(SILENT, {"b": np.full(6, -1e3)}, _without_tanh) == (True, False)
+
+
+@pytest.mark.parametrize("unit", [0, 1, 2])
+def test_a_wrong_weight_of_one_expert_is_found_where_its_unit_is_silent(unit):
+    """A unit counted as alive where it was so in any of the experts."""
+    bias = np.full((2, 1, 5), 9, np.float32)
+    bias[1] = -1e3
+
+    def damage(model) -> None:
+        value = model.graph.initializers["u"]
+        array = graph.array_of(value).copy()
+        array[1, min(unit, array.shape[1] - 1)] *= -1
+        graph.set_constant(value, array)
+
+    assert judged(EXPERTS, {"b": bias}, damage) == (True, False)

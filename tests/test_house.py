@@ -17,7 +17,7 @@ UPWARD = {("options.py", "measure")}  # auto alignment
 # The registry of methods imports each method when it is asked for, and a method imports the registry.
 REGISTRY = {("methods/base.py", "methods/__init__.py")}
 # Circles that are to go.
-CIRCLES = {("methods/snacs/kernel_slices.py", "methods/snacs/snacs.py"), ("options.py", "measure/calibrations.py")}
+CIRCLES = {("options.py", "measure/calibrations.py")}
 
 
 @cache

@@ -57,7 +57,7 @@ def cells(v, bins, shift):
     return np.clip(np.floor(v + shift), 0, bins - 1).astype(np.int64)
 
 
-def by_unique(x, y, z, shannon=False) -> float:
+def by_unique(x, y, z) -> float:
     """Conditional information of one pair at one shift, from the occupied cells alone."""
     _, first, n = np.unique((x * 8 + y) * 16 + z, return_index=True, return_counts=True)
 
@@ -67,8 +67,8 @@ def by_unique(x, y, z, shannon=False) -> float:
 
     n_z, n_xz, n_yz = size(z), size(x * 16 + z), size(y * 16 + z)
     q, r = n_xz * n_yz / (n_z * len(x)), n * n_z / (n_xz * n_yz)
-    g = r * np.log(r) if shannon else (r - 1) ** 2 / (2 * (r + 1))
-    return float((q * np.minimum(g, UPPER)).sum() + (0 if shannon else 0.5 * (1 - q.sum())))
+    g = (r - 1) ** 2 / (2 * (r + 1))
+    return float((q * np.minimum(g, UPPER)).sum() + 0.5 * (1 - q.sum()))
 
 
 def by_bincount(x, y, z) -> float:

@@ -24,8 +24,7 @@ CHANNELS = {"Conv": 1, "Gemm": -1}  # axis of the output on which the bias stand
 def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> tuple[ir.Model, int]:
     """(a copy of `floats` with biases that take out what the weights of `quantized` move them by, how many)."""
     shifts = mean_errors(floats, quantized, batches)
-    meta, made = floats.meta, floats.clone()
-    made.meta.update(meta)
+    made = graph.copy(floats)
     for node in made.graph:
         if node.name and node.name in shifts:
             _add_to_bias(made, node, shifts[node.name])

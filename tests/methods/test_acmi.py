@@ -12,10 +12,7 @@ from scipy.stats import spearmanr
 from onnxprune.errors import UsageError
 from onnxprune.methods.snacs import acmi
 from onnxprune.methods.snacs.acmi import connection_scores
-from onnxprune.methods.snacs.acmi_cells import quantile_range
-from onnxprune.methods.snacs.acmi_hash import neighbor_distance, runs
-from onnxprune.methods.snacs.acmi_math import bounded, middle
-from onnxprune.methods.snacs.acmi_phi import PHIS
+from onnxprune.methods.snacs.cells import bounded, middle, quantile_range
 
 _SPEC = importlib.util.spec_from_file_location("bench_acmi", Path(__file__).parents[2] / "tools" / "bench_acmi.py")
 assert _SPEC is not None
@@ -35,10 +32,9 @@ def planted(seed, parents=64, children=8, samples=2500, noise=0.3):
 
 
 @pytest.mark.parametrize("groups", [64, 16])
-@pytest.mark.parametrize("divergence", ["geometric", "shannon"])
-def test_scores_rank_parents_by_their_contribution(groups, divergence):
+def test_scores_rank_parents_by_their_contribution(groups):
     a, x, w = planted(0)
-    scores = connection_scores(a, x, w, parent_groups=groups, child_groups=8, divergence=divergence)
+    scores = connection_scores(a, x, w, parent_groups=groups, child_groups=8)
     blocks = np.split(np.arange(64), groups)
     truth = np.array([[(a[:, g] @ row[g]).std() for g in blocks] for row in w])
     ranks = [spearmanr(mine, true).statistic for mine, true in zip(scores, truth, strict=True)]
@@ -47,33 +43,21 @@ def test_scores_rank_parents_by_their_contribution(groups, divergence):
 
 def test_information_alone_ranks_parents_without_help_of_phi():
     a, x, w = planted(1)
-    scores = connection_scores(a, x, w, parent_groups=64, child_groups=8, phi="one")
+    scores = connection_scores(a, x, w, parent_groups=64, child_groups=8, weigh=False)
     assert np.mean([spearmanr(s, np.abs(r) * a.std(0)).statistic for s, r in zip(scores, w, strict=True)]) > 0.9
 
 
-@pytest.mark.parametrize("z", ["weights", "hash"])
-def test_a_parent_the_children_do_not_use_scores_lowest(z):
+def test_a_parent_the_children_do_not_use_scores_lowest():
     a, _, w = planted(2, parents=8)
     w[:, 3] = 0
-    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, z=z)
+    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8)
     assert (scores.argmin(1) == 3).all()
-
-
-@pytest.mark.parametrize("child_groups", [4, 1])
-def test_hash_ranks_parents_for_child_groups_of_many_channels_too(child_groups):
-    """With a coordinate for each of 8 channels nearly all samples shared one cell, and scores had no order."""
-    random = np.random.default_rng(0)
-    gain = np.exp(random.normal(size=16))
-    a, w = np.maximum(random.normal(size=(400, 16)), 0), random.normal(size=(32, 16)) * gain
-    scores = connection_scores(a, a @ w.T, w, parent_groups=16, child_groups=child_groups, phi="one", z="hash")
-    wanted = gain if child_groups > 1 else np.abs(w.mean(0))
-    assert spearmanr(scores.mean(0), wanted).statistic > 0.7
 
 
 def test_a_dead_parent_scores_zero_without_phi():
     a, _, w = planted(3, parents=8)
     a[:, 5] = 0.25
-    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, phi="one")
+    scores = connection_scores(a, a @ w.T, w, parent_groups=8, child_groups=8, weigh=False)
     assert np.abs(scores[:, 5]).max() < 1e-5
     assert np.delete(scores, 5, 1).min() > 1e-3
 
@@ -88,61 +72,23 @@ def test_equals_the_plain_estimator(form):
     assert np.abs(mine - plain).max() < 0.03 * plain.max()
 
 
-def test_equals_the_plain_estimator_in_shannon_form():
-    layer = bench.planted(64, 64, 2000, 0)
-    pairs = np.random.default_rng(0).integers(0, 16, (60, 2))
-    plain = bench.plain_scores(*layer, (16, 16), pairs, lambda x, y, z: bench.by_unique(x, y, z, shannon=True))
-    mine = connection_scores(*layer, parent_groups=16, child_groups=16, divergence="shannon")[tuple(pairs.T)]
-    assert np.corrcoef(mine, plain)[0, 1] > 0.999
-
-
-@pytest.mark.parametrize("z", ["weights", "hash"])
-@pytest.mark.parametrize("phi", PHIS)
-def test_every_phi_gives_finite_scores_that_are_not_negative(phi, z):
-    a, x, w = planted(4, parents=8, samples=300)
-    for divergence in ("geometric", "shannon"):
-        options = {"parent_groups": 4, "child_groups": 4, "phi": phi, "z": z, "divergence": divergence}
-        scores = connection_scores(a, x, w, **options)
-        assert scores.shape == (4, 4)
-        assert np.isfinite(scores).all()
-        assert scores.min() > -1e-4
-
-
-def test_a_constant_sample_phi_is_the_same_as_none():
-    a = np.sign(np.random.default_rng(0).normal(size=(800, 8)))  # |a| = 1, so phi inside the sum is 1 everywhere
-    w = np.random.default_rng(1).normal(size=(4, 8))
-    options = {"parent_groups": 8, "child_groups": 4}
-    inside = connection_scores(a, a @ w.T, w, phi="activation", **options)
-    np.testing.assert_allclose(inside, connection_scores(a, a @ w.T, w, phi="one", **options), atol=1e-5)
-
-
 def test_geometric_information_is_bounded_by_one_and_passes_one_half():
     # methods.md bounds it by 1/2; with these cells an exact copy reaches 1 - 2/(n+1) for n equal cells
     n = torch.diag(torch.full((8,), 100.0))
     m = torch.full((8, 8), 100.0 / 8)
-    value = float(bounded(n, m, "geometric", torch.empty(8, 8)).sum()) / 800
+    value = float(bounded(n, m, torch.empty(8, 8)).sum()) / 800
     assert value == pytest.approx(1 - 2 / 9)
     assert 0.5 < value < 1
 
 
-def test_shannon_information_of_a_copy_is_the_entropy_until_the_bound_on_g_cuts_it():
-    def copied(cells):
-        n, m = torch.diag(torch.full((cells,), 100.0)), torch.full((cells, cells), 100.0 / cells)
-        return float(bounded(n, m, "shannon", torch.empty(cells, cells)).sum()) / (100 * cells)
-
-    assert copied(4) == pytest.approx(np.log(4), rel=1e-5)
-    assert copied(8) == pytest.approx(10 / 8)  # 8 log 8 = 16.6 exceeds U = 10
-
-
-@pytest.mark.parametrize("z", ["weights", "hash"])
-def test_same_seed_same_scores_whatever_the_threads(z):
+def test_same_scores_whatever_the_threads():
     a, x, w = planted(5, parents=16, samples=500)
     threads = torch.get_num_threads()
     results = []
     try:
         for number in (1, 2, 2):
             torch.set_num_threads(number)
-            results.append(connection_scores(a, x, w, parent_groups=16, child_groups=8, z=z, seed=7))
+            results.append(connection_scores(a, x, w, parent_groups=16, child_groups=8))
             assert torch.get_num_threads() == number
     finally:
         torch.set_num_threads(threads)
@@ -170,9 +116,9 @@ def test_group_ids_equal_a_number_of_blocks_and_may_be_uneven():
 
 def test_more_parent_groups_than_one_block_holds_score_as_fewer_do(monkeypatch):
     a, x, w = planted(8, parents=32, samples=600)
-    whole = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
+    whole = connection_scores(a, x, w, parent_groups=32, child_groups=8)
     monkeypatch.setattr("onnxprune.methods.snacs.acmi.BLOCK_PAIRS", 5)
-    parts = connection_scores(a, x, w, parent_groups=32, child_groups=8, phi="activation")
+    parts = connection_scores(a, x, w, parent_groups=32, child_groups=8)
     np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
@@ -185,18 +131,6 @@ def test_quantiles_from_the_histogram_are_those_of_numpy():
     np.testing.assert_allclose(torch.cat([low, high], 1).T, exact, atol=0.01 * np.ptp(exact, axis=0).max())
 
 
-def test_runs_count_equal_keys_of_each_row():
-    ids, sizes = runs(torch.tensor([[5, 2, 5, 9], [1, 1, 1, 0]]))
-    assert ids.tolist() == [[1, 0, 1, 2], [1, 1, 1, 0]]
-    assert sizes.tolist() == [[2, 1, 2, 1], [3, 3, 3, 1]]
-
-
-def test_neighbor_distance_is_that_of_a_full_search():
-    v, probes = torch.tensor(np.random.default_rng(0).normal(size=(2, 200))), torch.arange(0, 200, 7)
-    exact = (v[:, probes, None] - v[:, None, :]).abs().sort(-1).values[..., 9].mean(-1)
-    torch.testing.assert_close(neighbor_distance(v, 10, probes), exact)
-
-
 def test_middle_of_an_even_number_is_a_mean():
     assert middle(torch.tensor([[4.0, 1.0, 9.0, 2.0]])).tolist() == [3.0]
 
@@ -207,9 +141,6 @@ def test_middle_of_an_even_number_is_a_mean():
         ({"parent_groups": 5}, "5 do not divide 12"),
         ({"child_groups": np.zeros(3, int)}, r"shape \(3,\) for 8"),
         ({"parent_groups": np.arange(12) * 2}, "none left out"),
-        ({"phi": "magic"}, "use one of one, weight"),
-        ({"divergence": "kl"}, "'geometric' or 'shannon'"),
-        ({"z": "none"}, "'weights' or 'hash'"),
         ({"magnitude": np.ones((2, 2))}, "both are"),
         ({"weights": np.ones((12, 8))}, "do not fit"),
         ({"parents": np.full((300, 12), np.nan)}, "3600 values that are not finite"),
@@ -230,9 +161,8 @@ def test_cuda_gives_the_scores_of_the_cpu():
     np.testing.assert_allclose(cuda, cpu, atol=0.01 * cpu.max())
 
 
-@pytest.mark.parametrize("divergence", ["geometric", "shannon"])
 @pytest.mark.parametrize("shape", [(64, 16), (64, 64), (100, 10)], ids=str)
-def test_the_compiled_kernel_agrees_with_torch(monkeypatch, divergence, shape):
+def test_the_compiled_kernel_agrees_with_torch(monkeypatch, shape):
     pytest.importorskip("numba")
     parents, groups = shape
     a, x, w = planted(2, parents)
@@ -242,15 +172,15 @@ def test_the_compiled_kernel_agrees_with_torch(monkeypatch, divergence, shape):
         monkeypatch.setattr(acmi, "WORTH_COMPILING", worth)
         layer = acmi.grouped(a, x, w, None, groups, 8, torch.device("cpu"))
         assert (acmi.compiled(layer) is not None) == (worth == 1)
-        scores.append(connection_scores(a, x, w, parent_groups=groups, child_groups=8, divergence=divergence))
+        scores.append(connection_scores(a, x, w, parent_groups=groups, child_groups=8))
     # Rounding moves a few samples to the next cell.
     np.testing.assert_allclose(scores[0], scores[1], rtol=0.01, atol=2e-3 * scores[1].max())
 
 
 def test_without_numba_torch_does_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "onnxprune.methods.snacs.acmi_kernel", raising=False)
-    monkeypatch.delattr("onnxprune.methods.snacs.acmi_kernel", raising=False)
+    monkeypatch.delitem(sys.modules, "onnxprune.methods.snacs.kernel", raising=False)
+    monkeypatch.delattr("onnxprune.methods.snacs.kernel", raising=False)
     monkeypatch.setattr(acmi, "WORTH_COMPILING", 1)
     a, x, w = planted(0, samples=300)
     assert acmi.compiled(acmi.grouped(a, x, w, None, 16, 8, torch.device("cpu"))) is None

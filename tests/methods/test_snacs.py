@@ -13,7 +13,8 @@ from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import BridgeError, UsageError
 from onnxprune.methods import base, taylor
 from onnxprune.methods.base import Context
-from onnxprune.methods.snacs import connections, snacs
+from onnxprune.methods.snacs import layers as connections
+from onnxprune.methods.snacs import snacs
 from onnxprune.plan import cost
 
 N, P, C = 600, 16, 24
@@ -101,7 +102,7 @@ def test_protected_units_stay_and_score_above_all_others():
     activations = connections.mean_activations(context, layers, context.samples, np.arange(N))
     outcome = run(context)
     for dim in context.dims:
-        shielded = snacs.protect(context, layers, dim, activations, 0.25)
+        shielded = connections.protect(layers, dim, activations, 0.25)
         assert shielded.sum() == dim.size // 4
         assert outcome.keep[dim][shielded].all()
         assert outcome.scores[dim][shielded].min() > outcome.scores[dim][~shielded].max()
@@ -145,7 +146,7 @@ def test_same_seed_same_scores_and_samples_are_balanced():
         np.testing.assert_array_equal(a, b)
     labels = np.array([0] * 90 + [1] * 10)
     samples = load_samples((np.zeros((100, 8), np.float32), labels), input_infos(model))
-    chosen = snacs.balanced(samples, 20, 0)
+    chosen = connections.balanced(samples, 20, 0)
     assert np.bincount(labels[chosen]).tolist() == [10, 10]
 
 

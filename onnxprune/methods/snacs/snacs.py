@@ -11,22 +11,20 @@ Without a target the method decides how much to remove: one global threshold, ca
 until the network with all layers pruned together loses `tolerance` of its answers before any training.
 With a target scores order the units of a layer, and layers are weighed against each other by what the loss loses,
 to first order, when so many of their units go (`between=loss`); rho has no scale that layers share. Widths of
-residual streams then stay whole, unless the target cannot be met otherwise: what is inside blocks can be made good
+residual streams then stay whole, unless the target cannot be met otherwise: the inside of blocks recovers
 best, and rho sees one layer at a time, where a stream has many readers. [ours]
 
-Options: mode, divergence (geometric, shannon), phi, z (weights, hash), samples (2000), groups (64), limits
-(auto, labels, pseudo, error), tolerance (0.5 when fine-tuning follows, else 0.2), protect (0.05), between (loss,
-mean), streams (widths of residual streams like all others), density (in connection mode: share of the connections
-that stays; 0 takes --target, else the method decides).
+Options: mode, samples (2000), groups (64), limits (auto, labels, pseudo, error), tolerance (0.5 when fine-tuning
+follows, else 0.2), protect (0.05), between (loss, mean), streams (widths of residual streams like all others),
+density (in connection mode: share of the connections that stays; 0 takes --target, else the method decides).
 See docs/methods/snacs.md.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import onnx_ir as ir
 
 from onnxprune import surgery
 from onnxprune.coupling import Dim
@@ -35,20 +33,15 @@ from onnxprune.errors import BridgeError
 from onnxprune.methods import options, taylor
 from onnxprune.methods.base import Context, Needs, Outcome, method, together
 from onnxprune.methods.magnitude import l2
-from onnxprune.methods.snacs import acmi_select as rules
-from onnxprune.methods.snacs import connections
+from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
-from onnxprune.methods.snacs.connections import Layer
+from onnxprune.methods.snacs.layers import Layer, balanced, find, mean_activations, protect
+from onnxprune.methods.snacs.rules import JOINT_SAMPLES, LIMIT_SAMPLES, disagreement, largest_share
 from onnxprune.outputs import measures
 from onnxprune.plan.select import aligned
 
 LOG = logging.getLogger("onnxprune")
 PAIRS = 8192  # connections of a layer that are scored: children are grouped so far
-LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))
-LIMIT_SAMPLES = 400
-TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
-TOLERANCE_UNTUNED = 0.2
-JOINT_SAMPLES = 256
 
 
 @dataclass(frozen=True)
@@ -56,13 +49,10 @@ class Settings:
     """The options of the method, see the head of this file."""
 
     mode: str = "filter"
-    divergence: str = "geometric"
-    phi: str = "weight"
-    z: str = "weights"
     samples: int = 2000
     groups: int = 64
     limits: str = "auto"
-    tolerance: float = 0.0  # 0: TOLERANCE
+    tolerance: float = 0.0  # 0: rules.TOLERANCE
     protect: float = 0.05
     density: float = 0.0
     between: str = "loss"
@@ -89,29 +79,15 @@ def snacs(context: Context) -> Outcome:
     options.require(not settings.density or settings.mode == "connection", "snacs", "density is for mode=connection")
     samples = context.samples
     assert samples is not None
-    layers = connections.find(context)
+    layers = find(context)
     indices = balanced(samples, settings.samples, context.seed)
-    activations = connections.mean_activations(context, layers, samples, indices)
+    activations = mean_activations(context, layers, samples, indices)
     classes = _classes(context, samples, indices, settings)
     if settings.mode == "connection":
-        from onnxprune.methods.snacs.kernel_slices import prune_connections
+        from onnxprune.methods.snacs.slices import prune_connections
 
         return prune_connections(context, settings, layers, activations, classes)
     return _filters(context, settings, layers, activations, classes)
-
-
-def balanced(samples: Samples, count: int, seed: int) -> np.ndarray:
-    """Indices of at most `count` samples, as many of each class as there are labels for."""
-    rng = np.random.default_rng(seed)
-    if len(samples) <= count:
-        return np.arange(len(samples))
-    if samples.labels is None:
-        return np.sort(rng.choice(len(samples), count, replace=False))
-    ranks = np.empty(len(samples), np.int64)  # position of each sample within its class, in random order
-    for label in np.unique(samples.labels):
-        members = np.flatnonzero(samples.labels == label)
-        ranks[rng.permutation(members)] = np.arange(len(members))
-    return np.sort(np.argsort(ranks, kind="stable")[:count])
 
 
 def _classes(context: Context, samples: Samples, indices: np.ndarray, settings: Settings) -> np.ndarray | None:
@@ -155,7 +131,7 @@ def _filters(
             values = (magnitudes if isinstance(magnitudes, Mapping) else magnitudes.scores)[dim]
             scores[dim] = values / max(float(values.mean()), 1e-12) * scale
         notes.append(f"{len(missing)} dimensions that no constant weight reads were scored by magnitude")
-    protected = {dim: protect(context, layers, dim, activations, settings.protect) for dim in scores}
+    protected = {dim: protect(layers, dim, activations, settings.protect) for dim in scores}
     scores = {dim: scores[dim] for dim in context.dims}
     keep, fraction = decide(context, settings, scores, limits, protected)
     notes.append(
@@ -208,11 +184,7 @@ def filter_scores(
         parent_groups=ids,
         child_groups=children,
         magnitude=layer.magnitude,
-        divergence=settings.divergence,
-        phi=settings.phi,
-        z=settings.z,
         device=context.device,
-        seed=context.seed,
     )
     return scores.mean(0)[:size].astype(np.float64)
 
@@ -247,30 +219,6 @@ def filter_limit(
         return children - (parents[:, gone] - means[gone]) @ layer.weights[:, gone].T.astype(np.float32)
 
     return largest_share(pruned, children, None if classes is None else classes[rows])
-
-
-def largest_share(pruned: Callable[[float], np.ndarray], children: np.ndarray, classes: np.ndarray | None) -> float:
-    """Largest share at which `pruned(share)` (N, C) serves like `children` (N, C): by classes (N,), else by error."""
-    if classes is not None and len(np.unique(classes)) > 1:
-        accuracy = rules.class_accuracy(children, classes)
-        return rules.accuracy_limit(lambda share: accuracy(pruned(share)), LIMIT_GRID)
-    norm = max(float(np.linalg.norm(children - children.mean(0))), 1e-12)
-    return rules.error_limit(lambda share: float(np.linalg.norm(pruned(share) - children)) / norm, 0.5, LIMIT_GRID)
-
-
-def protect(
-    context: Context, layers: Sequence[Layer], dim: Dim, activations: Mapping[str, np.ndarray], share: float
-) -> np.ndarray:
-    """Protected units of `dim` (size,) booleans: the `share` on which the layers that read it lean most."""
-    strengths = []
-    for layer in layers:
-        units = layer.units.get(dim)
-        if units is None:
-            continue
-        inside = units >= 0
-        rms = np.sqrt((activations[layer.parent_value].astype(np.float64) ** 2).mean(0))
-        strengths.append(rules.protected_children(layer.magnitude[:, inside], rms[inside], share, units[inside]))
-    return np.any(strengths, axis=0) if strengths else np.zeros(dim.size, bool)
 
 
 def _raise(scores: np.ndarray, protected: np.ndarray) -> np.ndarray:
@@ -325,23 +273,8 @@ def decide(
         LOG.debug("  snacs: fraction %.3f loses %.3f", fraction, lost)
         return lost
 
-    fraction = rules.automatic_fraction(error, tolerance(context, settings))
+    fraction = rules.automatic_fraction(error, settings.tolerance or rules.untrained(context.recover))
     return keep_at(fraction), fraction
-
-
-def tolerance(context: Context, settings: Settings) -> float:
-    """Share of the answers that the untrained network may change."""
-    return settings.tolerance or TOLERANCE.get(context.recover, TOLERANCE_UNTUNED)
-
-
-def disagreement(model: ir.Model, reference: measures.Reference | None) -> float:
-    """What of the original's answers `model` gives differently, of the part of the outputs that suffers most."""
-    if reference is None:  # nothing that can be compared: the limits of the layers alone decide
-        return 0.0
-    said = measures.answers(model, reference.samples, reference.outputs)
-    found = measures.measure(said, reference)
-    telling = [part.original - part.value for part in found if part.share is not None]
-    return max(telling or measures.unexplained(said, reference), default=0.0)
 
 
 def _at_least(keep: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""The estimator of acmi_cells.py and acmi_math.py compiled for a CPU: one pair at a time, in a core's first cache.
+"""The estimator of cells.py compiled for a CPU: one pair at a time, in a core's first cache.
 
 Needs numba, which the extra `fast` brings; without it acmi.py does the same in torch, twice to four times slower. The
-constants are those of acmi_cells.py, the values agree with torch's to rounding.
+constants are those of cells.py, the values agree with torch's to rounding.
 
 Letters: N samples, R rows (pairs), S shifts.
 """
@@ -11,16 +11,16 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from . import acmi_math
-from .acmi_cells import BINS_XY, BINS_Z, CELLS, LEVELS, REACH, SHIFTS, TAIL
+from onnxprune.methods.snacs import cells as forms
+from onnxprune.methods.snacs.cells import BINS_XY, BINS_Z, CELLS, LEVELS, REACH, SHIFTS, TAIL
 
 ROWS = BINS_XY * BINS_Z  # numbers of an (x, z) or a (y, z) table
-ZERO, ONE, TWO, TINY, BOUND = (np.float32(v) for v in (0, 1, 2, acmi_math.TINY, acmi_math.UPPER))
+ZERO, ONE, TWO, TINY, BOUND = (np.float32(v) for v in (0, 1, 2, forms.TINY, forms.UPPER))
 compiled = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
 
 
 @compiled
-def information(x, contributions, total, shannon, out):
+def information(x, contributions, total, out):
     """Information of R pairs -> out (R,) float32.
 
     x (S, N) uint16 from `x_cells`; contributions (R, N) and total (N,) float32, rows of mean zero.
@@ -50,13 +50,13 @@ def information(x, contributions, total, shannon, out):
             for s in range(SHIFTS):
                 table[s, cells[s, i]] += 1
         for s in range(SHIFTS):
-            members[s] = _divergence(table[s], counts, n_xz, n_yz, n_z, shannon)
+            members[s] = _divergence(table[s], counts, n_xz, n_yz, n_z)
         members.sort()
         out[r] = (members[(SHIFTS - 1) // 2] + members[SHIFTS // 2]) / 2 / samples
 
 
 @compiled
-def _divergence(table, counts, n_xz, n_yz, n_z, shannon):
+def _divergence(table, counts, n_xz, n_yz, n_z):
     """Sum of N q min(g(p/q), U) over all cells of one table (CELLS,) of counts."""
     for i in range(CELLS):
         counts[i] = np.float32(table[i])
@@ -81,11 +81,7 @@ def _divergence(table, counts, n_xz, n_yz, n_z, shannon):
             for z in range(BINS_Z):
                 n = counts[(x * BINS_XY + y) * BINS_Z + z]
                 m = n_xz[x * BINS_Z + z] * (n_yz[y * BINS_Z + z] + TINY)
-                if shannon:
-                    term = n * np.log(max(n, TINY) / m)
-                else:
-                    term = (n - m) * (n - m) / (TWO * (n + m))
-                sums[z] += min(term, BOUND * m)
+                sums[z] += min((n - m) * (n - m) / (TWO * (n + m)), BOUND * m)
     return sums.sum()
 
 
@@ -101,7 +97,7 @@ def _fours(v, bins, levels, histogram, codes):
 
 @compiled
 def _quantile_range(v, levels, histogram):
-    """As acmi_cells.quantile_range, of one row."""
+    """As cells.quantile_range, of one row."""
     samples = len(v)
     squares = ZERO
     for i in range(samples):

@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.methods.base import Context, Outcome
-from onnxprune.methods.snacs import acmi_select as rules
+from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
-from onnxprune.methods.snacs.connections import Layer
+from onnxprune.methods.snacs.layers import Layer, balanced, protect
+from onnxprune.methods.snacs.rules import JOINT_SAMPLES, LIMIT_SAMPLES, disagreement, largest_share
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
 from onnxprune.outputs import measures
@@ -37,8 +38,6 @@ def prune_connections(
     classes: np.ndarray | None,
 ) -> Outcome:
     """Zeroed slices, the model that has them, and the units that died by it."""
-    from onnxprune.methods.snacs import snacs
-
     groups = {layer.node: _groups(layer, settings.groups) for layer in layers}
     scores = {
         layer.node: connection_scores(
@@ -48,23 +47,17 @@ def prune_connections(
             parent_groups=groups[layer.node][1],
             child_groups=groups[layer.node][0],
             magnitude=layer.magnitude,
-            divergence=settings.divergence,
-            phi=settings.phi,
-            z=settings.z,
             device=context.device,
-            seed=context.seed,
         )
         for layer in layers
     }
     limits = {
         layer.node: _limit(layer, scores[layer.node], groups[layer.node], activations, classes) for layer in layers
     }
-    shielded = {
-        layer.node: _protected(context, layers, layer, groups[layer.node][0], activations, settings) for layer in layers
-    }
+    shielded = {layer.node: _protected(layers, layer, groups[layer.node][0], activations, settings) for layer in layers}
     samples = context.samples
     assert samples is not None
-    few = samples.subset(snacs.balanced(samples, snacs.JOINT_SAMPLES, context.seed + 1))
+    few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
     reference = measures.reference(context.model, few, context.outputs)
 
     def zeroed(fraction: float) -> tuple[ir.Model, Masks]:
@@ -72,14 +65,14 @@ def prune_connections(
         return _zero(context, layers, masks, groups, activations), masks
 
     def error(fraction: float) -> float:
-        return snacs.disagreement(zeroed(fraction)[0], reference)
+        return disagreement(zeroed(fraction)[0], reference)
 
     if settings.density or context.target is not None:  # the smallest fraction that leaves at most what is allowed
         pairs = [(layer.node, layer.initializer) for layer in layers]
         allowed = allowances(context, pairs, settings.density)
         fraction = _fraction_for(allowed, layers, scores, limits, shielded, groups)
     else:
-        fraction = rules.automatic_fraction(error, snacs.tolerance(context, settings))
+        fraction = rules.automatic_fraction(error, settings.tolerance or rules.untrained(context.recover))
     model, masks = zeroed(fraction)
     zeros = {layer.initializer: ~_expand(layer, masks[layer.node], groups[layer.node], model) for layer in layers}
     stays = 1 - sum(int(z.sum()) for z in zeros.values()) / sum(z.size for z in zeros.values())
@@ -101,8 +94,6 @@ def _limit(
     classes: np.ndarray | None,
 ) -> float:
     """Largest share of the layer's connections that its children can lose, lowest scores first."""
-    from onnxprune.methods.snacs.snacs import LIMIT_SAMPLES, largest_share
-
     parents, children = activations[layer.parent_value], activations[layer.child_value]
     rows = np.linspace(0, len(parents) - 1, min(LIMIT_SAMPLES, len(parents))).astype(int)
     centered, children = parents[rows] - parents.mean(0), children[rows]
@@ -115,7 +106,6 @@ def _limit(
 
 
 def _protected(
-    context: Context,
     layers: Sequence[Layer],
     layer: Layer,
     child_groups: np.ndarray,
@@ -123,11 +113,9 @@ def _protected(
     settings: Settings,
 ) -> np.ndarray:
     """Child groups (J,) that hold a unit on which the next layer leans most; all of them in the last layer."""
-    from onnxprune.methods.snacs import snacs
-
     keep = np.zeros(int(child_groups.max()) + 1, bool)
     for dim, units in layer.made.items():
-        shielded = snacs.protect(context, layers, dim, activations, settings.protect)
+        shielded = protect(layers, dim, activations, settings.protect)
         keep[child_groups[(units >= 0) & shielded[np.maximum(units, 0)]]] = True
     return keep
 

@@ -9,13 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from sklearn.neighbors import NearestCentroid
+import onnx_ir as ir
 from sklearn.svm import SVC
 
 from onnxprune.errors import UsageError
+from onnxprune.outputs import measures
 
+LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))  # of the scan in a run
 GRID = tuple(p / 100 for p in range(1, 98, 2))  # shares of a layer's scores that the limit scan prunes
 DROP = 0.7
+LIMIT_SAMPLES = 400  # by which a layer's limit is found
+JOINT_SAMPLES = 256  # by which all layers together are judged
+TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
+TOLERANCE_UNTUNED = 0.2
+
+
+def untrained(recover: str) -> float:
+    """Share of the answers that the network may change before the recovery that follows."""
+    return TOLERANCE.get(recover, TOLERANCE_UNTUNED)
 
 
 def accuracy_limit(accuracy: Callable[[float], float], grid: Sequence[float] = GRID, drop: float = DROP) -> float:
@@ -34,31 +45,22 @@ def error_limit(error: Callable[[float], float], tolerance: float, grid: Sequenc
     return max(allowed, default=0.0)
 
 
-def layer_limits(
-    measures: Mapping[str, Callable[[float], float]],
-    rule: str = "accuracy",
-    *,
-    grid: Sequence[float] = GRID,
-    drop: float = DROP,
-    tolerance: float = 0.05,
-) -> dict[str, float]:
-    """Upper limit per layer, each layer alone; measures give accuracy or error at a pruned share, as the rule says."""
-    if rule == "accuracy":
-        return {name: accuracy_limit(measure, grid, drop) for name, measure in measures.items()}
-    if rule == "error":
-        return {name: error_limit(measure, tolerance, grid) for name, measure in measures.items()}
-    raise UsageError(f"limit rule '{rule}' is unknown; use 'accuracy' or 'error'")
+def largest_share(pruned: Callable[[float], np.ndarray], children: np.ndarray, classes: np.ndarray | None) -> float:
+    """Largest share at which `pruned(share)` (N, C) serves like `children` (N, C): by classes (N,), else by error."""
+    if classes is not None and len(np.unique(classes)) > 1:
+        accuracy = class_accuracy(children, classes)
+        return accuracy_limit(lambda share: accuracy(pruned(share)), LIMIT_GRID)
+    norm = max(float(np.linalg.norm(children - children.mean(0))), 1e-12)
+    return error_limit(lambda share: float(np.linalg.norm(pruned(share) - children)) / norm, 0.5, LIMIT_GRID)
 
 
-def class_accuracy(children, labels, classifier: str = "svm") -> Callable[[np.ndarray], float]:
+def class_accuracy(children, labels) -> Callable[[np.ndarray], float]:
     """A function: pruned child activations (N, C) -> accuracy of a classifier fitted to the unpruned ones.
 
-    Labels (N,) may be the model's own argmax. Negative activations are clipped to 0, as the authors do; "svm" is
-    their RBF SVC at tol 1e-5, "centroid" the nearest class mean, a fraction of its cost.
+    Labels (N,) may be the model's own argmax. Negative activations are clipped to 0 and the classifier is an RBF SVC
+    at tol 1e-5, as the authors do.
     """
-    if classifier not in ("svm", "centroid"):
-        raise UsageError(f"classifier '{classifier}' is unknown; use 'svm' or 'centroid'")
-    fitted = SVC(kernel="rbf", tol=1e-5) if classifier == "svm" else NearestCentroid()
+    fitted = SVC(kernel="rbf", tol=1e-5)
     fitted.fit(np.maximum(children, 0), labels)
     return lambda pruned: float(np.mean(fitted.predict(np.maximum(pruned, 0)) == labels))
 
@@ -148,3 +150,13 @@ def protected_children(next_weights, rms, fraction: float = 0.05, child_groups: 
 def check_fraction(value: float, what: str) -> None:
     if not 0 <= value <= 1:
         raise UsageError(f"{what} is {value}; it must lie between 0 and 1")
+
+
+def disagreement(model: ir.Model, reference: measures.Reference | None) -> float:
+    """What of the original's answers `model` gives differently, of the part of the outputs that suffers most."""
+    if reference is None:  # nothing that can be compared: the limits of the layers alone decide
+        return 0.0
+    said = measures.answers(model, reference.samples, reference.outputs)
+    found = measures.measure(said, reference)
+    telling = [part.original - part.value for part in found if part.share is not None]
+    return max(telling or measures.unexplained(said, reference), default=0.0)

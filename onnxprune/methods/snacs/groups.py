@@ -1,4 +1,4 @@
-"""A layer's activations and weights arranged by groups of channels, for the ACMI estimators.
+"""A layer's activations and weights arranged by groups of channels, for the estimator of connection scores.
 
 Letters: N samples, C children, P parents, G parent groups, J child groups, K channels of the largest parent group.
 """
@@ -20,7 +20,6 @@ class Groups:
 
     x: Tensor  # (J, N) mean activation of each child group, less its mean over the samples
     parents: Tensor  # (G, K, N) activations less their means
-    norm: Tensor  # (G, N) L2 norm of each group's activations
     weights: Tensor  # (J, G, K) mean over the child group of its summed kernels
     magnitude: Tensor  # (J, G) mean |w| of the slices between two groups
 
@@ -63,7 +62,6 @@ def grouped(parents, children, weights, magnitude, parent_groups, child_groups, 
     return Groups(
         x=over_children @ (x - x.mean(0)).T,
         parents=torch.where(present[..., None], centered[to_parents], 0),
-        norm=torch.where(present[..., None], a[to_parents], 0).square_().sum(1).sqrt_(),
         weights=torch.where(present, (over_children @ w)[:, to_parents], 0),
         magnitude=over_children @ size @ over_parents.T,
     )

@@ -1,4 +1,4 @@
-"""From pairs of real values to joint cell counts n_xyz, for the ACMI estimator, in blocks that stay in a core's cache.
+"""From pairs of real values to joint cell counts n_xyz and their information, in blocks that stay in a core's cache.
 
 A value is coded once, in quarters of a cell between the 2 % and 98 % quantiles of its row; its cell at shift s is
 then (code + s) >> 2. Cells of x, y and z at one shift make one integer, and a bincount counts them.
@@ -12,6 +12,9 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
+UPPER = 10.0  # bound U on g, as in EDGE
+TINY = 1e-12
 
 BINS_XY, BINS_Z, SHIFTS = 8, 16, 4  # methods: 8 cells for x and y, 16 for z, shifted by 0, 1/4, 1/2, 3/4 of a cell
 CELLS = BINS_XY * BINS_XY * BINS_Z
@@ -68,12 +71,11 @@ def joint_cells(x: Tensor, contribution: Tensor, total: Tensor, scratch: Scratch
     return scratch.cells.copy_(z).add_(x).add_(tables.view(-1, SHIFTS, 1))
 
 
-def count(cells: Tensor, out: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Samples of each joint cell, or their summed weights (R, S, N): cells (R, S, N) -> out (R, S, X, Y, Z)."""
+def count(cells: Tensor, out: Tensor) -> Tensor:
+    """Samples of each joint cell: cells (R, S, N) -> out (R, S, X, Y, Z)."""
     for start in range(0, len(cells), COUNT_ROWS):
         part, table = cells[start : start + COUNT_ROWS], out[start : start + COUNT_ROWS].view(-1)
-        of_part = None if weights is None else weights[start : start + COUNT_ROWS].reshape(-1)
-        table.copy_(torch.bincount(part.reshape(-1), of_part, minlength=table.numel()))
+        table.copy_(torch.bincount(part.reshape(-1), minlength=table.numel()))
     return out
 
 
@@ -110,3 +112,36 @@ def _positions(counts: Tensor, ranks: Tensor) -> Tensor:
     level = torch.searchsorted(below, ranks.expand(len(counts), -1).contiguous(), right=True)
     inside = counts.gather(1, level)
     return level + (ranks - below.gather(1, level) + inside + 0.5) / inside
+
+
+# Information ------------------------------------------------------------------------------------------------------
+
+
+def information(cells: Tensor, scratch: Scratch) -> Tensor:
+    """Information (R,) from joint cells (R, S, N): the median over the shifts."""
+    terms = divergence_terms(count(cells, scratch.n), scratch.m, scratch.terms)
+    return middle(terms.flatten(2).sum(2)) / cells.shape[-1]
+
+
+def divergence_terms(n: Tensor, m: Tensor, out: Tensor) -> Tensor:
+    """N q min(g(p/q), U) of every cell, also the empty ones: counts n (R, S, X, Y, Z) -> out; n and m are lost."""
+    n_xz = n.sum(3, keepdim=True)
+    n_z = n_xz.sum(2, keepdim=True).clamp_(min=1)
+    torch.mul(n_xz.div_(n_z).add_(TINY), n.sum(2, keepdim=True).add_(TINY), out=m)  # N q, never zero
+    return bounded(n, m, out)
+
+
+def bounded(n: Tensor, m: Tensor, out: Tensor) -> Tensor:
+    """m min(g(n/m), U), elementwise, from counts n = N p and m = N q > 0, in `out`; n and m are overwritten.
+
+    g(t) = (t-1)^2 / (2(t+1)), geometric (Henze-Penrose) as in MINT, so 0 <= I < 1; at n = 0 it is m/2, the share
+    g(0) q that empty cells have.
+    """
+    torch.sub(n, m, out=out).square_().div_(n.add_(m).mul_(2))
+    return torch.minimum(out, m.mul_(UPPER), out=out)
+
+
+def middle(members: Tensor) -> Tensor:
+    """Median over the last axis, the mean of the two middle values when their number is even."""
+    ordered, number = members.sort(-1).values, members.shape[-1]
+    return (ordered[..., (number - 1) // 2] + ordered[..., number // 2]) / 2

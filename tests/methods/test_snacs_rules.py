@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onnxprune.errors import UsageError
-from onnxprune.methods.snacs import acmi_select as select
+from onnxprune.methods.snacs import rules as select
 
 A = np.array([[1.0, 2.0], [3.0, 4.0]])
 B = np.array([[5.0, 6.0], [7.0, 7.0]])
@@ -76,29 +76,18 @@ def test_error_limit_and_its_absence():
     assert select.error_limit(lambda p: 1.0, 0.3) == 0.0
 
 
-def test_layer_limits_apply_one_rule_to_all_layers():
-    measures = {"a": lambda p: p, "b": lambda p: p / 2}
-    assert select.layer_limits(measures, "error", tolerance=0.2) == {"a": 0.19, "b": 0.39}
-    assert select.layer_limits({"a": lambda p: 1 - p})["a"] == pytest.approx(0.67)
-    with pytest.raises(UsageError, match="'accuracy' or 'error'"):
-        select.layer_limits(measures, "magic")
-
-
 def test_grid_is_every_second_percent_from_1_to_97():
     assert len(select.GRID) == 49
     assert (select.GRID[0], select.GRID[-1]) == (0.01, 0.97)
 
 
-@pytest.mark.parametrize("classifier", ["svm", "centroid"])
-def test_class_accuracy_falls_when_activations_are_lost(classifier):
+def test_class_accuracy_falls_when_activations_are_lost():
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 300)
     x = np.eye(3)[labels] + 0.2 * random.normal(size=(300, 3))
-    accuracy = select.class_accuracy(x, labels, classifier)
+    accuracy = select.class_accuracy(x, labels)
     assert accuracy(x) > 0.95
     assert accuracy(x * [1, 0, 0]) < 0.8
-    with pytest.raises(UsageError, match="'svm' or 'centroid'"):
-        select.class_accuracy(x, labels, "tree")
 
 
 def test_lowest_pruned_removes_the_lowest_share():

@@ -17,6 +17,7 @@ from onnxprune.coupling import Dim, dims, unit_positions
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.methods.base import Context
+from onnxprune.methods.snacs import rules
 from onnxprune.system.memory import at_most
 
 BATCH = 64
@@ -130,6 +131,19 @@ def _units(axis: dims.Axis, chosen: set[Dim]) -> dict[Dim, np.ndarray]:
     return {dim: unit_positions(axis, dim) for dim in found}
 
 
+def protect(layers: Sequence[Layer], dim: Dim, activations: Mapping[str, np.ndarray], share: float) -> np.ndarray:
+    """Protected units of `dim` (size,) booleans: the `share` on which the layers that read it lean most."""
+    strengths = []
+    for layer in layers:
+        units = layer.units.get(dim)
+        if units is None:
+            continue
+        inside = units >= 0
+        rms = np.sqrt((activations[layer.parent_value].astype(np.float64) ** 2).mean(0))
+        strengths.append(rules.protected_children(layer.magnitude[:, inside], rms[inside], share, units[inside]))
+    return np.any(strengths, axis=0) if strengths else np.zeros(dim.size, bool)
+
+
 # Activations ------------------------------------------------------------------------------------------------------
 
 
@@ -176,4 +190,15 @@ def _spread(rows: np.ndarray, count: int) -> np.ndarray:
     return np.repeat(rows.reshape(-1, rows.shape[-1]).mean(0, dtype=np.float32)[None], count, axis=0)
 
 
-__all__ = ["Layer", "find", "mean_activations", "to_matrix"]
+def balanced(samples: Samples, count: int, seed: int) -> np.ndarray:
+    """Indices of at most `count` samples, as many of each class as there are labels for."""
+    rng = np.random.default_rng(seed)
+    if len(samples) <= count:
+        return np.arange(len(samples))
+    if samples.labels is None:
+        return np.sort(rng.choice(len(samples), count, replace=False))
+    ranks = np.empty(len(samples), np.int64)  # position of each sample within its class, in random order
+    for label in np.unique(samples.labels):
+        members = np.flatnonzero(samples.labels == label)
+        ranks[rng.permutation(members)] = np.arange(len(members))
+    return np.sort(np.argsort(ranks, kind="stable")[:count])

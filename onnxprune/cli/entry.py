@@ -13,6 +13,7 @@ from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
 from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.graph import custom_ops
 from onnxprune.system import streams
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.plugins import import_here
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
         try:
             with terminable(), streams.results_apart(), own_logging():
-                return dispatch(without_plugins(given))
+                return dispatch(without_libraries(without_plugins(given)))
         except Leave as stop:  # argparse after --help
             return int(stop.code or 0)
         except BrokenPipeError:  # the reader of our output left: 'onnxprune ops | head'
@@ -90,6 +91,18 @@ def without_plugins(given: list[str]) -> list[str]:
             import_here(name)
         except (ImportError, SystemExit) as error:
             raise UsageError(f"--plugin {name}: cannot be imported ({error}); run where the module lies") from error
+    return rest
+
+
+def without_libraries(given: list[str]) -> list[str]:
+    """The arguments less each `--custom-ops LIB`, of which the operators are made known to onnxruntime."""
+    rest = list(given)
+    while "--custom-ops" in rest:
+        at = rest.index("--custom-ops")
+        if at + 1 == len(rest):
+            raise UsageError("--custom-ops: give the library of operators that onnxruntime loads, such as my_ops.so")
+        custom_ops.register(rest[at + 1])
+        del rest[at : at + 2]
     return rest
 
 

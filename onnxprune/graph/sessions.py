@@ -13,6 +13,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError
+from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import ONLY_BATCH, InputInfo, axis_of, with_batch
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
@@ -114,7 +115,7 @@ def open_session(
 
 
 def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: Mapping[str, str]):
-    settings = ort.SessionOptions()
+    settings = session_options()
     settings.log_severity_level = 4
     threads = threads or allowed_threads()
     if threads is not None:

@@ -22,6 +22,7 @@ import onnxruntime as ort
 from onnxprune import graph
 from onnxprune.errors import GraphError, OutOfMemoryError
 from onnxprune.graph import probes, sessions
+from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
@@ -267,7 +268,7 @@ def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> 
 
 def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
     """A session of `model` with the shape of every computed value, and the contents of integer ones, as outputs."""
-    settings = ort.SessionOptions()
+    settings = session_options()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4
     settings.intra_op_num_threads = sessions.few_threads()

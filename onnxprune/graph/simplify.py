@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError
+from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.tensors import size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
 from onnxprune.system.streams import swallowed
@@ -117,7 +118,7 @@ def _folded_away(model: ir.Model) -> set[str]:
 
 def _loads(proto: onnx.ModelProto) -> bool:
     """Whether onnxruntime accepts the model."""
-    options = ort.SessionOptions()
+    options = session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:

@@ -13,6 +13,7 @@ from onnxprune.quantize.ranges import Ranges, tensors_data
 from onnxprune.system.atomic_files import scratch
 
 OPSET = {"int8": 13, "dynamic": 13, "int4": 13, "fp16": 7}  # 13: DequantizeLinear takes a scale per channel
+UNKNOWN = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of values behind operators that onnx does not know
 # Operators that onnxruntime computes in integers, or that only move values and so need not leave them.
 INTEGER_OPS = (
     "Conv Gemm MatMul Add Mul AveragePool GlobalAveragePool Concat MaxPool Relu Clip LeakyRelu Sigmoid Softmax Reshape "
@@ -47,7 +48,7 @@ def int8(
         [],
         list(floats),
         op_types(provider),
-        {"ActivationSymmetric": symmetric, **extra},
+        {"ActivationSymmetric": symmetric, **UNKNOWN, **extra},
     )
     with quiet():
         quantizer.quantize_model()
@@ -68,7 +69,7 @@ def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
             reduce_range=asked["reduce_range"],
             weight_type=QuantType.QInt8,
             nodes_to_exclude=list(floats),
-            extra_options={"MatMulConstBOnly": True},
+            extra_options={"MatMulConstBOnly": True, **UNKNOWN},
         )
         made = onnx.load(out)
     return _checked(made, model, "dynamic", "MatMul or Gemm")
@@ -96,7 +97,8 @@ def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
     """`model` in half precision behind the same interface."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=list(floats))
+    with quiet():
+        made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=list(floats))
     return _made(made, model)
 
 

@@ -12,16 +12,26 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
-from onnxprune.errors import GraphError, UsageError
+from onnxprune.errors import GraphError, OnnxPruneError, UsageError
+from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
 
-QUANTIZED = frozenset(
-    "QuantizeLinear DequantizeLinear DynamicQuantizeLinear MatMulInteger ConvInteger MatMulNBits".split()
+# How the names of quantized operators begin.
+QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinear",
+    "QGemm",
+    "DynamicQuantize",
+    "MatMulNBits",
+    "MatMulInteger",
 )
+QUANTIZED += ("ConvInteger", "QAttention", "QMoE", "GatherBlockQuantized")
 # Operators through which weights arrive, and which are computed once and for all.
 CARRIERS = frozenset("Cast Transpose Reshape Identity Squeeze Unsqueeze Flatten".split())
 LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold several
 STANDARD = ("", "ai.onnx")
+FREE_INITIALIZERS = 4  # version of the format from which on initializers need not be inputs
 
 
 def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model, tuple[str, ...]]:
@@ -31,6 +41,7 @@ def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model
     """
     check_model(model)
     model = folded(model)
+    model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
     for index, node in enumerate(model.graph.all_nodes()):
         node.name = node.name or f"{node.op_type}_unnamed_{index}"
     if split:
@@ -44,9 +55,7 @@ def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model
 
 def check_model(model: ir.Model) -> None:
     """Nothing, when `model` can be quantized. Raises: UsageError."""
-    found = next(
-        (n for n in model.graph.all_nodes() if n.op_type in QUANTIZED or n.op_type.startswith("QLinear")), None
-    )
+    found = next((node for node in model.graph.all_nodes() if node.op_type.startswith(QUANTIZED)), None)
     if found is not None:
         raise UsageError(
             f"--quantize: the model is quantized already ({found.op_type} '{found.name}') and stays so when it is "
@@ -185,7 +194,10 @@ def with_interface(made: onnx.ModelProto, original: onnx.ModelProto) -> ir.Model
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """onnxruntime's quantizers log on the root logger and print; no user can act on what they say."""
+    """Where quantizers of onnxruntime run: they log on the root logger, print, and raise errors of many kinds.
+
+    Raises: GraphError for every error of theirs.
+    """
     root, named = logging.getLogger(), logging.getLogger("onnxruntime.quantization")
     levels = root.level, named.level
     root.setLevel(logging.ERROR)
@@ -193,6 +205,16 @@ def quiet() -> Iterator[None]:
     try:
         with swallowed():
             yield
+    except OnnxPruneError:
+        raise
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise GraphError(
+            f"--quantize: onnxruntime's quantizer does not take this model ({line}); choose another kind, or exclude "
+            "the nodes that it names"
+        ) from error
     finally:
         root.setLevel(levels[0])
         named.setLevel(levels[1])

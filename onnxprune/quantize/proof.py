@@ -318,7 +318,7 @@ def _add_stored(
             inputs[0] = twins.rounded_as_it_comes(inputs[0])
         made = twins.twin_of(node, inputs)
         for twin, value in zip(made.outputs, node.outputs, strict=True):
-            if value.name in own_values:
+            if value.name and value.name in own_values:  # optional outputs that are left out have no name
                 twins.compare(node.name or "", twin, own_values[value.name])
     twins.values.update(
         {value.name or "": own_values[value.name] for value in node.outputs if value.name in own_values}
@@ -390,8 +390,11 @@ def _half(array: np.ndarray) -> np.ndarray:
 def _grid_faults(model: ir.Model, grids: Mapping[str, Sequence[Grid]], ranges: Ranges) -> Iterator[str]:
     """Values whose scale or zero point follows from no range that can be theirs."""
     near = _neighbors(model)
+    stored = {name: graph.constant(value) for name, value in model.graph.initializers.items()}
+    ends = {name: (float(a.min()), float(a.max())) for name, a in stored.items() if a is not None and _is_floats(a)}
+    known = {**ends, **ranges}  # what is looked up in a table has the grid of the table
     for name, own in grids.items():
-        candidates = [ranges[other] for other in _reached(name, near) if other in ranges]
+        candidates = [known[other] for other in _reached(name, near) if other in known]
         candidates += [(0.0, 1.0)] if _made_by(model, name) == "Softmax" else []
         for grid in own:
             if candidates and not any(_follows(grid, low, high) for low, high in candidates):
@@ -401,6 +404,10 @@ def _grid_faults(model: ir.Model, grids: Mapping[str, Sequence[Grid]], ranges: R
                     f"value '{name}' is stored with scale {scale:.4g} and zero point {zero}, which do not follow from "
                     f"its range {low:.4g} to {high:.4g}"
                 )
+
+
+def _is_floats(array: np.ndarray) -> bool:
+    return array.dtype.kind == "f" and array.size > 0
 
 
 def _follows(grid: Grid, low: float, high: float) -> bool:

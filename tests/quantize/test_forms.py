@@ -1,0 +1,106 @@
+"""Models of other shapes than chains of convolutions: tables, optional outputs, old files, foreign operators."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from networks import MLP, filled
+from onnx import helper
+from quantizing import feeds_for, finished, quantized, samples_for
+
+from onnxprune import graph
+from onnxprune.errors import GraphError, UsageError, VerificationError
+from onnxprune.quantize import Context, check_model, forms, parse, prepare, quantize
+from onnxprune.run.finish import finish
+
+TABLE = """<ir_version: 8, opset_import: ["" : 17]>
+table (int64[N, 5] x) => (float[N, 5, 4] y) <float[20, 8] e, float[8, 4] w>
+{
+  [lookup] a = Gather (e, x)
+  [project] y = MatMul (a, w)
+}
+"""
+CELLS = """<ir_version: 8, opset_import: ["" : 17]>
+cells (float[N, 5, 3] x) => (float[4, 6] y) <float[1, 16, 3] w, float[1, 16, 4] r, float[4, 6] m>
+{
+  [turn] t = Transpose <perm = [1, 0, 2]> (x)
+  [cells] , h = LSTM <hidden_size = 4> (t, w, r)
+  [flat] f = Reshape <allowzero = 0> (h, shape)
+  [last] y = MatMul (f, m)
+}
+"""
+
+
+def ids() -> list[dict[str, np.ndarray]]:
+    return [{"x": np.random.default_rng(0).integers(0, 20, size=(6, 5))}]
+
+
+def test_what_is_looked_up_in_a_table_has_the_grid_of_the_table():
+    model = finished(TABLE)
+    ranges = {"a": (-0.1, 0.1), "y": (-3.0, 3.0)}  # of few rows: narrower than the table
+    made = quantize(model, Context(parse("int8"), None, ids(), known={"ranges": ranges}))
+    assert made.simulation.ok
+    assert made.simulation.weights == 2
+    types = {name: value.dtype for name, value in made.model.graph.initializers.items()}
+    assert ir.DataType.INT8 in types.values() or ir.DataType.UINT8 in types.values()
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "int4"])
+def test_a_node_with_an_output_that_is_left_out_is_simulated(kind):
+    proto = filled(CELLS)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 4]), "shape"))
+    model = finish(graph.normalize(ir.from_proto(proto)))
+    made = quantize(model, Context(parse(kind), None, [{"x": feeds_for(model)[0]["x"][:4]}]))
+    assert made.simulation.ok
+    assert made.simulation.weights == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "dynamic", "fp16"])
+def test_a_file_of_a_format_in_which_initializers_are_inputs_becomes_a_newer_one(kind):
+    proto = filled(MLP.replace("ir_version: 8", "ir_version: 3").replace('"" : 17', '"" : 9'))
+    for tensor in proto.graph.initializer:
+        proto.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    model = finish(graph.normalize(ir.from_proto(proto)))
+    made = quantize(model, Context(parse(kind), samples_for(model), feeds_for(model)))
+    assert made.simulation.ok
+    assert made.model.ir_version >= 4
+    onnx.checker.check_model(ir.to_proto(made.model))
+
+
+@pytest.mark.parametrize("op", ["DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "QLinearAdd"])
+def test_models_that_hold_quantized_operators_are_refused(op):
+    model = finished(MLP)
+    model.graph.append(ir.Node("com.microsoft", op, [model.graph.inputs[0]], name="given", num_outputs=1))
+    with pytest.raises(UsageError, match=f"quantized already \\({op} 'given'\\)"):
+        check_model(model)
+
+
+def test_an_error_of_the_quantizer_is_one_line():
+    told = "does not take this model \\(first second\\); choose another kind"
+    with pytest.raises(GraphError, match=told), prepare.quiet():
+        raise RuntimeError("first\nsecond")
+
+
+def test_a_relu_that_is_dropped_though_its_range_reaches_below_zero_is_found():
+    model = finished(MLP)
+    ranges = dict.fromkeys([*(v.name for n in model.graph for v in n.outputs), "x"], (-4.0, 4.0))
+    with pytest.raises(VerificationError, match="differs from its simulation"):
+        quantize(model, Context(parse("int8"), None, feeds_for(model), known={"ranges": ranges}))
+
+
+def test_what_tensorrt_takes_is_symmetric_with_biases_in_float():
+    model = finished(MLP)
+    ranges = dict.fromkeys([*(v.name for n in model.graph for v in n.outputs), "x"], (-4.0, 4.0))
+    made = forms.int8(prepare.prepared(model, 13)[0], parse("int8"), ranges, [], "tensorrt", False)
+    types = {value.dtype for value in made.graph.initializers.values()}
+    assert ir.DataType.INT8 in types
+    assert not {ir.DataType.UINT8, ir.DataType.INT32} & types
+
+
+def test_a_kind_that_finds_nothing_to_store_says_so():
+    with pytest.raises(UsageError, match="it has no MatMul or Gemm with a constant weight"):
+        quantized(
+            """<ir_version: 8, opset_import: ["" : 17]>
+                  plain (float[N, 3] x) => (float[N, 3] y) { [relu] y = Relu (x) }""",
+            "int4",
+        )

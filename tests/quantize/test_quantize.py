@@ -1,6 +1,7 @@
 """Prune and quantize in one command: what is written, measured, recorded, replayed, verified and refused."""
 
 import json
+import re
 
 import numpy as np
 import onnx
@@ -234,5 +235,5 @@ def test_max_drop_is_of_the_quantized_file(cli, tmp_path):
     original, _, quantized = json.loads(report.read_text())["models"]
     assert quantized["macs"] < original["macs"]
     lost = 100 * (original["accuracy"]["value"] - quantized["accuracy"]["value"])
-    assert lost <= 2
-    assert f"lost {lost:.2f} points of 2 allowed" in ran.err
+    told = float(re.findall(r"lost (\S+) points of 2 allowed", ran.err)[0])
+    assert 0.9 * told <= lost + 0.01 <= told + 0.01 <= 2.01  # of the points above a model that answers all alike

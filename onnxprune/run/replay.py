@@ -241,7 +241,8 @@ def _in_order(node: ir.Node) -> list[ir.Value | None]:
 
 
 def _holds_floats(value: ir.Value | None) -> bool:
-    return value is not None and value.is_initializer() and value.dtype is not None and value.dtype.is_floating_point()
+    tensor = None if value is None or not value.is_initializer() else value.const_value  # the value may have no type
+    return tensor is not None and tensor.dtype.is_floating_point()
 
 
 def _reads_alike(node: ir.Node, other: ir.Node) -> bool:

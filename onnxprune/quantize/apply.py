@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Samples, batches, fixed_batch
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import biases, forms, prepare, proof
 from onnxprune.quantize import floats as choice
@@ -120,6 +120,8 @@ def verify(
     kind = kind_of(record)
     own, _ = _prepared(floats, kind)
     simulation = proof.simulate(model, own, kind, proof_feeds(feeds), record.get("ranges"))
+    if not simulation.weights:
+        raise VerificationError(f"{where}: its weights are floats, and the plan says that it was quantized as {kind}")
     return proven(proof.require(simulation, where))
 
 

@@ -101,6 +101,9 @@ def test_apply_makes_the_same_file_again_and_without_samples_uses_the_recorded_r
     assert cli("verify", DIGITS, out, "--plan", folder / "plan.json", "--any-weights").code == 0
     assert cli("apply", DIGITS, folder / "plan.json", out, "--quantize", "none", *QUIET).code == 0
     assert not any(t.data_type == onnx.TensorProto.INT8 for t in onnx.load(out).graph.initializer)
+    ran = cli("verify", DIGITS, out, "--plan", folder / "plan.json", "--any-weights")
+    assert ran.code == 3
+    assert "its weights are floats, and the plan says that it was quantized as int8" in ran.err
 
 
 def test_nothing_asked_writes_what_it_wrote_before(cli, cnn_path, tmp_path):

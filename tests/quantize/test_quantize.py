@@ -138,7 +138,7 @@ def bad(tmp_path):
 )
 def test_bad_input_is_one_line_and_writes_nothing(cli, bad, words, told):
     first, *rest = (str(bad / word) if word.endswith((".onnx", ".npz")) else word for word in words.split())
-    ran = cli(first, bad / "out.onnx", *rest, "--method", "l1", "--recover", "none", *QUIET)
+    ran = cli(first, bad / "out.onnx", *rest, "--method", "l1", "--recover", "none", "-q", *QUIET)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert told in ran.err

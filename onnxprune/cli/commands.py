@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -222,14 +221,17 @@ def _bench(given: list[str]) -> int:
 
 def _methods(given: list[str]) -> int:
     Parser(prog="onnxprune methods", description="Methods and what they need.").parse_args(given)
-    from onnxprune import methods
-    from onnxprune.methods.base import METHODS
+    from onnxprune.methods import LISTED
 
-    methods.load_all()
-    for name, method in sorted(METHODS.items()):
-        needs = [f.name for f in fields(method.needs) if getattr(method.needs, f.name)] or ["weights"]
-        streams.say(f"{name:10s} needs {', '.join(needs):28s} {method.summary}")
+    for name, (needs, summary) in sorted({**LISTED, **_added_methods()}.items()):
+        streams.say(f"{name:10s} needs {needs:28s} {summary}")
     return 0
+
+
+def _added_methods() -> dict[str, tuple[str, str]]:
+    """What is to be said of methods that a --plugin registered."""
+    base = sys.modules.get("onnxprune.methods.base")
+    return {} if base is None else {name: base.told(method) for name, method in base.METHODS.items()}
 
 
 def _ops(given: list[str]) -> int:

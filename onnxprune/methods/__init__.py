@@ -23,6 +23,22 @@ MODULES = {
     "taylor": "taylor",
 }
 
+# What 'onnxprune methods' says of them, (needs, summary), so that a list of names needs neither torch nor onnx.
+LISTED = {
+    "aswl": ("data, training", "layer attentions decide where weights are zeroed (ASWL)"),
+    "bn": ("weights", "|scale| of the BatchNormalization behind a unit"),
+    "cci": ("data, training", "exactly k of every G weights stay (CCI, N:M)"),
+    "fpgm": ("weights", "distance to the other units: what is near the geometric median goes"),
+    "gss": ("training", "group lasso and variance of group norms while fine-tuning (GSS)"),
+    "hessian": ("data, gradients", "second-order change of the loss, diagonal"),
+    "l1": ("weights", "sum of absolute weights of a unit"),
+    "l2": ("weights", "Euclidean norm of the weights of a unit"),
+    "paam": ("data, gradients, training", "an attention network scores filters (PAAM)"),
+    "random": ("weights", "uniform scores: the control"),
+    "snacs": ("data", "conditional mutual information of connections, decides by itself how much"),
+    "taylor": ("data, gradients", "squared first-order change of the loss"),
+}
+
 
 def load(name: str) -> None:
     """Imports the module that registers method `name`; nothing where it is no built-in one."""

@@ -6,7 +6,7 @@ the positions that are zero.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -141,6 +141,12 @@ def method(
         return run
 
     return register
+
+
+def told(method: Method) -> tuple[str, str]:
+    """(what a method needs, its summary), as lists of methods show them."""
+    needs = [entry.name for entry in fields(method.needs) if getattr(method.needs, entry.name)] or ["weights"]
+    return ", ".join(needs), method.summary
 
 
 def get(name: str) -> Method:

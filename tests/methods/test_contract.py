@@ -137,9 +137,18 @@ def test_listing_the_names_imports_no_torch():
     assert set(done.stdout.split()) == set(methods.MODULES)
 
 
+def test_the_command_that_lists_methods_imports_no_library_of_models():
+    code = "import sys, onnxprune.cli as c; c.main(['methods'])\n"
+    code += "sys.exit(len({'torch', 'onnx', 'onnx_ir', 'onnxruntime'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == sorted(methods.MODULES)
+
+
 def test_every_built_in_method_registers_under_its_name():
     methods.load_all()
     assert set(methods.MODULES) <= set(base.METHODS)
+    assert {name: base.told(base.METHODS[name]) for name in methods.MODULES} == methods.LISTED
     assert all(base.METHODS[name].summary for name in methods.MODULES)
 
 

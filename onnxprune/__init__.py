@@ -48,7 +48,15 @@ __all__ = [
 ]
 
 
+def _version() -> str:
+    from onnxprune.plan import tool_version
+
+    return tool_version()
+
+
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name not in _HOMES:
         raise AttributeError(f"module 'onnxprune' has no attribute '{name}'")
     module, _, attribute = _HOMES[name].partition(":")

@@ -64,6 +64,10 @@ def test_analyze_takes_files_and_models(cnn_path):
     onnx.checker.check_model(proto)
 
 
+def test_the_version_is_known():
+    assert onnxprune.__version__[0].isdigit()
+
+
 def test_unknown_names_are_attribute_errors():
     with pytest.raises(AttributeError, match="no attribute 'prunes'"):
         _ = onnxprune.prunes

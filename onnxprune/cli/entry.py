@@ -16,6 +16,7 @@ from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.graph import custom_ops
 from onnxprune.system import streams
 from onnxprune.system.memory import out_of_memory
+from onnxprune.system.packages import missing
 from onnxprune.system.plugins import import_here
 from onnxprune.system.processes import Leave, require_one
 
@@ -134,6 +135,8 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
             return "interrupted; the same command goes on after the runs that are finished", EXIT_INTERRUPTED
         goes_on = "; the same command goes on from its checkpoints" if "--resume" in given else ""
         return f"interrupted; nothing was written{goes_on}", EXIT_INTERRUPTED
+    if isinstance(error, ImportError) and (absent := missing(error)) is not None:
+        return str(absent), EXIT_BAD_USAGE
     if isinstance(error, SystemExit):
         return f"a function of yours ended the run with exit code {error.code}; nothing was written. Mend that", 2
     if isinstance(error, streams.PrintError):

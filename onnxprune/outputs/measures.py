@@ -24,7 +24,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from scipy.stats import rankdata
 
 from onnxprune import graph
 from onnxprune.data import Samples
@@ -211,6 +210,8 @@ def similarities(y: np.ndarray, t: np.ndarray) -> Found:
     cosine = (near[0] * near[1]).sum(1)
     if len(t) < 4:
         return cosine, {}
+    from scipy.stats import rankdata  # not part of the core, and needed only here
+
     rows = np.linspace(0, len(t) - 1, min(len(t), MOST_COMPARED)).astype(int)
     others = ~np.eye(len(rows), dtype=bool)
     ranks = [

@@ -113,6 +113,9 @@ SETTINGS: dict[str, tuple[int, ...]] = {
 }
 
 
+RAISED = "the rule does not apply"
+
+
 class UnknownShapeError(Exception):
     """A value whose rank is not known: its consumers become opaque."""
 
@@ -220,7 +223,7 @@ class Analysis:
             self._opaque(node, f"the shape of '{unknown}' is not known")
         except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
             # A rule that meets what it was not written for must not end the run; the reason names it.
-            self._opaque(node, f"the rule does not apply: {type(error).__name__} {error}")
+            self._opaque(node, f"{RAISED}: {type(error).__name__} {error}")
 
     def _opaque(self, node: ir.Node, text: str) -> None:
         why = Reason(f"{node.op_type}: {text}", node.name or "")

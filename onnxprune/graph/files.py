@@ -122,7 +122,8 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
     _untie(simplified)
-    simplified.meta.update({**meta, "written_out": written_out})
+    notes = (*meta.get("notes", ()), *simplified.meta.get("notes", ()))
+    simplified.meta.update({**meta, "written_out": written_out, "notes": tuple(dict.fromkeys(notes))})
     return simplified
 
 
@@ -137,7 +138,8 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     if join:
         tie(finished)
     _forget_descriptions(finished, model.meta.get("described"))
-    finished.meta.update(model.meta)
+    notes = (*model.meta.get("notes", ()), *finished.meta.get("notes", ()))
+    finished.meta.update({**model.meta, "notes": tuple(dict.fromkeys(notes))})
     return finished
 
 

@@ -33,35 +33,41 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
 
     bake: it may compute with all weights of a model that is not large, as its value-baking fusions do.
     """
-    onnxsim = _import_onnxsim()
+    _import_onnxsim()
     shown: Collection[str] = ()
     if size_bytes(model) <= SKELETON_BYTES:
         shown = list(model.graph.initializers) if bake else _folded_away(model)
     proto, hidden = skeleton(model, shown=shown)
     _forget_placeholders(proto)
     _forget_inferable(proto)
-    simplified = _attempt(onnxsim, proto, skipped)
+    simplified, notes = _attempt(proto, skipped)
     if not _loads(simplified):  # it has been seen to write nodes that no runtime accepts
+        notes = ["onnxsim makes a graph of this model that onnxruntime does not load: it is left as it was"]
         simplified = proto
     result = ir.from_proto(simplified)
+    result.meta["notes"] = tuple(notes)
     _unhide(result, hidden)
     _order(result, model.graph.initializers)
     _restore_interface(result, model)
     return result
 
 
-def _attempt(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str]) -> onnx.ModelProto:
-    """`proto` rewritten; where a rewriting fails only with its constants folded, where that fails as it is.
+def _attempt(proto: onnx.ModelProto, skipped: list[str]) -> tuple[onnx.ModelProto, list[str]]:
+    """(`proto` rewritten, notes); where a rewriting fails only with its constants folded, where that fails as it is.
 
     onnxsim raises bare RuntimeErrors, or crashes.
     """
+    given = proto.SerializeToString()
     for optimize in (True, False):
+        failed = [] if optimize else ["onnxsim's rewritings fail on this model: only its constants were folded"]
         with contextlib.suppress(Exception):
-            return onnx.ModelProto.FromString(isolated(partial(_rewritten, onnxsim, proto, skipped, optimize)))
-    return proto
+            return onnx.ModelProto.FromString(isolated(partial(_rewritten, given, skipped, optimize))), failed
+    return proto, ["onnxsim fails on this model: its constants were not folded"]
 
 
-def _rewritten(onnxsim: ModuleType, proto: onnx.ModelProto, skipped: list[str], optimize: bool) -> bytes:
+def _rewritten(given: bytes, skipped: list[str], optimize: bool) -> bytes:
+    onnxsim = _import_onnxsim()
+    proto = onnx.ModelProto.FromString(given)
     said = {"skipped_optimizers": skipped, "perform_optimization": optimize, "check_n": 0, "certify": False}
     with swallowed():  # it prints notes where results go
         return onnxsim.simplify(proto, **said)[0].SerializeToString()

@@ -3,24 +3,30 @@
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune import graph
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.errors import GraphError
 from onnxprune.graph import half, sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.proof import decisions, inside
+from onnxprune.proof.decisions import Kept
 from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
+from onnxprune.surgery import KEPT
+from onnxprune.system.isolation import can_copy, isolated
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 
-__all__ = ["Verification", "compare", "random_feeds", "require", "seeded"]
+__all__ = ["Verification", "compare", "compare_file", "random_feeds", "require", "seeded"]
 
 DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 LOOKED_AT = 160_000  # numbers of all inputs of a batch that is looked at inside: one image, or many small rows
@@ -78,6 +84,32 @@ class _Sides:
     one: ir.Model
     two: ir.Model
     floor: float
+
+
+def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verification:
+    """`compare` of the model in `file`, read from there; a native library may end that, but not this process.
+
+    Raises: CrashedError where it did.
+    """
+    batches = list(feeds)
+    if can_copy():
+        return isolated(lambda: _compare_read(file, masked, batches))
+    with TemporaryDirectory() as folder:  # beside torch no process is copied: both models are sent as files
+        twin = Path(folder) / "twin.onnx"
+        graph.save(masked, twin)
+        return isolated(partial(_compare_files, file, twin, masked.meta.get(KEPT, {}), batches))
+
+
+def _compare_files(file: Path, twin: Path, kept: Kept, batches: list[Feeds]) -> Verification:
+    masked = graph.load(twin)
+    masked.meta[KEPT] = kept
+    return _compare_read(file, masked, batches)
+
+
+def _compare_read(file: Path, masked: ir.Model, batches: list[Feeds]) -> Verification:
+    cut = graph.load(file)
+    maps = bool(cut.meta.get("maps"))  # outputs that are maps are only there when the file itself runs
+    return compare(cut, masked, batches, file=None if maps else file)
 
 
 # Outputs ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -44,11 +45,17 @@ def observed_form(
         with contextlib.suppress(GraphError):
             found = shapes.observe(form, samples, tries=tries)
             if form is plain:
-                LOG.info("  %s", WITHOUT)
+                note(plain, WITHOUT)
             return form, found
     found = shapes.observe(plain, samples)
-    LOG.info("  %s", WITHOUT)
+    note(plain, WITHOUT)
     return plain, found
+
+
+def note(model: ir.Model, text: str) -> None:
+    """Notes on a normal form what was done in a lesser way; reports show it."""
+    LOG.info("  %s", text)
+    model.meta["notes"] = (*model.meta.get("notes", ()), text)
 
 
 def proven(
@@ -64,12 +71,20 @@ def proven(
     """
     feeds = comparison.random_feeds(model, observed, seed)
     found = _compare(original, model, feeds)
+    if isinstance(found, Unknown):
+        note(model, f"the normal form was not compared with the model as it was given, which does not run: {found.why}")
+        return model, observed
     if _holds(found) or _differs_by_steps(original, model, feeds):
         return model, observed
-    LOG.info("  onnxsim changes the numbers of this model: it is pruned without its rewritings")
+    changed = found
     model = graph.normalize(original, rewrite=False)
+    why = "change its numbers" if isinstance(changed, Verification) else "do not run"
+    note(model, f"onnxsim's rewritings of this model {why}: it is pruned without them")
     observed = shapes.observe(model, samples)
     found = _compare(original, model, feeds)
+    if isinstance(found, Unknown):
+        note(model, f"the normal form was not compared with the model as it was given, which does not run: {found.why}")
+        return model, observed
     if isinstance(found, GraphError):
         raise found
     if not _holds(found):
@@ -94,14 +109,21 @@ def _differs_by_steps(original: ir.Model, model: ir.Model, feeds: Sequence[Mappi
     return _holds(_compare(written, model, feeds))
 
 
-def _holds(found: comparison.Verification | GraphError | None) -> bool:
-    return found is None or (isinstance(found, comparison.Verification) and found.ok)
+@dataclass(frozen=True)
+class Unknown:
+    """Nothing to compare with: the model as it was given does not run, and why."""
+
+    why: str
+
+
+def _holds(found: "Verification | GraphError | Unknown") -> bool:
+    return isinstance(found, Verification) and found.ok
 
 
 def _compare(
     original: ir.Model, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]
-) -> comparison.Verification | GraphError | None:
-    """How far `model` is from `original`, or why it does not run; None where there is nothing to compare with."""
+) -> Verification | GraphError | Unknown:
+    """How far `model` is from `original`, or why it does not run."""
     try:
         if half.has_halves(original):  # onnxruntime dies of some fusions of halves
             return isolated(lambda: comparison.compare(model, original, feeds, look_inside=False))
@@ -113,6 +135,5 @@ def _compare(
     try:
         sessions.run(sessions.open_session(original), feeds[0])
     except GraphError as error:  # an operator that onnxruntime lacks may stand where nothing needs it
-        LOG.info("  the model as it was given does not run: %s", error)
-        return None
+        return Unknown(str(error))
     return failed

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxprune import report
 from onnxprune.coupling import Coupling, Dim, Member
+from onnxprune.coupling.analyze import RAISED
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
 from onnxprune.outputs.kinds import Outputs
@@ -108,6 +109,13 @@ def _produced_axis(node: ir.Node) -> int | None:
     if node.op_type != "Gemm":
         return None
     return 0 if node.attributes.get_int("transB", 0) else 1
+
+
+def fallbacks(coupling: Coupling) -> list[str]:
+    """What was done in a lesser way than it should be, because something failed: in the normal form, or in a rule."""
+    raised = [str(dim.frozen) for dim in coupling.dims if dim.frozen is not None and RAISED in str(dim.frozen)]
+    rules = [f"a coupling rule failed, so that what it stands for is left as it is: {reason}" for reason in raised]
+    return list(dict.fromkeys([*coupling.model.meta.get("notes", ()), *rules]))
 
 
 CONTROL_FLOW = ("If", "Loop", "Scan")

@@ -1,7 +1,7 @@
 """The straight line: load, normalize, analyze, score, select, cut, verify, recover, finish, save, measure, report."""
 
-import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -32,6 +32,7 @@ from onnxprune.surgery import packing
 from onnxprune.system import processes
 from onnxprune.system.atomic_files import scratch, staged
 from onnxprune.system.clock import Clock
+from onnxprune.system.isolation import CrashedError
 
 LOG = logging.getLogger("onnxprune")
 
@@ -205,11 +206,12 @@ def produce(
         look(cut_model)
     history = levels.recover(subject.given, keep, cut_model, options, clock, zeros or {})
     twin = levels.twin_of(subject.coupling, keep, cut_model)
-    dense, finished, proof = _finished(cut_model, twin, subject, options, clock)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
-    stored = _quantized(finished, subject, options, clock, known or {})
-    with staged(*files) as places, scratch() as folder:
-        results = _written(finished, stored, places[out], Path(folder))
+    with staged(*files) as places, scratch(places[out].parent) as folder:
+        proven = Path(folder) / out.name
+        dense, finished, proof, fallen = _finished(cut_model, twin, subject, options, clock, proven)
+        stored = _quantized(finished, subject, options, clock, known or {})
+        results = _written(stored, proven, places[out])
         trained = options.level == "none" and subject.coupling.model is not subject.model
         made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(places[out]))
         made = replace(made, settings=settings.recorded(options, method, history))
@@ -223,7 +225,16 @@ def produce(
         checked = targets.check(before, after, ratios_of_result, options, zeros)
         rounding = () if stored is None else stored.notes
         tuning = (history.told,) if history is not None else ()
-        all_notes = (*notes, *written_out, *tuning, *rounding, *unmeasured, *checked, *_packing_notes(packed, options))
+        all_notes = (
+            *notes,
+            *dict.fromkeys((*build.fallbacks(subject.coupling), *fallen)),
+            *written_out,
+            *tuning,
+            *rounding,
+            *unmeasured,
+            *checked,
+            *_packing_notes(packed, options),
+        )
         told = None if stored is None else quantize.told(stored, subject.feeds)
         original = (subject.normalized, subject.cost, subject.outputs)
         made_report = build.describe(
@@ -246,20 +257,22 @@ def _quantized(
         return quantize.quantize(finished, quantizing(subject, options, known))
 
 
-def _written(finished: ir.Model, stored: quantize.Quantized | None, place: Path, scratch: Path) -> dict[str, Path]:
-    """The files of the result by name, the last of which is at `place`; floats of a quantized one lie in `scratch`."""
-    if stored is None:
-        graph.save(finished, place)
-        return {PRUNED: place}
-    graph.save(finished, scratch / place.name)
-    graph.save(stored.model, place)
-    return {PRUNED: scratch / place.name, QUANTIZED: place}
+def _written(stored: quantize.Quantized | None, proven: Path, place: Path) -> dict[str, Path]:
+    """The files of the result by name, the last of which is at `place`: the file that was proven, or what stands for it
+    when it is quantized."""
+    if stored is not None:
+        graph.save(stored.model, place)
+        return {PRUNED: proven, QUANTIZED: place}
+    for file in proven.parent.iterdir():
+        os.replace(file, place.parent / file.name)
+    return {PRUNED: place}
 
 
 def _finished(
-    cut_model: ir.Model, twin: ir.Model, subject: Subject, options: Options, clock: Clock
-) -> tuple[ir.Model, ir.Model, comparison.Verification]:
-    """(what is ready to be written, the same packed if asked, the proof): without onnxsim's rewritings where they err.
+    cut_model: ir.Model, twin: ir.Model, subject: Subject, options: Options, clock: Clock, place: Path
+) -> tuple[ir.Model, ir.Model, comparison.Verification, list[str]]:
+    """(the result, the same packed if asked, its proof, notes), written to `place` and proven as it is read from there:
+    without onnxsim's rewritings where they err, or where a native library ends of them.
 
     Raises: VerificationError when the result differs from `twin` either way, GraphError when it does not run.
     """
@@ -268,16 +281,27 @@ def _finished(
         with clock("finish"):
             dense = finish(cut_model, rewrite=rewrite)
             finished = packing.pack(dense) if options.pack else dense
+            graph.save(finished, place)
         with clock("verify the result"):
-            return dense, finished, comparison.compare(finished, twin, subject.feeds)
+            return dense, finished, comparison.compare_file(place, twin, subject.feeds)
 
-    with contextlib.suppress(GraphError):
+    try:
         found = attempt(rewrite=True)
         if found[-1].ok:
-            return found
-    LOG.info("  onnxsim changes what this model computes: it is written without its rewritings")
-    dense, finished, proof = attempt(rewrite=False)
-    return dense, finished, comparison.require(proof)
+            return *found, list(found[0].meta.get("notes", ()))
+        why = "onnxsim changes what this model computes"
+    except GraphError:
+        why = "onnxruntime does not run what onnxsim makes of this model"
+    except CrashedError as crash:
+        why = f"onnxruntime ends with {crash} on what onnxsim makes of this model"
+    LOG.info("  %s: it is written without its rewritings", why)
+    for file in place.parent.iterdir():
+        file.unlink()
+    try:
+        dense, finished, proof = attempt(rewrite=False)
+    except CrashedError as crash:
+        raise GraphError(f"onnxruntime ends with {crash} on the pruned model; nothing was written") from crash
+    return dense, finished, comparison.require(proof), [f"{why}: it is written without its rewritings"]
 
 
 def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[str]:

@@ -51,6 +51,7 @@ def inspect(
         "outputs": outputs.as_json(),
         "shrinkable": shrinkable(coupling, costs),
         "dims": [_dim(coupling, costs, dim) for dim in coupling.free],
+        "notes": build.fallbacks(coupling),
         "nothing": [] if coupling.free else build.why_nothing(coupling),
         "frozen": [
             {
@@ -131,6 +132,8 @@ def print_table(found: dict[str, Any], console: Console) -> None:
         )
         table.add_row(*row, f"{len(dim['members'])} places")
     console.print(table)
+    for note in found["notes"]:
+        console.print(f"note: {note}", highlight=False)
     if found["nothing"]:
         console.print(f"nothing can be pruned: {'; '.join(found['nothing'])}", highlight=False)
     reasons = Counter(entry["reason"].split(" (")[0] for entry in found["frozen"])

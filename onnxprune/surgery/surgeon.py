@@ -2,7 +2,7 @@
 
 `cut` deletes slices of initializers and repairs the numbers that are lengths of axes. `mask` keeps all shapes and
 zeroes the same slices; nodes that compute statistics over removed positions compute them over the kept ones.
-The two are each other's proof, see verify.py.
+The two are each other's proof, see proof/.
 """
 
 from collections.abc import Callable, Iterator
@@ -70,9 +70,13 @@ def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, Callable[[int], np.
 
     def at(axis: Axis) -> Callable[[int], np.ndarray]:
         kept, parts = np.flatnonzero(surgeon.mask_of(axis)), dynamic_positions.parts_of(axis, surgeon.keep)
-        return partial(dynamic_positions.kept_at, parts) if parts else lambda _: kept
+        return partial(dynamic_positions.kept_at, parts) if parts else partial(_always, kept)
 
     return {name: {k: at(axis) for k, axis in axes.items()} for name, axes in _axes_that_lose(surgeon)}
+
+
+def _always(kept: np.ndarray, _length: int) -> np.ndarray:
+    return kept
 
 
 def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:

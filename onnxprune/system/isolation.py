@@ -1,15 +1,22 @@
-"""Calls into native libraries that may end the whole process: made in a copy of it, which they end alone."""
+"""Calls into native libraries that may end the whole process: made in another process, which they end alone.
 
+That is a copy of this process where one can safely be made, else a copy of a helper that is started once: a fresh
+interpreter, to which what is called has to be sent.
+"""
+
+import atexit
 import ctypes
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
 PR_SET_PDEATHSIG = 1  # of Linux
@@ -20,12 +27,21 @@ class CrashedError(Exception):
 
 
 def isolated(function: Callable[[], T]) -> T:
-    """What `function` returns or raises, computed in a copy of this process where one can safely be made.
+    """What `function` returns or raises, computed in another process.
 
-    Raises: CrashedError when the copy was ended by a signal.
+    Where this process cannot be copied, a function that can be pickled (a partial of a module's) goes to the helper;
+    others are called here. Raises: CrashedError when the other process was ended by a signal.
     """
-    if not _can_copy():
+    if can_copy():
+        return _in_a_copy(function)
+    try:
+        job = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):
         return function()
+    return _HELPER.call(job)
+
+
+def _in_a_copy(function: Callable[[], T]) -> T:
     read, write = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -52,7 +68,7 @@ def isolated(function: Callable[[], T]) -> T:
     raise value
 
 
-def _can_copy() -> bool:
+def can_copy() -> bool:
     """A copy has one thread: locks that others hold at that moment stay locked in it. torch and users have others.
 
     Where frameworks of the system refuse to go on in a copy (macOS) none is made.
@@ -91,3 +107,84 @@ def _answer(function: Callable[[], Any], write: int) -> None:
         code = 0
     finally:
         os._exit(code)
+
+
+# The helper ---------------------------------------------------------------------------------------------------------
+
+SERVE = "import sys; sys.path.insert(0, {root!r}); from onnxprune.system.isolation import serve; serve()"
+
+
+class _Helper:
+    """A fresh interpreter that makes a copy of itself for each call; started when it is first needed."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.lock = threading.Lock()
+
+    def call(self, job: bytes) -> Any:
+        with self.lock:
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                _send(process.stdin, job)
+                answer = _receive(process.stdout)
+            except BrokenPipeError:
+                answer = None
+            except BaseException:  # interrupted midway: what it answers later is no answer to the next call
+                self.end()
+                raise
+            if answer is None:
+                self.end()
+                raise CrashedError("the end of the helper process")
+        kind, value = pickle.loads(answer)
+        if kind == "returned":
+            return value
+        raise CrashedError(value) if kind == "crashed" else value
+
+    def _running(self) -> "subprocess.Popen[bytes]":
+        if self.process is None or self.process.poll() is not None:
+            root = str(Path(__file__).parents[2])
+            words = [sys.executable, "-c", SERVE.format(root=root)]
+            self.process = subprocess.Popen(
+                words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+            )
+            atexit.register(self.end)
+        return self.process
+
+    def end(self) -> None:
+        """Ends the helper, where one runs."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+_HELPER = _Helper()
+
+
+def serve() -> None:
+    """Answers calls on the standard streams until they end; in the helper."""
+    answers = os.fdopen(os.dup(1), "wb")
+    run = _in_a_copy if hasattr(os, "fork") else lambda function: function()
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    while (job := _receive(sys.stdin.buffer)) is not None:
+        try:
+            answer = "returned", run(pickle.loads(job))
+        except CrashedError as crash:
+            answer = "crashed", str(crash)
+        except Exception as error:
+            answer = "raised", error
+        _send(answers, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
+
+
+def _send(stream: IO[bytes], content: bytes) -> None:
+    stream.write(len(content).to_bytes(8, "little"))
+    stream.write(content)
+    stream.flush()
+
+
+def _receive(stream: IO[bytes]) -> bytes | None:
+    """The next message, None where the stream ends."""
+    head = stream.read(8)
+    return stream.read(int.from_bytes(head, "little")) if len(head) == 8 else None

@@ -67,10 +67,10 @@ def test_what_stands_behind_a_decided_if_can_be_pruned():
 def test_constants_are_folded_where_a_rewriting_of_onnxsim_fails(monkeypatch):
     whole = simplify._rewritten
 
-    def rewritten(onnxsim, proto, skipped, optimize):
+    def rewritten(proto, skipped, optimize):
         if optimize:
             raise RuntimeError("an assertion in a rewriting")
-        return whole(onnxsim, proto, skipped, optimize)
+        return whole(proto, skipped, optimize)
 
     monkeypatch.setattr(simplify, "_rewritten", rewritten)
     source = model(

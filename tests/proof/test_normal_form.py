@@ -1,5 +1,8 @@
 """The normal form computes what the model does, or the model is pruned without rewritings, or it is refused."""
 
+import json
+import sys
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -7,10 +10,12 @@ import pytest
 from networks import CNN, filled
 from onnx_text import model, proto
 
-from onnxprune import graph
+from onnxprune import graph, surgery
+from onnxprune.coupling import analyze
 from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import shapes, simplify
-from onnxprune.proof import normal_form
+from onnxprune.proof import comparison, normal_form
+from onnxprune.system.isolation import CrashedError
 
 TEXT = "(float[n,4] x, float[4,8] w, float[8,5] v) => (float[n,5] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
 
@@ -59,6 +64,7 @@ def test_a_model_that_runs_only_in_its_normal_form_is_not_compared(monkeypatch):
     monkeypatch.setattr(normal_form.comparison, "compare", refuse)
     monkeypatch.setattr(normal_form.sessions, "open_session", refuse)
     assert normal_form.proven(original, found, observed)[0] is found
+    assert "was not compared with the model as it was given" in found.meta["notes"][0]
 
 
 def test_a_normal_form_that_alone_does_not_run_is_not_used(monkeypatch):
@@ -156,3 +162,72 @@ def test_what_onnxsim_spoils_at_the_end_is_written_without_it(cli, tmp_path, mon
     assert ran.code == 0, ran.err
     assert "written without its rewritings" in ran.err
     assert "cut = mask" in ran.out
+
+
+def test_a_model_that_onnxruntime_does_not_run_says_so_in_inspect_and_report(cli, tmp_path):
+    """An operator that it does not know, in a place that nothing needs: the normal form is without it."""
+    odd = filled(CNN)
+    odd.opset_import.append(onnx.helper.make_opsetid("my.domain", 1))
+    odd.graph.node.append(onnx.helper.make_node("Mystery", ["x"], ["unused"], domain="my.domain", name="mystery"))
+    onnx.save(odd, tmp_path / "odd.onnx")
+    inspected = json.loads(cli("inspect", tmp_path / "odd.onnx", "--json").out)
+    assert any("was not compared" in note for note in inspected["notes"])
+    report = tmp_path / "r.json"
+    words = ("--method", "l1", "--target", "macs=0.6", "--no-latency", "--report", report)
+    assert cli(tmp_path / "odd.onnx", tmp_path / "o.onnx", *words).code == 0
+    assert any("was not compared" in note for note in json.loads(report.read_text())["notes"])
+
+
+def test_a_model_without_fallbacks_has_no_notes(cli, tmp_path):
+    onnx.save(filled(CNN), tmp_path / "cnn.onnx")
+    assert json.loads(cli("inspect", tmp_path / "cnn.onnx", "--json").out)["notes"] == []
+
+
+def test_what_a_native_library_dies_of_is_written_without_it(cli, tmp_path, monkeypatch):
+    """After hours of tuning nothing is lost: the file is made again without onnxsim's rewritings, and says so."""
+    onnx.save(filled(CNN), tmp_path / "cnn.onnx")
+    calls = []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise CrashedError("SIGSEGV")
+        return whole(*arguments)
+
+    whole = comparison.compare_file
+    monkeypatch.setattr(comparison, "compare_file", dying)
+    ran = cli(tmp_path / "cnn.onnx", tmp_path / "o.onnx", "--method", "l1", "--target", "macs=0.6", "--no-latency")
+    assert ran.code == 0, ran.err
+    assert "onnxruntime ends with SIGSEGV on what onnxsim makes of this model" in ran.err
+    assert (tmp_path / "o.onnx").exists()
+
+
+def test_the_file_that_was_proven_is_the_one_that_is_written(cli, tmp_path, monkeypatch):
+    onnx.save(filled(CNN), tmp_path / "cnn.onnx")
+    proven = []
+    whole = comparison.compare_file
+
+    def seen(file, *rest):
+        proven.append(file.read_bytes())
+        return whole(file, *rest)
+
+    monkeypatch.setattr(comparison, "compare_file", seen)
+    out = tmp_path / "o.onnx"
+    assert cli(tmp_path / "cnn.onnx", out, "--method", "l1", "--target", "macs=0.6", "--no-latency").code == 0
+    assert out.read_bytes() == proven[-1]
+
+
+def test_a_file_is_proven_beside_torch_too(tmp_path):
+    coupling = analyze(model(TEXT))
+    keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
+    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    feeds = comparison.random_feeds(coupling.model, coupling.shapes)
+    import torch  # noqa: F401
+
+    assert "torch" in sys.modules
+    graph.save(cut, tmp_path / "cut.onnx")
+    assert comparison.compare_file(tmp_path / "cut.onnx", masked, feeds).ok
+    value = cut.graph.initializers["v"]
+    graph.set_constant(value, graph.array_of(value) * 2)
+    graph.save(cut, tmp_path / "cut.onnx")
+    assert not comparison.compare_file(tmp_path / "cut.onnx", masked, feeds).ok

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ TEXT = "(float[n,t] x, float[4,8] w, int64[2] s) => (float[p,q] y) { a = Reshape
 @pytest.fixture(autouse=True)
 def copies(monkeypatch):
     """As in the command line, before torch is loaded."""
-    monkeypatch.setattr(isolation, "_can_copy", lambda: hasattr(os, "fork"))
+    monkeypatch.setattr(isolation, "can_copy", lambda: hasattr(os, "fork"))
 
 
 def die(*_, **__):
@@ -40,10 +41,27 @@ def test_a_signal_is_named():
         isolated(die)
 
 
-def test_beside_torch_or_threads_nothing_is_copied(monkeypatch):
+def test_beside_torch_or_threads_calls_go_to_a_helper(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "torch", sys)
-    assert isolated(os.getpid) == os.getpid()
+    assert isolated(os.getpid) != os.getpid()
+    assert isolated(partial(divmod, 7, 2)) == (3, 1)
+    with pytest.raises(ZeroDivisionError):
+        isolated(partial(divmod, 7, 0))
+
+
+def test_a_crash_of_the_helper_ends_neither_it_nor_this_process(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with pytest.raises(CrashedError, match="SIGABRT"):
+        isolated(os.abort)
+    assert isolated(partial(divmod, 9, 4)) == (2, 1)
+
+
+def test_what_cannot_be_sent_is_called_here(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert isolated(lambda: os.getpid()) == os.getpid()
 
 
 def test_a_model_that_onnxsim_dies_of_is_pruned_as_it_is(monkeypatch):

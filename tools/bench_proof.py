@@ -1,6 +1,6 @@
 """CPU seconds that the proof takes on ResNet-50: of the normal form, the cut, and what is written.
 
-No samples, every second channel cut.
+Every second channel cut; without samples, or with --samples 32, which is what a run with --data takes.
 python tools/bench_proof.py            this checkout
 PYTHONPATH=OTHER python tools/bench_proof.py    another checkout of the package, side by side
 """
@@ -37,6 +37,7 @@ def exported(path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="an ONNX file instead of ResNet-50")
+    parser.add_argument("--samples", type=int, default=0, help="as many rows of samples beside the random ones")
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     from onnxprune import graph, surgery
@@ -58,6 +59,10 @@ def main() -> None:
         cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
         finished = pipeline.finish(cut)
         feeds = comparison.random_feeds(model, observed)
+        if arguments.samples:
+            name, shape = next(iter((name, array.shape[1:]) for name, array in feeds[0].items()))
+            rows = np.random.default_rng(0).normal(size=(arguments.samples, *shape)).astype(np.float32)
+            feeds = [{name: rows}, *feeds]
         for _ in range(arguments.repeat):
             with timed("normal form"):
                 normal_form.proven(loaded, model, observed)

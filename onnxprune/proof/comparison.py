@@ -91,7 +91,7 @@ def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verifi
 
     Raises: CrashedError where it did.
     """
-    batches = list(feeds)
+    batches, file = list(feeds), file.resolve()  # the helper may have been started in another folder
     if can_copy():
         return isolated(lambda: _compare_read(file, masked, batches))
     with TemporaryDirectory() as folder:  # beside torch no process is copied: both models are sent as files

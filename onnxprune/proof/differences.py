@@ -18,7 +18,7 @@ TYPICAL = 4.0  # times the noise that most positions show is allowed everywhere:
 STEP = 1e-3  # of the largest number: what is closer is one level
 MASKING, GAP = 1e3, 50.0  # numbers that mask others are at least that large, and that much larger than the others
 LEVELS = 3  # a value with fewer (all zero; only zeros and ones) shows little
-LOOKED_AT = 100_000  # numbers of an array whose levels are counted
+LOOKED_AT = 20_000  # numbers of an array whose levels are counted
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,11 @@ class Tally:
         self.rows, self.exact, self.moves = 0, True, 0.0
         self.by_axis: dict[tuple[int, int, int], np.ndarray] = {}  # (rank, axis, length) -> (3, length)
         self.whole = np.zeros((3, 1))
+        self._worst: Place | None = None  # as long as nothing is added
 
     def add(self, ours: object, theirs: object, noisy: Sequence[object] = ()) -> None:
         """Takes in one batch: what the cut model gave, its twin, and its twin when moved by rounding errors."""
+        self._worst = None
         for a, b, others in _parts(ours, theirs, noisy):
             self._add(a, b, others)
 
@@ -83,6 +85,7 @@ class Tally:
 
     def noise_as(self, other: "Tally") -> None:
         """Takes over the noise that was seen where `other` was tallied."""
+        self._worst = None
         self.whole[2] = np.maximum(self.whole[2], other.whole[2])
         for key, found in other.by_axis.items():
             if key in self.by_axis:
@@ -90,6 +93,11 @@ class Tally:
 
     def worst(self) -> Place:
         """The place that uses most of what is allowed."""
+        if self._worst is None:
+            self._worst = self._find_worst()
+        return self._worst
+
+    def _find_worst(self) -> Place:
         places = [self.of_whole()]
         for (_, axis, _), found in self.by_axis.items():
             places.append(self._worst_of(found, f" of axis {axis}"))

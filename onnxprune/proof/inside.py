@@ -368,7 +368,7 @@ def _random_at_kept(
     like: np.ndarray, name: str, kept: Kept, shape: Sequence[int], rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """(random numbers in the shape of the twin's value, zero where positions are gone; those of the cut model)."""
-    random = rng.normal(size=like.shape).astype(like.dtype)
+    random = rng.standard_normal(like.shape, np.float32).astype(like.dtype)
     if like.shape != tuple(shape):
         for axis, positions in kept.get(name, {}).items():
             gone = np.ones(like.shape[axis], bool)

@@ -65,13 +65,19 @@ def names_in(model: ir.Model, outputs: Outputs) -> dict[str, str]:
     return found
 
 
-def answers(model: ir.Model | Path, samples: Samples, outputs: Outputs) -> dict[str, np.ndarray]:
-    """Value name -> (N, ...) for what parts look at; values that change their size with the sample are left out."""
+def answers(
+    model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None
+) -> dict[str, np.ndarray]:
+    """Value name -> (N, ...) for what parts look at; values that change their size with the sample are left out.
+
+    batch: the only one that the model takes, where it does not tell.
+    """
     loaded = model if isinstance(model, ir.Model) else graph.load(model)
     names = names_in(loaded, outputs)
     own = {value.name for value in loaded.graph.outputs}
     extra = [name for name in names.values() if name not in own]
-    said = everything(sessions.open_session(model if not extra else loaded, extra_outputs=extra), samples)
+    session = sessions.open_session(loaded if extra else model, extra_outputs=extra)
+    said = everything(sessions.hold_batch(session, batch), samples)
     found: dict[str, np.ndarray] = {}
     for name, here in names.items():
         y = said[here]
@@ -106,13 +112,13 @@ class Reference:
         return {name: np.broadcast_to(mean_row(y), y.shape) for name, y in self.said.items()}
 
 
-def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs) -> Reference | None:
+def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None) -> Reference | None:
     """What `model` says on `samples`, on fewer of them where that would not fit into memory; None where nothing is."""
-    few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs)
+    few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs, batch)
     size = sum(y.nbytes for y in few.values()) // max(1, min(2, len(samples)))
     count = min(len(samples), max(2, MOST_BYTES // max(1, size)))
     samples = samples if count == len(samples) else samples.subset(np.arange(count))
-    said = answers(model, samples, outputs)
+    said = answers(model, samples, outputs, batch)
     return Reference(samples, outputs, said) if said else None
 
 

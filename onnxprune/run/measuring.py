@@ -190,16 +190,17 @@ class Yardstick:
     reference: measures.Reference | None = None
     session: Any = None
     said: Mapping[str, Any] | None = None
+    batch: int | None = None  # the only one that the models take, where they do not tell
 
     def of(self, model: ir.Model | Path) -> metrics.Accuracy | None:
         """The accuracy of `model`; None where nothing tells right from wrong."""
         own = own_metric(self.metric)
         if own is not None:
-            return metrics.by_user(own, sessions.open_session(model), self.samples, self.said)
+            return metrics.by_user(own, _opened(model, self.batch), self.samples, self.said)
         if self.metric != RELATIVE_ERROR and self.reference is not None:
-            said = measures.answers(model, self.reference.samples, self.reference.outputs)
+            said = measures.answers(model, self.reference.samples, self.reference.outputs, self.batch)
             return measures.accuracy(measures.judged(said, self.reference))
-        return self._compared(sessions.open_session(model))
+        return self._compared(_opened(model, self.batch))
 
     def _compared(self, session: Any) -> metrics.Accuracy | None:
         """What outputs that no part stands for, such as texts, or the relative error of all of them come to."""
@@ -213,13 +214,14 @@ class Yardstick:
 
 def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardstick:
     """By what the original and what is made of it are measured on `samples`: labels, the user's metric, or by kind."""
+    batch = subject.model.meta.get(ONLY_BATCH)
     if (own := own_metric(metric)) is not None:
-        session = sessions.open_session(subject.path)
+        session = _opened(subject.path, batch)
         said = metrics.everything(session, samples)
-        return Yardstick(samples, metric, metrics.by_user(own, session, samples, said), said=said)
-    reference = measures.reference(subject.model, samples, subject.outputs)
+        return Yardstick(samples, metric, metrics.by_user(own, session, samples, said), said=said, batch=batch)
+    reference = measures.reference(subject.model, samples, subject.outputs, batch)
     if metric == RELATIVE_ERROR or reference is None:
-        plain = Yardstick(samples, metric, None, reference, sessions.open_session(subject.path))
+        plain = Yardstick(samples, metric, None, reference, _opened(subject.path, batch), batch=batch)
         labelled = samples.labels is not None and metric != RELATIVE_ERROR
         return replace(plain, accuracy=plain.of(subject.path)) if labelled else plain
     first = None
@@ -231,4 +233,8 @@ def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardsti
             "your own reads them, and --output says what an output is",
             samples.labels.shape,
         )
-    return Yardstick(samples, metric, first, reference)
+    return Yardstick(samples, metric, first, reference, batch=batch)
+
+
+def _opened(model: ir.Model | Path, batch: int | None) -> Any:
+    return sessions.hold_batch(sessions.open_session(model), batch)

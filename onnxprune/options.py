@@ -318,6 +318,9 @@ class Options:
     scale: float | None = option(None, NUMBER, DATA, "of pixels 0..255", "X", shown="1/255")
     layout: str | None = option(
         None, TEXT, DATA, "of images", "NAME", shown="the model's", choices=("nchw", "nhwc"))
+    labels: Path | None = option(
+        None, PATH, DATA, "for folders of images: .csv of file name and label, or the class names, one a line in the "
+        "model's order", "FILE")
     kinds: Mapping[str, str] = option(  # see outputs/kinds.py
         {}, OUTPUTS, DATA,
         "what an output is, where 'onnxprune inspect' finds otherwise: classes, sequence, segmentation, scores, boxes, "

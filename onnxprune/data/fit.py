@@ -28,6 +28,7 @@ def fit(
     *,
     classes: int | None = None,
     scaling: Scaling | None = None,
+    any_labels: bool = False,
 ) -> ArraySamples:
     """Samples of whole arrays by input name and labels (N,).
 
@@ -43,7 +44,7 @@ def fit(
         _check_values(array, info, axis, where)
     if count == 0:
         raise DataError(f"{where}: no samples; the arrays have length 0 on their sample axis")
-    checked = None if labels is None else check_labels(labels, count, where, classes)
+    checked = None if labels is None else check_labels(labels, count, where, classes, any_labels)
     dtypes = {info.name: info.dtype for info in inputs}
     return ArraySamples(arrays, axes, dtypes, count, checked, scaling)
 
@@ -56,9 +57,18 @@ class Target:
     where: str
     classes: int | None = None
     scaling: Scaling | None = None
+    any_labels: bool = False
 
     def fit(self, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> ArraySamples:
-        return fit(arrays, labels, self.inputs, self.where, classes=self.classes, scaling=self.scaling)
+        return fit(
+            arrays,
+            labels,
+            self.inputs,
+            self.where,
+            classes=self.classes,
+            scaling=self.scaling,
+            any_labels=self.any_labels,
+        )
 
 
 def one_line(error: BaseException) -> str:
@@ -197,18 +207,28 @@ def _largest(dtype: np.dtype) -> float:
     return float(np.finfo(dtype).max) if dtype.kind == "f" else float(np.finfo(np.float32).max)
 
 
-def check_labels(labels: np.ndarray, count: int, where: str, classes: int | None = None) -> np.ndarray:
-    """Class numbers (N,) int64.
+def check_labels(
+    labels: np.ndarray, count: int, where: str, classes: int | None = None, any_labels: bool = False
+) -> np.ndarray:
+    """Class numbers (N,) int64, or masks of them (N, ...); with any_labels whatever numbers have a row per sample.
 
     Raises DataError for a wrong count, anything but whole numbers, and numbers outside 0 .. classes - 1.
     """
+    if any_labels and labels.dtype.kind in "iubf":
+        if labels.ndim < 1 or len(labels) != count:
+            raise DataError(
+                f"{where}: labels have shape {shape_text(labels.shape)} for {count} samples; give one row per sample"
+            )
+        return labels.astype(np.int64) if labels.dtype.kind in "iub" else labels
     if labels.dtype.kind not in "iub":
         raise DataError(
             f"{where}: labels are {labels.dtype.name}, not integers; give class numbers (y.astype(np.int64)), "
-            "or leave y out to work without labels"
+            "give a --metric or --loss of your own that reads them, or leave y out to work without labels"
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim > 2 and len(labels) == count:  # masks: their positions are checked against the output that has them
+        return labels.astype(np.int64)
     if labels.ndim != 1:
         raise DataError(
             f"{where}: labels have shape {shape_text(labels.shape)}, but one class number per sample ({count},) is "

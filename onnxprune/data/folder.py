@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from onnxprune.data import classes as numbers
 from onnxprune.data.fit import check_labels, one_line
 from onnxprune.data.images import ImageFormat, Preprocess, image_format, pixels
 from onnxprune.data.samples import Samples
@@ -47,14 +48,19 @@ class ImageSamples(Samples):
 
 
 def load_folder(
-    folder: Path, inputs: Sequence[InputInfo], options: Preprocess, where: str, classes: int | None = None
+    folder: Path,
+    inputs: Sequence[InputInfo],
+    options: Preprocess,
+    where: str,
+    classes: int | None = None,
+    labels_file: Path | None = None,
 ) -> ImageSamples:
-    """The images of a folder; with subfolders of images their numbers, sorted by name, are the labels.
+    """The images of a folder; with subfolders of images their names tell the labels, see classes.py.
 
     Files that cannot be decoded are left out with one warning. Raises DataError where none can.
     """
     form = image_format(inputs, options, where)
-    paths, labels = _find(folder, where, classes)
+    paths, labels = _find(folder, where, classes, None if labels_file is None else numbers.read(labels_file))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         faults = list(pool.map(_fault, paths))
     good = [k for k, fault in enumerate(faults) if fault is None]
@@ -85,37 +91,33 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def _find(folder: Path, where: str, classes: int | None) -> tuple[list[Path], np.ndarray | None]:
+def _find(
+    folder: Path, where: str, classes: int | None, given: Mapping[str, str] | Sequence[str] | None
+) -> tuple[list[Path], np.ndarray | None]:
     top = _images(folder.iterdir())
     subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     nested = [_images(sub.rglob("*")) for sub in subfolders]
+    if isinstance(given, Mapping):
+        every = [*top, *(path for paths in nested for path in paths)]
+        return numbers.by_file(_some(every, where), folder, given, where)
     if not any(nested):
-        if not top:
-            raise DataError(f"{where}: no images in this folder; it needs files like {', '.join(sorted(SUFFIXES))}")
-        return top, None
+        return _some(top, where), None
     if top:
         raise DataError(
             f"{where}: {len(top)} images lie beside {len(subfolders)} class folders; move them into one, or away"
         )
-    _check_classes(subfolders, nested, where, classes)
-    labels = np.repeat(np.arange(len(nested)), [len(paths) for paths in nested])
+    empty = [sub.name for sub, paths in zip(subfolders, nested, strict=True) if not paths]
+    if empty:
+        log.warning("%s: %d class folders hold no images, the first is '%s'", where, len(empty), empty[0])
+    found = numbers.of_folders([sub.name for sub in subfolders], classes, given, where)
+    labels = np.repeat(found, [len(paths) for paths in nested])
     return [path for paths in nested for path in paths], labels
 
 
-def _check_classes(subfolders, nested, where: str, classes: int | None) -> None:
-    empty = [sub.name for sub, paths in zip(subfolders, nested, strict=True) if not paths]
-    if classes is not None and len(subfolders) > classes:
-        raise DataError(
-            f"{where}: {len(subfolders)} class folders, but the model has {classes} classes; "
-            "give one folder per class, in the model's order when sorted by name"
-        )
-    if classes is not None and len(subfolders) < classes:
-        log.warning(
-            "%s: %d class folders for the model's %d classes; labels are the folders' places when sorted by name",
-            where, len(subfolders), classes,
-        )  # fmt: skip
-    if empty:
-        log.warning("%s: %d class folders hold no images, the first is '%s'", where, len(empty), empty[0])
+def _some(paths: list[Path], where: str) -> list[Path]:
+    if not paths:
+        raise DataError(f"{where}: no images in this folder; it needs files like {', '.join(sorted(SUFFIXES))}")
+    return paths
 
 
 def _images(paths) -> list[Path]:

@@ -70,7 +70,11 @@ def _dataset_labels(dataset: Any, target: Target) -> np.ndarray | None:
     if labels is None:
         marks = [_element(_item(dataset, k, target.where), target, k)[1] for k in range(len(dataset))]
         labels = _join_labels(marks, target.where)
-    return None if labels is None else check_labels(to_numpy(labels), len(dataset), target.where, target.classes)
+    return (
+        None
+        if labels is None
+        else check_labels(to_numpy(labels), len(dataset), target.where, target.classes, target.any_labels)
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from onnxprune.graph.inputs import Feeds
 
 
 class Samples(ABC):
-    """A numbered set of model inputs; `labels` (N,) int64 class numbers, or None."""
+    """A numbered set of model inputs; `labels` (N,) int64 class numbers, masks (N, ...), other targets, or None."""
 
     labels: np.ndarray | None
 
@@ -125,7 +125,9 @@ def split(samples: Samples, fraction: float, seed: int = 0) -> tuple[Samples, Sa
         )
     # The streams of numpy's newer generators may change between versions; RandomState's are frozen.
     random = np.random.RandomState(seed)
-    groups = np.zeros(count, np.int64) if samples.labels is None else samples.labels
+    labels = samples.labels
+    classes = labels is not None and labels.ndim == 1 and labels.dtype.kind in "iub"  # masks and targets are none
+    groups = labels if labels is not None and classes else np.zeros(count, np.int64)
     total = min(max(round(count * fraction), 1), count - 1)
     held = np.concatenate(_draw(groups, fraction, total, random))
     chosen = np.zeros(count, bool)

@@ -32,6 +32,8 @@ def load_samples(
     layout: str | None = None,
     seed: int = 0,
     classes: int | None = None,
+    labels: Path | None = None,
+    any_labels: bool = False,
 ) -> Samples:
     """Samples that fit `inputs`.
 
@@ -42,22 +44,24 @@ def load_samples(
     `scale` (1/255, or 1 for integer inputs), then (x - mean) / std; `layout` is the model's, nchw or nhwc. Arrays are
     scaled only where an option asks for it.
 
-    `classes` is the model's number of classes, against which labels are checked.
+    `classes` is the model's number of classes, against which labels are checked. `labels` is a file for folders of
+    images, see classes.py. any_labels: the user's own metric or loss reads them, so any numbers with a row per sample
+    will do.
 
     Raises DataError for whatever does not fit: which input, both shapes or numbers, what to do.
     """
     options = Preprocess(size, mean, std, scale, layout)
     where = str(spec) if isinstance(spec, str | Path) else f"samples ({type(spec).__name__})"
     if not isinstance(spec, str | Path):
-        return from_object(spec, _target(inputs, where, classes, options))
+        return from_object(spec, _target(inputs, where, classes, options, any_labels))
     if spec in DIGITS:
-        return _digits(str(spec), _target(inputs, where, classes, options))
+        return _digits(str(spec), _target(inputs, where, classes, options, any_labels))
     path = Path(spec)
     if not str(spec):
         raise DataError(f"an empty name for samples; give {SPECS}")
     if path.is_dir():
-        return load_folder(path, inputs, options, where, classes)
-    target = _target(inputs, where, classes, options)
+        return load_folder(path, inputs, options, where, classes, labels)
+    target = _target(inputs, where, classes, options, any_labels)
     if path.is_file():
         return load_npy(path, target) if path.suffix.lower() == ".npy" else load_npz(path, target)
     if FUNCTION.fullmatch(str(spec)):
@@ -65,8 +69,10 @@ def load_samples(
     raise DataError(f"{where}: no such file or folder; samples are {SPECS}")
 
 
-def _target(inputs: Sequence[InputInfo], where: str, classes: int | None, options: Preprocess) -> Target:
-    return Target(inputs, where, classes, _array_scaling(inputs, where, options))
+def _target(
+    inputs: Sequence[InputInfo], where: str, classes: int | None, options: Preprocess, any_labels: bool
+) -> Target:
+    return Target(inputs, where, classes, _array_scaling(inputs, where, options), any_labels)
 
 
 def _array_scaling(inputs: Sequence[InputInfo], where: str, options: Preprocess) -> Scaling | None:

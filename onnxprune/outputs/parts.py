@@ -15,6 +15,7 @@ from onnxprune.outputs.kinds import Part
 Values = Mapping[str, Tensor]
 TINY = 1e-12
 SMALL = 1e-6
+IGNORED = -100  # what torch leaves out of a cross-entropy
 
 
 def usable(parts: Sequence[Part], values: Values) -> tuple[Part, ...]:
@@ -44,9 +45,12 @@ def _sum_to_one(y: Tensor) -> bool:
 
 def labels_of(part: Part, y: Tensor, labels: Tensor | None) -> Tensor | None:
     """The labels as classes of y (..., C), where they are answers of this part; None otherwise."""
-    if labels is None or part.kind not in kinds.CHOSEN or labels.numel() != y[..., 0].numel():
+    if labels is None or part.kind not in kinds.CHOSEN or labels.is_floating_point():
         return None
-    return labels.reshape(y.shape[:-1])
+    if labels.numel() != y[..., 0].numel():
+        return None
+    wanted = labels.reshape(y.shape[:-1]).long()
+    return torch.where((wanted < 0) | (wanted >= y.shape[-1]), IGNORED, wanted)  # as masks name what is not judged
 
 
 def weights(part: Part, parts: Sequence[Part], values: Values) -> Tensor | None:

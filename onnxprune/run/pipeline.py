@@ -24,7 +24,7 @@ from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import allocation, forecast, measuring, schedule, search, settings, targets
+from onnxprune.run import allocation, first_check, forecast, measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_devices, check_paths, file_sha256
 from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
@@ -71,7 +71,10 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
         _check(source, out, options)
         method_options.check(base.get(options.method), options.method_options)  # wrong names before the work
         clock = Clock(options.time)
-        return prune_subject(prepare(source, options, clock), out, options, clock)
+        subject = prepare(source, options, clock)
+        with clock("check the original"):
+            first_check.check(subject)
+        return prune_subject(subject, out, options, clock)
 
     return _in_all_processes(work, source, options)
 

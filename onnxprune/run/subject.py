@@ -96,7 +96,8 @@ def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Sample
     """(samples to score and tune on, samples to measure on that tuning never sees)."""
     shared = defaults.arrays(model)
     inputs = [info for info in input_infos(model) if info.name not in shared]
-    common = {**options.preprocess, "seed": options.seed, "classes": _classes(model)}
+    common = {**options.preprocess, "seed": options.seed, "classes": _classes(model), "labels": options.labels}
+    common["any_labels"] = options.metric is not None or options.loss is not None
 
     def read(spec: Any) -> Samples | None:
         if spec is None:

@@ -136,7 +136,6 @@ def test_broken_images_are_left_out_with_one_warning(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("folders", "options", "told"),
     [
-        (["a/1.png", "b/2.png"], {"classes": 5}, "2 class folders for the model's 5 classes"),
         (["a/1.png", "b/2.png", "c/"], {}, "1 class folders hold no images, the first is 'c'"),
         (["1.png"], {"mean": 123.7}, "give --scale 1"),
     ],

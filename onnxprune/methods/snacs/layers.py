@@ -195,7 +195,7 @@ def balanced(samples: Samples, count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     if len(samples) <= count:
         return np.arange(len(samples))
-    if samples.labels is None:
+    if samples.labels is None or samples.labels.ndim > 1:
         return np.sort(rng.choice(len(samples), count, replace=False))
     ranks = np.empty(len(samples), np.int64)  # position of each sample within its class, in random order
     for label in np.unique(samples.labels):

@@ -110,7 +110,7 @@ def _better(subject: Subject, samples: Samples, value: float) -> str | None:
         return None
     return (
         f"the original answers {value:.1%} of {len(samples)} labelled samples right, and {tried[best]:.1%} with "
-        f"{best}: the samples are not scaled as the model was trained; scale them so, or say it with --scale, --mean and --std"
+        f"{best}: the samples are not scaled as the model was trained; scale them so, or give --scale, --mean, --std"
     )
 
 

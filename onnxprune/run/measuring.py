@@ -16,7 +16,7 @@ import onnx_ir as ir
 from onnxprune import graph, report
 from onnxprune.coupling import analyze
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
-from onnxprune.errors import BudgetError, GraphError, ProviderError
+from onnxprune.errors import BudgetError, GraphError, ProviderError, UsageError
 from onnxprune.graph import sessions, shapes
 from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
@@ -61,7 +61,7 @@ def measure(
             counted = replace(measure_file(name, path, totals), path=str(out) if last else None)
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
     if subject.held is not None:
-        with clock("measure accuracy"), _noted("accuracy could not be measured", notes):
+        with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
             judge = yardstick(subject, subject.held, options.metric)
             models[ORIGINAL] = replace(models[ORIGINAL], accuracy=judge.accuracy)
             models |= {name: replace(models[name], accuracy=judge.of(path)) for name, path in files.items()}
@@ -92,11 +92,11 @@ def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:
 
 
 @contextmanager
-def _noted(what: str, notes: list[str]) -> Iterator[None]:
+def _noted(what: str, notes: list[str], *raised: type[Exception]) -> Iterator[None]:
     """Turns an error into a note, but for one that says that memory ran out or a promise was broken."""
     try:
         yield
-    except (ProviderError, BudgetError):
+    except (ProviderError, BudgetError, *raised):  # a metric that is wrong is the user's to mend
         raise
     except Exception as error:
         notes.append(f"{what}: {' '.join(str(error).split())[:300]}")

@@ -15,6 +15,7 @@ from onnxprune.run.subject import Subject
 
 LOG = logging.getLogger("onnxprune")
 LOOKED_AT = 200  # samples
+FEWEST = 20  # of which nothing is said
 ENOUGH = 100  # of them, from which chance is told from an answer
 DOUBTFUL = 0.6  # below it scalings are tried
 BETTER = 0.15  # points of 1 by which a scaling fits clearly better
@@ -55,7 +56,7 @@ def check(subject: Subject) -> None:
     Raises: DataError that names what is likely wrong. Few samples that it answers by chance are only warned of.
     """
     samples = subject.held or subject.tune
-    if samples is None or samples.labels is None:
+    if samples is None or samples.labels is None or len(samples) < FEWEST:
         return
     some = np.linspace(0, len(samples) - 1, min(LOOKED_AT, len(samples))).astype(int)
     few = samples.subset(np.unique(some))

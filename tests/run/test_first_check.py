@@ -46,7 +46,7 @@ def test_samples_as_the_model_takes_them_pass(cli, tmp_path, digits):
 
 def test_few_samples_by_chance_are_only_warned_of(cli, tmp_path, digits):
     saved, x, y = digits
-    found = ran(cli, tmp_path, saved(x[:40], np.random.default_rng(0).permutation(y[:40])))
+    found = ran(cli, tmp_path, saved(x[:150], np.random.default_rng(0).permutation(y[:150])))
     assert found.code == 0
     assert "likely wrong" in found.err
 

@@ -815,7 +815,7 @@ def _model_judged(path: Path) -> Iterator[str]:
     settings.intra_op_num_threads = 1  # a pool of threads would not be in copies of this process
     settings.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(str(path), settings, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(path.read_bytes(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         yield f"{path.name} does not run: {str(error)[:200]}"
 

@@ -130,7 +130,7 @@ def dispatch(given: list[str]) -> int:
 
 def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
     """(what to tell the user, exit code) for whatever a command raised."""
-    if isinstance(error, KeyboardInterrupt):
+    if _interrupted(error):
         if given[:1] == ["compare"]:
             return "interrupted; the same command goes on after the runs that are finished", EXIT_INTERRUPTED
         goes_on = "; the same command goes on from its checkpoints" if "--resume" in given else ""
@@ -154,6 +154,13 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
     # A mistake of ours: still one line, and the way to tell us.
     told = f"internal error: {type(error).__name__}: {_first_line(error)}"
     return f"{told}; nothing was written. Run it again with -v and report that", EXIT_BAD_USAGE
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether `error` is, or comes from, an interruption: one that meets an import in C ends it as an ImportError."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None
 
 
 def _first_line(error: BaseException) -> str:

@@ -138,3 +138,14 @@ def test_a_full_disk_behind_stdout_does_not_undo_what_was_written(tmp_path):
     assert (tmp_path / "o.onnx").is_file()
     assert asked.returncode == 2
     assert asked.stderr.startswith("onnxprune: the results could not be printed (No space left on device)")
+
+
+def test_an_interruption_inside_an_import_is_one(cli, cnn_path, tmp_path, monkeypatch):
+    from onnxprune.run import pipeline
+
+    def fail(*_):
+        raise ImportError("initialization failed") from KeyboardInterrupt()
+
+    monkeypatch.setattr(pipeline, "prune", fail)
+    ran = cli(cnn_path, tmp_path / "o.onnx", *L1)
+    assert (ran.code, ran.err) == (130, "onnxprune: interrupted; nothing was written\n")

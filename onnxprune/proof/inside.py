@@ -74,7 +74,7 @@ def _is_weight(value: ir.Value | None, depth: int = DEPTH) -> bool:
 
 
 def _holds_weights(kind: ir.DataType) -> bool:
-    return kind.is_floating_point() or kind.bitwidth <= 8
+    return kind.is_floating_point() or (kind.is_integer() and kind.bitwidth <= 8)
 
 
 def affordable(masked: ir.Model, values: Sequence[Value]) -> tuple[list[Value], list[Value]]:

@@ -24,7 +24,8 @@ CHANNELS = {"Conv": 1, "Gemm": -1}  # axis of the output on which the bias stand
 def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> tuple[ir.Model, int]:
     """(a copy of `floats` with biases that take out what the weights of `quantized` move them by, how many)."""
     shifts = mean_errors(floats, quantized, batches)
-    made = graph.copy(floats)
+    made = floats.clone()
+    made.meta.update(floats.meta)
     for node in made.graph:
         if node.name and node.name in shifts:
             _add_to_bias(made, node, shifts[node.name])

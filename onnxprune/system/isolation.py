@@ -127,7 +127,8 @@ class _Helper:
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                _send(process.stdin, job)
+                # The helper may be older than what this process imports from by now.
+                _send(process.stdin, pickle.dumps((sys.path, job)))
                 answer = _receive(process.stdout)
             except BrokenPipeError:
                 answer = None
@@ -170,7 +171,8 @@ def serve() -> None:
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     while (job := _receive(sys.stdin.buffer)) is not None:
         try:
-            answer = "returned", run(pickle.loads(job))
+            sys.path[:], function = pickle.loads(job)
+            answer = "returned", run(pickle.loads(function))
         except CrashedError as crash:
             answer = "crashed", str(crash)
         except Exception as error:

@@ -71,7 +71,7 @@ REFUSED = {
     'report = ["a.md", 3]': "'report' is 3",
     'mean = ["a"]': "give a number or a list of numbers",
     "mean = []": "give a number or a list of numbers",
-    'align = "big"': 'give a whole number or "auto"',
+    'align = "big"': 'give a whole number, "auto" or "calibrated"',
     'target = {macs = "0.5"}': "give a table such as {macs = 0.5}",
     "finetune = 3": "give a table such as {mixup = 0.2}",
     "option = 3": "give a table such as {name = 1}",

@@ -42,7 +42,7 @@ def prune(
         result = pipeline.prune(path, out if out is not None else Path(folder, "pruned.onnx"), asked)
         if out is not None:
             return result
-        made = onnx.load(result.after.path)  # with its weights, before the folder goes
+        made = onnx.load(str(result.after.path))  # with its weights, before the folder goes
     after = replace(result.after, path="")
     models = tuple(after if model is result.after else model for model in result.report.models)
     kept = ir.from_proto(made) if isinstance(source, ir.Model) else made

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
 from onnxprune.errors import OnnxPruneError, UsageError
-from onnxprune.graph import custom_ops
 from onnxprune.system import streams
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.packages import missing
@@ -102,6 +101,8 @@ def without_libraries(given: list[str]) -> list[str]:
         at = rest.index("--custom-ops")
         if at + 1 == len(rest):
             raise UsageError("--custom-ops: give the library of operators that onnxruntime loads, such as my_ops.so")
+        from onnxprune.graph import custom_ops
+
         custom_ops.register(rest[at + 1])
         del rest[at : at + 2]
     return rest

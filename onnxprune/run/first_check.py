@@ -19,7 +19,7 @@ FEWEST = 20  # of which nothing is said
 ENOUGH = 100  # of them, from which chance is told from an answer
 DOUBTFUL = 0.6  # below it scalings are tried
 BETTER = 0.15  # points of 1 by which a scaling fits clearly better
-MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+MEAN, STD = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ from onnxprune.options import Options, alignment_for, provider_for
 from onnxprune.recover import levels
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
+from onnxprune.system.memory import halving
 
 LOG = logging.getLogger("onnxprune")
 TIMED = 16  # samples of the batch that is timed
@@ -58,13 +59,17 @@ def use_of_data(subject: Subject, options: Options) -> str:
 
 def _seconds_of_one(subject: Subject, samples: Samples) -> float:
     """Seconds of the original on one sample."""
-    count = fixed_batch(subject.model) or min(TIMED, len(samples))
-    feeds = samples.batch(np.arange(count) % len(samples))
+    fixed = fixed_batch(subject.model)
     session = sessions.open_session(subject.model)
-    sessions.run(session, feeds)
-    start = perf_counter()
-    sessions.run(session, feeds)
-    return (perf_counter() - start) / count
+
+    def timed(count: int) -> float:
+        feeds = samples.batch(np.arange(count) % len(samples))
+        sessions.run(session, feeds)
+        start = perf_counter()
+        sessions.run(session, feeds)
+        return (perf_counter() - start) / count
+
+    return halving(timed, fixed or min(TIMED, len(samples)), "timing the original", fixed=fixed is not None)
 
 
 def _cut(options: Options) -> str:
@@ -77,7 +82,9 @@ def _cut(options: Options) -> str:
 def _recovery(subject: Subject, options: Options, each: float) -> str:
     if subject.tune is None or options.level in ("none", "constants"):
         return options.level
-    fitted = min(levels.fitting_samples(subject.given), len(subject.tune))
+    learned = levels.learned_from(subject.given, options)
+    assert learned is not None
+    fitted = min(levels.fitting_samples(subject.given), len(learned))
     steps = ["constants", f"least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
     if options.level == "finetune":
         steps.append(_tuning(subject, options, each))

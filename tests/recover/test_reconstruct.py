@@ -142,8 +142,8 @@ def test_a_norm_before_its_layer_follows_the_moments():
 )
 def test_more_samples_where_they_are_small_and_the_model_is_quick(side: int, macs: float, count: int):
     tune = SimpleNamespace(batch=lambda numbers: {"x": np.zeros((len(numbers), 3, side, side), np.float32)})
-    subject = SimpleNamespace(tune=tune, cost=SimpleNamespace(totals=lambda: {"macs": int(macs)}))
-    assert fitting_samples(subject) == count  # type: ignore[arg-type]
+    given = SimpleNamespace(tune=tune, macs=int(macs))
+    assert fitting_samples(given) == count  # type: ignore[arg-type]
 
 
 def test_rows_that_went_are_left_out_of_what_a_mixing_layer_is_fitted_to():

@@ -165,7 +165,14 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
 
 
 def _level_again(loaded: plan.Plan, options: Options) -> Level:
-    """The recovery that the plan was followed by, as far as the samples at hand allow."""
+    """Fine-tuning where epochs are asked for; else what the plan was followed by, as far as the samples allow.
+
+    Raises: UsageError for epochs without samples.
+    """
+    if options.epochs is not None:
+        if options.data is None:
+            raise UsageError(f"--epochs {options.epochs} needs samples to tune on; give --data")
+        return "finetune"
     names: dict[str, Level] = {level: level for level in LEVELS}
     level = names.get(loaded.recover, "none")
     return level if options.data is not None or level == "none" else "constants"

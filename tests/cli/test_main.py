@@ -284,6 +284,18 @@ def test_apply_equals_the_first_result(cli, cnn_path, tmp_path, level):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_apply_with_epochs_tunes(cli, cnn_path, tmp_path):
+    plan, cut, tuned, report = (tmp_path / name for name in ("p.json", "cut.onnx", "tuned.onnx", "r.json"))
+    assert cli(cnn_path, cut, *L1, "--plan", plan).code == 0
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32))
+    words = ("--epochs", "1", "--no-latency", "--report", report)
+    ran = cli("apply", cnn_path, plan, tuned, *words)
+    assert ran.code == 2
+    assert "--epochs 1 needs samples" in ran.err
+    assert cli("apply", cnn_path, plan, tuned, *words, "--data", tmp_path / "x.npz").code == 0
+    assert "finetune" in {step["name"] for step in json.loads(report.read_text())["steps"]}
+
+
 def test_apply_cuts_another_checkpoint(cli, cnn_path, tmp_path):
     other, plan, out = tmp_path / "other.onnx", tmp_path / "p.json", tmp_path / "o.onnx"
     onnx.save(filled(CNN, seed=9), other)

@@ -66,7 +66,7 @@ class Case:
     before: Mapping[str, str] = field(default_factory=dict)  # files in {o} and what is in them
 
     def arguments(self, world: Path, out: Path) -> list[str]:
-        return [word.replace("{w}", str(world)).replace("{o}", str(out)) for word in self.words.split()]
+        return [word.replace("{w}", str(world)).replace("{o}", str(out)) for word in self.words.split(" ") if word]
 
 
 @dataclass(frozen=True)
@@ -810,14 +810,25 @@ def _files_judged(out: Path, before: Mapping[str, str], ran: Ran, *, runs: bool 
 
 
 def _model_judged(path: Path) -> Iterator[str]:
-    """What is wrong with a result: it runs, at least, though what it was made of may not be as the standard says."""
+    """What is wrong with a result: it runs, at least, though what it was made of may not be as the standard says.
+
+    It is opened from where it lies, where weights beside it are found; onnxruntime takes no path that is no text.
+    """
     settings = onnxruntime.SessionOptions()
     settings.intra_op_num_threads = 1  # a pool of threads would not be in copies of this process
     settings.log_severity_level = 4
     try:
-        onnxruntime.InferenceSession(path.read_bytes(), settings, providers=["CPUExecutionProvider"])
+        onnxruntime.InferenceSession(_source(path), settings, providers=["CPUExecutionProvider"])
     except Exception as error:
         yield f"{path.name} does not run: {str(error)[:200]}"
+
+
+def _source(path: Path) -> str | bytes:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        return path.read_bytes()
+    return str(path)
 
 
 def fingerprint(folder: Path) -> dict[str, str]:

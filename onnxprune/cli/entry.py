@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return int(stop.code or 0)
         except BrokenPipeError:  # the reader of our output left: 'onnxprune ops | head'
             return 0
-        except (KeyboardInterrupt, SystemExit, Exception) as error:
+        except BaseException as error:  # a user's function may raise one of its own
             if verbose and not isinstance(error, KeyboardInterrupt):
                 traceback.print_exc()
             message, code = explain(error, given)
@@ -140,6 +140,9 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
         return str(absent), EXIT_BAD_USAGE
     if isinstance(error, SystemExit):
         return f"a function of yours ended the run with exit code {error.code}; nothing was written. Mend that", 2
+    if not isinstance(error, Exception):
+        told = f"{type(error).__name__}: {_first_line(error)}"
+        return f"a function of yours raised {told}; nothing was written. Mend that", EXIT_BAD_USAGE
     if isinstance(error, streams.PrintError):
         return f"{error}; print them to another place", EXIT_BAD_USAGE
     if isinstance(error, OnnxPruneError):

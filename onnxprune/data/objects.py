@@ -15,6 +15,7 @@ from onnxprune.data.fit import Target, by_input_name, check_labels, one_line
 from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
 from onnxprune.graph.inputs import Feeds, InputInfo, batch_axes
+from onnxprune.system.plugins import STOPS
 
 LABEL_NAMES = ("y", "label", "labels")
 # A dataset up to this size is read once and kept; a larger one is read batch by batch.
@@ -60,7 +61,9 @@ def _from_dataset(dataset: Any, target: Target) -> Samples:
 def _item(dataset: Any, index: int, where: str) -> Any:
     try:
         return dataset[index]
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise DataError(f"{where}: reading sample {index} raised {told(error)}") from error
 
 
@@ -119,9 +122,9 @@ def _collect(elements: Iterable, target: Target, labeled: bool = True) -> ArrayS
 def _guarded(elements: Iterable, where: str) -> Iterable:
     try:
         yield from elements
-    except DataError:
+    except (DataError, *STOPS):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise DataError(f"{where}: reading samples raised {told(error)}") from error
 
 
@@ -146,6 +149,11 @@ def _join(arrays: list[np.ndarray], axis: int | None, info: InputInfo, target: T
     if axis is None or len(arrays) == 1:
         return first
     for k, array in enumerate(arrays):
+        if array.ndim <= axis:
+            raise DataError(
+                f"{target.where}: element {k} of input '{info.name}' has shape {array.shape}, which has too few axes; "
+                "give whole samples"
+            )
         if np.delete(array.shape, axis).tolist() != np.delete(first.shape, axis).tolist():
             raise DataError(
                 f"{target.where}: element 0 of input '{info.name}' has shape {first.shape} but element {k} has "

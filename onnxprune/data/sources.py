@@ -14,7 +14,7 @@ from onnxprune.data.fit import Target, by_input_name, log, one_line
 from onnxprune.data.objects import from_object, told
 from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
-from onnxprune.system.plugins import import_here, is_absent
+from onnxprune.system.plugins import STOPS, import_here, is_absent
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 NPY = b"\x93NUMPY"
@@ -97,7 +97,9 @@ def load_function(spec: str, target: Target, seed: int) -> Samples:
     _seed(seed)
     try:
         made = made() if callable(made) else made
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise DataError(f"{target.where}: the function raised {told(error)}") from error
     return from_object(made, target)
 
@@ -106,7 +108,9 @@ def _find(spec: str, where: str) -> Any:
     module_name, name = spec.split(":")
     try:
         module = import_here(module_name)
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         if isinstance(error, ModuleNotFoundError) and is_absent(error, module_name):
             raise DataError(
                 f"{where}: no module '{error.name}' in {Path.cwd()} or on the Python path; check the name"

@@ -66,6 +66,7 @@ def load(path: str | Path) -> ir.Model:
         raise GraphError(f"{path}: not an ONNX file, or truncated ({_line(error)}); export or copy it again") from error
     if not proto.graph.node or not proto.opset_import:
         raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
+    integrity.check_texts(proto, path)
     _check_opsets(proto, path)
     _check_external(proto, path)
     try:
@@ -96,7 +97,7 @@ def external_names(path: Path) -> list[str]:
         return []
     tensors = [t for t in external_data_helper._get_all_tensors(proto) if t.data_location == onnx.TensorProto.EXTERNAL]
     found = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return sorted(name for name in found if "\0" not in name)
+    return sorted(name for name in found if isinstance(name, str) and "\0" not in name)
 
 
 def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
@@ -164,6 +165,8 @@ def save(model: ir.Model, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
     apart = model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES
+    if apart and not integrity.is_text(path):
+        raise UsageError(f"{path}: weights beside a file are found by text (UTF-8) only; choose another output")
     try:
         with atomic_files.staged(path) as places:
             with defaults.attached(model):
@@ -267,6 +270,9 @@ def _check_order(model: ir.Model, path: Path) -> None:
                 raise GraphError(
                     f"{path}: node '{node.name or node.op_type}' reads '{value.name}', which nothing produces"
                 )
+    for value in graph.outputs:
+        if value.producer() is None and value not in known:
+            raise GraphError(f"{path}: nothing produces the output '{value.name}'; name one that a node computes")
     try:
         graph.sort()
     except ValueError as error:

@@ -1,12 +1,14 @@
-"""What a file must hold to be a model: names once, and as many numbers as shapes declare."""
+"""What a file must hold to be a model: texts, names once, types, and as many numbers as shapes declare."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import ceil, prod
 from pathlib import Path
 
 import onnx
-from onnx import helper
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
+from onnx import external_data_helper, helper
 
 from onnxprune.errors import GraphError
 
@@ -17,6 +19,7 @@ PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 def check(proto: onnx.ModelProto, path: Path) -> None:
     """Nothing, when `proto` is whole. Raises: GraphError."""
     graph = proto.graph
+    _typed(proto, path)
     _once((tensor.name for tensor in graph.initializer), "initializers", path)
     _once((name for node in graph.node for name in node.output if name), "node outputs", path)
     for tensor in graph.initializer:
@@ -26,6 +29,45 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
                 f"{path}: '{tensor.name}' is declared as {list(tensor.dims)}, which takes {declared} bytes, but holds "
                 f"{held}; the file is damaged, export or copy it again"
             )
+
+
+def check_texts(proto: onnx.ModelProto, path: Path) -> None:
+    """Nothing, when all names in `proto` are text. Raises: GraphError."""
+    spoilt = next((text for text in _texts(proto) if isinstance(text, bytes)), None)
+    if spoilt is not None:
+        raise GraphError(
+            f"{path}: a name in it is no text (UTF-8): {spoilt[:40]!r}; the file is damaged, export or copy it again"
+        )
+
+
+def _texts(message: Message) -> Iterator[str | bytes]:
+    """All that `message` declares as text, however deep; what is none comes as bytes. Numbers are not looked at."""
+    for field in message.DESCRIPTOR.fields:
+        if field.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        held = getattr(message, field.name)
+        if isinstance(held, Message):  # one that is not there would have such in it without end
+            yield from _texts(held) if message.HasField(field.name) else ()
+        elif isinstance(held, str | bytes):
+            yield held
+        else:
+            for value in held:
+                yield from _texts(value) if isinstance(value, Message) else (value,)
+
+
+def _typed(proto: onnx.ModelProto, path: Path) -> None:
+    for tensor in external_data_helper._get_all_tensors(proto):
+        if tensor.data_type == onnx.TensorProto.UNDEFINED:
+            raise GraphError(f"{path}: '{tensor.name}' has no type; the file is damaged, export or copy it again")
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether a path is text: the system allows any bytes, protobuf and onnxruntime do not."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _once(names: Iterable[str], what: str, path: Path) -> None:

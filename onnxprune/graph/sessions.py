@@ -12,9 +12,10 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError
+from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import ONLY_BATCH, InputInfo, axis_of, with_batch
+from onnxprune.graph.integrity import is_text
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.memory import out_of_memory
@@ -238,7 +239,7 @@ def _source(
     lean: bool,
 ) -> str | bytes:
     if isinstance(model, (str, Path)) and not extra_outputs:
-        return str(model)
+        return _openable(model)
     if isinstance(model, bytes) and not extra_outputs:
         return model
     if isinstance(model, ir.Model):
@@ -250,6 +251,16 @@ def _source(
         proto = onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(str(model))
     present = {output.name for output in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in present)
+    return proto.SerializeToString()
+
+
+def _openable(path: str | Path) -> str | bytes:
+    """What onnxruntime opens of the file at `path`: it takes no path that is no text, but what is in the file."""
+    if is_text(path):
+        return str(path)
+    proto = onnx.load(str(path), load_external_data=False)
+    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
+        raise UsageError(f"{path}: weights beside a file are found by text (UTF-8) only; rename the file or its folder")
     return proto.SerializeToString()
 
 

@@ -10,6 +10,9 @@ from typing import Any
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.system.memory import out_of_memory
 
+# What is no failure of a function of the user's: everything else that it raises is, of whatever base.
+STOPS = (KeyboardInterrupt, GeneratorExit)
+
 
 def find(spec: Any, option: str) -> Callable[..., Any]:
     """The function that `spec` names, the module of which may lie in the current folder; a function as it is.
@@ -56,7 +59,9 @@ def _module(name: str, where: str) -> Any:
         if is_absent(error, name):
             raise UsageError(f"{where}: no module '{error.name}' in {Path.cwd()} or on the Python path") from error
         raise UsageError(f"{where}: importing '{name}' needs '{error.name}', which is not installed") from error
-    except (Exception, SystemExit) as error:
+    except STOPS:
+        raise
+    except BaseException as error:
         raise UsageError(f"{where}: importing '{name}' raised {_told(error)}; mend that") from error
 
 
@@ -65,9 +70,9 @@ def _guarded(function: Callable[..., Any], where: str) -> Callable[..., Any]:
     def called(*arguments: Any) -> Any:
         try:
             return function(*arguments)
-        except (OnnxPruneError, MemoryError):
+        except (OnnxPruneError, MemoryError, *STOPS):
             raise
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             if out_of_memory(error):
                 raise
             raise UsageError(f"{where}: the function raised {_told(error)}; mend that") from error

@@ -553,3 +553,18 @@ def test_interruption_with_resume_says_how_to_go_on(cli, bad, tmp_path, monkeypa
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1.split(), "--resume", tmp_path / "checkpoints")
     assert ran.code == 130
     assert "the same command goes on from its checkpoints" in ran.err
+
+
+class Own(BaseException):
+    """Of no base that is caught by habit."""
+
+
+def test_what_a_function_of_the_users_raises_is_one_line_whatever_its_base(cli, bad, tmp_path, monkeypatch):
+    def raises(*_, **__):
+        raise Own("own\nand more")
+
+    monkeypatch.setattr(graph, "load", raises)
+    ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1.split())
+    assert ran.code == 2
+    assert ran.err.splitlines()[-1] == "onnxprune: a function of yours raised Own: own; nothing was written. Mend that"
+    assert not list(tmp_path.iterdir())

@@ -200,6 +200,15 @@ import torch
 secret = _hidden = None
 def raises(): raise ValueError("two\\nlines")
 def number(): return 7
+def numbers(): return range(5)
+class Own(BaseException): pass
+def raises_own(): raise Own("own")
+def yields_own():
+    yield np.ones(3)
+    raise Own("later")
+class OwnItem(torch.utils.data.Dataset):
+    def __len__(self): return 4
+    def __getitem__(self, k): raise Own("item")
 def text(): return "text"
 def nothing(): return None
 def empty(): return []
@@ -221,6 +230,10 @@ class Nobody(torch.utils.data.Dataset):
 FUNCTION_CASES = {
     "raises": ["raised ValueError: two lines at samples_b.py:5"],
     "number": ["gave int", "DataLoader"],
+    "numbers": ["element 0", "shape ()", "has too few axes", "whole samples"],
+    "raises_own": ["the function raised Own: own at samples_b.py:9"],
+    "yields_own": ["reading samples raised Own: later"],
+    "OwnItem": ["reading sample 0 raised Own: item"],
     "text": ["gave str"],
     "nothing": ["gave NoneType"],
     "secret": ["gave NoneType"],
@@ -245,8 +258,9 @@ def user_folder(tmp_path, monkeypatch):
     (tmp_path / "samples_b.py").write_text(FUNCTIONS)
     (tmp_path / "samples_c.py").write_text("import no_such_module_d")
     (tmp_path / "samples_e.py").write_text("1 +")
+    (tmp_path / "samples_f.py").write_text("class Own(BaseException): pass\nraise Own('imported')")
     yield
-    for name in ("samples_b", "samples_c", "samples_e"):
+    for name in ("samples_b", "samples_c", "samples_e", "samples_f"):
         sys.modules.pop(name, None)
 
 
@@ -262,6 +276,7 @@ def test_function_refused(user_folder, name):
         ("samples_z.deep:make", "no module 'samples_z'"),
         ("samples_c:make", "raised ModuleNotFoundError: No module named 'no_such_module_d'"),
         ("samples_e:make", "raised SyntaxError"),
+        ("samples_f:make", "importing the module raised Own: imported"),
     ],
 )
 def test_module_refused(user_folder, spec, told):

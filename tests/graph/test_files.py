@@ -74,6 +74,67 @@ def test_a_value_from_nowhere_is_refused(tmp_path):
         graph.load(tmp_path / "g.onnx")
 
 
+def test_an_output_that_nothing_produces_is_refused_by_name(path):
+    broken = onnx.load(path)
+    broken.graph.output[0].name = "nowhere"
+    onnx.save(broken, path)
+    with pytest.raises(GraphError, match="nothing produces the output 'nowhere'"):
+        graph.load(path)
+
+
+def test_weights_without_a_type_are_refused_by_name(path):
+    broken = onnx.load(path)
+    broken.graph.initializer[0].data_type = TensorProto.UNDEFINED
+    onnx.save(broken, path)
+    with pytest.raises(GraphError, match=f"'{broken.graph.initializer[0].name}' has no type"):
+        graph.load(path)
+
+
+def test_a_name_that_is_no_text_is_refused_wherever_it_stands(path, tmp_path):
+    whole = onnx.load(path)
+    whole.graph.node[0].name = whole.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "NaMe"
+    whole.graph.doc_string = "NaMe"
+    content = whole.SerializeToString()
+    places = [at for at in range(len(content)) if content.startswith(b"NaMe", at)]
+    assert len(places) == 3
+    path.write_bytes(content)
+    graph.load(path)
+    for at in places:
+        path.write_bytes(content[: at + 1] + b"\x9f" + content[at + 2 :])
+        with pytest.raises(GraphError, match=r"no text \(UTF-8\): b'N.x9fMe'"):
+            graph.load(path)
+
+
+def test_a_location_of_weights_that_is_no_text_is_refused(tmp_path):
+    file = external(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"e.data", b"e\x9fdata"))
+    with pytest.raises(GraphError, match=r"no text \(UTF-8\)"):
+        graph.load(file)
+    assert graph.external_names(file) == []
+
+
+def test_a_file_whose_name_is_no_text_is_saved_loaded_and_run(path, tmp_path):
+    odd = tmp_path / "\udcff.onnx"
+    graph.save(graph.load(path), odd)
+    assert same_numbers(graph.load(odd), graph.load(path))
+    x = {"x": np.ones((2, 3, 6, 6), np.float32)}
+    named, plain = (sessions.run(sessions.open_session(file, threads=1), x) for file in (odd, path))
+    assert np.array_equal(named["y"], plain["y"])
+
+
+def test_weights_beside_a_file_whose_name_is_no_text_are_refused_in_one_line(tmp_path):
+    file = external(tmp_path)
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    with pytest.raises(UsageError, match=r"found by text \(UTF-8\) only; choose another output"):
+        graph.save(graph.load(file), odd / "e.onnx")
+    assert not list(odd.iterdir())
+    for name in ("e.onnx", "e.data"):
+        (odd / name).write_bytes((tmp_path / name).read_bytes())
+    with pytest.raises(UsageError, match=r"found by text \(UTF-8\) only; rename"):
+        sessions.open_session(odd / "e.onnx", threads=1)
+
+
 def test_an_unknown_opset_is_refused(path):
     broken = onnx.load(path)
     broken.opset_import[0].version = 999

@@ -56,3 +56,25 @@ def test_files_that_a_failing_run_changed_are_noticed(monkeypatch, tmp_path):
     (tmp_path / "out.onnx").write_text("half")
     assert "files changed" in next(attack._files_judged(tmp_path, {}, attack.Ran(2, "", "")))
     assert "does not run" in next(attack._files_judged(tmp_path, {}, attack.Ran(0, "", "")))
+
+
+def test_names_with_a_space_that_does_not_break_stay_one_word(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(TOOL.parent)
+    import attack
+
+    case = attack.Case("name", "{w}/a.onnx  {o}/b\u00a0c.onnx -q")
+    assert case.arguments(tmp_path, tmp_path) == [f"{tmp_path}/a.onnx", f"{tmp_path}/b\u00a0c.onnx", "-q"]
+
+
+def test_results_with_weights_beside_them_are_opened_from_where_they_lie(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(TOOL.parent)
+    import attack
+    import onnx
+
+    path, odd = tmp_path / "m.onnx", tmp_path / "\udcff.onnx"
+    onnx.save(attack.cnn(), path, save_as_external_data=True, location="m.data", size_threshold=0)
+    odd.write_bytes(attack.cnn().SerializeToString())
+    assert not list(attack._model_judged(path))
+    assert not list(attack._model_judged(odd))
+    (tmp_path / "m.data").unlink()
+    assert "does not run" in next(attack._model_judged(path))

@@ -127,6 +127,8 @@ def at_kept(array: np.ndarray, name: str, kept: Kept, shape: Sequence[int]) -> n
     """`array` of the twin's value `name` at the positions that the cut model has; None where it has not that shape."""
     if array.shape != tuple(shape):  # the twin may compute over kept positions itself
         for axis, positions in kept.get(name, {}).items():
+            if axis < len(shape) and array.shape[axis] == shape[axis]:
+                continue  # the cut model computes over all positions here, spread before and gathered behind
             chosen = positions(array.shape[axis])
             if not len(chosen) or chosen[-1] >= array.shape[axis]:
                 return None

@@ -230,10 +230,26 @@ def _tally(tally: Tally, own: object, theirs: object, others: Sequence[object], 
     if not isinstance(own, np.ndarray) or not isinstance(theirs, np.ndarray):
         tally.add(own, theirs, others)
         return
+    for axis in kept.get(name, {}):
+        own, theirs, others = _where_it_counts(own, theirs, others, axis, kept[name][axis])
     choose = partial(at_kept, name=name, kept=kept, shape=own.shape)
     twin = choose(theirs)
     chosen = [choose(other) for other in others if isinstance(other, np.ndarray)]
     tally.add(own, theirs if twin is None else twin, [other for other in chosen if other is not None])
+
+
+def _where_it_counts(
+    own: np.ndarray, theirs: np.ndarray, others: Sequence[object], axis: int, positions: Callable[[int], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, Sequence[object]]:
+    """All of them at the kept positions of an axis on which the cut model too has those that go behind it."""
+    size = theirs.shape[axis]
+    if own.ndim != theirs.ndim or own.shape[axis] != size:
+        return own, theirs, others
+    chosen = positions(size)
+    if not 0 < len(chosen) < size or chosen[-1] >= size:
+        return own, theirs, others
+    moved = [np.take(other, chosen, axis) if np.shape(other) == theirs.shape else other for other in others]
+    return np.take(own, chosen, axis), np.take(theirs, chosen, axis), moved
 
 
 def _softened(

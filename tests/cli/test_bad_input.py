@@ -181,9 +181,12 @@ OPTIONS = {
     "loss in no module": good("--loss no_such_module:f", "no module 'no_such_module' in ", "or on the Python path"),
     "metric that is not there": good("--metric math:f1", "module 'math': has no function 'f1'; it has acos"),
     "metric that is no function": good("--metric math:pi", "module 'math': 'pi' is no function"),
-    "metric that fails": good("--metric math:sin --data {w}/x.npz --recover none", "the function raised TypeError: "),
+    "metric that fails": good(
+        "--metric math:sin --data {w}/x.npz --recover none -q", "the function raised TypeError: "
+    ),
     "metric of nothing": good(
-        "--metric builtins:slice --data {w}/x.npz --recover none --no-latency", "--metric builtins:slice: gave slice("
+        "--metric builtins:slice --data {w}/x.npz --recover none --no-latency -q",
+        "--metric builtins:slice: gave slice(",
     ),
     "method without samples": good("--method taylor", "--method taylor needs samples: give --data, or choose"),
     "method without norms": good("--method bn", "bn", "BatchNormalization"),

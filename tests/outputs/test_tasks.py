@@ -26,6 +26,7 @@ def share(boxes, wanted):
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_recovery_without_labels_is_better_than_the_cut_alone(cli, tmp_path, monkeypatch, name):
     task = TASKS[name]

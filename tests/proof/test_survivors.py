@@ -56,3 +56,18 @@ def test_a_wrong_weight_of_one_expert_is_found_where_its_unit_is_silent(unit):
         graph.set_constant(value, array)
 
     assert judged(EXPERTS, {"b": bias}, damage) == (True, False)
+
+
+def test_an_honest_cut_that_convolves_along_an_axis_that_shrank_is_accepted():
+    """The cut model spreads kept positions over the whole axis, convolves, and gathers them again (lambda networks)."""
+    text = (
+        "(float[2,4] x, float[4,16] w, int64[3] s, float[5,1,3] k, float[80,3] v, int64[2] t) => (float[2,3] y) "
+        "{ a = MatMul(x, w) b = Relu(a) r = Reshape(b, s) c = Conv<pads = [1,1]>(r, k) d = Relu(c) "
+        "f = Reshape(d, t) y = MatMul(f, v) }"
+    )
+
+    def turned(model) -> None:
+        kernel = next(node for node in model.graph if node.op_type == "Conv").inputs[1]
+        graph.set_constant(kernel, graph.array_of(kernel)[:, :, ::-1].copy())
+
+    assert judged(text, {"s": [2, 1, 16], "t": [2, 80]}, turned) == (True, False)

@@ -86,6 +86,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0])
 def test_a_killed_run_ends_equal(uninterrupted: Path, tmp_path: Path, seed: int):
     out = tmp_path / "out.onnx"

@@ -53,6 +53,7 @@ def test_files_beside_a_target_that_are_links_are_not_replaced(tmp_path):
     assert (tmp_path / "theirs.bin").read_text() == "theirs"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="process numbers as in /proc")
 def test_what_kill_9_leaves_is_gone_after_the_next_run_and_no_process_stays(cli, tmp_path):
     words = [sys.executable, "-m", "onnxprune", str(DIGITS), str(tmp_path / "o.onnx"), "--method", "l1"]

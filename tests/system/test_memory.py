@@ -113,6 +113,7 @@ def limited(monkeypatch, most: int) -> None:
     monkeypatch.setattr(Network, "forward", limited_forward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("extra", [{}, {"mixup": 0.4, "labels": 1.0}])
 def test_fine_tuning_in_pieces_learns_the_same(monkeypatch, caplog, extra):
     digits = digits_of("digits.onnx")

@@ -248,8 +248,8 @@ def _where_it_counts(
     chosen = positions(size)
     if not 0 < len(chosen) < size or chosen[-1] >= size:
         return own, theirs, others
-    moved = [np.take(other, chosen, axis) if np.shape(other) == theirs.shape else other for other in others]
-    return np.take(own, chosen, axis), np.take(theirs, chosen, axis), moved
+    alike = [other for other in others if isinstance(other, np.ndarray) and other.shape == theirs.shape]
+    return np.take(own, chosen, axis), np.take(theirs, chosen, axis), [np.take(other, chosen, axis) for other in alike]
 
 
 def _softened(

@@ -41,7 +41,7 @@ def pruned(cli, folder, source, level: str):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("name", [*NETWORKS, *TASKS])
+@pytest.mark.parametrize("name", [*NETWORKS, *(pytest.param(name, marks=pytest.mark.slow) for name in TASKS)])
 def test_results_of_every_level_are_verified_by_their_plan_alone(cli, tmp_path, name, level):
     source = written(tmp_path, name)
     out, plan = pruned(cli, tmp_path, source, level)

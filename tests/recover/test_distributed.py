@@ -19,7 +19,8 @@ sys.path.insert(0, {here!r})
 import torch
 torch.set_num_threads(1)
 from recovering import digits_of, random_keep
-from onnxprune import graph, processes, surgery
+from onnxprune import graph, surgery
+from onnxprune.system import processes
 from onnxprune.recover.finetune import Settings, finetune
 digits = digits_of("digits.onnx")
 cut = surgery.cut(digits.coupling, random_keep(digits.coupling, 0.6))

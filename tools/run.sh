@@ -23,7 +23,7 @@ test)
   ruff format --check .
   ruff check .
   pyright
-  python -m pytest "$@"
+  python -m pytest -n auto --dist worksteal "$@"
   ;;
 *)
   sed -n '2,4s/^# //p' "$0" >&2

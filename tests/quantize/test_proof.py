@@ -3,11 +3,11 @@
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantizing import CNN, SQUARE, feeds_for, finished, quantized
+from quantizing import CNN, SQUARE, feeds_for, finished, quantized, samples_for
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
-from onnxprune.quantize import parts, proof
+from onnxprune.quantize import Context, parse, parts, proof, quantize
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +177,25 @@ def test_a_matrix_that_two_gemms_share_is_transposed_once():
     )
     for kind in ("dynamic", "int4"):
         assert quantized(shared, kind).simulation.ok
+
+
+# In the simulation onnxruntime gives MoE's output the memory of its input.
+EXPERTS = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>
+experts (float[N, 32] x) => (float[N, 4] y)
+<float[32, 4] r, float[4, 64, 32] f1, float[4, 64] b1, float[4, 32, 64] f2, float[4, 32] b2, float[32, 4] h,
+ int64[2] rs = {-1, 4}, int64[2] xs = {-1, 32}>
+{
+  l = MatMul (x, r)
+  ls = Reshape (l, rs)
+  a = Reshape (x, xs)
+  m = com.microsoft.MoE <activation_type = "relu", k = 2> (a, ls, f1, b1, f2, b2)
+  y = MatMul (m, h)
+}
+"""
+
+
+def test_experts_that_onnxruntime_writes_over_their_input_are_compared_with_what_they_read():
+    model = finished(EXPERTS)
+    made = quantize(model, Context(parse("int8:biases=false"), samples_for(model), feeds_for(model)))
+    assert made.simulation.ok
+    assert made.simulation.nodes >= 4

@@ -260,7 +260,7 @@ def _mutants(subject: Prepared, case: Case, judge: Any, random: Random, most: in
     found, done = Found(), set()
     honest = Honest(case.cut, subject.probes)
     while len(found.mutants) < most and found.tried < ATTEMPTS:
-        damage, mutant = random.choice(list(DAMAGES)), _copy(case.cut)
+        damage, mutant = random.choice(list(DAMAGES)), graph.copy(case.cut)
         places = [place for place in DAMAGES[damage](case, mutant) if (damage, place[0]) not in done]
         if not places:
             found.tried += (damage, "") in done
@@ -278,12 +278,6 @@ def _mutants(subject: Prepared, case: Case, judge: Any, random: Random, most: in
             continue
         found.mutants.append(Mutant(subject.net.name, subject.net.kind, damage, where, _accepts(judge, mutant)))
     return found
-
-
-def _copy(model: ir.Model) -> ir.Model:
-    copy = model.clone()
-    copy.meta.update(model.meta)
-    return copy
 
 
 def _accepts(judge: Any, mutant: ir.Model) -> bool:
@@ -345,7 +339,7 @@ def tasks(names: list[str], seed: int) -> Iterator[tuple[str, int]]:
         number += 1
 
 
-def drawn(count: int, seed: int, names: list[str], folder: str, jobs: int) -> Iterator[Found]:
+def drawn(count: int, seed: int, names: list[str], folder: str, jobs: int) -> Generator[Found, None, None]:
     """What tasks find, in their order, until `count` mutants were found."""
     total, results = 0, _results(tasks(names, seed), seed, folder, jobs)
     with closing(results):

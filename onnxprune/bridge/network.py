@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
+from onnxprune import graph
 from onnxprune.bridge.compile import compile_graph
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
@@ -40,7 +41,7 @@ class Network(nn.Module):
         """
         super().__init__()
         if model.functions:
-            model = model.clone()
+            model = graph.copy(model)
             passes.InlinePass()(model)
         types = ((value.name or "", value.dtype) for value in model.graph.outputs)
         self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types if dtype and dtype in half.HALVES}

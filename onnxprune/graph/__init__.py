@@ -6,9 +6,10 @@ sessions    the one place that opens onnxruntime sessions         inputs     wha
 shapes      shapes of every value, observed at two sizes          probes     sizes to try for symbolic axes
 tensors     initializers as numpy arrays                          half       half precision written out as single
 qoperator   QOperator nodes written out as QDQ                    branches   Ifs of which the condition is constant
-zipmaps     outputs that are maps
+zipmaps     outputs that are maps                                 extras     what a model carries beside its graph
 """
 
+from onnxprune.graph.extras import copy
 from onnxprune.graph.files import (
     PROTOBUF_LIMIT_BYTES,
     add_constant,
@@ -33,6 +34,7 @@ __all__ = [
     "all_nodes",
     "array_of",
     "constant",
+    "copy",
     "digest",
     "external_names",
     "finish",

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import extras
+
 FIRST_IR = 4  # before, initializers had to be inputs, so being one says nothing
 
 
@@ -55,7 +57,7 @@ def attached(model: ir.Model) -> Iterator[None]:
 
 def tensors(model: ir.Model) -> Mapping[str, ir.TensorProtocol]:
     """The defaults by the name of their input."""
-    return model.meta.get("defaults") or {}
+    return extras.of(model).defaults
 
 
 def arrays(model: ir.Model) -> dict[str, np.ndarray]:

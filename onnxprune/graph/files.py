@@ -8,6 +8,7 @@ It computes the same numbers behind the same interface.
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -16,7 +17,7 @@ import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.graph import branches, defaults, integrity, qoperator, quantized, sparse, zipmaps
+from onnxprune.graph import branches, defaults, extras, integrity, qoperator, quantized, sparse, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 from onnxprune.system import atomic_files
@@ -80,10 +81,13 @@ def load(path: str | Path) -> ir.Model:
         model = ir.from_proto(proto)
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
-    model.meta["maps"] = aside
-    model.meta["described"] = frozenset(value.name for value in proto.graph.value_info)
-    model.meta["defaults"] = defaults.detach(model)
-    model.meta["external"] = _locate(model, path.parent.resolve())
+    carried = extras.Extras(
+        maps=aside,
+        defaults=defaults.detach(model),
+        described=frozenset(value.name for value in proto.graph.value_info),
+        external=_locate(model, path.parent.resolve()),
+    )
+    extras.put(model, carried)
     _check_order(model, path)
     _check_functions(model, path)
     return model
@@ -105,7 +109,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
 
     rewrite: onnxsim may fold constants and rewrite nodes.
     """
-    meta, model = model.meta, model.clone()
+    model = extras.copy(model)
     read_external(model, MEMORY_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
@@ -123,8 +127,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
     _untie(simplified)
-    notes = (*meta.get("notes", ()), *simplified.meta.get("notes", ()))
-    simplified.meta.update({**meta, "written_out": written_out, "notes": tuple(dict.fromkeys(notes))})
+    extras.put(simplified, replace(extras.of(simplified), written_out=written_out))
     return simplified
 
 
@@ -134,13 +137,11 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     join: equal initializers become one.
     """
     skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
-    finished = simplify(model, skipped=skipped, bake=True) if rewrite else model.clone()
+    finished = simplify(model, skipped=skipped, bake=True) if rewrite else extras.copy(model)
     _drop_unused_initializers(finished)
     if join:
         tie(finished)
-    _forget_descriptions(finished, model.meta.get("described"))
-    notes = (*model.meta.get("notes", ()), *finished.meta.get("notes", ()))
-    finished.meta.update({**model.meta, "notes": tuple(dict.fromkeys(notes))})
+    _forget_descriptions(finished, extras.of(model).described)
     return finished
 
 
@@ -164,15 +165,15 @@ def save(model: ir.Model, path: str | Path) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another output")
-    apart = model.meta.get("external") or size_bytes(model) > PROTOBUF_LIMIT_BYTES
+    apart = extras.of(model).external or size_bytes(model) > PROTOBUF_LIMIT_BYTES
     if apart and not integrity.is_text(path):
         raise UsageError(f"{path}: weights beside a file are found by text (UTF-8) only; choose another output")
     try:
         with atomic_files.staged(path) as places:
             with defaults.attached(model):
                 ir.save(model, places[path], external_data=f"{path.name}.data" if apart else None)
-            if model.meta.get("maps"):
-                _attach_maps(places[path], model.meta["maps"])
+            if maps := extras.of(model).maps:
+                _attach_maps(places[path], maps)
     except OSError as error:
         raise UsageError(f"{path}: cannot be written ({error.strerror or error}); nothing was changed") from error
 
@@ -186,7 +187,7 @@ def _attach_maps(file: Path, aside: tuple[zipmaps.Map, ...]) -> None:
 def digest(model: ir.Model) -> str:
     """SHA-256 of the file that `save` writes for `model`, the weights included wherever they are stored."""
     hasher = hashlib.sha256()
-    if size_bytes(model) <= PROTOBUF_LIMIT_BYTES and not model.meta.get("external"):
+    if size_bytes(model) <= PROTOBUF_LIMIT_BYTES and not extras.of(model).external:
         with defaults.attached(model):
             hasher.update(ir.to_proto(model).SerializeToString(deterministic=True))
         return hasher.hexdigest()

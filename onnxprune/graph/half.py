@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import extras
+
 HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 TYPES = frozenset({"to", "dtype", "output_dtype"})  # attributes that name a type
 
@@ -18,8 +20,7 @@ def has_halves(model: ir.Model) -> bool:
 
 def single(model: ir.Model) -> ir.Model:
     """A copy of `model` that computes in single precision wherever it did in half, with the same numbers stored."""
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = extras.copy(model)
     for graph in _graphs(model):
         for value in graph.initializers.values():
             tensor = value.const_value

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import DataError
+from onnxprune.graph import extras
 
 Axis = int | str | None
 Feeds = Mapping[str, np.ndarray]  # an array for each input
@@ -18,7 +19,6 @@ Feeds = Mapping[str, np.ndarray]  # an array for each input
 SPATIAL_SIZE = 64
 SEQUENCE_SIZE = 8
 ONE_BY_ONE = "the model takes one sample at a time, whatever its symbolic batch promises, and is run so"
-ONLY_BATCH = "only_batch"  # in a model's `meta`: the one size that its symbolic batch can have
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ def input_infos(model: ir.Model) -> list[InputInfo]:
     Texts are objects. Raises DataError for an input that is no tensor.
     """
     infos = [_info(value) for value in model.graph.inputs if value.name not in model.graph.initializers]
-    return infos if model.meta.get(ONLY_BATCH) is None else with_batch(infos, model.meta[ONLY_BATCH])
+    only = extras.of(model).only_batch
+    return infos if only is None else with_batch(infos, only)
 
 
 def with_batch(infos: Sequence[InputInfo], size: int) -> list[InputInfo]:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_nodes_and_values
 
-from onnxprune.graph import sessions
+from onnxprune.graph import extras, sessions
 from onnxprune.graph.tensors import add_constant, constant
 
 NOTE = (
@@ -65,7 +65,7 @@ def rounds_alike(model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]]) -> 
 
     Both read the same inputs: differences of one step, which rounding makes, do not add up from operator to operator.
     """
-    both = model.clone()
+    both = extras.copy(model)
     pairs: list[tuple[str, str]] = []
     for node in list(both.graph):
         made = _written(both, node)

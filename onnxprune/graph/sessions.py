@@ -13,8 +13,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError
+from onnxprune.graph import extras
 from onnxprune.graph.custom_ops import session_options
-from onnxprune.graph.inputs import ONLY_BATCH, InputInfo, axis_of, with_batch
+from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
 from onnxprune.graph.integrity import is_text
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
@@ -107,7 +108,7 @@ def open_session(
         raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
     _ORIGINS[session] = _Origin(settings, wanted, weights)
     if isinstance(model, ir.Model):
-        hold_batch(session, model.meta.get(ONLY_BATCH))
+        hold_batch(session, extras.of(model).only_batch)
     elif isinstance(model, (str, Path)):
         hold_batch(session, _ONLY_BATCH_FILES.get(str(model)))
     if name not in session.get_providers():
@@ -272,7 +273,7 @@ def lean_proto(
     A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
     weights: takes the arrays that must live as long as the session. always: so of every model, however small.
     """
-    if not always and size_bytes(model) <= LEAN_BYTES and not model.meta.get("external"):
+    if not always and size_bytes(model) <= LEAN_BYTES and not extras.of(model).external:
         return ir.to_proto(model)
     proto, hidden = skeleton(model, HIDDEN_BYTES)
     inputs = [value for value in proto.graph.input if value.name not in hidden]

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError
+from onnxprune.graph import extras
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.tensors import size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
@@ -45,7 +46,8 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
         notes = ["onnxsim makes a graph of this model that onnxruntime does not load: it is left as it was"]
         simplified = proto
     result = ir.from_proto(simplified)
-    result.meta["notes"] = tuple(notes)
+    extras.put(result, extras.of(model))
+    extras.note(result, *notes)
     _unhide(result, hidden)
     _order(result, model.graph.initializers)
     _restore_interface(result, model)

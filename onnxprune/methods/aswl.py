@@ -27,6 +27,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from onnxprune import graph
 from onnxprune.bridge.network import Network
 from onnxprune.methods import layers, options, reinit, training
 from onnxprune.methods import zeros as zeroed
@@ -75,7 +76,7 @@ def aswl(context: Context) -> Outcome:
     options.require(
         bool(chosen), "aswl", "the model has no Conv, Gemm or MatMul with constant weights; use another method"
     )
-    working = reinit.architecture(context.model) if settings.reinit else context.model.clone()
+    working = reinit.architecture(context.model) if settings.reinit else graph.copy(context.model)
     network = Network(working, freeze_norm=not settings.reinit).to(context.device).train()
     if settings.reinit:
         reinit.draw(working, network, context.seed)

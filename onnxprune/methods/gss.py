@@ -25,6 +25,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from onnxprune import graph
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
 from onnxprune.methods import groups, objective, options, training, units
@@ -74,7 +75,7 @@ def gss(context: Context) -> Outcome:
     lessons = Lessons(context, settings)
     optimizer = training.adam(network, settings.lr)
     history = training.run(context, network, lessons, settings, [optimizer], name="gss", penalty=regularizer)
-    model = context.model.clone()
+    model = graph.copy(context.model)
     network.write_back(model)
     return Outcome(
         _scores(context, model, regularizer), model=model, notes=_notes(start, regularizer.spread(), history, settings)

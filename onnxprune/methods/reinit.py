@@ -17,8 +17,7 @@ NORMS = frozenset(
 def architecture(model: ir.Model) -> ir.Model:
     """A copy of `model` to be trained from random weights: with BatchNormalization behind convolutions with a bias,
     where the exporter folded them away. Values keep their names, see bridge.batchnorm."""
-    working = model.clone()
-    working.meta.update(model.meta)
+    working = graph.copy(model)
     if any(node.op_type in NORMS for node in model.graph):
         return working
     convolutions = {node.outputs[0].name or "": node for node in working.graph if node.op_type == "Conv"}
@@ -32,8 +31,7 @@ def trained(model: ir.Model, working: ir.Model) -> ir.Model:
     """`model` with the weights of `working`, in which norms that `architecture` put there are folded again."""
     if not any(node.op_type in NORMS for node in model.graph):
         fold_batchnorm(working)
-    result = model.clone()
-    result.meta.update(model.meta)
+    result = graph.copy(model)
     for name, value in result.graph.initializers.items():
         learned = working.graph.initializers.get(name)
         if learned is not None and learned.const_value is not value.const_value:

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,16 +13,15 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.errors import GraphError
-from onnxprune.graph import half, sessions
+from onnxprune.graph import extras, half, sessions
+from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.proof import decisions, inside
-from onnxprune.proof.decisions import Kept
 from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
-from onnxprune.surgery import KEPT
 from onnxprune.system.isolation import can_copy, isolated
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 
@@ -45,7 +44,7 @@ def compare(
     Half precision rounds by more than is allowed: inside, such models are compared in single precision.
     look_inside: whether the nodes of both are the same ones, but for rewritings. file: where `cut` lies as it will run.
     """
-    if cut.meta.get("maps"):
+    if extras.of(cut).maps:
         file = None  # the file's outputs are maps, which are set aside in `cut`
     cut, masked = seeded(cut), seeded(masked)
     halves = half.has_halves(masked) or half.has_halves(cut)
@@ -99,12 +98,12 @@ def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verifi
     with TemporaryDirectory() as folder:  # beside torch no process is copied: both models are sent as files
         twin = Path(folder) / "twin.onnx"
         graph.save(masked, twin)
-        return isolated(partial(_compare_files, file, twin, masked.meta.get(KEPT, {}), batches))
+        return isolated(partial(_compare_files, file, twin, extras.of(masked).kept, batches))
 
 
 def _compare_files(file: Path, twin: Path, kept: Kept, batches: list[Feeds]) -> Verification:
     masked = graph.load(twin)
-    masked.meta[KEPT] = kept
+    extras.put(masked, replace(extras.of(masked), kept=kept))
     return _compare_read(file, masked, batches)
 
 
@@ -358,8 +357,7 @@ def seeded(model: ir.Model) -> ir.Model:
     drawing = [node for node in model.graph.all_nodes() if node.op_type in DRAWING and "seed" not in node.attributes]
     if not drawing:
         return model
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = graph.copy(model)
     for node in model.graph.all_nodes():
         if node.op_type in DRAWING and "seed" not in node.attributes:
             name = node.outputs[0].name or ""

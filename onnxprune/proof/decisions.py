@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import extras
+from onnxprune.graph.extras import Kept
+
 DECIDING = frozenset(
     "ArgMax ArgMin TopK NonMaxSuppression NonZero Greater GreaterOrEqual Less LessOrEqual Equal Round Floor Ceil Sign "
     "Unique Compress OneHot QuantizeLinear DynamicQuantizeLinear Hardmax Mod GridSample RoiAlign MaxRoiPool Shrink "
     "ThresholdedRelu IsNaN IsInf Bernoulli Multinomial BitCast DynamicQuantizeMatMul DynamicQuantizeLSTM QAttention "
     "MoE QMoE DynamicTimeWarping Range MatMulNBits".split()
 )
-Kept = Mapping[str, Mapping[int, Callable[[int], np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,7 @@ def fed(
     """
     if not points:
         return model
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = extras.copy(model)
     nodes = list(model.graph)
     for point in points:
         node = nodes[number_of(point)]

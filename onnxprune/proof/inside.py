@@ -8,13 +8,13 @@ from operator import attrgetter
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph import sessions
+from onnxprune.graph import extras, sessions
+from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import constant
 from onnxprune.proof import decisions, noise
-from onnxprune.proof.decisions import Kept, Point, at_kept, first_output
+from onnxprune.proof.decisions import Point, at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Tally, telling
-from onnxprune.surgery import KEPT
 
 NUMBERS = 1 << 25  # of all values inside that are held at a time, of one row
 UNKNOWN = 16  # taken for the size of an axis that is not known
@@ -143,7 +143,7 @@ def look(
     ours = _session(fed_cut, list(dict.fromkeys([*owns, *(p.own for p in weighing)])))
     fed = decisions.fed(masked, points, attrgetter("theirs"), first)
     noisy = [_session(noise.moved(fed, seed), twins) for seed in range(noise_runs)]
-    kept: Kept = masked.meta.get(KEPT, {})
+    kept = extras.of(masked).kept
     told: dict[str, bool] = {}
     alive: dict[str, bool] = {}
     for number, batch in enumerate(batches):
@@ -192,7 +192,7 @@ def _usable(
     def shapes_at(batch: Feeds) -> dict[str, tuple[int, ...]]:
         return {name: np.shape(array) for name, array in sessions.run(session, batch).items()}
 
-    kept, shapes = masked.meta.get(KEPT, {}), shapes_at(batches[0])
+    kept, shapes = extras.of(masked).kept, shapes_at(batches[0])
     fits = [p for p in points if _is_float(first[p.twin]) and _given(first, p, kept, shapes) is not None]
     lost = list(dict.fromkeys(p.node for p in points if p not in fits and _is_float(first[p.twin])))
     return fits, lost, shapes_at
@@ -318,7 +318,7 @@ def behind_silence(
     reads = [p for p in read_by_weighted(cut, masked) if p.twin in looked.dead]
     if not reads:
         return {}
-    kept: Kept = masked.meta.get(KEPT, {})
+    kept = extras.of(masked).kept
     base, own = looked.twins, looked.owns
     rng = np.random.default_rng(seed)
     full, few, used = {}, {}, []
@@ -399,7 +399,7 @@ def _random_at_kept(
 
 def tables(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator[tuple[str, Tally]]:
     """Every row of the tables that Gather reads, in both models: no inputs reach all of them."""
-    kept: Kept = masked.meta.get(KEPT, {})
+    kept = extras.of(masked).kept
     own = {node.outputs[0].name: node for node in cut.graph if node.op_type == "Gather"}
     for node in masked.graph:
         other = own.get(node.outputs[0].name)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxprune.graph import extras
 from onnxprune.graph.half import HALVES
 from onnxprune.graph.tensors import array_of, set_constant, size_bytes
 
@@ -23,8 +24,7 @@ WEIGHTED = frozenset(
 
 def moved(model: ir.Model, seed: int) -> ir.Model:
     """A copy of `model` with every weight moved by a rounding error; quantized weights are moved behind their scale."""
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = extras.copy(model)
     rng = np.random.default_rng(seed)
     large = size_bytes(model) > LARGE_BYTES
     for value in list(model.graph.initializers.values()):

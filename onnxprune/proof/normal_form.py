@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, VerificationError
-from onnxprune.graph import half, qoperator, sessions, shapes
+from onnxprune.graph import extras, half, qoperator, sessions, shapes
 from onnxprune.proof import comparison
 from onnxprune.proof.evidence import Verification, failure
 from onnxprune.system.isolation import CrashedError, isolated
@@ -55,7 +55,7 @@ def observed_form(
 def note(model: ir.Model, text: str) -> None:
     """Notes on a normal form what was done in a lesser way; reports show it."""
     LOG.info("  %s", text)
-    model.meta["notes"] = (*model.meta.get("notes", ()), text)
+    extras.note(model, text)
 
 
 def proven(
@@ -98,12 +98,12 @@ def proven(
 
 def _differs_by_steps(original: ir.Model, model: ir.Model, feeds: Sequence[Mapping[str, np.ndarray]]) -> bool:
     """Whether quantized operators that were written out, see qoperator.py, are all that differs, by a step each."""
-    if not model.meta.get("written_out"):
+    if not extras.of(model).written_out:
         return False
     plain = graph.normalize(original, rewrite=False)
     if not qoperator.rounds_alike(plain, feeds):
         return False
-    written = plain.clone()
+    written = graph.copy(plain)
     qoperator.write_out(written)
     LOG.info("  quantized operators, written out as QDQ, round by up to a step otherwise")
     return _holds(_compare(written, model, feeds))

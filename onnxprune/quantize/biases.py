@@ -24,8 +24,7 @@ CHANNELS = {"Conv": 1, "Gemm": -1}  # axis of the output on which the bias stand
 def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> tuple[ir.Model, int]:
     """(a copy of `floats` with biases that take out what the weights of `quantized` move them by, how many)."""
     shifts = mean_errors(floats, quantized, batches)
-    made = floats.clone()
-    made.meta.update(floats.meta)
+    made = graph.copy(floats)
     for node in made.graph:
         if node.name and node.name in shifts:
             _add_to_bias(made, node, shifts[node.name])
@@ -52,7 +51,7 @@ def mean_errors(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds])
 
 def _measuring(floats: ir.Model, quantized: ir.Model) -> tuple[ir.Model, dict[str, str]]:
     """(`floats` with the means of W - Wq on the inputs of each node as its outputs, their names by node)."""
-    model, own = floats.clone(), {node.name: node for node in quantized.graph}
+    model, own = graph.copy(floats), {node.name: node for node in quantized.graph}
     names: dict[str, str] = {}
     made: list[ir.Node] = []
     for node in list(model.graph):

@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import extras
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
 from onnxprune.quantize.ranges import Ranges, tensors_data
@@ -117,7 +118,7 @@ def _checked(made: onnx.ModelProto, model: ir.Model, kind: str, what: str) -> ir
 
 def _made(made: onnx.ModelProto, model: ir.Model) -> ir.Model:
     result = with_interface(made, proto_of(model))
-    result.meta.update(model.meta)
+    extras.put(result, extras.of(model))
     return result
 
 

@@ -117,8 +117,7 @@ def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
     float_model: a model of the same graph before it was quantized; what the quantizer dropped comes from there.
     Raises: VerificationError where `model` was not made from that graph.
     """
-    meta, floats = model.meta, model.clone()
-    floats.meta.update(meta)
+    floats = graph.copy(model)
     if kind == "int8":
         _without_rounding(floats, float_model)
     elif kind == "fp16":

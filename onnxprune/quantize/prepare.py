@@ -13,6 +13,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, OnnxPruneError, UsageError
+from onnxprune.graph import extras
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
 
@@ -101,7 +102,7 @@ def drop_unused(model: ir.Model) -> None:
 
 def proto_of(model: ir.Model) -> onnx.ModelProto:
     """`model` as a message with all weights inside."""
-    copy = model.clone()
+    copy = graph.copy(model)
     for value in copy.graph.initializers.values():
         tensor = value.const_value
         if isinstance(tensor, ir.ExternalTensor):
@@ -131,8 +132,7 @@ def excluded(model: ir.Model, patterns: Sequence[str]) -> list[str]:
 
 def folded(model: ir.Model) -> ir.Model:
     """A copy of `model` in which weights are initializers themselves, and not what operators make of initializers."""
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = graph.copy(model)
     for node in list(model.graph):
         inputs = [graph.constant(value) for value in node.inputs if value is not None]
         if node.op_type not in CARRIERS or node.domain not in STANDARD or any(array is None for array in inputs):
@@ -170,7 +170,7 @@ def _raised(model: ir.Model, old: int, opset: int) -> ir.Model:
             f"export it at opset {opset} or higher"
         ) from error
     made = with_interface(raised, proto)
-    made.meta.update(model.meta)
+    extras.put(made, extras.of(model))
     return made
 
 

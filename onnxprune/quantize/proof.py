@@ -117,7 +117,7 @@ class _Twins:
     """A model that holds the file and nodes of its simulation, and gives how far apart they are."""
 
     def __init__(self, quantized: ir.Model) -> None:
-        self.model = quantized.clone()
+        self.model = graph.copy(quantized)
         self.nodes = {node.name: node for node in list(self.model.graph)}
         self.values: dict[str, ir.Value] = {value.name or "": value for value in self.model.graph.inputs}
         self.faults: list[str] = []
@@ -357,7 +357,7 @@ def _read_stored(
 def _halved(quantized: ir.Model, float_model: ir.Model, feeds: Sequence[Feeds]) -> Simulation:
     """Compares the file, computed in single precision, with the float model of which the weights are halves."""
     floats = parts.as_floats(quantized, float_model, "fp16")
-    halved, nodes = float_model.clone(), {node.name: node for node in floats.graph}
+    halved, nodes = graph.copy(float_model), {node.name: node for node in floats.graph}
     faults: list[str] = []
     weights = 0
     for node in halved.graph:

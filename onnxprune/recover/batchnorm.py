@@ -27,7 +27,7 @@ def with_batchnorm(cut_model: ir.Model, samples: Samples, device: torch.device, 
         b = read_bias(linear)
         if linear.node.op_type == "Conv" and b is not None and len(linear.node.inputs) < 3:
             write_bias(cut_model, linear, b)
-    model = cut_model.clone()
+    model = graph.copy(cut_model)
     _without_casts(model)
     insert_batchnorm(model, _statistics(model, samples, device, batch_size))
     return model

@@ -26,7 +26,7 @@ RUNS = 8
 def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
     """The dense model in which dropped units have zero kernels, live ones among them zero biases too, and noise
     stands before each normalization."""
-    model = coupling.model.clone()
+    model = graph.copy(coupling.model)
     live: dict[Dim, np.ndarray] = {}
     nodes = list(linears(model).values())
     for linear in sorted(nodes, key=_depthwise):  # what a depthwise node emits depends on the unit that feeds it

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune import report
 from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.coupling.analyze import RAISED
+from onnxprune.graph import extras
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
 from onnxprune.outputs.kinds import Outputs
@@ -115,7 +116,7 @@ def fallbacks(coupling: Coupling) -> list[str]:
     """What was done in a lesser way than it should be, because something failed: in the normal form, or in a rule."""
     raised = [str(dim.frozen) for dim in coupling.dims if dim.frozen is not None and RAISED in str(dim.frozen)]
     rules = [f"a coupling rule failed, so that what it stands for is left as it is: {reason}" for reason in raised]
-    return list(dict.fromkeys([*coupling.model.meta.get("notes", ()), *rules]))
+    return list(dict.fromkeys([*extras.of(coupling.model).notes, *rules]))
 
 
 CONTROL_FLOW = ("If", "Loop", "Scan")

@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
     """A new model, ready to be written: norms folded, with `rewrite` all of onnxsim's fusions; `join`: see graph."""
-    folded = model.clone()
-    folded.meta.update(model.meta)
+    folded = graph.copy(model)
     batchnorm.fold_batchnorm(folded)  # onnxsim would too, but rename the weights, by which 'verify' finds them
     return graph.finish(folded, rewrite=rewrite, join=join)
 

@@ -17,8 +17,8 @@ from onnxprune import graph, report
 from onnxprune.coupling import analyze
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import BudgetError, GraphError, ProviderError, UsageError
-from onnxprune.graph import sessions, shapes
-from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
+from onnxprune.graph import extras, sessions, shapes
+from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
@@ -46,7 +46,7 @@ def measure(
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
-    only = subject.model.meta.get(ONLY_BATCH)
+    only = extras.of(subject.model).only_batch
     notes: list[str] = [ONE_BY_ONE] if only else []
     for path in files.values():
         sessions.hold_file(path, only)
@@ -214,7 +214,7 @@ class Yardstick:
 
 def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardstick:
     """By what the original and what is made of it are measured on `samples`: labels, the user's metric, or by kind."""
-    batch = subject.model.meta.get(ONLY_BATCH)
+    batch = extras.of(subject.model).only_batch
     if (own := own_metric(metric)) is not None:
         session = _opened(subject.path, batch)
         said = metrics.everything(session, samples)

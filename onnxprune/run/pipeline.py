@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxprune import graph, quantize, report, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.graph import qoperator
+from onnxprune.graph import extras, qoperator
 from onnxprune.measure.records import PRUNED, QUANTIZED, final
 from onnxprune.methods import base
 from onnxprune.methods import options as method_options
@@ -232,7 +232,7 @@ def produce(
         before, after = models[0], final(models) or models[-1]
         ratios_of_result = [ratio for ratio in ratios if ratio.model == after.name]
         packed = measuring.packing(dense, places[out]) if options.pack else None
-        written_out = (qoperator.NOTE,) if subject.model.meta.get("written_out") else ()
+        written_out = (qoperator.NOTE,) if extras.of(subject.model).written_out else ()
         checked = targets.check(before, after, ratios_of_result, options, zeros)
         rounding = () if stored is None else stored.notes
         tuning = (history.told,) if history is not None else ()
@@ -299,7 +299,7 @@ def _finished(
     try:
         found = attempt(rewrite=True)
         if found[-1].ok:
-            return *found, list(found[0].meta.get("notes", ()))
+            return *found, list(extras.of(found[0]).notes)
         why = "onnxsim changes what this model computes"
     except GraphError:
         why = "onnxruntime does not run what onnxsim makes of this model"

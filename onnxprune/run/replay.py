@@ -134,8 +134,7 @@ def _check_recovered(
 def _with_biases_of(model: ir.Model, tuned: ir.Model | None) -> ir.Model:
     """A copy of `model` with a bias wherever recovery made one in `tuned`, None: wherever it can; their numbers are of
     no account."""
-    meta, model = model.meta, model.clone()
-    model.meta.update(meta)
+    model = graph.copy(model)
     nodes = {node.name: node for node in tuned.graph} if tuned is not None else {}
     for name, linear in linears(model).items():
         other = nodes.get(name)
@@ -164,8 +163,7 @@ def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.nda
 
 def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir.Model:
     """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
-    model = coupling.model.clone()
-    model.meta.update(coupling.model.meta)
+    model = graph.copy(coupling.model)
     nodes = _paired(coupling.model, result)
     for node in coupling.model.graph:
         if not any(_holds_floats(value) for value in node.inputs):

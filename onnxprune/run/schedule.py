@@ -70,7 +70,7 @@ def restored(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.M
     Biases that recovery made are made there as well; they stand on the axes of the outputs that they are added to.
     """
     full = surgery.uncut(coupling, keep, cut_model).graph.initializers
-    model = coupling.model.clone()
+    model = graph.copy(coupling.model)
     for name, value in model.graph.initializers.items():
         if name in full and value.const_value is not None:
             array = graph.array_of(full[name])

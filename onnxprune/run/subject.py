@@ -13,8 +13,8 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze
 from onnxprune.data import Completed, Samples, batches, fixed_batch, input_infos, load_samples, split
 from onnxprune.errors import DataError, GraphError, UsageError
-from onnxprune.graph import defaults, sessions, shapes
-from onnxprune.graph.inputs import ONE_BY_ONE, ONLY_BATCH, Feeds
+from onnxprune.graph import defaults, extras, sessions, shapes
+from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.options import Options
 from onnxprune.outputs import kinds, metrics
 from onnxprune.plan import cost
@@ -73,7 +73,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         model, observed = normal_form.observed_form(loaded, model, given)
         if given is not None and observed.probe != given and not _runs_on_samples(model, tune or held, observed):
             for each in (loaded, model):
-                each.meta[ONLY_BATCH] = 1
+                extras.put(each, replace(extras.of(each), only_batch=1))
             sessions.hold_file(path, 1)
             given = sample_shapes(model, tune or held)
             observed = shapes.observe(model, given)

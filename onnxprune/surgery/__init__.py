@@ -5,6 +5,6 @@ dynamic_positions  kept positions of axes of unknown length   dead     units tha
 packing            zeros stored small
 """
 
-from onnxprune.surgery.surgeon import KEPT, cut, kept_positions, mask, uncut
+from onnxprune.surgery.surgeon import cut, kept_positions, mask, uncut
 
-__all__ = ["KEPT", "cut", "kept_positions", "mask", "uncut"]
+__all__ = ["cut", "kept_positions", "mask", "uncut"]

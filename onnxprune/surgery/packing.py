@@ -48,8 +48,7 @@ def check(model: ir.Model) -> None:
 def pack(model: ir.Model) -> ir.Model:
     """A new model with the same outputs in which weights full of zeros are stored small. Raises as `check` does."""
     check(model)
-    packed = model.clone()
-    packed.meta.update(model.meta)
+    packed = graph.copy(model)
     outputs = set(packed.graph.outputs)
     for name, value in list(packed.graph.initializers.items()):
         array = graph.constant(value)

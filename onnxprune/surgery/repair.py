@@ -27,8 +27,7 @@ class Surgeon:
                 why = dim.frozen or "none is left"
                 raise CouplingError(f"'{dim.name}' cannot lose {int((~kept).sum())} of {dim.size} positions: {why}")
         self.sizes = {dim: int(mask.sum()) for dim, mask in self.keep.items()}
-        self.model = coupling.model.clone()
-        self.model.meta.update(coupling.model.meta)
+        self.model = graph.copy(coupling.model)
         self.opset = self.model.opset_imports.get("", 1)
         self.stands_for: dict[str, str] = {}  # name of an inserted value -> the value that it replaces
         self.lengths: dict[str, list[Length]] = {}

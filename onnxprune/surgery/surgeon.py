@@ -15,11 +15,9 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
-from onnxprune.graph import quantized
+from onnxprune.graph import extras, quantized
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Surgeon
-
-KEPT = "kept"  # where `mask` notes, in the model's `meta`, which positions of each value the cut model has
 
 
 def cut(coupling: Coupling, keep: Keep) -> ir.Model:
@@ -50,7 +48,7 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
             surgeon.silence_lifted(node)
         else:
             surgeon.compute_over_kept(node)
-    surgeon.model.meta[KEPT] = _kept_positions(surgeon)
+    extras.put(surgeon.model, replace(extras.of(surgeon.model), kept=_kept_positions(surgeon)))
     return surgeon.model
 
 
@@ -90,8 +88,7 @@ def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
 
 def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
     """The masked model with the arrays of `cut_model` at the kept positions: the twin of a tuned model."""
-    model = coupling.model.clone()
-    model.meta.update(coupling.model.meta)
+    model = graph.copy(coupling.model)
     for name, value in model.graph.initializers.items():
         tuned = cut_model.graph.initializers.get(name)
         axes = coupling.axes.get(name)

@@ -12,7 +12,7 @@ from onnx_text import model, proto
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
-from onnxprune.graph import half, sessions
+from onnxprune.graph import extras, half, sessions
 from onnxprune.proof import comparison
 from onnxprune.recover.segments import Walk
 
@@ -54,7 +54,7 @@ def test_what_float16_rounds_away_is_compared_in_float32(monkeypatch, wrong):
     run = comparison._outputs
 
     def outputs(what, batches, optimize=True):
-        off = 2.0 * (what.graph.inputs[0].dtype == ir.DataType.FLOAT16 and "kept" not in what.meta)
+        off = 2.0 * (what.graph.inputs[0].dtype == ir.DataType.FLOAT16 and not extras.of(what).kept)
         return [{"y": y["y"] + y["y"].dtype.type(off)} for y in run(what, batches, optimize)]
 
     monkeypatch.setattr(comparison, "_outputs", outputs)

@@ -10,7 +10,7 @@ from onnx_text import model, random_keep
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
-from onnxprune.graph import half, sessions
+from onnxprune.graph import extras, half, sessions
 from onnxprune.proof import comparison
 from onnxprune.run import replay
 
@@ -107,7 +107,7 @@ def test_values_inside_are_compared_at_the_kept_positions():
     coupling = analyze(model(text))
     keep = random_keep(coupling, 0)
     masked = surgery.mask(coupling, keep)
-    kept = masked.meta[surgery.KEPT]["a"]
+    kept = extras.of(masked).kept["a"]
     assert list(kept) == [1]
     assert np.array_equal(kept[1](8), np.flatnonzero(next(iter(keep.values()))))
 

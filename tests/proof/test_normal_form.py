@@ -13,7 +13,7 @@ from onnx_text import model, proto
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import GraphError, VerificationError
-from onnxprune.graph import shapes, simplify
+from onnxprune.graph import extras, shapes, simplify
 from onnxprune.proof import comparison, normal_form
 from onnxprune.system.isolation import CrashedError
 
@@ -64,7 +64,7 @@ def test_a_model_that_runs_only_in_its_normal_form_is_not_compared(monkeypatch):
     monkeypatch.setattr(normal_form.comparison, "compare", refuse)
     monkeypatch.setattr(normal_form.sessions, "open_session", refuse)
     assert normal_form.proven(original, found, observed)[0] is found
-    assert "was not compared with the model as it was given" in found.meta["notes"][0]
+    assert "was not compared with the model as it was given" in extras.of(found).notes[0]
 
 
 def test_a_normal_form_that_alone_does_not_run_is_not_used(monkeypatch):

@@ -156,12 +156,11 @@ def _tuned(teacher: ir.Model, cut: ir.Model, few: Samples, held: Samples, settin
 
 def _other_weights(model: ir.Model, seed: int = 1) -> ir.Model:
     """`model` with the signs of some weights turned."""
-    rng, meta, model = np.random.default_rng(seed), model.meta, model.clone()
-    model.meta.update(meta)
+    rng, model = np.random.default_rng(seed), graph.copy(model)
     for value in model.graph.initializers.values():
         array = graph.array_of(value)
         if array.dtype.kind == "f" and array.ndim > 1:
-            graph.set_constant(value, array * rng.choice(np.float32([-1, 1]), array.shape))
+            graph.set_constant(value, array * rng.choice(np.array([-1, 1], np.float32), array.shape))
     return model
 
 

@@ -102,7 +102,7 @@ def cci(context: Context) -> Outcome:
         before=trainer.before,
         shrink_gradients=trainer.shrink,
     )
-    model = model.clone()
+    model = graph.copy(model)
     zeros = trainer.fold(model)
     notes.append("cci: loss by epoch " + ", ".join(f"{value:.3g}" for value in history))
     return zeroed.outcome(context, model, zeros, notes)

@@ -34,7 +34,7 @@ def fit(
 ) -> tuple[ir.Model, dict[str, np.ndarray], list[float]]:
     """(model with fitted weights, positions that are zero, relative output error of each layer)."""
     moments = second_moments(context, model, chosen, count)
-    result, zeros, errors = model.clone(), {}, []
+    result, zeros, errors = graph.copy(model), {}, []
     for layer in chosen:
         value = result.graph.initializers[layer.weight]
         w = graph.array_of(value)

@@ -22,7 +22,7 @@ ROWS = 256  # weights of a channel that are looked at; more are sampled
 def permute(context: Context, chosen: list[Layer], axis: str, size: int, kept: int) -> tuple[ir.Model, float, float]:
     """A model with permuted channels, and the share of energy that the groups keep before and after."""
     coupling = context.coupling
-    model = coupling.model.clone()
+    model = graph.copy(coupling.model)
     before = kept_energy(model, chosen, axis, size, kept)
     random = np.random.default_rng(context.seed)
     for dim, members in _grouped(coupling, chosen, axis).items():

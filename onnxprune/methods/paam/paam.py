@@ -99,7 +99,7 @@ def _with(context: Context, model: ir.Model) -> Context:
 
 
 def _written(network: Network, working: ir.Model) -> ir.Model:
-    copy = working.clone()
+    copy = graph.copy(working)
     network.write_back(copy)
     return copy
 

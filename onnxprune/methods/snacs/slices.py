@@ -137,8 +137,7 @@ def _zero(
     activations: Mapping[str, np.ndarray],
 ) -> ir.Model:
     """The model with the masked slices at zero and their mean contributions in the biases that exist."""
-    model = context.model.clone()
-    model.meta.update(context.model.meta)
+    model = graph.copy(context.model)
     nodes = {node.name: node for node in model.graph}
     for layer in layers:
         stays = _expand(layer, masks[layer.node], groups[layer.node], model)

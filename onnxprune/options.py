@@ -95,8 +95,6 @@ def _is_table(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 ALIGNMENTS = ("auto", "calibrated")
-MULTIPLES = {"cpu": 16, "CPUExecutionProvider": 16}  # onnxruntime's channel block on AVX-512, whole blocks elsewhere
-ELSEWHERE = 8  # tensor cores
 Align = int | Literal["auto", "calibrated"]
 
 
@@ -426,24 +424,3 @@ def provider_for(options: Options) -> str:
     if options.provider != "auto":
         return options.provider
     return "cuda" if options.device == "cuda" else "cpu"
-
-
-def alignment_for(align: Align, provider: str) -> int:
-    """The multiple that kept sizes are held to on `provider`.
-
-    auto: the same on every machine, so that a command and a seed give one plan. calibrated: what 'onnxprune calibrate'
-    measured on this one. Raises: UsageError where it measured nothing for `provider`.
-    """
-    if align == "auto":
-        return MULTIPLES.get(provider, ELSEWHERE)
-    if align != "calibrated":
-        return int(align)
-    from onnxprune.measure.calibrations import cache_file, cached_multiple
-
-    measured = cached_multiple(provider)
-    if measured is None:
-        raise UsageError(
-            f"--align calibrated: {cache_file()} holds no calibration of this machine for {provider}; "
-            f"run 'onnxprune calibrate --provider {provider}', or give --align auto"
-        )
-    return measured

@@ -12,12 +12,8 @@ PACKAGE = ROOT / "onnxprune"
 FACE = {"__init__", "__main__", "api", "errors", "options"}
 ROOMS = re.findall(r"^    (\w+)/ ", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
 RANK = {name: rank for rank, name in enumerate(["errors", "options", *ROOMS, "api", "__init__", "__main__"])}
-# (file, room that it imports although it comes later); for this list there is one way to go: down.
-UPWARD = {("options.py", "measure")}  # auto alignment
 # The registry of methods imports each method when it is asked for, and a method imports the registry.
 REGISTRY = {("methods/base.py", "methods/__init__.py")}
-# Circles that are to go.
-CIRCLES = {("options.py", "measure/calibrations.py")}
 
 
 @cache
@@ -75,13 +71,11 @@ def test_contributing_names_every_room():
 
 def test_no_import_runs_down_the_list():
     found = {(name, _room(target)) for name, target in imports() if RANK[_room(target)] > RANK[_room(name)]}
-    allowed = {(name, room) for name, room in found if name == "__init__.py"} | UPWARD
-    assert sorted(found - allowed) == []
-    assert sorted(UPWARD - found) == [], "these were mended: take them off the list"
+    assert sorted((name, room) for name, room in found if name != "__init__.py") == []
 
 
 def test_no_circle_but_the_registry_of_methods():
-    arrows = imports(types=False) - REGISTRY - CIRCLES
+    arrows = imports(types=False) - REGISTRY
     graph = {name: {target for one, target in arrows if one == name} for name, _ in arrows}
     try:
         TopologicalSorter(graph).prepare()

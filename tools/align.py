@@ -18,8 +18,9 @@ import numpy as np
 
 from onnxprune import graph, surgery
 from onnxprune.measure import Rounds, doubts, machine, measure_latency
+from onnxprune.measure.calibrations import alignment_for
 from onnxprune.methods import base
-from onnxprune.options import Options, alignment_for
+from onnxprune.options import Options
 from onnxprune.plan import cost
 from onnxprune.plan.select import Budget, alignment, select
 from onnxprune.run.subject import Subject, prepare, scored_dims

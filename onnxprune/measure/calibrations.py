@@ -1,4 +1,7 @@
-"""Calibrations of this machine, kept in the user's cache folder: one JSON file, an entry per machine and provider."""
+"""The multiple that kept sizes are held to, and the calibrations of this machine that may decide it.
+
+Calibrations are kept in the user's cache folder: one JSON file, an entry per machine and provider.
+"""
 
 import json
 import logging
@@ -14,10 +17,34 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.sessions import provider_name
 from onnxprune.measure.alignment import WIDTHS, Alignment
 from onnxprune.measure.host import cpu_name, default_threads, gpus, versions
+from onnxprune.options import Align
 from onnxprune.system.atomic_files import replace_text
 
 LOG = logging.getLogger("onnxprune")
 FORMAT = "onnxprune-alignment/1"
+
+
+MULTIPLES = {"cpu": 16, "CPUExecutionProvider": 16}  # onnxruntime's channel block on AVX-512, whole blocks elsewhere
+ELSEWHERE = 8  # tensor cores
+
+
+def alignment_for(align: Align, provider: str) -> int:
+    """The multiple that kept sizes are held to on `provider`.
+
+    auto: the same on every machine, so that a command and a seed give one plan. calibrated: what 'onnxprune calibrate'
+    measured on this one. Raises: UsageError where it measured nothing for `provider`.
+    """
+    if align == "auto":
+        return MULTIPLES.get(provider, ELSEWHERE)
+    if align != "calibrated":
+        return int(align)
+    measured = cached_multiple(provider)
+    if measured is None:
+        raise UsageError(
+            f"--align calibrated: {cache_file()} holds no calibration of this machine for {provider}; "
+            f"run 'onnxprune calibrate --provider {provider}', or give --align auto"
+        )
+    return measured
 
 
 def cache_folder() -> Path:

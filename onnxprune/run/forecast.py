@@ -10,7 +10,8 @@ import numpy as np
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.graph import sessions
-from onnxprune.options import Options, alignment_for, provider_for
+from onnxprune.measure.calibrations import alignment_for
+from onnxprune.options import Options, provider_for
 from onnxprune.recover import levels
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock

@@ -16,10 +16,11 @@ from onnxprune import graph, quantize, report, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import extras, qoperator
+from onnxprune.measure.calibrations import alignment_for
 from onnxprune.measure.records import PRUNED, QUANTIZED, final
 from onnxprune.methods import base
 from onnxprune.methods import options as method_options
-from onnxprune.options import LEVELS, Level, Options, alignment_for, provider_for
+from onnxprune.options import LEVELS, Level, Options, provider_for
 from onnxprune.plan import cost, plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels

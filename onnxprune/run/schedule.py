@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Dim
 from onnxprune.coupling.dims import Axis
+from onnxprune.measure.calibrations import alignment_for
 from onnxprune.methods import base
 from onnxprune.methods.base import Method, Outcome
-from onnxprune.options import Options, alignment_for, provider_for
+from onnxprune.options import Options, provider_for
 from onnxprune.recover import biases, levels
 from onnxprune.recover.linear import linears
 from onnxprune.run import measuring, search

@@ -15,9 +15,10 @@ from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled, profile
+from onnxprune.measure.calibrations import alignment_for
 from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Level, Options, alignment_for, is_number, provider_for
+from onnxprune.options import TARGETS, Level, Options, is_number, provider_for
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
 from onnxprune.plan.select import Budget, aligned, select, topped_up

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime
 
 from onnxprune.graph.sessions import provider_name
+from onnxprune.measure.calibrations import alignment_for
 from onnxprune.measure.host import default_threads
 from onnxprune.methods import base
-from onnxprune.options import TUNING, Options, alignment_for, is_number, provider_for
+from onnxprune.options import TUNING, Options, is_number, provider_for
 from onnxprune.plan.plan import Plan
 from onnxprune.recover import levels
 

@@ -10,7 +10,7 @@ from onnxprune import cli
 from onnxprune.errors import UsageError
 from onnxprune.measure import Rounds, alignment, calibrations
 from onnxprune.measure.alignment import KINDS, WIDTHS, Alignment, choose, efficiencies
-from onnxprune.options import alignment_for
+from onnxprune.measure.calibrations import alignment_for
 
 SHORT = Rounds(runs=2, min_seconds=0.0, max_seconds=0.2, least=2)
 

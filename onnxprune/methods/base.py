@@ -49,6 +49,7 @@ class Context:
     align: int = 1  # kept sizes that a method decides on are multiples of this, as select.align does
     shares: Mapping[Kind, float] = field(default_factory=dict)  # of macs and params, as they were asked for
     described: Outputs | None = None  # what the outputs are, where that is known already
+    decides: bool = True  # whether the method says how much goes; not where a target or a search does
 
     @cached_property
     def outputs(self) -> Outputs:

@@ -120,6 +120,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         alignment_for(options.align, provider_for(options)),
         {kind: shares[kind] for kind in ("macs", "params") if kind in shares},
         described=subject.outputs,
+        decides=not options.target and options.max_drop is None,
     )
     with clock("score"):
         return base.run(chosen, context)

@@ -1,5 +1,7 @@
 """SNACS on graphs: planted layers where the right answer is known, limits, protection, and its own decision."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import onnx.parser
@@ -11,10 +13,11 @@ from onnxprune import graph
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import BridgeError, UsageError
+from onnxprune.graph import sessions
 from onnxprune.methods import base, taylor
 from onnxprune.methods.base import Context
 from onnxprune.methods.snacs import layers as connections
-from onnxprune.methods.snacs import snacs
+from onnxprune.methods.snacs import rules, snacs
 from onnxprune.plan import cost
 
 N, P, C = 600, 16, 24
@@ -124,16 +127,15 @@ def test_limit_of_a_layer_grows_when_most_parents_are_useless():
     layer = next(layer for layer in connections.find(context) if layer.weights.shape == (C, P))
     activations = connections.mean_activations(context, [layer], context.samples, np.arange(N))
     dim, units = next(iter(layer.units.items()))
-    labels = activations[layer.child_value].argmax(1)
+    labels = activations[layer.child_value].argmax(1)[rules.limit_rows(N)]
     useful = snacs.filter_limit(layer, units, np.arange(P, dtype=float), activations, labels)
     layer.weights[:, :12] = 0  # children then depend on four parents alone, which score highest
     activations = {
         **activations,
         layer.child_value: activations[layer.parent_value] @ layer.weights.T.astype(np.float32),
     }
-    useless = snacs.filter_limit(
-        layer, units, np.arange(P, dtype=float), activations, activations[layer.child_value].argmax(1)
-    )
+    labels = activations[layer.child_value].argmax(1)[rules.limit_rows(N)]
+    useless = snacs.filter_limit(layer, units, np.arange(P, dtype=float), activations, labels)
     assert dim.size == P
     assert useless >= 0.75
     assert useless >= useful
@@ -215,3 +217,37 @@ def test_with_a_target_residual_streams_may_lose_nothing_unless_asked_for():
 
     assert set(limits()) == {0.0}
     assert min(limits(streams=True)) > 0
+
+
+def test_where_a_target_decides_nothing_is_cut_to_find_how_much(monkeypatch):
+    """Nine cuts and runs of the network looked for a threshold that a target makes useless."""
+    monkeypatch.setattr(snacs, "decide", lambda *_: pytest.fail("the method looked for how much to remove"))
+    outcome = run(replace(context_of(*planted(dead=5, weak=11)), decides=False))
+    assert outcome.keep is None
+    assert "threshold" not in outcome.notes[0]
+
+
+def test_classes_of_a_few_samples_each_are_no_measure_of_a_layer(monkeypatch):
+    """With a thousand classes a classifier took minutes per layer, and sklearn warned each time."""
+    monkeypatch.setattr(rules, "class_accuracy", lambda *_: pytest.fail("a classifier was fitted"))
+    model, x = planted(dead=5, weak=11)
+    outcome = run(context_of(model, x, np.arange(N)))
+    assert outcome.notes[0].endswith("limits by output error")
+    monkeypatch.setattr(rules, "class_accuracy", lambda *_: lambda pruned: 1.0)
+    assert run(context_of(model, x, np.arange(N), limits="labels")).notes[0].endswith("limits by labels")
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18])
+def test_means_over_space_are_those_of_whole_feature_maps(opset):
+    head = "(float[n,3,6,5] x, float[4,3,3,3] w, float[2,4,1,1] v) => (float[n,2,4,3] y) "
+    body = "{ h = Conv(x, w) a = Relu(h) y = Conv(a, v) }"
+    model = graph.normalize(text_model(head + body, opset=opset))
+    x = np.random.default_rng(0).normal(size=(70, 3, 6, 5)).astype(np.float32)
+    context = context_of(model, x)
+    found = connections.mean_activations(context, connections.find(context), context.samples, np.arange(70))
+    session = sessions.open_session(model, extra_outputs=["h", "a"])
+    whole = sessions.run(session, {"x": x})
+    assert {"h", "a"} <= found.keys()
+    for name in found:
+        np.testing.assert_allclose(found[name], (whole | {"x": x})[name].mean((2, 3)), rtol=1e-5, atol=1e-6)
+    assert len(connections._with_means(context, {"h": 1})[1]) == (opset >= 13)

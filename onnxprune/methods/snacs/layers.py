@@ -21,6 +21,7 @@ from onnxprune.methods.snacs import rules
 from onnxprune.system.memory import at_most
 
 BATCH = 64
+MEANS_OPSET = 13  # of ReduceMean as it is used here; older models hand over whole feature maps
 
 
 @dataclass(frozen=True)
@@ -155,10 +156,10 @@ def mean_activations(
         layer.child_value: layer.child_axis for layer in layers
     }
     names = list(axes)
-    outputs = {value.name for value in context.model.graph.outputs}
-    session = sessions.open_session(
-        context.model, extra_outputs=[name for name in names if name not in outputs], threads=2
-    )
+    model, means = _with_means(context, axes)
+    outputs = {value.name for value in model.graph.outputs}
+    plain = [name for name in names if name not in outputs and name not in means]
+    session = sessions.open_session(model, extra_outputs=plain, threads=sessions.few_threads())
     fixed = fixed_batch(context.model)
     chosen = samples.subset(indices)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
@@ -167,9 +168,49 @@ def mean_activations(
         rows = min(len(block), len(chosen) - seen)
         found = sessions.run(session, chosen.batch(block))
         for name in names:
-            parts[name].append(_means(found[name], axes[name], len(block))[:rows])
+            value, axis = (found[means[name]], -1) if name in means else (found[name], axes[name])
+            parts[name].append(_means(value, axis, len(block))[:rows])
         seen += rows
     return {name: np.concatenate(pieces) for name, pieces in parts.items()}
+
+
+def _with_means(context: Context, axes: Mapping[str, int]) -> tuple[ir.Model, dict[str, str]]:
+    """(the model with outputs that are means over space, the name of each by that of the value).
+
+    onnxruntime then hands over two numbers per channel instead of whole feature maps, which takes longer than to
+    compute them. Values that are not float32 have none.
+    """
+    model = context.model.clone()
+    model.meta.update(context.model.meta)
+    opset = model.opset_imports.get("", 0)
+    values = {value.name: value for node in model.graph for value in node.outputs}
+    values |= {value.name: value for value in model.graph.inputs}
+    means: dict[str, str] = {}
+    for name, axis in axes.items():
+        value, rank = values.get(name), len(context.coupling.axes[name])
+        if value is None or value.dtype != ir.DataType.FLOAT or rank < 3 or axis % rank == 0 or opset < MEANS_OPSET:
+            continue
+        over = [k for k in range(1, rank) if k != axis % rank]
+        node = _mean_node(value, over, opset, f"{name}/onnxprune_mean", model.graph)
+        model.graph.append(node)
+        model.graph.outputs.append(node.outputs[0])
+        means[name] = node.outputs[0].name or ""
+    return model, means
+
+
+def _mean_node(value: ir.Value, over: list[int], opset: int, name: str, graph_: ir.Graph) -> ir.Node:
+    """A ReduceMean over some axes, in the form of the model's opset: axes are an input since 18."""
+    inputs, attributes = [value], [ir.AttrInt64("keepdims", 0)]
+    if opset < 18:
+        attributes.append(ir.AttrInt64s("axes", over))
+    else:
+        where = ir.Value(name=f"{name}/axes", const_value=ir.tensor(np.array(over, np.int64)))
+        graph_.register_initializer(where)
+        inputs.append(where)
+    node = ir.Node("", "ReduceMean", inputs, attributes, name=name)
+    out = node.outputs[0]
+    out.name, out.dtype = name, ir.DataType.FLOAT
+    return node
 
 
 def _means(value: np.ndarray, axis: int, count: int) -> np.ndarray:

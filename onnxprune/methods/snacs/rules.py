@@ -19,6 +19,7 @@ LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))  # of the scan in a run
 GRID = tuple(p / 100 for p in range(1, 98, 2))  # shares of a layer's scores that the limit scan prunes
 DROP = 0.7
 LIMIT_SAMPLES = 400  # by which a layer's limit is found
+LEAST_PER_CLASS = 4  # of these samples, on average, for a classifier to learn from
 JOINT_SAMPLES = 256  # by which all layers together are judged
 TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
 TOLERANCE_UNTUNED = 0.2
@@ -27,6 +28,11 @@ TOLERANCE_UNTUNED = 0.2
 def untrained(recover: str) -> float:
     """Share of the answers that the network may change before the recovery that follows."""
     return TOLERANCE.get(recover, TOLERANCE_UNTUNED)
+
+
+def limit_rows(count: int) -> np.ndarray:
+    """Which of `count` samples the limits are found by: evenly spread."""
+    return np.linspace(0, count - 1, min(LIMIT_SAMPLES, count)).astype(int)
 
 
 def accuracy_limit(accuracy: Callable[[float], float], grid: Sequence[float] = GRID, drop: float = DROP) -> float:

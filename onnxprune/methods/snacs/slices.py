@@ -18,7 +18,7 @@ from onnxprune.methods.base import Context, Outcome
 from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.layers import Layer, balanced, protect
-from onnxprune.methods.snacs.rules import JOINT_SAMPLES, LIMIT_SAMPLES, disagreement, largest_share
+from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
 from onnxprune.outputs import measures
@@ -95,14 +95,14 @@ def _limit(
 ) -> float:
     """Largest share of the layer's connections that its children can lose, lowest scores first."""
     parents, children = activations[layer.parent_value], activations[layer.child_value]
-    rows = np.linspace(0, len(parents) - 1, min(LIMIT_SAMPLES, len(parents))).astype(int)
+    rows = rules.limit_rows(len(parents))
     centered, children = parents[rows] - parents.mean(0), children[rows]
 
     def pruned(share: float) -> np.ndarray:
         gone = ~rules.lowest_pruned(scores, share)[groups[0]][:, groups[1]]
         return children - centered @ (layer.weights * gone).T.astype(np.float32)
 
-    return largest_share(pruned, children, None if classes is None else classes[rows])
+    return largest_share(pruned, children, classes)
 
 
 def _protected(

@@ -36,7 +36,7 @@ from onnxprune.methods.magnitude import l2
 from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.layers import Layer, balanced, find, mean_activations, protect
-from onnxprune.methods.snacs.rules import JOINT_SAMPLES, LIMIT_SAMPLES, disagreement, largest_share
+from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
 from onnxprune.outputs import measures
 from onnxprune.plan.select import aligned
 
@@ -91,14 +91,25 @@ def snacs(context: Context) -> Outcome:
 
 
 def _classes(context: Context, samples: Samples, indices: np.ndarray, settings: Settings) -> np.ndarray | None:
-    """Labels for the limits (N,): the user's, or the model's own answers; None where it does not classify."""
+    """Labels of the samples by which limits are found: the user's, or the model's own answers.
+
+    None where the model does not classify, or tells so many classes apart that each has a few of these samples only:
+    a classifier of them learns nothing, and with a thousand classes takes minutes per layer.
+    """
+    judged = indices[rules.limit_rows(len(indices))]
     if samples.labels is not None and samples.labels.ndim == 1 and settings.limits in ("auto", "labels"):
-        return samples.labels[indices]
+        return _telling(samples.labels[judged], settings)
     options.require(settings.limits != "labels", "snacs", "limits=labels needs labelled samples")
     if settings.limits == "error":
         return None
-    answered = measures.reference(context.model, samples.subset(indices), context.outputs)
-    return None if answered is None or len(answered.samples) < len(indices) else answered.classes()
+    answered = measures.reference(context.model, samples.subset(judged), context.outputs)
+    return None if answered is None or len(answered.samples) < len(judged) else _telling(answered.classes(), settings)
+
+
+def _telling(classes: np.ndarray | None, settings: Settings) -> np.ndarray | None:
+    """`classes` (N,), where a classifier can learn them or the user asked for them by name; else None."""
+    few = classes is not None and len(classes) < rules.LEAST_PER_CLASS * len(np.unique(classes))
+    return None if few and settings.limits == "auto" else classes
 
 
 # Filters ----------------------------------------------------------------------------------------------------------
@@ -133,10 +144,11 @@ def _filters(
         notes.append(f"{len(missing)} dimensions that no constant weight reads were scored by magnitude")
     protected = {dim: protect(layers, dim, activations, settings.protect) for dim in scores}
     scores = {dim: scores[dim] for dim in context.dims}
-    keep, fraction = decide(context, settings, scores, limits, protected)
-    notes.append(
-        f"snacs: global threshold at {fraction:.3f} of all scores, limits by {_limits_from(context, settings, classes)}"
-    )
+    keep, told = None, ""
+    if context.decides:
+        keep, fraction = decide(context, settings, scores, limits, protected)
+        told = f"global threshold at {fraction:.3f} of all scores, "
+    notes.append(f"snacs: {told}limits by {_limits_from(context, settings, classes)}")
     raised = {dim: _raise(values, protected[dim]) for dim, values in scores.items()}
     if not settings.streams:
         limits.update(dict.fromkeys(context.coupling.residual & limits.keys(), 0.0))
@@ -204,11 +216,13 @@ def filter_limit(
 ) -> float:
     """Largest share of the units that this layer's children can lose, lowest scores first (methods 5.7).
 
+    classes: of the samples in `rules.limit_rows`, None to go by the error of the children.
+
     A layer is linear and averaging over space nearly commutes with it, so the pruned children are the unpruned
     ones less the contributions of what is pruned; no run of the network is needed. [ours]
     """
     parents, children = activations[layer.parent_value], activations[layer.child_value]
-    rows = np.linspace(0, len(parents) - 1, min(LIMIT_SAMPLES, len(parents))).astype(int)
+    rows = rules.limit_rows(len(parents))
     parents, children = parents[rows], children[rows]
     order = np.argsort(scores, kind="stable")
     means = parents.mean(0)
@@ -218,7 +232,7 @@ def filter_limit(
         # A removed unit leaves its mean behind, in the bias: the constants that every run pushes.
         return children - (parents[:, gone] - means[gone]) @ layer.weights[:, gone].T.astype(np.float32)
 
-    return largest_share(pruned, children, None if classes is None else classes[rows])
+    return largest_share(pruned, children, classes)
 
 
 def _raise(scores: np.ndarray, protected: np.ndarray) -> np.ndarray:

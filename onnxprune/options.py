@@ -353,6 +353,8 @@ class Options:
         None, WHOLE, MEASURE, "for measuring", "N", shown="OMP_NUM_THREADS, else cores",
         low=1, high=1e6, wanted="1 or more")
     latency: bool = option(True, SWITCH, MEASURE, "do not measure latency", flag="--no-latency")
+    front: bool = option(
+        False, SWITCH, MEASURE, "ten budgets or more from one scoring: table, plot, and plans in the folder OUT.front")
     pack: bool = option(False, SWITCH, MEASURE, "store zeros small; standard operators unpack them at load")
     quantize: str | None = option(
         None, TEXT, MEASURE, "int8, dynamic, int4 or fp16, after pruning and recovery, see docs/quantize.md",
@@ -384,6 +386,8 @@ class Options:
             raise UsageError(f"--recover {self.recover} needs samples; give --data, or --recover constants")
         if self.max_drop is not None and self.data is None and self.val is None:
             raise UsageError("--max-drop needs samples to measure on; give --data or --val")
+        if self.front and self.steps > 1:
+            raise UsageError("--front and --steps: a front has many targets, and steps approach one; give one of them")
         if not self.latency and (self.min_speedup is not None or "latency" in self.target):
             raise UsageError("--no-latency: a speed was asked for, which has to be measured; leave --no-latency out")
         if self.steps > 1 and not set(self.target) - {"latency"}:

@@ -155,6 +155,27 @@ class SensitivityCurve:
 
 
 @dataclass(frozen=True)
+class FrontPoint:
+    """One size of a front; costs and latency as shares of the original's.
+
+    quick: the metric after a quick recovery. value, lost: the metric and the points lost after the full one, measured
+    or predicted. quantized: the metric of the quantized file. plan: its file. chosen: whether it became the result.
+    """
+
+    macs: float
+    params: float
+    metric: str
+    quick: float
+    value: float
+    lost: float
+    measured: bool
+    latency: float | None = None
+    quantized: float | None = None
+    plan: str | None = None
+    chosen: bool = False
+
+
+@dataclass(frozen=True)
 class NodeTime:
     """Median microseconds of one node of a model as onnxruntime runs it."""
 
@@ -197,6 +218,7 @@ class Report:
     steps: tuple[Step, ...] = ()
     finetune: tuple[TuningPoint, ...] = ()
     sensitivity: tuple[SensitivityCurve, ...] = ()
+    front: tuple[FrontPoint, ...] = ()
     profile: tuple[Profile, ...] = ()
     plan: Mapping[str, Any] | None = None
     pack: Packing | None = None

@@ -6,6 +6,7 @@ text       numbers as readers write them
 terminal   the table at the end of a run
 markdown   for pull requests
 html       one page that needs no network; sections and charts hold its pictures, curves its sensitivity table
+front      the front as a table
 widths     the widths of an inspected graph, as a page or an image
 write      a report into a file by suffix
 compare    what became worse since an earlier report

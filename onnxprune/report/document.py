@@ -36,6 +36,7 @@ def document(report: Report) -> dict[str, Any]:
         "notes": report.notes,
         "finetune": report.finetune,
         "sensitivity": report.sensitivity,
+        "front": report.front,
         "profile": report.profile,
         "plan": report.plan,
         "pack": report.pack,

@@ -10,12 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from onnxprune.measure.records import Frozen, LatencyRatio, Report, final, ratio
-from onnxprune.report import charts, curves, text
+from onnxprune.report import charts, curves, front, text
 from onnxprune.report.markdown import EVIDENCE, evidence_lines, title
 from onnxprune.report.sections import (
     COSTS,
     accuracy_charts,
     cost_lines,
+    front_plots,
     latency_charts,
     operator_charts,
     profile_chart,
@@ -62,6 +63,8 @@ def context(report: Report) -> dict[str, Any]:
         "latency": latency_charts(report),
         "columns": charts.columns(report.layers) if report.layers else None,
         "widths": width_lines(report.layers),
+        "front": front_plots(report.front),
+        "front_table": [front.header(report.front), *front.lines(report.front)] if report.front else [],
         "sensitivity": [sensitivity_plot(curve) for curve in report.sensitivity],
         "sensitivity_table": sensitivity_table(report),
         "frozen": by_reason(report.frozen),

@@ -4,7 +4,7 @@ from pathlib import PurePath
 
 from onnxprune.measure.records import Latency, Layer, Report, final
 from onnxprune.proof.evidence import KINDS
-from onnxprune.report import curves, text
+from onnxprune.report import curves, front, text
 from onnxprune.report.document import latency_ratios
 from onnxprune.report.terminal import compared, header, rows
 
@@ -23,6 +23,7 @@ def to_markdown(report: Report) -> str:
         ),
         verification(report),
         *(f"> {_escape(note)}" for note in report.notes),
+        front_table(report),
         sensitivity(report),
         _folded("Evidence", _table([list(EVIDENCE), *evidence_lines(report)], 3), len(evidence_lines(report))),
         _folded("Layers", _layers(report), len(report.layers)),
@@ -103,6 +104,13 @@ def evidence_lines(report: Report) -> list[list[str]]:
         ]
         for item in ordered[:MOST_EVIDENCE]
     ]
+
+
+def front_table(report: Report) -> str:
+    """What is left at each size, where a front was asked for."""
+    if not report.front:
+        return ""
+    return f"### Front\n\n{_table([front.header(report.front), *front.lines(report.front)], 0)}"
 
 
 def sensitivity(report: Report) -> str:

@@ -5,7 +5,16 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from onnxprune.measure.records import Latency, LatencyRatio, Layer, Profile, Report, SensitivityCurve, TuningPoint
+from onnxprune.measure.records import (
+    FrontPoint,
+    Latency,
+    LatencyRatio,
+    Layer,
+    Profile,
+    Report,
+    SensitivityCurve,
+    TuningPoint,
+)
 from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 from onnxprune.report import charts, text
 
@@ -143,6 +152,34 @@ def sensitivity_plot(curve: SensitivityCurve) -> Plot:
     write = (lambda v: f"{v:.3g}") if curve.metric in LOWER_IS_BETTER else (lambda v: f"{100 * v:.0f} %")
     last = f"{100 * max(curve.removed, default=1.0):.0f} % removed"
     return Plot(curve.dim, picture, f"{write(high)} {curve.metric}", write(0.0), "none", last)
+
+
+def front_plots(points: Sequence[FrontPoint]) -> list[Plot]:
+    """The metric against each cost: pale after the quick recovery, strong after the full one."""
+    costs = (("MACs", "macs"), ("Parameters", "params"), ("Latency", "latency"))
+    return [
+        _front_plot(name, [(getattr(p, key), p) for p in points if getattr(p, key) is not None])
+        for name, key in costs
+        if any(getattr(p, key) is not None for p in points)
+    ]
+
+
+def _front_plot(name: str, points: Sequence[tuple[float, FrontPoint]]) -> Plot:
+    points = sorted(points, key=lambda item: item[0])
+    values = [value for _, p in points for value in (p.quick, p.value)]
+    low, high = min(values), max(values)
+    margin = 0.05 * (high - low) or 0.01
+    scale, metric = (low - margin, high + margin), points[0][1].metric
+    ends = (0.0, max(1.0, points[-1][0]))
+    series = [
+        ("before", [(x, p.quick) for x, p in points]),
+        ("after", [(x, p.value) for x, p in points]),
+        ("chosen", [(x, p.value) for x, p in points if p.chosen]),
+    ]
+    top, bottom = (text.of_metric(metric, value) for value in (high, low))
+    return Plot(
+        f"{text.metric(metric)} against {name}", charts.curves(series, ends, scale), top, bottom, "0", f"{ends[1]:g}"
+    )
 
 
 def tuning_plots(points: Sequence[TuningPoint]) -> list[Plot]:

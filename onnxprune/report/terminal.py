@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.measure.records import NORMALIZED, QUANTIZED, Measurement, Report, final, ratio
-from onnxprune.report import text
+from onnxprune.report import front, text
 from onnxprune.report.document import latency_ratios
 
 Row = tuple[str, list[str], str]
@@ -21,10 +21,12 @@ PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width
 def print_report(report: Report, file: IO[str] | None = None) -> None:
     """Writes the table to `file`, by default stdout: colored on a terminal, plain lines of fixed columns elsewhere."""
     stream = file or sys.stdout
-    if not stream.isatty():
+    if stream.isatty():
+        Console(file=stream, highlight=False).print(rich_table(report))
+    else:
         stream.write(plain_table(report))
-        return
-    Console(file=stream, highlight=False).print(rich_table(report))
+    if report.front:
+        stream.write(f"\n{front.table(report)}")
 
 
 def rich_table(report: Report) -> Table:

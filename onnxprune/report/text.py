@@ -75,9 +75,12 @@ def speedup(value: float | None) -> str:
 
 def accuracy(value: Accuracy | None) -> str:
     """0.9173 -> '91.73 %'; relative errors as they are."""
-    if value is None:
-        return DASH
-    return f"{100 * value.value:.2f} %" if is_share(value.metric) else digits(value.value)
+    return DASH if value is None else of_metric(value.metric, value.value)
+
+
+def of_metric(name: str, value: float) -> str:
+    """A number in the terms of its metric: shares in percent."""
+    return f"{100 * value:.2f} %" if is_share(name) else digits(value)
 
 
 def is_share(metric: str) -> bool:

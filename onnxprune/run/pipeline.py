@@ -22,10 +22,11 @@ from onnxprune.methods import base
 from onnxprune.methods import options as method_options
 from onnxprune.options import LEVELS, Level, Options, provider_for
 from onnxprune.plan import cost, plan
+from onnxprune.plan.plan import Plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import allocation, first_check, forecast, measuring, schedule, search, settings, targets
+from onnxprune.run import allocation, first_check, forecast, front, measuring, schedule, search, settings, targets
 from onnxprune.run.checks import check_devices, check_paths, file_sha256
 from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
@@ -42,11 +43,12 @@ LOG = logging.getLogger("onnxprune")
 class Result:
     """What a run made: the plan, the original and the pruned model as measured, and the whole report."""
 
-    plan: plan.Plan
+    plan: Plan
     before: report.Measurement
     after: report.Measurement
     report: report.Report
     made: onnx.ModelProto | ir.Model | None = None  # the pruned model, where it was written to no file
+    plans: tuple[Plan, ...] = ()  # of --front, as in report.front
 
     @property
     def model(self) -> onnx.ModelProto | ir.Model:
@@ -84,6 +86,8 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
 def _check(source: Path, out: Path, options: Options, *read: Path, ranges: Mapping[str, Any] | None = None) -> None:
     """Nothing, when paths, devices and options can be what they are. Raises: UsageError or ProviderError."""
     check_paths(source, out, options, *read)
+    if options.front:
+        front.check(out, options)
     check_devices(options.device, provider_for(options) if options.latency else None)
     alignment_for(options.align, provider_for(options))  # refuse one that was never measured before the work
     asked.check(options)
@@ -119,12 +123,12 @@ def prune_subject(
     subject, outcome = schedule.scored(subject, base.get(options.method), options, clock)
     outcome = allocation.allocated(subject, outcome, options, clock)
 
-    def make(keep: Keep, notes: Sequence[str]) -> Result:
-        notes = (*outcome.notes, *_without_samples(options), *notes)
-        given = {"method": options.method, "notes": notes, "zeros": outcome.zeros, "look": look}
-        return produce(subject, keep, out, options, clock, **given)
+    def make(choice: search.Choice) -> Result:
+        notes = (*outcome.notes, *_without_samples(options), *choice.notes)
+        given = {"method": options.method, "notes": notes, "zeros": outcome.zeros, "look": look, "choice": choice}
+        return produce(subject, choice.keep, out, options, clock, **given)
 
-    return search.first_that_holds(search.choices(subject, outcome, options), make, clock)
+    return search.first_that_holds(front.choices(subject, outcome, options, clock), make, clock)
 
 
 def _check_form(model: ir.Model, options: Options) -> None:
@@ -165,7 +169,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     return _in_all_processes(work, source, options)
 
 
-def _level_again(loaded: plan.Plan, options: Options) -> Level:
+def _level_again(loaded: Plan, options: Options) -> Level:
     """Fine-tuning where epochs are asked for; else what the plan was followed by, as far as the samples allow.
 
     Raises: UsageError for epochs without samples.
@@ -194,31 +198,27 @@ def produce(
     zeros: Mapping[str, np.ndarray] | None = None,
     look: Callable[[ir.Model], None] | None = None,
     known: Mapping[str, Any] | None = None,
+    choice: search.Choice | None = None,
 ) -> Result:
     """Cuts by `keep`, proves, recovers, proves again, quantizes, measures, and only then writes.
 
-    known: how a plan that is replayed says that its result was quantized.
+    known: how a plan that is replayed says that its result was quantized. choice: where a search made it: what its
+    trial recovered is taken, and the front that it was chosen from is written.
     """
-    sizes = cost.keep_sizes(keep)
-    made = plan.make(
-        subject.normalized,
-        keep,
-        method=method,
-        seed=options.seed,
-        sha256=subject.sha256,
-        name=subject.path.name,
-        before=subject.cost.totals(),
-        after=subject.cost.totals(sizes),
-    )
+    made = _plan_of(subject, keep, options, method)
     with clock("cut"):
         cut_model = surgery.cut(subject.coupling, keep)
     with clock("verify"):
         comparison.require(comparison.compare(cut_model, surgery.mask(subject.coupling, keep), subject.feeds))
     if look is not None:
         look(cut_model)
-    history = levels.recover(subject.given, keep, cut_model, options, clock, zeros or {})
+    if choice is not None and choice.recovered is not None:
+        cut_model, history = choice.recovered.model, choice.recovered.history
+    else:
+        history = levels.recover(subject.given, keep, cut_model, options, clock, zeros or {})
     twin = levels.twin_of(subject.coupling, keep, cut_model)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
+    points = choice.front.records(choice) if choice is not None and choice.front is not None else ()
     with staged(*files) as places, scratch(places[out].parent) as folder:
         proven = Path(folder) / out.name
         dense, finished, proof, fallen = _finished(cut_model, twin, subject, options, clock, proven)
@@ -252,11 +252,40 @@ def produce(
         made_report = build.describe(
             *original, made, models, ratios, proof, history, clock.steps, options, all_notes, packed, told
         )
+        made_report = replace(made_report, front=points)
         if options.plan is not None:
             plan.save(made, places[options.plan])
         for path in options.report:
             report.write_report(made_report, places[path])
-    return Result(made, before, after, made_report)
+        plans = _plans_of(choice, subject, options, method)
+        if plans:
+            front.write_plans(plans, out)
+    return Result(made, before, after, made_report, plans=tuple(plans.values()))
+
+
+def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Plan:
+    sizes = cost.keep_sizes(keep)
+    return plan.make(
+        subject.normalized,
+        keep,
+        method=method,
+        seed=options.seed,
+        sha256=subject.sha256,
+        name=subject.path.name,
+        before=subject.cost.totals(),
+        after=subject.cost.totals(sizes),
+    )
+
+
+def _plans_of(choice: search.Choice | None, subject: Subject, options: Options, method: str) -> Mapping[str, Plan]:
+    """The plans of the front by the names of their files, with the recovery that 'onnxprune apply' is to repeat."""
+    if choice is None or choice.front is None:
+        return {}
+    found = {}
+    for number, point in enumerate(choice.front.points, 1):
+        made = plan.with_recovery(_plan_of(subject, point.keep, options, method), options.level, "")
+        found[front.name_of(number, point)] = replace(made, settings=settings.recorded(options, method, None))
+    return found
 
 
 def _quantized(

@@ -36,7 +36,7 @@ def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> 
         share = step / options.steps
         near = replace(options, target={key: f**share for key, f in options.target.items() if key != "latency"})
         with clock(f"step {step} of {options.steps}"):
-            keep = next(search.choices(subject, outcome, replace(near, max_drop=None))).keep
+            keep = next(search.choices(subject, outcome, near)).keep
             model = surgery.cut(subject.coupling, keep)
         levels.recover(subject.given, keep, model, replace(options, resume=None), clock, outcome.zeros)
         subject = replace(subject, coupling=restored(subject.coupling, keep, model))
@@ -120,7 +120,7 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         alignment_for(options.align, provider_for(options)),
         {kind: shares[kind] for kind in ("macs", "params") if kind in shares},
         described=subject.outputs,
-        decides=not options.target and options.max_drop is None,
+        decides=not (options.target or options.front or options.max_drop is not None),
     )
     with clock("score"):
         return base.run(chosen, context)

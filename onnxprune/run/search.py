@@ -1,42 +1,48 @@
-"""From scores to kept positions under the options' budget: one shot, a search for a latency, or for an accuracy.
+"""From scores to kept positions under the options' budget: one shot, or a search for a latency.
 
-A trial of a search is a cut with cheap recoveries; what it measures decides where to look next. What is produced in
-the end is measured again after the full recovery, and where it misses, a few neighbors follow.
+A trial of a search is a cut that is measured, which decides where to look next. What is produced in the end is
+measured again, and where it misses, a few neighbors follow. Searches for an accuracy are in front.py.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import onnx_ir as ir
 
 from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BudgetError
 from onnxprune.measure import measure_file, measure_settled, profile
 from onnxprune.measure.calibrations import alignment_for
 from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Level, Options, is_number, provider_for
+from onnxprune.options import TARGETS, Options, is_number, provider_for
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
 from onnxprune.plan.select import Budget, aligned, select, topped_up
-from onnxprune.recover import biases, levels
+from onnxprune.recover import biases
 from onnxprune.run import measuring
 from onnxprune.run.finish import as_written, finish
 from onnxprune.run.subject import FEWEST_PROMISED, Subject
-from onnxprune.run.targets import by_nonzeros, drop, within
+from onnxprune.run.targets import by_nonzeros
 from onnxprune.surgery import packing
 from onnxprune.system.clock import Clock
 
+if TYPE_CHECKING:
+    from onnxprune.recover.finetune import History
+    from onnxprune.run.front import Front
+
 LOG = logging.getLogger("onnxprune")
 Targets = Mapping[Kind, float]
-TRIALS = 6
+TRIALS = 8
+# A search for a latency, in parts of what is wanted: it aims at FASTER, ends between CLOSE and the room that noise
+# needs, and measures twice where it is UNSURE.
+FASTER, CLOSE, ROOM_FOR_NOISE, UNSURE = 0.985, 0.97, 0.995, 0.04
 SIZE_TRIALS = 10  # which measure nothing
-# After a miss of the finished result: how far to go from the share of MACs that was found, towards what misses less.
-LARGER = (0.15, 0.4, 0.7)
-SMALLER = (0.93, 0.85)
+# After a miss of the finished result: what part of the share of MACs that was found is tried next.
+SMALLER = (0.985, 0.96, 0.9)
 LEAST_MULTIPLE = 4  # the width of the narrowest vector unit; nothing is aligned below it
 WASTE = 0.06  # share of a target by which blocks of an automatic alignment may remove more than was asked
 ROUNDED_BIAS_BYTES = 12  # of a number of a bias that is quantized: itself, its scale and its zero point
@@ -47,10 +53,23 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Choice:
-    """Kept positions that promise to hold the budget, and notes for the report."""
+    """Kept positions that promise to hold the budget, and notes for the report.
+
+    recovered: what a trial made of it, where its recovery was the whole one. front: that it was chosen from.
+    """
 
     keep: Keep
     notes: tuple[str, ...] = ()
+    recovered: "Recovered | None" = None
+    front: "Front | None" = None
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A cut and recovered model, and how its fine-tuning went."""
+
+    model: ir.Model
+    history: "History | None"
 
 
 @dataclass(frozen=True)
@@ -66,16 +85,13 @@ class Trial:
 
 
 def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Choice]:
-    """What to produce, the best first; the next is for when the finished result missed a gate.
+    """What to produce for the targets, the best first; the next is for when the finished result missed a gate.
 
-    Raises: BudgetError when the budget cannot be met, with the nearest that can.
+    --max-drop and --front are the business of front.py. Raises: BudgetError when the budget cannot be met, with the
+    nearest that can.
     """
-    targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
-    if "bytes" in targets and options.quantize:
-        targets = _in_floats(subject, outcome, options, targets)
-    if options.max_drop is not None:
-        yield from _by_accuracy(subject, outcome, options, targets)
-    elif "latency" in options.target:
+    targets = targets_of(subject, outcome, options)
+    if "latency" in options.target:
         yield from _by_latency(subject, outcome, options, targets)
     elif outcome.keep is not None and (not targets or by_nonzeros(options, outcome.zeros)):
         yield _decided_by_method(outcome, options)
@@ -87,7 +103,13 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Ch
         yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
 
 
-def first_that_holds(found: Iterator[Choice], make: Callable[[Keep, Sequence[str]], T], clock: Clock) -> T:
+def targets_of(subject: Subject, outcome: Outcome, options: Options) -> Targets:
+    """Shares of costs that may remain, of a model in floats. Raises: BudgetError where a size cannot be met."""
+    targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
+    return _in_floats(subject, outcome, options, targets) if "bytes" in targets and options.quantize else targets
+
+
+def first_that_holds(found: Iterator[Choice], make: Callable[[Choice], T], clock: Clock) -> T:
     """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
     missed: list[BudgetError] = []
     while True:
@@ -97,7 +119,7 @@ def first_that_holds(found: Iterator[Choice], make: Callable[[Keep, Sequence[str
             raise missed[-1]
         try:
             tries = (f"{len(missed)} larger or smaller results missed before",) if missed else ()
-            return make(choice.keep, (*choice.notes, *tries))
+            return make(replace(choice, notes=(*choice.notes, *tries)))
         except BudgetError as error:
             LOG.info("%s; looking further", error)
             missed.append(error)
@@ -187,7 +209,7 @@ def _in_floats(subject: Subject, outcome: Outcome, options: Options, targets: Ta
 
     def with_size(share: float) -> dict[Kind, float]:
         rest: dict[Kind, float] = {kind: value for kind, value in targets.items() if kind != "bytes"}
-        return {**rest, "bytes": share} if share < 1 else _with_macs(rest, 1.0)
+        return {**rest, "bytes": share} if share < 1 else with_macs(rest, 1.0)
 
     best: float | None = None
     nearest = float("inf")
@@ -250,11 +272,13 @@ def _bisect(
     high: float,
     start: float,
     guess: Callable[[Trial], float] | None = None,
+    close: Callable[[float], bool] = lambda value: False,
 ) -> tuple[float | None, list[Trial]]:
     """(the share of MACs nearest to `low` at which `trial` holds, all trials), as far as TRIALS steps tell.
 
     `low` is the side that is wished for, `high` the side that holds; low may be the larger number. guess: where to
-    look next after a trial; without it, halfway between what holds and what misses.
+    look next after a trial; without it, halfway between what holds and what misses. close: whether what a trial that
+    holds measured is as near to the limit as is wanted.
     Raises: BudgetError when no trial could be made.
     """
     tried: list[Trial] = []
@@ -275,7 +299,7 @@ def _bisect(
             best, high = share, share
         else:
             low = share
-        if abs(high - low) < 0.005:
+        if abs(high - low) < 0.005 or (tried[-1].held and close(value)):
             break
         share = _inside(guess(tried[-1]) if guess else (low + high) / 2, low, high)
     if unreachable is not None and not tried:
@@ -293,7 +317,7 @@ def _told(tried: Sequence[Trial], what: str) -> str:
     return f"searched for {what}; tried " + ("; ".join(map(str, tried)) or "nothing that can be made")
 
 
-def _with_macs(targets: Targets, share: float) -> dict[Kind, float]:
+def with_macs(targets: Targets, share: float) -> dict[Kind, float]:
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
@@ -307,25 +331,37 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
         return as_written(surgery.cut(subject.coupling, keep), subject, options)
 
     def measured(share: float) -> float:
-        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        choice = one_shot(subject, outcome, options, with_macs(targets, share))
         models = {"original": subject.path, "trial": trial(choice.keep)}
-        return measure_settled(models, feeds, **setting).ratios[0].median
+        found = measure_settled(models, feeds, **setting).ratios[0].median
+        if abs(found / wanted - 1) < UNSURE:  # as near as this, the noise of one measurement decides: two share it
+            found = (found + measure_settled(models, feeds, **setting).ratios[0].median) / 2
+        return found
 
     def plan(share: float) -> Keep | None:
         try:
-            return one_shot(subject, outcome, options, _with_macs(targets, share)).keep
+            return one_shot(subject, outcome, options, with_macs(targets, share)).keep
         except BudgetError:
             return None
 
     def guess(last: Trial) -> float:
         """Where the table, corrected by what was measured there, sees the target."""
         keep = plan(last.macs)
-        return share_for(table, 0.96 * wanted * table.ratio(keep) / last.value, plan) if keep is not None else last.macs
+        aim = FASTER * wanted / last.value
+        return share_for(table, aim * table.ratio(keep), plan) if keep is not None else last.macs
 
     table = node_table(subject.coupling, subject.cost, profile(subject.model, feeds, **setting))
     start = share_for(table, wanted, plan)
     # What is written is measured again, so it needs some room.
-    best, tried = _bisect(measured, lambda ratio: ratio <= wanted * 0.98, 1.0, 0.0, start, guess)
+    best, tried = _bisect(
+        measured,
+        lambda ratio: ratio <= wanted * ROOM_FOR_NOISE,
+        1.0,
+        0.0,
+        start,
+        guess,
+        lambda ratio: ratio >= wanted * CLOSE,
+    )
     if best is None:
         nearest = min((t.value for t in tried), default=float("nan"))
         raise BudgetError(
@@ -333,54 +369,11 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
             f"({_told(tried, 'it')}); ask for that, or lower --floor"
         )
     for share in (best, *(best * less for less in SMALLER)):
-        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
+        choice = one_shot(subject, outcome, options, with_macs(targets, share))
         yield replace(choice, notes=(*choice.notes, _told(tried, f"latency={wanted:g}")))
 
 
-def _by_accuracy(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
-    """The smallest plan that loses at most --max-drop points after a cheap recovery."""
-    allowed = cast("float", options.max_drop)
-    held = subject.held if subject.searched is None else subject.searched
-    if held is None:
-        raise UsageError("--max-drop: no samples are left to measure on; give more samples or --val")
-
-    judge = measuring.yardstick(subject, held, options.metric)
-    drop(judge.accuracy, judge.of(subject.path))  # a metric that tells nothing is refused before the work
-
-    def lost_at(share: float) -> float:
-        keep = one_shot(subject, outcome, options, _with_macs(targets, share)).keep
-        lost = float("inf")
-        for level in _cheap_levels(options):  # the dearer only where the cheaper does not hold
-            model = surgery.cut(subject.coupling, keep)
-            quick = replace(options, recover=level)
-            levels.recover(subject.given, keep, model, quick, Clock(), outcome.zeros, trial=True)
-            model = as_written(model, subject, options)
-            measured = drop(judge.accuracy, judge.of(model))
-            if measured is None:
-                raise UsageError(
-                    "--max-drop: the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
-                )
-            lost = min(lost, measured)
-            if within(lost, allowed):
-                break
-        return lost
-
-    high = targets.get("macs", 1.0)
-    # Where there are targets, they are the largest that may be tried; without, the original loses nothing.
-    best, tried = _bisect(lost_at, lambda lost: within(lost, allowed), 0.0, high, high if targets else high / 2)
-    if best is None:
-        nearest = min((t.value for t in tried), default=float("nan"))
-        raise BudgetError(
-            f"--max-drop {allowed:g} cannot be met: the nearest is {nearest:.2f} points ({_told(tried, 'it')}); "
-            "allow more, give more samples, or a larger --target"
-        )
-    for share in (best, *(best + part * (high - best) for part in LARGER if high - best > 0.005)):
-        choice = one_shot(subject, outcome, options, _with_macs(targets, share))
-        told = _told(tried, f"at most {allowed:g} points lost")
-        yield replace(choice, notes=(*choice.notes, told, _promise(subject, len(held))))
-
-
-def _promise(subject: Subject, count: int) -> str:
+def promise(subject: Subject, count: int) -> str:
     """On which samples --max-drop chose, and on which it promises."""
     if subject.searched is not None and subject.held is not None:
         return f"--max-drop chose on {count} samples, and promises on {len(subject.held)} others"
@@ -388,8 +381,3 @@ def _promise(subject: Subject, count: int) -> str:
         f"--max-drop chose and promises on the same {count} samples, which flatters; "
         f"give {2 * FEWEST_PROMISED} or more to measure on"
     )
-
-
-def _cheap_levels(options: Options) -> tuple[Level, ...]:
-    """The recoveries of a trial: least squares, and one epoch where the run itself will tune."""
-    return ("reconstruct", "finetune") if options.level == "finetune" else (options.level,)

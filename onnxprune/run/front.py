@@ -1,0 +1,269 @@
+"""The curve of quality against cost from one scoring, and the searches that read it.
+
+`--front` shows it: a dozen sizes, recovered quickly and measured, a few of them recovered in full, and a plan of each.
+`--max-drop` reads it: where the curve meets what may be lost a full recovery is tried, which bends the curve, and so
+on, until the smallest size is known that holds.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import surgery
+from onnxprune.errors import BudgetError, UsageError
+from onnxprune.measure import measure_settled
+from onnxprune.measure.records import ORIGINAL, FrontPoint
+from onnxprune.options import provider_for
+from onnxprune.outputs.metrics import Accuracy
+from onnxprune.plan import cost
+from onnxprune.plan.plan import Plan, save
+from onnxprune.run import measuring, search
+from onnxprune.run.curve import knee
+from onnxprune.run.finish import as_written
+from onnxprune.run.targets import drop, within
+from onnxprune.run.trials import MOST_FULL, Trial, Trials, key_of
+
+if TYPE_CHECKING:
+    from onnxprune.methods.base import Outcome
+    from onnxprune.options import Options
+    from onnxprune.run.search import Choice
+    from onnxprune.run.subject import Subject
+    from onnxprune.system.clock import Clock
+
+LOG = logging.getLogger("onnxprune")
+SIZES, FEWEST = 12, 10  # of a front; where plans coincide, sizes between are tried until there are so many
+FULL_OF_FRONT = (0.25, 0.5, 0.75)  # of the sizes from small to large, those that are recovered in full
+SEARCHED = 8  # sizes that a search for an accuracy tries quickly
+BEYOND, MARGIN = 3.0, 2.0  # times what may be lost, and points: smaller sizes are not tried where more was lost
+AIM = 0.8  # of the points that may be lost: what others say of the result differs by their noise
+NEAR = 0.02  # share of the MACs: nearer to a size that was tried nothing new is learned
+LARGER = (0.15, 0.4, 0.7)  # where a result misses: how far to go from its size towards the largest
+
+
+@dataclass(frozen=True)
+class Front:
+    """Trials from large to small, their latencies as shares of the original's, and what the rest is predicted by."""
+
+    trials: Trials
+    points: tuple[Trial, ...]
+    latencies: Mapping[bytes, float]
+
+    def lost(self, point: Trial) -> tuple[float, bool]:
+        """(points lost after the full recovery, whether they were measured rather than predicted)."""
+        full = self.trials.known(point.keep)
+        return (self.trials.curve().lost(point.macs), False) if full is None else (full.lost, True)
+
+    def records(self, chosen: Choice) -> tuple[FrontPoint, ...]:
+        """The points for the report."""
+        return tuple(self._record(number, point, chosen) for number, point in enumerate(self.points, 1))
+
+    def _record(self, number: int, point: Trial, chosen: Choice) -> FrontPoint:
+        lost, measured = self.lost(point)
+        costs, sizes = self.trials.subject.cost, cost.keep_sizes(point.keep)
+        full = self.trials.known(point.keep)
+        final, rounded = (full.accuracy, full.rounded) if full is not None else (None, None)
+        return FrontPoint(
+            macs=point.macs,
+            params=costs.total("params", sizes) / max(costs.total("params"), 1.0),
+            latency=self.latencies.get(key_of(point.keep)),
+            metric=point.accuracy.metric,
+            quick=point.accuracy.value,
+            value=final.value if final is not None else value_at(point.accuracy, lost),
+            lost=lost,
+            measured=measured,
+            quantized=None if (found := rounded or point.rounded) is None else found.value,
+            plan=name_of(number, point),
+            chosen=key_of(point.keep) == key_of(chosen.keep),
+        )
+
+
+def name_of(number: int, point: Trial) -> str:
+    """What the file of a point's plan is called, in the folder of the front."""
+    return f"{number:02d}-macs-{point.macs:.3f}.json"
+
+
+def folder_of(out: Path) -> Path:
+    """The folder of the plans beside the result."""
+    return out.with_name(f"{out.name}.front")
+
+
+def check(out: Path, options: Options) -> None:
+    """Checks that there are samples, and that plans can be written beside the result; raises UsageError otherwise."""
+    if options.data is None and options.val is None:
+        raise UsageError("--front needs samples to measure on; give --data or --val")
+    folder = folder_of(out)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UsageError(f"{folder}: --front writes plans into that folder, and it is a file; choose another output")
+
+
+def write_plans(plans: Mapping[str, Plan], out: Path) -> None:
+    """Writes the plans by the names of their files; those of an earlier front of the same output are removed."""
+    folder = folder_of(out)
+    folder.mkdir(exist_ok=True)
+    for file in folder.glob("[0-9][0-9]-macs-*.json"):
+        if file.name not in plans:
+            file.unlink()
+    for name, made in plans.items():
+        save(made, folder / name)
+
+
+def value_at(quick: Accuracy, lost: float) -> float:
+    """The metric where so many of 100 points between a null model and the original are lost."""
+    if quick.share is not None and quick.null is not None and quick.original is not None:
+        return quick.original - lost / 100 * (quick.original - quick.null)
+    return quick.value
+
+
+def choices(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Iterator[Choice]:
+    """What to produce, the best first; the next is for when the finished result missed a gate.
+
+    Raises: BudgetError when the budget cannot be met, with the nearest that can.
+    """
+    if options.max_drop is None and not options.front:
+        yield from search.choices(subject, outcome, options)
+        return
+    trials = trials_of(subject, outcome, options, clock)
+    found = made(trials) if options.front else None
+    for choice in _chosen(trials, found):
+        full = trials.known(choice.keep)
+        yield replace(choice, recovered=None if full is None else full.recovered, front=found)
+
+
+def trials_of(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Trials:
+    """Trials on the samples that are there to choose on. Raises: UsageError where there are none."""
+    option = "--front" if options.max_drop is None else "--max-drop"
+    held = subject.held if subject.searched is None else subject.searched
+    if held is None:
+        raise UsageError(f"{option}: no samples are left to measure on; give more samples or --val")
+    if options.front and outcome.zeros:
+        raise UsageError(
+            f"--front: --method {options.method} sets weights to zero for one size; choose a method that scores units"
+        )
+    judge = measuring.yardstick(subject, held, options.metric)
+    drop(judge.accuracy, judge.of(subject.path))  # a metric that tells nothing is refused before the work
+    return Trials(subject, outcome, options, search.targets_of(subject, outcome, options), held, clock, judge)
+
+
+def _chosen(trials: Trials, found: Front | None) -> Iterator[Choice]:
+    """The results in question: what the gates ask for, else the knee of the front."""
+    options = trials.options
+    if options.max_drop is not None:
+        yield from _by_accuracy(trials, options.max_drop)
+    elif options.target:
+        yield from search.choices(trials.subject, trials.outcome, options)
+    else:
+        assert found is not None
+        at = knee([(1.0, 0.0), *((point.macs, found.lost(point)[0]) for point in found.points)])
+        point = found.points[max(0, at - 1)]
+        note = f"the result is the knee of the front, macs={point.macs:.3f}: beyond it more is lost for what is saved"
+        yield replace(point.choice, notes=(*point.choice.notes, note))
+
+
+# The front --------------------------------------------------------------------------------------------------------
+
+
+def made(trials: Trials) -> Front:
+    """The front: quick trials at a dozen sizes, full ones at three, latencies of all against each other."""
+    whole = replace(trials, targets={})  # a target says what the result is, not how far the front reaches
+    points = _spread(whole)
+    if trials.options.level not in ("none", "constants"):
+        for part in FULL_OF_FRONT:
+            trials.try_full(points[round((1 - part) * (len(points) - 1))].choice)
+    return Front(trials, tuple(points), _latencies(trials, points))
+
+
+def _spread(trials: Trials) -> list[Trial]:
+    """Quick trials of different plans, from large to small, spread over all sizes that can be reached."""
+    low, found = trials.lowest(), dict[bytes, Trial]()
+    count = SIZES
+    while True:
+        for share in np.linspace(low, 1.0, count + 1)[:-1][::-1]:
+            choice = trials.choice(float(share))
+            if trials.share_of(choice.keep) < 1:
+                found.setdefault(key_of(choice.keep), trials.try_cheap(choice))
+        if len(found) >= min(FEWEST, SIZES) or count > 2 * SIZES:
+            break
+        count *= 2
+    if not found:
+        raise BudgetError("--front: no size below the original's can be reached; lower --floor or --align")
+    return sorted(found.values(), key=lambda trial: -trial.macs)
+
+
+def _latencies(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
+    """Each plan's time as a share of the original's, all measured in turns; none where that fails or is not wanted."""
+    options, subject = trials.options, trials.subject
+    if not options.latency:
+        return {}
+    batch, feeds = measuring.latency_feeds(subject)
+    models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path}
+    for number, point in enumerate(points):
+        models[str(number)] = as_written(surgery.cut(subject.coupling, point.keep), subject, options)
+    table = measure_settled(models, feeds, provider=provider_for(options), threads=options.threads, batch=batch)
+    return {key_of(points[int(ratio.model)].keep): ratio.median for ratio in table.ratios}
+
+
+# Accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def _by_accuracy(trials: Trials, allowed: float) -> Iterator[Choice]:
+    """The smallest plan that loses at most --max-drop points after the full recovery, then larger ones."""
+    low, high = trials.lowest(), trials.largest
+    _coarsely(trials, allowed, low, high)
+    best = _finely(trials, allowed, low, high)
+    told = _told(trials, allowed)
+    if best is None:
+        nearest = min((trial.lost for trial in _all(trials)), default=float("nan"))
+        raise BudgetError(
+            f"--max-drop {allowed:g} cannot be met: the nearest is {nearest:.2f} points ({told}); "
+            "allow more, give more samples, or a larger --target"
+        )
+    top = high if trials.targets else 1.0
+    for share in (best.macs, *(best.macs + part * (top - best.macs) for part in LARGER if top - best.macs > 0.005)):
+        choice = best.choice if share == best.macs else trials.choice(share)
+        promise = search.promise(trials.subject, len(trials.samples))
+        yield replace(choice, notes=(*choice.notes, told, promise))
+
+
+def _coarsely(trials: Trials, allowed: float, low: float, high: float) -> None:
+    """Quick trials from large to small, until clearly more is lost than may be."""
+    shares = np.linspace(low, high, SEARCHED + 1)[::-1]
+    for share in shares if trials.targets else shares[1:]:  # without a target the largest is the original
+        if trials.try_cheap(trials.choice(float(share))).lost > BEYOND * allowed + MARGIN:
+            break
+
+
+def _finely(trials: Trials, allowed: float, low: float, high: float) -> Trial | None:
+    """The smallest of a few full trials that holds: each is where the curve, bent by those before, meets the aim."""
+    best: Trial | None = None
+    for _ in range(MOST_FULL):
+        share = trials.curve().smallest(AIM * allowed, low, high)
+        if share is None:
+            share = high if trials.targets else (low + high) / 2
+        tried = trials.try_full(trials.choice(share))
+        if within(tried.lost, allowed):
+            best = tried if best is None or tried.macs < best.macs else best
+            high = min(high, best.macs)
+        else:
+            low = max(low, tried.macs + NEAR)
+        ahead = trials.curve().smallest(AIM * allowed, low, high)
+        if low >= high or (best is not None and (ahead is None or ahead > best.macs - NEAR)):
+            break
+    return best
+
+
+def _all(trials: Trials) -> list[Trial]:
+    return [*trials.full.values(), *trials.cheap.values()]
+
+
+def _told(trials: Trials, allowed: float) -> str:
+    cheap = "; ".join(map(str, trials.cheap.values()))
+    full = "; ".join(map(str, trials.full.values()))
+    found = f"searched for at most {allowed:g} points lost; after a quick recovery {cheap or 'nothing'}"
+    return f"{found}; after the full one {full}" if full else found

@@ -1,0 +1,158 @@
+"""Plans of one ranking at different sizes: recovered and measured, each at most once, and kept for the result.
+
+A trial is cheap or full. Cheap: constants and least squares on few samples. Full: the recovery that the run itself
+carries out; where its plan is then chosen, the result is made of what the trial recovered.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune import quantize, surgery
+from onnxprune.coupling import Keep
+from onnxprune.errors import BudgetError, UsageError
+from onnxprune.options import Options
+from onnxprune.outputs.metrics import Accuracy
+from onnxprune.plan import cost
+from onnxprune.recover import levels
+from onnxprune.run import measuring, search
+from onnxprune.run.curve import Curve
+from onnxprune.run.finish import as_written
+from onnxprune.run.targets import drop
+from onnxprune.system.clock import Clock
+
+if TYPE_CHECKING:
+    from onnxprune.data import Samples
+    from onnxprune.methods.base import Outcome
+    from onnxprune.run.search import Choice, Recovered, Targets
+    from onnxprune.run.subject import Subject
+
+LOG = logging.getLogger("onnxprune")
+LOWEST, REACHED = 0.1, 0.01  # share of the MACs below which nothing is tried, and to which the smallest is found
+MOST_FULL = 4  # full recoveries of one run; --time is divided among so many, and the result
+UNREADABLE = "the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One plan and what was measured of it: its share of the MACs, points lost, and the same in the metric's terms.
+
+    rounded: the accuracy of the quantized file, where --quantize is given; `lost` is then that of the file.
+    """
+
+    choice: Choice
+    macs: float
+    lost: float
+    accuracy: Accuracy
+    rounded: Accuracy | None = None
+    recovered: Recovered | None = None
+
+    @property
+    def keep(self) -> Keep:
+        return self.choice.keep
+
+    def __str__(self) -> str:
+        return f"macs={self.macs:.3f}: {self.lost:.2f} points"
+
+
+@dataclass(eq=False)
+class Trials:
+    """All trials of one run, by plan. samples: on which they are measured, by `judge`."""
+
+    subject: Subject
+    outcome: Outcome
+    options: Options
+    targets: Targets
+    samples: Samples
+    clock: Clock
+    judge: measuring.Yardstick
+    cheap: dict[bytes, Trial] = field(default_factory=dict)
+    full: dict[bytes, Trial] = field(default_factory=dict)
+
+    def choice(self, share: float) -> Choice:
+        """The plan at a share of the MACs. Raises: BudgetError where it cannot be reached."""
+        targets = search.with_macs(self.targets, share)
+        return search.near_the_target(self.subject, self.outcome, self.options, targets)
+
+    def share_of(self, keep: Keep) -> float:
+        """The share of the MACs that a plan keeps."""
+        costs = self.subject.cost
+        return costs.total("macs", cost.keep_sizes(keep)) / max(costs.total("macs"), 1.0)
+
+    def try_cheap(self, choice: Choice) -> Trial:
+        """The plan after a quick recovery."""
+        key = key_of(choice.keep)
+        if key not in self.cheap:
+            level = "reconstruct" if self.options.level == "finetune" else self.options.level
+            options = replace(self.options, recover=level)
+            model, _ = self._recovered(choice.keep, options, Clock(), trial=True)
+            self.cheap[key] = self._measured(choice, model)
+            LOG.info("  quick recovery, %s lost", self.cheap[key])
+        return self.cheap[key]
+
+    def try_full(self, choice: Choice) -> Trial:
+        """The plan after the recovery that the run carries out; the model is kept with it."""
+        key = key_of(choice.keep)
+        if key not in self.full:
+            left = self.clock.left()
+            parts = MOST_FULL + 1 - min(len(self.full), MOST_FULL)
+            options = replace(self.options, resume=None)
+            model, history = self._recovered(choice.keep, options, Clock(None if left is None else left / parts))
+            found = self._measured(choice, model)
+            self.full[key] = replace(found, recovered=search.Recovered(model, history))
+            LOG.info("  full recovery, %s lost", self.full[key])
+        return self.full[key]
+
+    def known(self, keep: Keep) -> Trial | None:
+        """The full trial of a plan, where there was one."""
+        return self.full.get(key_of(keep))
+
+    def curve(self) -> Curve:
+        """What is lost at each size, as far as the trials tell."""
+        cheap, full = ([(t.macs, t.lost) for t in found.values()] for found in (self.cheap, self.full))
+        return Curve(cheap or full, full if cheap else ())
+
+    @property
+    def largest(self) -> float:
+        """The share of the MACs that a target allows at most."""
+        return self.targets.get("macs", 1.0)
+
+    def lowest(self) -> float:
+        """The smallest share of the MACs that can be reached, not below a tenth unless a target is.
+
+        Raises: BudgetError where the targets cannot be met.
+        """
+        low, high = 0.0, self.largest
+        self.choice(high)
+        while high - low > REACHED and high > LOWEST:
+            middle = (low + high) / 2
+            try:
+                self.choice(middle)
+                high = middle
+            except BudgetError:
+                low = middle
+        return min(max(high, LOWEST), self.largest)
+
+    def _recovered(self, keep: Keep, options: Options, clock: Clock, *, trial: bool = False) -> tuple[ir.Model, Any]:
+        model = surgery.cut(self.subject.coupling, keep)
+        history = levels.recover(self.subject.given, keep, model, options, clock, self.outcome.zeros, trial=trial)
+        return model, history
+
+    def _measured(self, choice: Choice, model: ir.Model) -> Trial:
+        accuracy, rounded = self.judge.of(model), None
+        if quantize.parse(self.options.quantize) is not None:
+            rounded = self.judge.of(as_written(model, self.subject, self.options))
+        lost = drop(self.judge.accuracy, rounded or accuracy)
+        if lost is None:
+            raise UsageError(UNREADABLE if self.options.max_drop is None else f"--max-drop: {UNREADABLE}")
+        return Trial(choice, self.share_of(choice.keep), lost, cast("Accuracy", accuracy), rounded)
+
+
+def key_of(keep: Keep) -> bytes:
+    """A plan as a key: its kept positions, dimension by dimension."""
+    return b"".join(np.packbits(keep[dim]).tobytes() for dim in sorted(keep, key=lambda dim: dim.name))

@@ -180,8 +180,7 @@ def _with_means(context: Context, axes: Mapping[str, int]) -> tuple[ir.Model, di
     onnxruntime then hands over two numbers per channel instead of whole feature maps, which takes longer than to
     compute them. Values that are not float32 have none.
     """
-    model = context.model.clone()
-    model.meta.update(context.model.meta)
+    model = graph.copy(context.model)
     opset = model.opset_imports.get("", 0)
     values = {value.name: value for node in model.graph for value in node.outputs}
     values |= {value.name: value for value in model.graph.inputs}

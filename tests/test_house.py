@@ -1,63 +1,27 @@
 """Rooms stand in the order of CONTRIBUTING's list; imports run up that list only, and nothing imports in a circle."""
 
-import ast
-import re
-from collections.abc import Iterator
-from functools import cache
 from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-PACKAGE = ROOT / "onnxprune"
-FACE = {"__init__", "__main__", "api", "errors", "options"}
-ROOMS = re.findall(r"^    (\w+)/ ", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+import pytest
+
+from tools.architecture import (
+    FACE,
+    PACKAGE,
+    README,
+    REGISTRY,
+    arrows,
+    children,
+    floors,
+    folders,
+    imports,
+    needed,
+    rooms,
+    written,
+)
+
+ROOMS = rooms()
 RANK = {name: rank for rank, name in enumerate(["errors", "options", *ROOMS, "api", "__init__", "__main__"])}
-# The registry of methods imports each method when it is asked for, and a method imports the registry.
-REGISTRY = {("methods/base.py", "methods/__init__.py")}
-
-
-@cache
-def imports(types: bool = True) -> frozenset[tuple[str, str]]:
-    """(file, file of the package that it imports), wherever in the file the import stands; with or without `types`,
-    which only the type checker imports."""
-    return frozenset(
-        (name, target)
-        for file in PACKAGE.rglob("*.py")
-        for name in [file.relative_to(PACKAGE).as_posix()]
-        for node in _nodes(ast.parse(file.read_text()), types)
-        for module in _imported(node, file)
-        for target in _file_of(module)
-        if target != name
-    )
-
-
-def _nodes(node: ast.AST, types: bool) -> Iterator[ast.AST]:
-    yield node
-    if types or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-        for child in ast.iter_child_nodes(node):
-            yield from _nodes(child, types)
-
-
-def _imported(node: ast.AST, file: Path) -> list[str]:
-    if isinstance(node, ast.Import):
-        return [alias.name for alias in node.names]
-    if not isinstance(node, ast.ImportFrom):
-        return []
-    folder = ["onnxprune", *file.relative_to(PACKAGE).parts[:-1]]
-    above = folder[: len(folder) - node.level + 1] if node.level else []
-    base = ".".join([*above, *([node.module] if node.module else [])])
-    return [f"{base}.{alias.name}" for alias in node.names]
-
-
-def _file_of(module: str) -> list[str]:
-    """The file that holds `module`, or that defines the name at its end."""
-    words = module.split(".")[1:] if module.split(".")[0] == "onnxprune" else []
-    for places in (words, words[:-1]):
-        path = PACKAGE.joinpath(*places)
-        for file in (path.with_suffix(".py"), path / "__init__.py"):
-            if places and file.is_file():
-                return [file.relative_to(PACKAGE).as_posix()]
-    return []
+MOST_CHILDREN, MOST_FLOORS = 26, 15
 
 
 def _room(file: str) -> str:
@@ -75,9 +39,34 @@ def test_no_import_runs_down_the_list():
 
 
 def test_no_circle_but_the_registry_of_methods():
-    arrows = imports(types=False) - REGISTRY
-    graph = {name: {target for one, target in arrows if one == name} for name, _ in arrows}
+    found = imports(types=False) - REGISTRY
+    graph = {name: {target for one, target in found if one == name} for name, _ in found}
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(f"a circle: {' -> '.join(error.args[1])}") from error
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_every_folder_can_be_taken_in(folder):
+    """Few enough children to read their names at once, few enough floors to follow, and no circle among them."""
+    assert len(children(folder)) <= MOST_CHILDREN
+    assert max(floors(arrows(folder)).values()) <= MOST_FLOORS
+
+
+def test_readme_shows_the_imports_of_today():
+    text = README.read_text()
+    assert text == written(text), "run: python tools/architecture.py --write"
+
+
+def test_the_picture_leaves_out_arrows_that_follow_from_others_only():
+    found = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
+    assert needed(found) == {"a": {"b"}, "b": {"c"}, "c": set()}
+    assert floors(found) == {"a": 3, "b": 2, "c": 1}
+    with pytest.raises(CycleError):
+        floors({"a": {"b"}, "b": {"a"}})
+
+
+def test_a_picture_of_yesterday_is_noticed():
+    text = README.read_text()
+    assert written(text.replace("cli --> studies", "cli --> graph")) == text

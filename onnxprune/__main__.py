@@ -4,7 +4,7 @@ import gc
 import logging
 
 from onnxprune.cli import main as run
-from onnxprune.system import processes, streams
+from onnxprune.system import late, processes, streams
 
 
 def main() -> None:
@@ -12,6 +12,7 @@ def main() -> None:
     # Building a graph makes ten thousands of objects that stay; Python would look through all that was ever imported
     # again and again, which takes longer than the work.
     gc.set_threshold(50_000, 10, 20)
+    late.load_late()
     streams.own_descriptors()
     processes.own_exit()
     logging.getLogger().addHandler(logging.NullHandler())  # what libraries log is not for users

@@ -192,16 +192,18 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--cuda-graph", action="store_true", help="capture and replay a CUDA graph (default: off)")
     parser.add_argument("--prefer-nhwc", action="store_true", help="let the CUDA provider use NHWC (default: off)")
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
+    parser.add_argument("--export-json", type=Path, metavar="FILE", help="times as 'hyperfine --export-json' has them")
     json_argument(parser)
     verbosity(parser)
     settings = settings_of(parser, given)
-    from onnxprune.report import as_json, check_report_path, print_report
+    from onnxprune.report import as_json, check_report_path, hyperfine, print_report
     from onnxprune.run import checks
     from onnxprune.studies.bench import run_bench
 
     reports = [check_report_path(path) for path in settings.get("report", ())]
-    checks.check_writes(reports, [file for model in settings["models"] for file in checks.files_of(model)])
-
+    exports = [settings["export_json"]] if "export_json" in settings else []
+    read = [file for model in settings["models"] for file in checks.files_of(model)]
+    checks.check_writes([*reports, *exports], read)
     found = run_bench(
         settings["models"],
         settings.get("provider", "cpu").split(","),
@@ -211,6 +213,8 @@ def _bench(given: list[str]) -> int:
         command=shlex.join(["onnxprune", "bench", *given]),
         **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc")},
     )
+    for path in exports:
+        hyperfine.write(found, path)
     if settings["json"]:
         streams.say(as_json(found).rstrip("\n"))
         return 0

@@ -7,6 +7,7 @@ MODULES = {
     "compare": "compare",
     "sensitivity": "sensitivity",
     "calibrate": "calibrate",
+    "check": "check",
     "compare-reports": "compare_reports",
 }
 

@@ -24,6 +24,7 @@ other commands:
   onnxprune normalize IN OUT                       the graph that plans refer to
   onnxprune apply IN PLAN OUT                      replay a plan
   onnxprune verify IN OUT --plan PLAN              cut = mask?  exit 0 or 3
+  onnxprune check PLAN... [--model MODEL]          can these plans be replayed?  exit 0 or 2
   onnxprune bench MODEL... [--provider cpu,cuda]   latency of models against the first
   onnxprune compare MODEL --data SPEC --out DIR    methods x budgets x seeds: a table and a plot
   onnxprune compare-reports OLD.json NEW.json      what became worse beyond noise?  exit 0 or 1

@@ -169,7 +169,7 @@ def load(path: str | Path) -> Plan:
 
 def _parse(data: dict[str, Any]) -> Plan:
     entries = tuple(
-        DimPlan(_text(d["name"]), _whole(d["size"]), _kept(d["keep"], d["size"], d["name"]), bool(d["exact"]))
+        DimPlan(_text(d["name"]), _whole(d["size"]), _kept(d["keep"], d["size"], d["name"]), _truth(d["exact"]))
         for d in data["dims"]
     )
     names = [entry.name for entry in entries]
@@ -180,9 +180,9 @@ def _parse(data: dict[str, Any]) -> Plan:
         SlicePlan(
             _text(s["initializer"]),
             _text(s["node"]),
-            _whole(s["input"]),
-            _whole(s["axis"]),
-            tuple(_whole(k) for k in s["keep"]),
+            _count(s["input"]),
+            _count(s["axis"]),
+            _rising(s["keep"], s["initializer"]),
         )
         for s in data["slices"]
     )
@@ -194,8 +194,8 @@ def _parse(data: dict[str, Any]) -> Plan:
         str(model.get("name", "")),
         entries,
         slices,
-        {str(k): _whole(v) for k, v in cost["before"].items()},
-        {str(k): _whole(v) for k, v in cost["after"].items()},
+        {str(k): _count(v) for k, v in cost["before"].items()},
+        {str(k): _count(v) for k, v in cost["after"].items()},
         str(data.get("recover", "none")),
         str(data.get("tool", "")),
         str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
@@ -219,6 +219,18 @@ def _whole(value: Any) -> int:
     return value
 
 
+def _count(value: Any) -> int:
+    if _whole(value) < 0:
+        raise ValueError(f"{value} is below 0")
+    return value
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{value!r:.40} is neither true nor false")
+    return value
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r:.40} is no text")
@@ -226,9 +238,16 @@ def _text(value: Any) -> str:
 
 
 def _kept(keep: list[int], size: int, name: str) -> tuple[int, ...]:
-    kept = tuple(_whole(k) for k in keep)
-    if not kept or list(kept) != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < size:
+    kept = _rising(keep, name)
+    if kept[-1] >= size:
         raise ValueError(f"'keep' of '{name}' must be rising positions below {size}, at least one")
+    return kept
+
+
+def _rising(keep: list[int], name: str) -> tuple[int, ...]:
+    kept = tuple(_whole(k) for k in keep)
+    if not kept or list(kept) != sorted(set(kept)) or kept[0] < 0:
+        raise ValueError(f"'keep' of '{name}' must be rising positions from 0 on, at least one")
     return kept
 
 

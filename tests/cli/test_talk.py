@@ -149,3 +149,25 @@ def test_an_interruption_inside_an_import_is_one(cli, cnn_path, tmp_path, monkey
     monkeypatch.setattr(pipeline, "prune", fail)
     ran = cli(cnn_path, tmp_path / "o.onnx", *L1)
     assert (ran.code, ran.err) == (130, "onnxprune: interrupted; nothing was written\n")
+
+
+def test_times_are_exported_as_hyperfine_has_them(cli, cnn_path, tmp_path, monkeypatch):
+    from onnxprune.measure import QUICK, measure_latency
+    from onnxprune.studies import bench
+
+    monkeypatch.setattr(bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": QUICK}))
+    path = tmp_path / "times.json"
+    assert cli("bench", cnn_path, cnn_path, "--threads", 1, "--export-json", path, "-q").code == 0
+    first, second = json.loads(path.read_text())["results"]
+    assert first["command"] == "cnn (CPU, batch 1, 1 thread)"
+    assert second["parameters"] == {"model": "cnn#2", "batch": "1", "threads": "1"}
+    for found in (first, second):
+        assert 0 < found["min"] <= found["median"] <= found["max"] < 1  # seconds
+        assert found["mean"] == pytest.approx(np.mean(found["times"]))
+        assert found["stddev"] == pytest.approx(np.std(found["times"], ddof=1))
+
+
+def test_an_export_does_not_replace_a_model(cli, cnn_path):
+    ran = cli("bench", cnn_path, "--export-json", cnn_path)
+    assert ran.code == 2
+    assert "this run has read that file already" in ran.err

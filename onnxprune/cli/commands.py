@@ -48,7 +48,11 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
     if processes.launched()[0] > 0:  # the first process prints
         return
     proof = result.report.verify
-    told = f"cut = mask within {proof.max_abs:.2g} of {proof.scale:.2g} on {proof.samples} samples{_told(proof)}"
+    told = (
+        "proof: the result differs from its full-size twin with the removed parts set to zero by at most "
+        f"{proof.max_abs:.2g}, where outputs reach {proof.scale:.2g} "
+        f"(cut = mask, {proof.samples} samples{_told(proof)})"
+    )
     lines = [told, *([result.report.quantize["proof"]] if result.report.quantize is not None else [])]
     try:
         if settings.get("json"):

@@ -20,7 +20,7 @@ class Patient(logging.StreamHandler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._rest()
-        step = record.getMessage().split(" ")[0]
+        step = getattr(record, "step", "")
         if self.held is None or record.levelno > logging.INFO:
             super().emit(record)
         elif step == ACCEPTED or time.monotonic() - self.began > SECONDS:

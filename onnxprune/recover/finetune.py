@@ -105,15 +105,18 @@ def finetune(
 def _told(run: Run) -> str:
     """What was kept, and why, in one line."""
     done, start, end, best = len(run.epochs), run.initial, run.last, run.best_verdict
-    found = f"{run.judge.name} with the original on {run.judge.told}"
+    found = f"{run.judge.name.replace('_', ' ')} with the original on {run.judge.told}"
     if run.settings.metric is not None:
         found = f"{run.judge.name} on {run.judge.told}"
-    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} after {done} epochs"
+    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} after {done} epoch{'s' if done != 1 else ''}"
     if run.best_epoch == done:
-        how = "clearly better" if end.excess_over(start) < -CLEAR else "not clearly worse"
-        return f"fine-tuning: kept the averaged weights of the end, which are {how} than the start ({numbers})"
-    what = f"those of epoch {run.best_epoch}, {best.metric:.4f}," if run.best_epoch else "the start"
-    return f"fine-tuning: kept {what} for the end is clearly worse ({numbers})"
+        how = "better" if end.excess_over(start) < -CLEAR else "as good, within the noise"
+        return f"fine-tuning was kept: the model after it is {how} ({numbers})"
+    if run.best_epoch:
+        return (
+            f"fine-tuning was kept up to epoch {run.best_epoch}, with {best.metric:.4f}: later it got worse ({numbers})"
+        )
+    return f"fine-tuning was dropped: the model after it is worse ({numbers})"
 
 
 def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, positions, regularizer, place, start):

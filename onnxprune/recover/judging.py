@@ -91,8 +91,8 @@ class Judge:
     @property
     def told(self) -> str:
         """On what it judges, for the reader."""
-        mixtures = isinstance(self.samples, Mixed)
-        return f"{len(self.samples)} {'mixed inputs' if mixtures else 'held-out samples'}"
+        mixed, apart = "new inputs mixed of your samples", "samples that nothing was tuned on"
+        return f"{len(self.samples)} {mixed if isinstance(self.samples, Mixed) else apart}"
 
     @torch.no_grad()
     def __call__(self, network: Network) -> Verdict:

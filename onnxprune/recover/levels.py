@@ -85,11 +85,11 @@ def recover(
     if options.level != "finetune":
         return None
     if not _can_train(cut_model):
-        LOG.warning("not fine-tuned: all weights are integers, or no gradient reaches them")
+        LOG.warning("fine-tuning was left out: all weights are integers, or stand where nothing can be learned")
         return None
     assert given.tune is not None
     if len(given.tune) < FEWEST_TRAINED:
-        LOG.warning("not fine-tuned: %d samples are too few", len(given.tune))
+        LOG.warning("fine-tuning was left out: %d samples are too few; give more with --data", len(given.tune))
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, zeros).items()}

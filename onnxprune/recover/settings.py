@@ -84,9 +84,10 @@ class Settings:
 
     def described(self) -> str:
         """One line for the terminal and the report: what was chosen."""
-        shown = "epochs batch_size optimizer lr amp channels_last batchnorm statistics ema device".split()
+        shown = "batch_size optimizer lr amp channels_last batchnorm statistics ema".split()
         on = [name for name in ("flip", "crop", "mixup", "compile") if getattr(self, name)]
-        return ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
+        chosen = ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
+        return f"{self.epochs} epoch{'s' if self.epochs != 1 else ''} on {self.device} (--finetune: {chosen})"
 
     def as_json(self) -> dict[str, Any]:
         """Everything but where it runs from and the user's functions, which go by name."""
@@ -119,6 +120,8 @@ def _check(s: Settings) -> None:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

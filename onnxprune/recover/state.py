@@ -78,11 +78,14 @@ def place_of(settings: Settings, key: str, start: Start) -> Path | None:
     for path in mine:
         saved = checkpoint.load(path)
         if saved is not None and _alike(start, saved[0]):
-            _say(f"--resume {folder}: taken up after {len(saved[1]['epochs'])} epochs, step {saved[1]['step']}")
+            done, step = len(saved[1]["epochs"]), saved[1]["step"]
+            _say(f"--resume {folder}: goes on after epoch {done}, step {step}, of an earlier run")
             return path
     if others:
         why = "started from other weights" if mine else "are of another model, plan, other samples or other settings"
         _say(f"--resume {folder}: its {len(others)} checkpoints {why}; they stay, and this run starts anew")
+    else:
+        _say(f"--resume {folder}: holds no checkpoint yet; this run begins at the beginning and saves its own there")
     content = b"".join(name.encode() + array.tobytes() for name, array in sorted(start.items()))
     return folder / f"finetune-{key[:16]}-{hashlib.sha256(content).hexdigest()[:8]}.npz"
 

@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxprune.measure.records import NORMALIZED, QUANTIZED, Measurement, Report, final, ratio
+from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 from onnxprune.report import front, text
 from onnxprune.report.document import latency_ratios
 
 Row = tuple[str, list[str], str]
+COMPARED_WITH_THE_ORIGINAL = ("agreement", "text_agreement", "relative_error")  # of which its own value says nothing
 MANY_ZEROS = 0.99  # below this share of non-zeros the table shows them
 PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width
 
@@ -95,10 +97,23 @@ def _quality(before: Measurement, after: Measurement) -> Iterator[str]:
         yield "accuracy not measured: no samples"
         return
     name, value = text.metric(after.accuracy.metric), text.accuracy(after.accuracy)
-    was = f", {text.accuracy(before.accuracy)} before" if before.accuracy is not None else ""
-    interval = text.accuracy_interval(after.accuracy)
-    noise = f" (95 % interval {interval})" if interval != text.DASH else ""
-    yield f"{name} {value}{noise}{was}"
+    if before.accuracy is None or after.accuracy.metric in COMPARED_WITH_THE_ORIGINAL:
+        interval = text.accuracy_interval(after.accuracy)
+        noise = f" (95 % interval {interval}, {after.accuracy.samples} samples)" if interval != text.DASH else ""
+        yield f"{name} {value}{noise}"
+        return
+    yield f"{name} {value}, {text.accuracy(before.accuracy)} before{_noise(before.accuracy, after.accuracy)}"
+
+
+def _noise(before: Accuracy, after: Accuracy) -> str:
+    """Whether chance alone explains the change: the original's value lies in the interval of the result's, or not."""
+    if after.interval95 is None or before.metric != after.metric:
+        return ""
+    low, high = after.interval95
+    if low <= before.value <= high:
+        return f": within the noise of {after.samples} samples"
+    worse = (before.value > high) != (after.metric in LOWER_IS_BETTER)
+    return f": {'worse' if worse else 'better'} by more than the noise of {after.samples} samples"
 
 
 def header(report: Report) -> list[str]:
@@ -140,8 +155,8 @@ def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
             )
         )
         found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
-        found.append(("  null model to original", [text.scale(a) for a in own], ""))
-        found.append(("  share kept between them", [text.kept(a) for a in own], ""))
+        found.append(("  from guessing to original", [text.scale(a) for a in own], ""))
+        found.append(("  kept of that", [text.kept(a) for a in own], ""))
         found += [
             (f"  {part}: {metric}", [text.DASH] * (len(own) - 1) + [value], f"{share} kept")
             for part, metric, value, share in text.parts(own[-1])

@@ -85,7 +85,10 @@ def _streams_whole(subject: Subject, outcome: Outcome, options: Options) -> Outc
         search.one_shot(subject, spared, options, _targets(options))
     except BudgetError:
         return outcome
-    note = "widths of residual streams stay whole, for there are no samples to refit by (--allocate method cuts them)"
+    note = (
+        "the widths that shortcuts (residual connections) add into stay whole, because nothing can be repaired without "
+        "samples; --allocate method cuts them as well"
+    )
     return replace(spared, notes=(*spared.notes, note))
 
 

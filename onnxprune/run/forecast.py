@@ -35,9 +35,9 @@ def tell(subject: Subject, options: Options, clock: Clock, *, method: str | None
     LOG.info("plan of the run:")
     LOG.info("  data     %s", use_of_data(subject, options))
     if method is not None:
-        LOG.info("  score    %s", method)
-        LOG.info("  cut      %s", _cut(options))
-    LOG.info("  recover  %s", _recovery(subject, options, each))
+        LOG.info("  method   %s", method)
+        LOG.info("  remove   %s", _cut(options))
+    LOG.info("  repair   %s", _recovery(subject, options, each))
     LOG.info("  measure  %s (about %s)", _measuring(subject, options), text_of(after))
     if options.time is not None:
         LOG.info("  time     %s in all; fine-tuning takes what is left", text_of(options.time))
@@ -77,16 +77,17 @@ def _cut(options: Options) -> str:
     asked = [f"{key}={share:g}" for key, share in options.target.items()]
     asked += [f"at most {options.max_drop:g} points lost"] if options.max_drop is not None else []
     multiple = alignment_for(options.align, provider_for(options))
-    return f"{', '.join(asked) or 'as much as the method decides, else macs=0.5'}; sizes in multiples of {multiple}"
+    until = f"until {', '.join(asked)}" if asked else "as much as the method decides, else half of the MACs"
+    return f"{until}; sizes that stay are multiples of {multiple} where that is possible"
 
 
 def _recovery(subject: Subject, options: Options, each: float) -> str:
     if subject.tune is None or options.level in ("none", "constants"):
-        return options.level
+        return {"none": "nothing", "constants": "biases"}.get(options.level, options.level)
     learned = levels.learned_from(subject.given, options)
     assert learned is not None
     fitted = min(levels.fitting_samples(subject.given), len(learned))
-    steps = ["constants", f"least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
+    steps = ["biases", f"weights by least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
     if options.level == "finetune":
         steps.append(_tuning(subject, options, each))
     return ", ".join(steps)
@@ -105,7 +106,8 @@ def _tuning(subject: Subject, options: Options, each: float) -> str:
     moved = [f"shifted by up to {chosen.crop} pixels"] if chosen.crop else []
     moved = [*(["mirrored"] if chosen.flip else []), *moved]
     on = f" on images {' and '.join(moved)}" if moved else ""
-    return f"fine-tuning of up to {chosen.epochs} epochs{on} (about {text_of(min(seconds, limit))})"
+    epochs = f"{chosen.epochs} epoch{'s' if chosen.epochs != 1 else ''}"
+    return f"fine-tuning of up to {epochs}{on} (about {text_of(min(seconds, limit))})"
 
 
 def _measuring(subject: Subject, options: Options) -> str:

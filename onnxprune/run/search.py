@@ -98,7 +98,13 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Ch
     elif options.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
         yield _decided_by_method(outcome, options)
         choice = near_the_target(subject, outcome, options, targets)
-        yield replace(choice, notes=(*choice.notes, "zeros alone did not meet the size: units were removed as well"))
+        yield replace(
+            choice,
+            notes=(
+                *choice.notes,
+                "zeros alone did not make the file small enough, so whole channels were removed as well",
+            ),
+        )
     else:
         yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
 
@@ -118,7 +124,7 @@ def first_that_holds(found: Iterator[Choice], make: Callable[[Choice], T], clock
         if choice is None:
             raise missed[-1]
         try:
-            tries = (f"{len(missed)} larger or smaller results missed before",) if missed else ()
+            tries = (f"{len(missed)} other results were tried before and missed what was asked",) if missed else ()
             return make(replace(choice, notes=(*choice.notes, *tries)))
         except BudgetError as error:
             LOG.info("%s; looking further", error)
@@ -135,10 +141,12 @@ def one_shot(subject: Subject, outcome: Outcome, options: Options, targets: Targ
     budget = budget if strict else replace(budget, strict=False)
     tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
     if budget.limits:
-        note = "the target is beyond the limits that the method found per dimension; they were exceeded"
+        note = "the target asks for more than the method thinks harmless; it was removed all the same"
         tries.append((replace(budget, limits={}), (note,)))
     if budget.align > 1 and not budget.strict:
-        note = f"the target cannot be met in multiples of {budget.align}; sizes are not aligned"
+        note = (
+            f"sizes that stay are no multiples of {budget.align}, the fastest here: the target cannot be met with these"
+        )
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:
         try:
@@ -167,7 +175,9 @@ def near_the_target(subject: Subject, outcome: Outcome, options: Options, target
     while used < 1 - WASTE and align >= LEAST_MULTIPLE:
         finer = one_shot(subject, outcome, replace(options, align=align), targets, strict=False)
         if (reached := _used(subject, finer, budget)) > used:
-            note = f"kept sizes are multiples of {align}: those of {budget.align} would remove much more than was asked"
+            note = (
+                f"sizes that stay are multiples of {align}; those of {budget.align} would remove much more than asked"
+            )
             best, used = replace(finer, notes=(*finer.notes, note)), reached
         align //= 2
     return best

@@ -10,6 +10,34 @@ from time import perf_counter
 LOG = logging.getLogger("onnxprune")
 
 
+# What users are told of a step; reports have its name.
+TOLD = {
+    "load": "reading the model",
+    "normalize": "simplifying the model",
+    "data": "reading samples",
+    "observe": "running the model to see its shapes",
+    "verify the normal form": "comparing the simplified model with yours",
+    "analyze": "finding what can be removed",
+    "outputs": "finding what the outputs are",
+    "check the original": "measuring the accuracy of your model",
+    "score": "scoring what can be removed",
+    "allocate": "trying how much each layer can lose",
+    "select": "choosing what to remove",
+    "cut": "removing it",
+    "verify": "proving the smaller model",
+    "push constants": "correcting biases for what was removed",
+    "reconstruct": "refitting weights by least squares",
+    "finetune": "fine-tuning",
+    "finish": "tidying the smaller model",
+    "verify the result": "proving the file that is written",
+    "quantize": "quantizing",
+    "measure cost": "counting operations and bytes",
+    "measure accuracy": "measuring accuracy",
+    "measure latency": "measuring latency",
+    "sensitivity": "removing from one dimension at a time",
+}
+
+
 @dataclass(frozen=True)
 class Step:
     """One step of the run and its wall time."""
@@ -62,7 +90,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        LOG.info("%s ...", name)
+        LOG.info("%s ...", TOLD.get(name, name), extra={"step": name})
         _tell(Event(name))
         start = perf_counter()
         yield

@@ -11,6 +11,7 @@ import pytest
 from networks import DIGITS
 
 from onnxprune.cli.patience import Patient
+from onnxprune.system.clock import TOLD
 
 L1 = ("--method", "l1", "--no-latency")
 
@@ -32,14 +33,16 @@ def test_a_method_that_was_asked_for_is_not_replaced(cli, cnn_path, tmp_path):
 def test_steps_are_told_off_a_terminal_and_not_with_quiet(cli, cnn_path, tmp_path):
     ran = cli(cnn_path, tmp_path / "o.onnx", *L1)
     steps = [line.removesuffix(" ...") for line in ran.err.splitlines() if line.endswith(" ...")]
-    assert steps[:3] == ["load", "normalize", "data"]
-    assert {"score", "cut", "verify", "finish"} <= set(steps)
+    assert steps[:3] == [TOLD[step] for step in ("load", "normalize", "data")]
+    assert {TOLD[step] for step in ("score", "cut", "verify", "finish")} <= set(steps)
     assert cli(cnn_path, tmp_path / "o.onnx", *L1, "-q").err == ""
 
 
-def said(handler, *lines):
-    for line in lines:
-        handler.handle(logging.LogRecord("onnxprune", logging.INFO, "", 0, line, (), None))
+def said(handler, *steps):
+    for step in steps:
+        record = logging.LogRecord("onnxprune", logging.INFO, "", 0, f"{step} ...", (), None)
+        record.step = step
+        handler.handle(record)
     return handler.stream.getvalue().splitlines()
 
 
@@ -53,13 +56,13 @@ def patient():
 
 
 def test_steps_wait_until_the_input_was_accepted(patient):
-    assert said(patient, "load ...", "analyze ...", "score ...", "select ...") == []
-    assert said(patient, "cut ...", "verify ...")[-2:] == ["cut ...", "verify ..."]
+    assert said(patient, "load", "analyze", "score", "select") == []
+    assert said(patient, "cut", "verify")[-2:] == ["cut ...", "verify ..."]
 
 
 def test_what_takes_long_is_told_before_it_ends(patient, monkeypatch):
     monkeypatch.setattr("onnxprune.cli.patience.SCORING_SECONDS", 0.05)
-    said(patient, "load ...", "score ...")
+    said(patient, "load", "score")
     deadline = time.monotonic() + 10
     while not patient.stream.getvalue() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -68,7 +71,7 @@ def test_what_takes_long_is_told_before_it_ends(patient, monkeypatch):
 
 def test_a_slow_load_is_told(patient):
     patient.began -= 100
-    assert said(patient, "load ...") == ["load ..."]
+    assert said(patient, "load") == ["load ..."]
 
 
 def test_warnings_do_not_wait(patient):

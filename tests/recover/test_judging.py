@@ -63,8 +63,8 @@ def test_the_end_is_kept_unless_it_is_clearly_worse_and_the_user_is_told(folded:
     quick = Settings(epochs=3, batch_size=64, amp="off", channels_last=False)
     good = finetune(cut, folded.model, folded.tune, folded.held, quick)
     assert good.best_epoch == 3
-    assert "kept the averaged weights of the end" in good.told
-    assert "mixed inputs" in good.told
+    assert good.told.startswith("fine-tuning was kept: the model after it is ")
+    assert "new inputs mixed of your samples" in good.told
     ruined = finetune(
         cut,
         folded.model,
@@ -73,7 +73,7 @@ def test_the_end_is_kept_unless_it_is_clearly_worse_and_the_user_is_told(folded:
         replace(quick, epochs=2, lr=3.0, optimizer="sgd", clip=0.0, ema=0.0),
     )
     assert ruined.best_epoch < 2
-    assert "clearly worse" in ruined.told
+    assert "worse" in ruined.told
 
 
 @pytest.mark.parametrize(

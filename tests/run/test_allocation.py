@@ -81,7 +81,7 @@ def test_without_samples_residual_streams_stay_whole_where_the_target_allows():
     assert streams
     spared = allocation.allocated(subject, outcome, options, Clock())
     assert not streams & spared.scores.keys()
-    assert any("residual streams stay whole" in note for note in spared.notes)
+    assert any("(residual connections) add into stay whole" in note for note in spared.notes)
     for other in (replace(options, target={"macs": 0.05}), replace(options, allocate="method")):
         assert allocation.allocated(subject, outcome, other, Clock()) is outcome
     with pytest.raises(UsageError, match="--allocate measured needs samples"):

@@ -76,7 +76,7 @@ def prune_connections(
     model, masks = zeroed(fraction)
     zeros = {layer.initializer: ~_expand(layer, masks[layer.node], groups[layer.node], model) for layer in layers}
     stays = 1 - sum(int(z.sum()) for z in zeros.values()) / sum(z.size for z in zeros.values())
-    note = f"snacs: {stays:.1%} of the connections of {len(layers)} layers stay, global threshold at {fraction:.3f}"
+    note = f"snacs: {stays:.1%} of the connections of {len(layers)} layers stay, the most important ones of the model"
     return sparse_outcome(context, model, zeros, (note,))
 
 

@@ -141,14 +141,16 @@ def _filters(
         for dim in missing:
             values = (magnitudes if isinstance(magnitudes, Mapping) else magnitudes.scores)[dim]
             scores[dim] = values / max(float(values.mean()), 1e-12) * scale
-        notes.append(f"{len(missing)} dimensions that no constant weight reads were scored by magnitude")
+        notes.append(
+            f"{len(missing)} dimensions that no stored weight reads were scored by the size of their own weights"
+        )
     protected = {dim: protect(layers, dim, activations, settings.protect) for dim in scores}
     scores = {dim: scores[dim] for dim in context.dims}
-    keep, told = None, ""
+    keep, told = None, "how many units"
     if context.decides:
         keep, fraction = decide(context, settings, scores, limits, protected)
-        told = f"global threshold at {fraction:.3f} of all scores, "
-    notes.append(f"snacs: {told}limits by {_limits_from(context, settings, classes)}")
+        told = f"up to {fraction:.1%} of all units may go; how many"
+    notes.append(f"snacs: {told} of one dimension may go depends on {_limits_from(context, settings, classes)}")
     raised = {dim: _raise(values, protected[dim]) for dim, values in scores.items()}
     if not settings.streams:
         limits.update(dict.fromkeys(context.coupling.residual & limits.keys(), 0.0))
@@ -158,17 +160,19 @@ def _filters(
             raised = {dim: priced(values, losses[dim]) for dim, values in raised.items()}
             return Outcome(raised, comparable=True, limits=limits, keep=keep, notes=tuple(notes))
         except BridgeError as error:
-            notes.append(f"layers were compared by the mean of their scores, for want of a gradient: {error}")
+            notes.append(
+                f"layers were compared by the mean of their scores, because no gradient could be computed: {error}"
+            )
     return Outcome(raised, limits=limits, keep=keep, notes=tuple(notes))
 
 
 def _limits_from(context: Context, settings: Settings, classes: np.ndarray | None) -> str:
     if classes is None:
-        return "output error"
+        return "the error that its removal makes"
     labelled = (
         context.samples is not None and context.samples.labels is not None and settings.limits in ("auto", "labels")
     )
-    return "labels" if labelled else "the model's own answers"
+    return "how well the labels can still be told" if labelled else "how well the model's own answers can still be told"
 
 
 def filter_scores(

@@ -20,6 +20,7 @@ from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.plan import cost
 from onnxprune.recover import levels
+from onnxprune.recover.settings import SECONDS
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import Curve
 from onnxprune.run.finish import as_written
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("onnxprune")
 LOWEST, REACHED = 0.1, 0.01  # share of the MACs below which nothing is tried, and to which the smallest is found
-MOST_FULL = 4  # full recoveries of one run; --time is divided among so many, and the result
+MOST_FULL = 4  # full recoveries of one run, among which its time is divided
 UNREADABLE = "the samples do not tell right from wrong; give labelled ones with --val, or a --metric"
 
 
@@ -99,14 +100,22 @@ class Trials:
         """The plan after the recovery that the run carries out; the model is kept with it."""
         key = key_of(choice.keep)
         if key not in self.full:
-            left = self.clock.left()
-            parts = MOST_FULL + 1 - min(len(self.full), MOST_FULL)
             options = replace(self.options, resume=None)
-            model, history = self._recovered(choice.keep, options, Clock(None if left is None else left / parts))
+            model, history = self._recovered(choice.keep, options, Clock(self._seconds()))
             found = self._measured(choice, model)
             self.full[key] = replace(found, recovered=search.Recovered(model, history))
             LOG.info("  full recovery, %s lost", self.full[key])
         return self.full[key]
+
+    def _seconds(self) -> float | None:
+        """Seconds for the next full recovery; None where epochs were asked for, however long they take.
+
+        All of them together take the time of one: what the search is given, or a fine-tuning at most.
+        """
+        left = self.clock.left()
+        if left is None:
+            return SECONDS / MOST_FULL if self.options.epochs is None else None
+        return left / (MOST_FULL + 1 - min(len(self.full), MOST_FULL))
 
     def known(self, keep: Keep) -> Trial | None:
         """The full trial of a plan, where there was one."""

@@ -1,7 +1,8 @@
 """A model run piece by piece in onnxruntime: every node runs once, and only the values that later pieces read are kept.
 
 That makes it cheap to see what a layer reads after all layers before it were changed: the cost of the whole walk is
-one forward pass, the memory one front of the graph over all batches, on disk where that is too much.
+one forward pass. One front of the graph over all batches has to be kept; what does not fit a small part of memory is
+in files, of which the system keeps in memory what it has room for.
 """
 
 import os
@@ -18,7 +19,7 @@ from onnxprune.errors import GraphError
 from onnxprune.graph import half, sessions
 from onnxprune.system.atomic_files import scratch
 
-MEMORY_SHARE = 0.2  # of the machine's memory, for the values of one walk
+VALUES_BYTES, MEMORY_SHARE = 256 << 20, 0.2  # for the values of one walk, and at most this share of the memory
 
 
 class Walk:
@@ -30,7 +31,7 @@ class Walk:
         self.done: set[ir.Node] = set()
         self.asked = Counter(targets)
         self.needed = self._ancestors(self.asked)
-        self.shelf = _Shelf(memory_bytes() * MEMORY_SHARE)
+        self.shelf = _Shelf(min(VALUES_BYTES, memory_bytes() * MEMORY_SHARE))
         self.batches = 0
         for index, batch in enumerate(feeds):
             self.batches += 1

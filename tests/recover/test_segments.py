@@ -37,6 +37,17 @@ def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.Monk
                     assert np.allclose(got[name], expected[name], atol=1e-5), name
 
 
+def test_memory_does_not_grow_with_that_of_the_machine(monkeypatch: pytest.MonkeyPatch):
+    """Each walk held a fifth of the machine's memory: 6.5 GB for a model of 10 MB and 200 samples."""
+    monkeypatch.setattr(segments, "memory_bytes", lambda: 1e15)
+    monkeypatch.setattr(segments, "VALUES_BYTES", 5_000)
+    with closing(Walk(text_model(BRANCHES), _feeds(8), ["y"])) as walk:
+        list(walk.to(["b"]))
+        assert walk.shelf.bytes <= 5_000
+        assert len(walk.shelf.files) > 8
+        assert sum(array.nbytes for array in walk.shelf.arrays.values()) > 5_000
+
+
 def test_a_value_that_is_asked_for_later_is_kept():
     model, feeds = text_model(BRANCHES), _feeds()
     names = ["s", "b", "s"]

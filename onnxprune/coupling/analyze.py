@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import dims, silence
+from onnxprune.coupling import bodies, dims, silence
 from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
 from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
+from onnxprune.graph import bodies as graph_bodies
 from onnxprune.graph import probes, shapes
 
 
@@ -59,11 +60,15 @@ class Coupling:
     def residual(self) -> frozenset[Dim]:
         """Dims along which computed values are added to one another: the widths of residual streams."""
         found: set[Dim] = set()
-        for node in self.model.graph:
+        for node in self.model.graph.all_nodes():
             if node.op_type in ("Add", "Sum") and sum(_computed(value) for value in node.inputs) > 1:
                 axes = [self.axes.get(value.name or "", ()) for value in (*node.inputs, *node.outputs) if value]
                 found.update(set.intersection(*(set(dims.all_leaves(some)) for some in axes)))
         return frozenset(found)
+
+    def sees(self, body: ir.Graph) -> bool:
+        """Whether what stands in `body` was analysed; else all that it reads is frozen."""
+        return all(value.name in self.axes for node in body for value in node.outputs if value.name)
 
     def dim(self, name: str) -> Dim:
         """The Dim called `name`. Raises: CouplingError when there is none."""
@@ -135,6 +140,7 @@ class Analysis:
     sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list)
     ranges: list[Range] = field(default_factory=list)
     read: set[ir.Value] = field(default_factory=set)  # values read as numbers: shapes, axes, indices
+    steps: bodies.Steps = field(default_factory=bodies.Steps)
     contractions: list[tuple[ir.Node, Axis, tuple[int, ...]]] = field(default_factory=list)
 
     def opset(self, domain: str) -> int:
@@ -161,6 +167,8 @@ class Analysis:
         array = graph.constant(value)
         if array is not None or value is None:
             return array
+        if value in self.steps.numbers:
+            return None
         first = self.shapes.contents.get(value.name or "")
         return self.shapes.again.get(value.name or "", first) if again else first
 
@@ -192,44 +200,56 @@ class Analysis:
                 for k, (size, dynamic) in enumerate(zip(sizes, symbolic, strict=True))
             ]
         for node in self.model.graph:
-            self._visit(node)
+            self.visit(node)
         for value in self.model.graph.outputs:
-            self._freeze(value, Reason(f"graph output '{value.name}'"))
+            self.freeze(value, Reason(f"graph output '{value.name}'"))
         for value in self.read & self.axes.keys():
-            self._freeze(value, Reason("read as numbers"))
+            self.freeze(value, Reason("read as numbers"))
         for value in self.model.graph.initializers.values():
             self._freeze_infinite(value)
         for number in self.lengths:
             if dims.is_dynamic(number.axis) and len(dims.resolve(number.axis)) > 1:
                 dims.freeze(number.axis, Reason("a size that changes from run to run is part of a sum", number.node))
 
-    def _visit(self, node: ir.Node) -> None:
-        bodies = [a.value for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
-        if bodies:
-            self._freeze_captured(node, bodies)
-            self._opaque(node, "control flow; its body is left as it is")
+    def visit(self, node: ir.Node) -> None:
+        """Relates the axes of what `node` reads and gives, as its rule says; what has none is frozen."""
+        if graph_bodies.of(node):
+            self._visit_bodies(node)
             return
         rule = RULES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type))
         if rule is None:
             domain = f"{node.domain}." if node.domain else ""
-            self._opaque(node, f"no coupling rule for operator {domain}{node.op_type}")
+            self.opaque(node, f"no coupling rule for operator {domain}{node.op_type}")
             return
         for index in SETTINGS.get(node.op_type, ()):
             if index < len(node.inputs) and node.inputs[index] in self.axes:
-                self._freeze(node.inputs[index], Reason(f"{node.op_type}: read as numbers", node.name or ""))
+                self.freeze(node.inputs[index], Reason(f"{node.op_type}: read as numbers", node.name or ""))
         try:
             rule(NodeAxes(self, node))
         except UnknownShapeError as unknown:
-            self._opaque(node, f"the shape of '{unknown}' is not known")
+            self.opaque(node, f"the shape of '{unknown}' is not known")
         except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
             # A rule that meets what it was not written for must not end the run; the reason names it.
-            self._opaque(node, f"{RAISED}: {type(error).__name__} {error}")
+            self.opaque(node, f"{RAISED}: {type(error).__name__} {error}")
 
-    def _opaque(self, node: ir.Node, text: str) -> None:
+    def _visit_bodies(self, node: ir.Node) -> None:
+        try:
+            bodies.visit(self, node)
+        except (bodies.UnseenBodyError, UnknownShapeError) as unseen:
+            why = str(unseen)
+        except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
+            why = f"{RAISED}: {type(error).__name__} {error}"
+        else:
+            return
+        self._freeze_captured(node, graph_bodies.of(node))
+        self.opaque(node, why)
+
+    def opaque(self, node: ir.Node, text: str) -> None:
+        """Freezes all that `node` reads and gives."""
         why = Reason(f"{node.op_type}: {text}", node.name or "")
         for value in node.inputs:
             if value is not None:
-                self._freeze(value, why)
+                self.freeze(value, why)
         for value in node.outputs:
             sizes = self.sizes_of(value)
             if sizes is not None:
@@ -237,7 +257,7 @@ class Analysis:
                     dims.fixed(size, why, dynamic=self.changes(value, k)) for k, size in enumerate(sizes)
                 ]
 
-    def _freeze(self, value: ir.Value | None, why: Reason) -> None:
+    def freeze(self, value: ir.Value | None, why: Reason) -> None:
         if value is None:
             return
         try:
@@ -246,16 +266,19 @@ class Analysis:
         except UnknownShapeError:
             return
 
-    def _freeze_captured(self, node: ir.Node, bodies: Sequence[ir.Graph]) -> None:
+    def _freeze_captured(self, node: ir.Node, inside: Sequence[ir.Graph]) -> None:
         why = Reason(f"{node.op_type}: used inside its body", node.name or "")
-        for body in bodies:
+        for body in inside:
+            for value in body.inputs:
+                if value in self.axes:
+                    self.freeze(value, why)
             for inner in body.all_nodes():
-                for value in inner.inputs:
+                for value in (*inner.inputs, *inner.outputs):
                     if value is not None and (value in self.axes or value.name in self.model.graph.initializers):
-                        self._freeze(value, why)
+                        self.freeze(value, why)
             for value in body.outputs:
                 if value in self.axes:
-                    self._freeze(value, why)
+                    self.freeze(value, why)
 
     def _freeze_infinite(self, value: ir.Value) -> None:
         """A table that masks by infinity, alike for all units, is meant so, but gives these no score."""
@@ -302,7 +325,7 @@ def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:
 
 def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
     found: dict[Dim, list[Member]] = {}
-    for node in analysis.model.graph:
+    for node in analysis.model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer() or value not in analysis.axes:
                 continue

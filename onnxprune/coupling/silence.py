@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import dims
 from onnxprune.coupling.dims import Axis, Dim, Reason
+from onnxprune.graph import bodies
 
 if TYPE_CHECKING:
     from onnxprune.coupling.analyze import Analysis
@@ -64,8 +65,6 @@ def mark_reduced(analysis: Analysis) -> None:
     """Marks Dims that some node sums over without being silent there, and divisors that the mask makes zero."""
     walk = _Walk(analysis)
     for node in analysis.model.graph:
-        if any(value not in analysis.axes for value in node.outputs if value.name):
-            continue
         walk.visit(node)
     for node, axis, inputs in analysis.contractions:
         walk.require(node, axis, *(walk.of(node, index) for index in inputs))
@@ -78,7 +77,7 @@ class _Walk:
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.silent: dict[ir.Value, Silent] = {}
-        self.nodes = {node.name or "": node for node in analysis.model.graph}
+        self.nodes = {node.name or "": node for node in analysis.model.graph.all_nodes()}
 
     def axes(self, node: ir.Node, index: int) -> list[Axis]:
         value = node.inputs[index]
@@ -86,7 +85,10 @@ class _Walk:
 
     def of(self, node: ir.Node, index: int) -> Silent:
         """Dims in which input `index` is zero once they are silenced."""
-        value = node.inputs[index] if index < len(node.inputs) else None
+        return self.of_value(node.inputs[index] if index < len(node.inputs) else None)
+
+    def of_value(self, value: ir.Value | None) -> Silent:
+        """Dims in which `value` is zero once they are silenced."""
         if value is None:
             return NOTHING
         if value not in self.silent and value.is_initializer():
@@ -104,12 +106,53 @@ class _Walk:
                 self.analysis.local.add(node.name or "")
 
     def visit(self, node: ir.Node) -> None:
+        if any(value not in self.analysis.axes for value in node.outputs if value.name):
+            return
+        if bodies.of(node):
+            self._visit_bodies(node)
+            return
         out = frozenset(_free(axis for value in node.outputs for axis in self.analysis.axes.get(value, [])))
         if not out and not self._needs_check(node):
             return
         result = self._result(node, out)
         for value in node.outputs:
             self.silent[value] = result
+
+    def _visit_bodies(self, node: ir.Node) -> None:
+        """An output of an If is silent where it is in both branches, a state where what it starts from is, and what a
+        step makes of it: what is silent at first may not be so after a step, so that steps are followed until it is."""
+        if node.op_type == "If":
+            branches = bodies.of(node)
+            for branch in branches:
+                self._walk(branch)
+            for index, output in enumerate(node.outputs):
+                self.silent[output] = frozenset.intersection(
+                    *(self.of_value(branch.outputs[index]) for branch in branches)
+                )
+            return
+        body = bodies.of(node)[0]
+        skipped = 2 if node.op_type == "Loop" else 0  # the number of the step and a condition
+        given, made = body.inputs[skipped:], body.outputs[1 if skipped else 0 :]
+        for inner, value in zip(given, node.inputs[skipped:], strict=True):
+            self.silent[inner] = self.of_value(value)
+        states = len(given) - (0 if skipped else node.attributes["num_scan_inputs"].as_int())
+        while True:
+            self._walk(body)
+            after = [
+                self.silent[inner] & self.of_value(value) for inner, value in zip(given[:states], made, strict=False)
+            ]
+            if after == [self.silent[inner] for inner in given[:states]]:
+                break
+            self.silent.update(zip(given[:states], after, strict=True))
+        for output, value in zip(node.outputs, made, strict=True):
+            self.silent[output] = self.of_value(value)
+        self.silent.update(zip(node.outputs[:states], after, strict=True))
+
+    def _walk(self, body: ir.Graph) -> None:
+        for node in body:
+            for value in node.outputs:
+                self.silent.pop(value, None)  # of an earlier step
+            self.visit(node)
 
     def _needs_check(self, node: ir.Node) -> bool:
         return node.op_type in CONTRACTING

@@ -1,8 +1,12 @@
 """Ifs of which the condition turned out to be a constant: exporters write them for what shapes decide."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph.tensors import constant
+from onnxprune.graph import bodies, extras
+from onnxprune.graph.tensors import add_constant, constant
 
 
 def inline_decided(model: ir.Model) -> bool:
@@ -14,6 +18,18 @@ def inline_decided(model: ir.Model) -> bool:
     return bool(found)
 
 
+def decide(model: ir.Model, choices: Mapping[str, bool]) -> ir.Model:
+    """A copy of `model` in which the Ifs named in `choices` always take that branch, inlined where it can be."""
+    model = extras.copy(model)
+    for node in model.graph.all_nodes():
+        if node.op_type == "If" and node.name in choices:
+            choice = add_constant(model.graph, f"{node.name}.choice", np.array(choices[node.name]))
+            node.replace_input_with(0, choice)
+    while inline_decided(model):
+        pass
+    return model
+
+
 def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     results, inner = list(branch.outputs), list(branch)
     branch.outputs.clear()
@@ -21,11 +37,11 @@ def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
     taken.update(value.name for other in graph for value in other.outputs)
     for name, value in list(branch.initializers.items()):
         del branch.initializers[name]
-        _rename(value, taken)
+        bodies.rename(value, taken)
         graph.register_initializer(value)
     branch.remove(inner)
     for value in (value for moved in inner for value in moved.outputs):
-        _rename(value, taken)
+        bodies.rename(value, taken)
     graph.insert_before(node, inner)
     for old, new in zip(node.outputs, results, strict=True):
         if old in graph.outputs:  # keeps its name
@@ -37,13 +53,6 @@ def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
             new = kept.outputs[0]
         old.replace_all_uses_with(new)
     graph.remove(node, safe=True)
-
-
-def _rename(value: ir.Value, taken: set[str | None]) -> None:
-    """Gives `value` a name of its own: two branches may use one name."""
-    if value.name in taken:
-        count = 1
-        while f"{value.name}.{count}" in taken:
-            count += 1
-        value.name = f"{value.name}.{count}"
-    taken.add(value.name)
+    for inner in list(bodies.nodes_inside(node)):  # of the branch that is gone: it reads nothing any more
+        for index in range(len(inner.inputs)):
+            inner.replace_input_with(index, None)

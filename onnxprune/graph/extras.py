@@ -28,6 +28,7 @@ class Extras:
     notes: tuple[str, ...] = ()  # what was done in a lesser way than it should be, for the report
     only_batch: int | None = None  # the one size that the symbolic batch can have
     kept: Kept = field(default_factory=dict)  # of a masked model: the positions that the cut model has
+    forced: tuple[Mapping[str, bool], ...] = ()  # and choices of Ifs, by name, with which it runs as well
 
 
 def of(model: ir.Model) -> Extras:

@@ -17,7 +17,7 @@ import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.graph import branches, defaults, extras, integrity, qoperator, quantized, sparse, zipmaps
+from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 from onnxprune.system import atomic_files
@@ -124,6 +124,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
         simplified = _simplified(model)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
     passes.RemoveUnusedNodesPass()(simplified)
+    bodies.lift(simplified)
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
     _untie(simplified)
@@ -345,8 +346,8 @@ def _untie(model: ir.Model) -> None:
     A matrix with contents of its own that several nodes use is shared by design and stays shared.
     """
     for value in list(model.graph.initializers.values()):
-        uses = [use for use in value.uses() if use.node.graph is model.graph]
-        if len(uses) < 2 or len(uses) < len(value.uses()) or value in model.graph.outputs or _shared_by_design(value):
+        uses = list(value.uses())
+        if len(uses) < 2 or value in model.graph.outputs or _shared_by_design(value):
             continue
         for node, index in uses[1:]:
             tensor = value.const_value

@@ -10,7 +10,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Any
 
@@ -21,7 +21,8 @@ import onnxruntime as ort
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, OutOfMemoryError
-from onnxprune.graph import probes, sessions
+from onnxprune.graph import bodies, body_shapes, probes, sessions
+from onnxprune.graph.body_shapes import INTEGERS, NOT_TENSORS
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
 from onnxprune.graph.tensors import size_bytes
@@ -41,10 +42,9 @@ SHAPED_BY_INPUT = frozenset(
 )
 
 SHAPE_SUFFIX = "@shape"
-NOT_TENSORS = frozenset(
-    "SequenceConstruct SequenceEmpty SequenceInsert SequenceErase SplitToSequence Optional ZipMap".split()
-)
-INTEGERS = frozenset((2, 3, 4, 5, 6, 7, 9, 12, 13))  # TensorProto.DataType
+MOST_FORCED = 16  # branches that were not taken and are run on their own
+LENGTH = 16
+LARGER = (2, 3)  # times as large are the sizes at which branches may run that did not
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,8 @@ class Shapes:
     again: dict[str, np.ndarray] = field(default_factory=dict)  # contents at the second probe, where they differ
     probe: dict[str, tuple[int, ...]] = field(default_factory=dict)  # graph input -> shape
     second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
+    moving: dict[str, tuple[bool, ...]] = field(default_factory=dict)  # sizes that differ between steps of a body
+    forced: tuple[dict[str, bool], ...] = ()  # choices of Ifs, by name, with which the model ran as well
 
 
 def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None, *, tries: int | None = None) -> Shapes:
@@ -183,7 +185,7 @@ def _search(
 ) -> Shapes:
     """Shapes at the first sizes that the model accepts. `current` counts those tried, some before this call."""
     inputs = list(model.graph.inputs)
-    session = _instrumented_session(model)
+    session = _recording_session(model)
     failure, start = "no sizes were tried", int.from_bytes(current[:], "little")
     for number, (first, seconds) in enumerate(probes.pairs(model, samples)):
         if number < start:
@@ -201,8 +203,11 @@ def _search(
             if two is not None and _ranks(two) == _ranks(one):
                 if _vanishing(one, two) > _vanishing(two, one):  # an axis that is one long couples with nothing
                     one, two, first, second = two, one, second, first
-                return _recorded(model, one, two, first, second)
-        return _recorded(model, one, one, first, {} if symbolic else first)
+                found = _recorded(model, one, two, first, second)
+                break
+        else:
+            found = _recorded(model, one, one, first, {} if symbolic else first)
+        return _with_other_branches(model, session, found)
     if not any(_is_weight(value) for value in model.graph.initializers.values()):
         raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
     raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
@@ -266,8 +271,90 @@ def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> 
     return sum(a == 1 < b for name in left for a, b in zip(left[name], right.get(name, ()), strict=False))
 
 
-def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
-    """A session of `model` with the shape of every computed value, and the contents of integer ones, as outputs."""
+def _recording_session(model: ir.Model) -> ort.InferenceSession:
+    """As _instrumented_session; without records of what bodies compute, where onnxruntime does not take these."""
+    if any(map(bodies.of, model.graph)):
+        with contextlib.suppress(GraphError):
+            return _instrumented_session(model, {})
+    return _instrumented_session(model)
+
+
+def _with_other_branches(model: ir.Model, session: ort.InferenceSession, found: Shapes) -> Shapes:
+    """`found`, and what is seen in branches that the model did not take; at larger sizes where more of them run."""
+    branches = _Branches(model)
+    if not any(map(bodies.of, model.graph)):
+        return found
+    best, left = branches.seen(found)
+    for factor in LARGER if left and found.second else ():
+        probe = _larger(model, found.probe, factor)
+        for second in (_larger(model, found.second, factor), found.second):
+            one, two = (_attempt(session, list(model.graph.inputs), sizes, "")[0] for sizes in (probe, second))
+            if one is not None and two is not None and _ranks(one) == _ranks(two):
+                larger, fewer = branches.seen(_recorded(model, one, two, probe, second))
+                if fewer < left:
+                    best, left = larger, fewer
+    return best
+
+
+def _larger(model: ir.Model, probe: Mapping[str, tuple[int, ...]], factor: int) -> dict[str, tuple[int, ...]]:
+    """`probe` with all lengths that are free `factor` times as large; small ones are of batches and the like."""
+    found = {}
+    for value in model.graph.inputs:
+        name = value.name or ""
+        free = [not isinstance(size, int) for size in probes.symbolic_shape(value)]
+        sizes = zip(probe[name], free, strict=True)
+        found[name] = tuple(size * factor if moves and size >= LENGTH else size for size, moves in sizes)
+    return found
+
+
+class _Branches:
+    """Branches that a model does not take itself, each run as if it were always taken."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self.model = model
+        bodied = any(map(bodies.of, model.graph))
+        self.graph = graph.skeleton(model, 1024)[0].graph if bodied else onnx.GraphProto()
+        self.sessions: dict[str, ort.InferenceSession] = {}
+
+    def seen(self, found: Shapes) -> tuple[Shapes, int]:
+        """(`found`, and what is seen where the other branches are; how many of these do not run at its sizes)."""
+        failed: list[dict[str, bool]] = []
+        while len(failed) + len(found.forced) < MOST_FORCED:
+            missing = (each for each in body_shapes.unseen_branches(self.graph, found.sizes) if each not in failed)
+            choices = next(missing, None)
+            if choices is None:
+                break
+            try:
+                found = _joined(found, self._run(found, choices), choices)
+            except (GraphError, OutOfMemoryError):
+                failed.append(choices)
+        return found, len(list(body_shapes.unseen_branches(self.graph, found.sizes)))
+
+    def _run(self, found: Shapes, choices: dict[str, bool]) -> Shapes:
+        key = str(choices)
+        if key not in self.sessions:
+            self.sessions[key] = _instrumented_session(self.model, choices)
+        inputs, session = list(self.model.graph.inputs), self.sessions[key]
+        both = (found.probe, found.second or found.probe)
+        one, two = (sessions.run(session, feeds(inputs, probe)) for probe in both)
+        return _recorded(self.model, one, two, found.probe, found.second)
+
+
+def _joined(found: Shapes, forced: Shapes, choices: dict[str, bool]) -> Shapes:
+    """`found`, and what a run with `choices` tells of other values."""
+    names = {f.name for f in fields(Shapes)} - {"sizes", "probe", "second", "forced"}
+    others = {
+        name: {k: v for k, v in getattr(forced, name).items() if k not in found.sizes} | getattr(found, name)
+        for name in names
+    }
+    return replace(found, sizes=forced.sizes | found.sizes, forced=(*found.forced, choices), **others)
+
+
+def _instrumented_session(model: ir.Model, choices: Mapping[str, bool] | None = None) -> ort.InferenceSession:
+    """A session of `model` with the shape of every computed value, and the contents of integer ones, as outputs.
+
+    choices: branches to take, by name of an If; with any, or none to take, also what is inside bodies; None: not.
+    """
     settings = session_options()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4
@@ -293,6 +380,9 @@ def _instrumented_session(model: ir.Model) -> ort.InferenceSession:
             if kind is not None and kind.tensor_type.elem_type in INTEGERS and name not in outputs:
                 proto.graph.output.append(onnx.ValueInfoProto(name=name))
     proto.graph.node.extend(extra)
+    if choices is not None:
+        kinds.update({value.name: value.type for value in _values_in_bodies(typed.graph)})
+        body_shapes.record(proto.graph, model.opset_imports.get("", 1), kinds, choices)
     try:
         return ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
@@ -309,6 +399,9 @@ def _recorded(
     second: dict[str, tuple[int, ...]],
 ) -> Shapes:
     sizes, other = _sizes(one), _sizes(two)
+    inside, inside_again = body_shapes.read(one), body_shapes.read(two)
+    sizes.update(inside.sizes)
+    other.update(inside_again.sizes)
     for name, value in model.graph.initializers.items():
         if value.const_value is not None:
             sizes[name] = tuple(value.const_value.shape.numpy())
@@ -319,8 +412,16 @@ def _recorded(
         for name, array in one.items()
         if isinstance(array, np.ndarray) and array.dtype.kind in "iub" and array.size <= SMALL
     }
+    contents = {name: array for name, array in contents.items() if "@body." not in name}
     again = {name: two[name] for name, array in contents.items() if not np.array_equal(array, two[name])}
-    return Shapes(sizes, _compare(sizes, other), contents, again, probe, second)
+    # What only one of both runs tells of is no constant.
+    told = {name: array for name, array in inside.contents.items() if name in inside_again.contents}
+    contents.update(told)
+    again.update(
+        {k: inside_again.contents[k] for k, v in told.items() if not np.array_equal(v, inside_again.contents[k])}
+    )
+    moving = {**inside.moving, **inside_again.moving}
+    return Shapes(sizes, _compare(sizes, other), contents, again, probe, second, moving)
 
 
 def _sizes(outputs: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

@@ -56,7 +56,7 @@ class NodeTable:
 
 def node_table(coupling: Coupling, cost: Cost, times: tuple[NodeTime, ...]) -> NodeTable:
     """Measured times of a normalized model, as `profile` gives them, by the nodes whose work they are."""
-    nodes = {node.name or "": node for node in coupling.model.graph}
+    nodes = {node.name or "": node for node in coupling.model.graph.all_nodes()}
     makers = {out.name or "": node for node in nodes.values() for out in node.outputs}
     macs = {term.name for term in cost.terms["macs"]}
     spent: dict[str, float] = {}

@@ -130,7 +130,7 @@ class Attention:
         self.gamma = settings.gamma
         self.frozen = False
         self.masks = [torch.ones_like(known[layer.weight]) for layer in self.layers]
-        nodes = {node.name: node for node in model.graph}
+        nodes = {node.name: node for node in model.graph.all_nodes()}
         self.scaled = [_scaled_names(nodes[layer.node], layer, known, settings.reinit) for layer in self.layers]
         for index, layer in enumerate(self.layers):
             if not settings.reinit:  # the function stays as it is given

@@ -51,7 +51,7 @@ def of(context: Context, network: Network, dim: Dim, role: str = "produces", *, 
     Biases are left out; scales of BatchNormalization count as they are at the start. relative: each tensor is
     measured in units of its rms norm at the start, so that on a residual sum none speaks alone.
     """
-    nodes = {node.name: node for node in context.model.graph}
+    nodes = {node.name: node for node in context.model.graph.all_nodes()}
     known = network.parameters_by_name
     found = [entry for entry in units.in_role(context, dim, role) if not units.is_bias(entry[0], entry[1])]
     found = [entry for entry in found if entry[0].initializer in known]

@@ -53,7 +53,7 @@ def draw(model: ir.Model, network: Network, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     known = network.parameters_by_name
     with_norms = any(node.op_type in NORMS for node in model.graph)
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node.name: node for node in model.graph.all_nodes()}
     with torch.no_grad():
         for layer in linear_layers(model):
             if layer.weight in known:

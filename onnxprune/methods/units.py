@@ -39,7 +39,7 @@ def weights(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.nda
     solid = [entry for entry in found if not is_bias(entry[0], entry[1])]
     for role in ("follows", "scales", "consumes"):
         solid = solid or in_role(context, dim, role)
-    nodes = {node.name: node for node in context.model.graph}
+    nodes = {node.name: node for node in context.model.graph.all_nodes()}
     return [
         (member, folded(nodes[member.node], member, as_float(context, member, array)), units)
         for member, array, units in solid or found
@@ -48,7 +48,7 @@ def weights(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.nda
 
 def in_role(context: Context, dim: Dim, role: str) -> list[tuple[Member, np.ndarray, np.ndarray]]:
     """Like `slices`, for initializers that reach their layer through Cast or DequantizeLinear as well."""
-    nodes = {node.name: node for node in context.model.graph}
+    nodes = {node.name: node for node in context.model.graph.all_nodes()}
     places = slices(context, dim, role, "follows")
     found = [(_behind(nodes[member.node], member), array, positions) for member, array, positions in places]
     return [entry for entry in found if entry[0].role == role]
@@ -79,7 +79,7 @@ def is_bias(member: Member, array: np.ndarray) -> bool:
 
 def as_float(context: Context, member: Member, array: np.ndarray) -> np.ndarray:
     """The weights as float64; integers as what they stand for."""
-    node = next(node for node in context.model.graph if node.name == member.node)
+    node = next(node for node in context.model.graph.all_nodes() if node.name == member.node)
     return quantized.dequantized(node, member.input, array)
 
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Axis, Dim
 from onnxprune.coupling.rules.matrix import expand_term
-from onnxprune.graph import defaults, quantized, shapes
+from onnxprune.graph import bodies, defaults, quantized, shapes
 
 Kind = Literal["macs", "params", "bytes"]
 KINDS: tuple[Kind, ...] = ("macs", "params", "bytes")
@@ -103,12 +103,7 @@ class NodeCost:
 
 def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
     """The cost polynomials of an analysed model; `original` is the model as it came, before it was normalized."""
-    macs: list[Term] = []
-    for node in coupling.model.graph:
-        counted = _counted(NodeCost(coupling.axes, node))
-        if counted is not None:
-            macs.append(Term(node.name or "", counted[0], tuple(counted[1])))
-    macs += _macs_of_bodies(coupling)
+    macs = _macs_of(coupling.model.graph, _axes(coupling))
     params: list[Term] = []
     sizes: list[Term] = []
     for name, value in coupling.model.graph.initializers.items():
@@ -187,31 +182,27 @@ def _counted(n: NodeCost) -> Counted | None:
     return None if rule is None else rule(n)
 
 
-def _macs_of_bodies(coupling: Coupling) -> Iterator[Term]:
-    """One term for each node with bodies: MACs of one run, at the sizes that static inference knows of."""
-    nodes = [node for node in coupling.model.graph if _bodies(node)]
-    known = shapes.inferred(coupling.model, coupling.shapes.probe) if nodes else {}
-    for node in nodes:
-        yield Term(node.name or "", float(max(_macs_of(body, coupling, known) for body in _bodies(node))), ())
+def _axes(coupling: Coupling) -> Mapping[str, Sequence[Axis]]:
+    """The axes of all values; in bodies that were not analysed of the sizes that static inference knows of."""
+    model = coupling.model
+    if all(map(coupling.sees, model.graph.subgraphs())):
+        return coupling.axes
+    known = shapes.inferred(model, coupling.shapes.probe)
+    weights = {name: v.const_value.shape.numpy() for name, v in model.graph.initializers.items() if v.const_value}
+    fixed = {name: tuple(map(dims.fresh, sizes)) for name, sizes in {**known, **weights}.items()}
+    return {**fixed, **coupling.axes}
 
 
-def _macs_of(body: ir.Graph, coupling: Coupling, known: Mapping[str, Sequence[int]]) -> float:
-    total = 0.0
-    for node in body:
-        names = [value.name or "" for value in (*node.inputs, *node.outputs) if value is not None]
-        constants = {v.name or "": v.const_value.shape.numpy() for v in node.inputs if v is not None and v.const_value}
-        sizes = {**{name: known[name] for name in names if name in known}, **constants}
-        outside = {name: coupling.axes[name] for name in names if name in coupling.axes}
-        inside = {name: tuple(map(dims.fresh, shape)) for name, shape in sizes.items()}
-        counted = _counted(NodeCost({**inside, **outside}, node))
+def _macs_of(graph: ir.Graph, axes: Mapping[str, Sequence[Axis]]) -> list[Term]:
+    """A term for each node that multiplies, those of the dearest branch of an If and of one step of a body included."""
+    found: list[Term] = []
+    for node in graph:
+        counted = _counted(NodeCost(axes, node))
         if counted is not None:
-            total += Term("", counted[0], tuple(counted[1])).value({})
-        total += max((_macs_of(inner, coupling, known) for inner in _bodies(node)), default=0.0)
-    return total
-
-
-def _bodies(node: ir.Node) -> list[ir.Graph]:
-    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+            found.append(Term(node.name or "", counted[0], tuple(counted[1])))
+        inside = [_macs_of(body, axes) for body in bodies.of(node)]
+        found += max(inside, key=lambda terms: sum(term.value({}) for term in terms), default=[])
+    return found
 
 
 # MACs by operator: a coefficient and the axes of which the lengths multiply ----------------------------------------

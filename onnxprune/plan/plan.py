@@ -108,7 +108,7 @@ def make(
 def slices_of(coupling: Coupling, keep: Keep) -> tuple[SlicePlan, ...]:
     """Every use of every initializer that loses positions on an axis."""
     found: list[SlicePlan] = []
-    for node in coupling.model.graph:
+    for node in coupling.model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer():
                 continue

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.errors import GraphError
-from onnxprune.graph import extras, half, sessions
+from onnxprune.graph import branches, extras, half, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
@@ -42,8 +42,41 @@ def compare(
     Each position of an axis is judged by its own size and noise, see differences.py. Operators that decide are fed with
     what the masked model decides on, see decisions.py, where outputs differ, and wherever values inside are compared.
     Half precision rounds by more than is allowed: inside, such models are compared in single precision.
+    Branches that are taken on none of the feeds are compared as well, where they run: each as if it were always taken.
     look_inside: whether the nodes of both are the same ones, but for rewritings. file: where `cut` lies as it will run.
     """
+    batches = list(feeds)
+    found = _compare(cut, masked, batches, look_inside=look_inside, file=file)
+    forced = extras.of(masked).forced
+    if not found.ok or not forced:
+        return found
+    others = [_forced(cut, masked, batches, choices, look_inside) for choices in forced]
+    evidence = [*found.evidence, *(each for other in others for each in other.evidence)]
+    replayed = dict.fromkeys(name for each in (found, *others) for name in each.replayed)
+    return conclude(evidence, found.samples, [found.note] if found.note else [], tuple(replayed))
+
+
+def _forced(
+    cut: ir.Model, masked: ir.Model, batches: list[Feeds], choices: Mapping[str, bool], look_inside: bool
+) -> Verification:
+    """As _compare, of both models with some branches always taken."""
+    *_, (name, choice) = choices.items()
+    where = f"{name}, {'then' if choice else 'else'} branch"
+    ours = {node.name for node in cut.graph.all_nodes() if node.op_type == "If"}
+    if not choices.keys() <= ours:
+        return conclude([Evidence("branch", where, untested="the cut model has no such operator")], 0)
+    try:
+        return _compare(
+            branches.decide(cut, choices), branches.decide(masked, choices), batches, look_inside=look_inside
+        )
+    except GraphError as error:
+        return conclude([Evidence("branch", where, untested=f"it does not run on these inputs: {error}")], 0)
+
+
+def _compare(
+    cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True, file: Path | None = None
+) -> Verification:
+    """As compare, of the branches that the models take themselves."""
     if extras.of(cut).maps:
         file = None  # the file's outputs are maps, which are set aside in `cut`
     cut, masked = seeded(cut), seeded(masked)
@@ -98,12 +131,15 @@ def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verifi
     with TemporaryDirectory() as folder:  # beside torch no process is copied: both models are sent as files
         twin = Path(folder) / "twin.onnx"
         graph.save(masked, twin)
-        return isolated(partial(_compare_files, file, twin, extras.of(masked).kept, batches))
+        notes = extras.of(masked)
+        return isolated(partial(_compare_files, file, twin, notes.kept, notes.forced, batches))
 
 
-def _compare_files(file: Path, twin: Path, kept: Kept, batches: list[Feeds]) -> Verification:
+def _compare_files(
+    file: Path, twin: Path, kept: Kept, forced: tuple[Mapping[str, bool], ...], batches: list[Feeds]
+) -> Verification:
     masked = graph.load(twin)
-    extras.put(masked, replace(extras.of(masked), kept=kept))
+    extras.put(masked, replace(extras.of(masked), kept=kept, forced=forced))
     return _compare_read(file, masked, batches)
 
 

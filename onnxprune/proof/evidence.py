@@ -16,6 +16,7 @@ KINDS = {  # as a reader is told
     "decision": "what a decision is made on",
     "table": "rows of a table",
     "silent": "weights behind zeros",
+    "branch": "branch that was not taken",
 }
 
 

@@ -161,7 +161,7 @@ def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
 
 
 def _dropped(model: ir.Model, float_model: ir.Model) -> Iterator[ir.Node]:
-    names = {node.name for node in model.graph}
+    names = {node.name for node in model.graph.all_nodes()}
     for node in float_model.graph:
         if node.op_type in DROPPED and node.name not in names:
             yield node

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxprune import report
 from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.coupling.analyze import RAISED
-from onnxprune.graph import extras
+from onnxprune.graph import bodies, extras
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
 from onnxprune.outputs.kinds import Outputs
@@ -82,7 +82,7 @@ def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> t
     sizes = cost.keep_sizes(keep)
     before, after = costs.by_node(), costs.by_node(sizes)
     rows: list[report.Layer] = []
-    for node in coupling.model.graph:
+    for node in coupling.model.graph.all_nodes():
         weight = next(
             (v for v in node.inputs[1:] if v is not None and len(coupling.axes.get(v.name or "", ())) > 1), None
         )
@@ -119,7 +119,6 @@ def fallbacks(coupling: Coupling) -> list[str]:
     return list(dict.fromkeys([*extras.of(coupling.model).notes, *rules]))
 
 
-CONTROL_FLOW = ("If", "Loop", "Scan")
 STANDARD = ("", "ai.onnx")
 
 
@@ -130,17 +129,11 @@ def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
     for dim in dims:
         counts[str(dim.frozen).split(" (")[0]] += dim.size
     reasons = [reason for reason, _ in counts.most_common(most)]
-    bodies = [node for node in coupling.model.graph if node.op_type in CONTROL_FLOW]
-    if bodies:
-        inside = sum(
-            1
-            for node in bodies
-            for a in node.attributes.values()
-            if a.type == ir.AttributeType.GRAPH
-            for _ in a.as_graph().all_nodes()
-        )
-        first = f"{bodies[0].op_type} '{bodies[0].name}'"
-        reasons.append(f"{inside} nodes lie in bodies of control flow (such as {first}), which are left as they are")
+    unseen = [node for node in coupling.model.graph.all_nodes() if not all(map(coupling.sees, bodies.of(node)))]
+    if unseen:
+        count = sum(1 for node in unseen for _ in bodies.nodes_inside(node))
+        first = f"{unseen[0].op_type} '{unseen[0].name}'"
+        reasons.append(f"{count} nodes lie in bodies of control flow (such as {first}) that did not run")
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in coupling.model.graph if node.domain not in STANDARD})
     unknown = f" ({', '.join(foreign[:3])})" if foreign else ""
     return reasons or [f"no operator has weights that can shrink{unknown}"]

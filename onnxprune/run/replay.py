@@ -165,7 +165,7 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
     """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
     model = graph.copy(coupling.model)
     nodes = _paired(coupling.model, result)
-    for node in coupling.model.graph:
+    for node in coupling.model.graph.all_nodes():
         if not any(_holds_floats(value) for value in node.inputs):
             continue  # nothing of it was tuned, and what repeats or reshapes may be gone with the heads
         other = nodes.get(node)
@@ -220,8 +220,8 @@ def _paired(model: ir.Model, result: ir.Model) -> dict[ir.Node, ir.Node]:
         taken.add(other)
         pairs = zip(_in_order(node), _in_order(other), strict=False)
         waiting += [(a, b) for a, b in pairs if a is not None and b is not None]
-    nodes = {node.name: node for node in result.graph}
-    for node in model.graph:
+    nodes = {node.name: node for node in result.graph.all_nodes()}
+    for node in model.graph.all_nodes():
         other = nodes.get(node.name)
         if node not in found and other is not None and other not in taken and other.op_type == node.op_type:
             found[node] = other

@@ -66,7 +66,7 @@ def nonzero_macs(model: ir.Model, costs: cost.Cost | None = None) -> int:
     costs: of the model, where they are known.
     """
     by_node = (costs or cost.of(analyze(model))).by_node()
-    return round(sum(by_node.get(node.name or "", 0) * _density_of(node) for node in model.graph))
+    return round(sum(by_node.get(node.name or "", 0) * _density_of(node) for node in model.graph.all_nodes()))
 
 
 def _density_of(node: ir.Node) -> float:
@@ -108,21 +108,33 @@ class _Step:
     results: tuple[ir.Value, ...]
 
 
+def _inside_bodies(coupling: Coupling) -> set[Dim]:
+    """Dims that stand in bodies of control flow: on values there, or on weights that are read there."""
+    found: set[Dim] = set()
+    for body in coupling.model.graph.subgraphs():
+        read = (value for node in body for value in (*node.inputs, *node.outputs) if value is not None)
+        for value in (*body.inputs, *read):
+            found.update(dims.all_leaves(coupling.axes.get(value.name or "", ())))
+    return found
+
+
 class _Finder:
     """The state of the search: what is kept so far."""
 
     def __init__(self, coupling: Coupling, constants: bool) -> None:
         self.coupling = coupling
-        self.keep: dict[Dim, np.ndarray] = {dim: np.ones(dim.size, bool) for dim in coupling.exact}
-        self.nodes = {node.name or "": node for node in coupling.model.graph}
+        inside = _inside_bodies(coupling)  # what reads or makes these is not followed
+        self.dims = [dim for dim in coupling.exact if dim not in inside]
+        self.keep: dict[Dim, np.ndarray] = {dim: np.ones(dim.size, bool) for dim in self.dims}
+        self.nodes = {node.name or "": node for node in coupling.model.graph.all_nodes()}
         self.nonzero = {
             name: array != 0
             for name, value in coupling.model.graph.initializers.items()
             if (array := graph.constant(value)) is not None and array.dtype.kind == "f"
         }
         self.constants = constants
-        self.readers = {dim: self._readers(dim) for dim in coupling.exact}
-        self.flows = {dim: tuple(self._flow(dim)) for dim in coupling.exact}
+        self.readers = {dim: self._readers(dim) for dim in self.dims}
+        self.flows = {dim: tuple(self._flow(dim)) for dim in self.dims}
 
     def sweep(self) -> bool:
         """Looks at every Dim once; whether a unit more is dead."""

@@ -162,7 +162,7 @@ class Surgeon:
                 constant = self._constant(f"{node.name}.{op_type}", numbers.astype(dtype))
                 nodes.append(self._node(op_type, [result, constant], f"{constant.name}.of"))
                 result = nodes[-1].outputs[0]
-        (self.model.graph.insert_before if before else self.model.graph.insert_after)(node, nodes)
+        (graph_of(node).insert_before if before else graph_of(node).insert_after)(node, nodes)
         self.stands_for[result.name or ""] = self.stands_for.get(value.name or "", value.name or "")
         return result
 
@@ -200,12 +200,12 @@ class Surgeon:
         if not self.loses(axis):
             return
         spread = self._spread(value, len(self.axes(value)), position, axis, f"{node.name}.lift")
-        self.model.graph.insert_before(node, spread)
+        graph_of(node).insert_before(node, spread)
         node.replace_input_with(index, spread[-1].outputs[0])
         output = node.outputs[0]
         uses = list(output.uses())
         chosen = self._choose(output, position, axis, f"{node.name}.lower")
-        self.model.graph.insert_after(node, chosen)
+        graph_of(node).insert_after(node, chosen)
         self.replace(output, chosen[-1].outputs[0], uses)
 
     def silence_lifted(self, node: ir.Node) -> None:
@@ -219,7 +219,7 @@ class Surgeon:
             chosen = self._choose(value, position, axis, f"{node.name}.kept")
             rank = len(self.axes(value))
             spread = self._spread(chosen[-1].outputs[0], rank, position, axis, f"{node.name}.zeros")
-            self.model.graph.insert_before(node, [*chosen, *spread])
+            graph_of(node).insert_before(node, [*chosen, *spread])
             node.replace_input_with(index, spread[-1].outputs[0])
 
     def compute_over_kept(self, node: ir.Node) -> None:
@@ -235,7 +235,7 @@ class Surgeon:
             for position in self.lost_axes(output):
                 axis = self.axes(output)[position]
                 spread = self._spread(result, rank, position, axis, f"{node.name}.spread.{index}.{position}")
-                self.model.graph.insert_after(after, spread)
+                graph_of(node).insert_after(after, spread)
                 after, result = spread[-1], spread[-1].outputs[0]
             if result is not output:
                 self.replace(output, result, uses)
@@ -247,7 +247,7 @@ class Surgeon:
             return self._constant(f"{value.name}.kept", self.cut_array(graph.array_of(original), axes))
         for position in self.lost_axes(value):
             chosen = self._choose(value, position, axes[position], f"{node.name}.kept.{index}.{position}")
-            self.model.graph.insert_before(node, chosen)
+            graph_of(node).insert_before(node, chosen)
             value = chosen[-1].outputs[0]
         return value
 
@@ -301,6 +301,16 @@ class Surgeon:
         self.stands_for[new.name or ""] = self.stands_for.get(old.name or "", old.name or "")
         for user, slot in uses:
             user.replace_input_with(slot, new)
+        node = old.producer()
+        if node is not None and graph_of(node) is not self.model.graph:
+            outputs = graph_of(node).outputs
+            outputs[:] = [new if value is old else value for value in outputs]
+
+
+def graph_of(node: ir.Node) -> ir.Graph:
+    """The graph, or body, in which `node` stands."""
+    assert isinstance(node.graph, ir.Graph), node.name
+    return node.graph
 
 
 def _by_node(records: Iterable[Record]) -> dict[str, list[Record]]:

@@ -30,7 +30,7 @@ def cut(coupling: Coupling, keep: Keep) -> ir.Model:
         return surgeon.model
     for value in list(surgeon.model.graph.initializers.values()):
         _cut_initializer(surgeon, value)
-    for node in list(surgeon.model.graph):
+    for node in list(surgeon.model.graph.all_nodes()):
         surgeon.repair(node)
     _set_shapes(surgeon)
     return surgeon.model
@@ -41,14 +41,16 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
     surgeon = Surgeon(coupling, keep)
     for value in list(surgeon.model.graph.initializers.values()):
         _silence_initializer(surgeon, value)
-    for node in list(surgeon.model.graph):
+    for node in list(surgeon.model.graph.all_nodes()):
         if node.name not in coupling.local or not surgeon.loses_reduced(node):
             continue
         if node.name in surgeon.lifts:
             surgeon.silence_lifted(node)
         else:
             surgeon.compute_over_kept(node)
-    extras.put(surgeon.model, replace(extras.of(surgeon.model), kept=_kept_positions(surgeon)))
+    extras.put(
+        surgeon.model, replace(extras.of(surgeon.model), kept=_kept_positions(surgeon), forced=coupling.shapes.forced)
+    )
     return surgeon.model
 
 
@@ -79,7 +81,7 @@ def _always(kept: np.ndarray, _length: int) -> np.ndarray:
 
 def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
     """(name, {position: axis}) of every computed value that loses positions."""
-    for node in surgeon.coupling.model.graph:
+    for node in surgeon.coupling.model.graph.all_nodes():
         for value in node.outputs:
             axes = surgeon.coupling.axes.get(value.name or "", ())
             if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
@@ -149,13 +151,14 @@ def _set_shapes(surgeon: Surgeon) -> None:
 
     onnxruntime shares memory between values whose sizes have the same name.
     """
-    for node in surgeon.model.graph:
-        for value in node.outputs:
-            lost = surgeon.lost_axes(value)
-            if not lost or value.shape is None:
-                continue
-            sizes = list(value.shape)
-            for position in lost:
-                known = isinstance(sizes[position], int)
-                sizes[position] = surgeon.kept(surgeon.axes(value)[position]) if known else ir.SymbolicDim(None)
-            value.shape = ir.Shape(sizes)
+    computed = (value for node in surgeon.model.graph.all_nodes() for value in node.outputs)
+    given = (value for body in surgeon.model.graph.subgraphs() for value in body.inputs)
+    for value in (*computed, *given):
+        lost = surgeon.lost_axes(value)
+        if not lost or value.shape is None:
+            continue
+        sizes = list(value.shape)
+        for position in lost:
+            known = isinstance(sizes[position], int)
+            sizes[position] = surgeon.kept(surgeon.axes(value)[position]) if known else ir.SymbolicDim(None)
+        value.shape = ir.Shape(sizes)

@@ -121,7 +121,7 @@ def _factor(h: np.ndarray) -> np.ndarray:
 def second_moments(context: Context, model: ir.Model, chosen: list[Layer], count: int) -> dict[str, Tensor]:
     """Mean of x x' over samples and positions for the inputs of each layer, ordered as `Layer.matrix` flattens them."""
     network = Network(model, trainable=()).to(context.device).eval()
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node.name: node for node in model.graph.all_nodes()}
     sums: dict[str, Tensor] = {}
     seen = dict.fromkeys((layer.weight for layer in chosen), 0)
     by_value: dict[str, list[Layer]] = {}

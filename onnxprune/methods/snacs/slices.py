@@ -138,7 +138,7 @@ def _zero(
 ) -> ir.Model:
     """The model with the masked slices at zero and their mean contributions in the biases that exist."""
     model = graph.copy(context.model)
-    nodes = {node.name: node for node in model.graph}
+    nodes = {node.name: node for node in model.graph.all_nodes()}
     for layer in layers:
         stays = _expand(layer, masks[layer.node], groups[layer.node], model)
         weight = model.graph.initializers[layer.initializer]

@@ -1,6 +1,6 @@
 """Shapes of values inside bodies of If, Loop and Scan, observed as the model runs.
 
-Nothing outside sees what a body computes, but its outputs. So each body gets further outputs: a *record* of every value,
+Outside of a body only its outputs are seen. So each body gets further outputs: a *record* of every value, which is
 a tensor of a fixed size (2, WIDTH) with the largest and the smallest of what was seen. A branch that is not taken gives
 records of nothing; those of a Loop or Scan are joined over its steps. What differs between steps is not known.
 """

@@ -7,6 +7,7 @@ records of nothing; those of a Loop or Scan are joined over its steps. What diff
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -94,7 +95,7 @@ class _Recorder:
     def __init__(self, opset: int, kinds: Mapping[str, onnx.TypeProto]) -> None:
         self.opset, self.kinds, self.count = opset, kinds, 0
 
-    def add(self, graph: GraphProto, op_type: str, *inputs: str, **attributes: object) -> str:
+    def add(self, graph: GraphProto, op_type: str, *inputs: str, **attributes: Any) -> str:
         self.count += 1
         name = f"record.{self.count}"
         graph.node.append(helper.make_node(op_type, inputs, [name], **attributes))

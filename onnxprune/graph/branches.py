@@ -23,7 +23,7 @@ def decide(model: ir.Model, choices: Mapping[str, bool]) -> ir.Model:
     model = extras.copy(model)
     for node in model.graph.all_nodes():
         if node.op_type == "If" and node.name in choices:
-            choice = add_constant(model.graph, f"{node.name}.choice", np.array(choices[node.name]))
+            choice = add_constant(model.graph, f"{node.name}.choice", np.array(choices[node.name or ""]))
             node.replace_input_with(0, choice)
     while inline_decided(model):
         pass

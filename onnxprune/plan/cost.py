@@ -201,8 +201,12 @@ def _macs_of(graph: ir.Graph, axes: Mapping[str, Sequence[Axis]]) -> list[Term]:
         if counted is not None:
             found.append(Term(node.name or "", counted[0], tuple(counted[1])))
         inside = [_macs_of(body, axes) for body in bodies.of(node)]
-        found += max(inside, key=lambda terms: sum(term.value({}) for term in terms), default=[])
+        found += max(inside, key=_whole, default=[])
     return found
+
+
+def _whole(terms: Sequence[Term]) -> float:
+    return sum(term.value({}) for term in terms)
 
 
 # MACs by operator: a coefficient and the axes of which the lengths multiply ----------------------------------------

@@ -201,7 +201,7 @@ def _macs_of(graph: ir.Graph, axes: Mapping[str, Sequence[Axis]]) -> list[Term]:
         if counted is not None:
             found.append(Term(node.name or "", counted[0], tuple(counted[1])))
         inside = [_macs_of(body, axes) for body in bodies.of(node)]
-        found += max(inside, key=_whole, default=[])
+        found += max(inside, key=_whole) if inside else ()
     return found
 
 

@@ -17,7 +17,7 @@ from onnxprune.graph import branches, extras, half, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
-from onnxprune.proof import decisions, inside
+from onnxprune.proof import decisions, inside, pieces
 from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
@@ -100,7 +100,7 @@ def _compare(
     evidence = [*_output_evidence(two, outputs, looked, theirs)]
     evidence += _inside_evidence(one, two, given, looked, floor)
     if look_inside:
-        evidence += _silent_evidence(one, two, given, looked, theirs, floor)
+        evidence += _piece_evidence(one, two, given, looked, theirs, floor)
     notes += [f"'{name}' varies too little to show an error by itself" for name in blind_outputs(two, theirs)[:3]]
     evidence += [Evidence("inside", twin, untested="too many numbers to hold") for _, twin in left]
     lost = [*missing, *looked.lost] if not all(found.ok for found in evidence) else []
@@ -278,7 +278,7 @@ def _inside_evidence(
         yield item("decision", twin, tally.worst(), tally.rows, _unstable(tally))
 
 
-def _silent_evidence(
+def _piece_evidence(
     cut: ir.Model,
     masked: ir.Model,
     few: Sequence[Feeds],
@@ -286,17 +286,17 @@ def _silent_evidence(
     theirs: Sequence[Mapping],
     floor: float,
 ) -> Iterator[Evidence]:
-    """Tables as a whole, and the weights behind values that never vary on these inputs, on random numbers instead."""
+    """Tables as a whole, and each piece of the models on random numbers of its own."""
     for name, tally in inside.tables(cut, masked, floor=floor):
         yield item("table", name, tally.worst(), tally.rows)
     try:
-        found = inside.behind_silence(cut, masked, few[0], looked, floor=floor) if few else {}
+        found = pieces.compared(cut, masked, few[0], looked, floor=floor) if few else {}
     except GraphError as error:
-        yield Evidence("silent", "", untested=f"the model does not run on random numbers inside ({error})")
+        yield Evidence("piece", "", untested=f"the model does not run on random numbers inside ({error})")
         return
-    for (_, twin), tally in found.items():
-        yield item("silent", twin, tally.worst(), tally.rows)
-    if not found and all(twin in looked.silent for _, twin in looked.values):
+    for name, tally in found.items():
+        yield item("piece", name, tally.worst(), tally.rows)
+    if not any(tally.of_whole().size for tally in found.values()) and all(b in looked.silent for _, b in looked.values):
         for name in blind_outputs(masked, theirs):
             yield Evidence("output", name, untested=f"it varies too little to show an error, {NOTHING_SHOWS}")
 

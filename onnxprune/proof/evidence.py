@@ -15,7 +15,7 @@ KINDS = {  # as a reader is told
     "inside": "value inside",
     "decision": "what a decision is made on",
     "table": "rows of a table",
-    "silent": "weights behind zeros",
+    "piece": "a piece of the model on random numbers",
     "branch": "branch that was not taken",
 }
 

@@ -21,6 +21,8 @@ UNKNOWN = 16  # taken for the size of an axis that is not known
 DEPTH = 3  # nodes between a stored weight and the node that reckons with it
 NEXT = 3  # nodes behind a value that the simplifier may have taken into the node in front of it
 SOFT = 0.1  # share of how far optimizations move the twin that counts as noise
+SAMPLED = 20_000  # numbers of an array from which its size is taken
+NEAR = 1e-2  # share of its size by which a value may differ and still be taken for the same one
 MOST_SOFT = 1e-2  # of the largest number: where they move it further they are wrong, which is no noise
 
 Value = tuple[str, str]  # (name in the cut model, name in the masked one)
@@ -36,9 +38,10 @@ class Looked:
     points: list[Point]  # that were replayed
     lost: list[str] = field(default_factory=list)  # decisions that could not be
     silent: set[str] = field(default_factory=set)  # of the twin's values: those that never vary, as a whole
-    dead: set[str] = field(default_factory=set)  # those with a position that is always zero, though it is kept
+    alike: list[Value] = field(default_factory=list)  # at which both models can be cut into pieces, see pieces.py
     twins: dict[str, np.ndarray] = field(default_factory=dict)  # what stands for an array: its shape and type, twin's
     owns: dict[str, np.ndarray] = field(default_factory=dict)  # and those of the cut model, at the first batch
+    sizes: dict[str, float] = field(default_factory=dict)  # how large the twin's numbers are there
 
     def holds(self) -> bool:
         """Whether nothing inside differs, nor what decisions are made on."""
@@ -51,13 +54,13 @@ def weighted(masked: ir.Model, cut: ir.Model) -> list[Value]:
     return [
         (value.name or "", value.name or "")
         for node in masked.graph
-        if any(_is_weight(v) for v in node.inputs)
+        if any(is_weight(v) for v in node.inputs)
         for value in node.outputs
         if value.name and value.name in own and (value.uses() or value.is_graph_output())
     ]
 
 
-def _is_weight(value: ir.Value | None, depth: int = DEPTH) -> bool:
+def is_weight(value: ir.Value | None, depth: int = DEPTH) -> bool:
     """Whether a value is a stored weight, or computed from nothing but stored numbers, as quantized ones are."""
     if value is None:
         return False
@@ -69,8 +72,8 @@ def _is_weight(value: ir.Value | None, depth: int = DEPTH) -> bool:
     if node is None or depth == 0:
         return False
     read = [v for v in node.inputs if v is not None]
-    stored = all(v.is_initializer() or _is_weight(v, depth - 1) for v in read)
-    return bool(read) and stored and any(_is_weight(v, depth - 1) for v in read)
+    stored = all(v.is_initializer() or is_weight(v, depth - 1) for v in read)
+    return bool(read) and stored and any(is_weight(v, depth - 1) for v in read)
 
 
 def _holds_weights(kind: ir.DataType) -> bool:
@@ -127,8 +130,7 @@ def look(
     owns = list(dict.fromkeys([*(own for own, _ in values), *(p.own for p in points)]))
     weighing = read_by_weighted(cut, masked) if values else []
     reads = {p.twin for p in weighing}
-    stacked = _read_by_stacked(masked, weighing)
-    base = _session(masked, list(dict.fromkeys([*twins, *reads])))
+    base = open_inside(masked, list(dict.fromkeys([*twins, *reads])))
     first = sessions.run(base, batches[0])
     points, lost, shapes_at = _usable(cut, masked, batches, points, first)
     names = [value.name or "" for value in masked.graph.outputs]
@@ -140,12 +142,11 @@ def look(
         lost,
     )
     fed_cut = decisions.fed(cut, points, attrgetter("ours"), first)
-    ours = _session(fed_cut, list(dict.fromkeys([*owns, *(p.own for p in weighing)])))
+    ours = open_inside(fed_cut, list(dict.fromkeys([*owns, *(p.own for p in weighing)])))
     fed = decisions.fed(masked, points, attrgetter("theirs"), first)
-    noisy = [_session(noise.moved(fed, seed), twins) for seed in range(noise_runs)]
+    noisy = [open_inside(noise.moved(fed, seed), twins) for seed in range(noise_runs)]
     kept = extras.of(masked).kept
     told: dict[str, bool] = {}
-    alive: dict[str, bool] = {}
     for number, batch in enumerate(batches):
         theirs = first if number == 0 else sessions.run(base, batch)
         full = {p.feed: theirs[p.twin] for p in points}
@@ -155,7 +156,7 @@ def look(
         own = sessions.run(ours, {**batch, **_fed_to_cut(theirs, points, kept, shapes_at(batch))})
         for tallies in (found.values, found.decisions):
             for (a, b), tally in tallies.items():
-                _tally(tally, own[a], theirs[b], [o[b] for o in others], b, kept)
+                add_to(tally, own[a], theirs[b], [o[b] for o in others], b, kept)
         soft = [_softened(theirs, optimized[number], names)] if optimized else []
         for name, tally in found.outputs.items():
             tally.add(own[name], theirs[name], [o[name] for o in (*others, *soft) if name in o])
@@ -164,11 +165,29 @@ def look(
         if number == 0:
             found.twins = {name: _hollow(array) for name, array in theirs.items()}
             found.owns = {name: _hollow(array) for name, array in own.items()}
-        for twin in reads:
-            alive[twin] = alive.get(twin, False) or _is_alive(theirs[twin], twin, kept, twin in stacked)
+            found.sizes = {name: _size_of(array) for name, array in theirs.items()}
+            pairs = [*values, *((p.own, p.twin) for p in (*weighing, *points))]
+            found.alike = [
+                pair for pair in dict.fromkeys(pairs) if _alike(own[pair[0]], theirs[pair[1]], pair[1], kept)
+            ]
     found.silent = {twin for twin, varies in told.items() if not varies}
-    found.dead = {twin for twin, lives in alive.items() if not lives or twin in found.silent}
     return found
+
+
+def _size_of(array: object) -> float:
+    """The root of the mean square of the finite numbers, 1 where all are zero."""
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        return 1.0
+    some = array.ravel()[:: max(1, array.size // SAMPLED)].astype(np.float64)
+    some = some[np.isfinite(some)]
+    return float(np.sqrt(np.mean(some**2))) or 1.0 if some.size else 1.0
+
+
+def _alike(own: object, theirs: object, name: str, kept: Kept) -> bool:
+    """Whether both are the same value: the simplifier may have given a name to what follows it."""
+    found = Tally(NEAR)
+    add_to(found, own, theirs, (), name, kept)
+    return found.worst().share <= 1
 
 
 def _hollow(array: object) -> np.ndarray:
@@ -177,7 +196,7 @@ def _hollow(array: object) -> np.ndarray:
     return np.broadcast_to(np.zeros((), like.dtype), like.shape)
 
 
-def _session(model: ir.Model, extra: Sequence[str]):
+def open_inside(model: ir.Model, extra: Sequence[str]):
     return sessions.open_session(model, extra_outputs=extra, threads=sessions.few_threads(), optimize=False, lean=True)
 
 
@@ -187,7 +206,7 @@ def _usable(
     """(the points that can be fed, nodes of those that cannot, shapes of the cut model's values on a batch)."""
     if not points:
         return [], [], lambda _: {}
-    session = _session(cut, list(dict.fromkeys(p.own for p in points)))
+    session = open_inside(cut, list(dict.fromkeys(p.own for p in points)))
 
     def shapes_at(batch: Feeds) -> dict[str, tuple[int, ...]]:
         return {name: np.shape(array) for name, array in sessions.run(session, batch).items()}
@@ -226,16 +245,16 @@ def _at_kept_of_any_length(array: np.ndarray, name: str, kept: Kept) -> np.ndarr
     return array
 
 
-def _tally(tally: Tally, own: object, theirs: object, others: Sequence[object], name: str, kept: Kept) -> None:
+def add_to(found: Tally, own: object, theirs: object, others: Sequence[object], name: str, kept: Kept) -> None:
     if not isinstance(own, np.ndarray) or not isinstance(theirs, np.ndarray):
-        tally.add(own, theirs, others)
+        found.add(own, theirs, others)
         return
     for axis in kept.get(name, {}):
         own, theirs, others = _where_it_counts(own, theirs, others, axis, kept[name][axis])
     choose = partial(at_kept, name=name, kept=kept, shape=own.shape)
     twin = choose(theirs)
     chosen = [choose(other) for other in others if isinstance(other, np.ndarray)]
-    tally.add(own, theirs if twin is None else twin, [other for other in chosen if other is not None])
+    found.add(own, theirs if twin is None else twin, [other for other in chosen if other is not None])
 
 
 def _where_it_counts(
@@ -277,121 +296,16 @@ def _varies(array: object) -> bool:
     return not isinstance(array, np.ndarray) or array.dtype.kind != "f" or telling([array])
 
 
-def _read_by_stacked(masked: ir.Model, weighing: Sequence[Point]) -> set[str]:
-    """Of the values that nodes with weights read, those of which each matrix of a stack reads its own: experts."""
-    nodes = list(masked.graph)
-    return {
-        p.twin
-        for p in weighing
-        for value in nodes[p.theirs].inputs
-        if value is not None and _is_weight(value) and value.shape is not None
-        if nodes[p.theirs].op_type == "MatMul" and len(value.shape) > 2 and value.shape[0] != 1
-    }
-
-
-def _is_alive(array: object, name: str, kept: Kept, stacked: bool) -> bool:
-    """Whether no kept position of an axis is zero throughout; weights that are multiplied with it show nothing then.
-
-    stacked: each matrix of a stack of weights has its own part of the array.
-    """
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or array.ndim < 2:
-        return True
-    chosen = kept.get(name, {})
-    fits = all(positions(array.shape[k]).max(initial=0) < array.shape[k] for k, positions in chosen.items())
-    array = _at_kept_of_any_length(array, name, kept) if fits else array
-    if stacked and not np.any(array, axis=-2).all():
-        return False
-    channels = {1, array.ndim - 1}
-    return all(np.any(array, axis=tuple(k for k in range(array.ndim) if k != axis)).all() for axis in channels)
-
-
-# Behind zeros -------------------------------------------------------------------------------------------------------
-
-
-def behind_silence(
-    cut: ir.Model, masked: ir.Model, batch: Feeds, looked: Looked, *, floor: float = FLOOR, seed: int = 0
-) -> dict[Value, Tally]:
-    """What nodes with weights give on random numbers, where what they read never varies: else nothing tests them.
-
-    What they would read without these is compared as well, for an activation that stands between two such nodes.
-    """
-    reads = [p for p in read_by_weighted(cut, masked) if p.twin in looked.dead]
-    if not reads:
-        return {}
-    kept = extras.of(masked).kept
-    base, own = looked.twins, looked.owns
-    rng = np.random.default_rng(seed)
-    full, few, used = {}, {}, []
-    for point in reads:
-        random = _random_at_kept(base[point.twin], point.twin, kept, np.shape(own[point.own]), rng)
-        if random is not None:
-            full[point.feed], few[point.feed] = random
-            used.append(point)
-    nodes, others = list(masked.graph), list(cut.graph)
-    values = [(first_output(others[p.ours]), first_output(nodes[p.theirs])) for p in used]
-    if not values:
-        return {}
-    values += [(p.own, p.twin) for p in used if _follows_smoothly(nodes[p.theirs].inputs[p.index])]
-    ours = _session(decisions.fed(cut, used, attrgetter("ours"), base), [a for a, _ in values])
-    fed = decisions.fed(masked, used, attrgetter("theirs"), base)
-    names = [b for _, b in values]
-    a, b = sessions.run(ours, {**batch, **few}), sessions.run(_session(fed, names), {**batch, **full})
-    found = _tallied(values, a, b, (), kept, floor)
-    if all(tally.worst().share <= 1 for tally in found.values()):
-        return found
-    moved = sessions.run(_session(noise.moved(fed, seed), names), {**batch, **full})
-    return _tallied(values, a, b, [moved], kept, floor)
-
-
-def _follows_smoothly(value: ir.Value | None) -> bool:
-    """Whether no decision stands between `value` and the nodes with weights in front of it: see decisions.py."""
-    left, seen = [value], set()
-    while left:
-        value = left.pop()
-        node = None if value is None else value.producer()
-        if node is None or node in seen or any(_is_weight(v) for v in node.inputs):
-            continue
-        if decisions.decides(node):
-            return False
-        seen.add(node)
-        left.extend(node.inputs)
-    return True
-
-
-def _tallied(
-    values: Sequence[Value], ours: Mapping, theirs: Mapping, noisy: Sequence[Mapping], kept: Kept, floor: float
-) -> dict[Value, Tally]:
-    found = {}
-    for a, b in dict.fromkeys(values):
-        found[a, b] = Tally(floor)
-        _tally(found[a, b], ours[a], theirs[b], [other[b] for other in noisy], b, kept)
-    return found
-
-
 def read_by_weighted(cut: ir.Model, masked: ir.Model) -> list[Point]:
     """The computed floats that nodes with weights read, in both models."""
     own = {first_output(node): (number, node) for number, node in enumerate(cut.graph)}
     found: list[Point] = []
     for number, node in enumerate(masked.graph):
         other = own.get(first_output(node))
-        if other is None or other[1].op_type != node.op_type or not any(_is_weight(v) for v in node.inputs):
+        if other is None or other[1].op_type != node.op_type or not any(is_weight(v) for v in node.inputs):
             continue
         found += decisions.points_of(*other, number, node)
     return found
-
-
-def _random_at_kept(
-    like: np.ndarray, name: str, kept: Kept, shape: Sequence[int], rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """(random numbers in the shape of the twin's value, zero where positions are gone; those of the cut model)."""
-    random = rng.standard_normal(like.shape, np.float32).astype(like.dtype)
-    if like.shape != tuple(shape):
-        for axis, positions in kept.get(name, {}).items():
-            gone = np.ones(like.shape[axis], bool)
-            gone[positions(like.shape[axis])] = False
-            random[(*[slice(None)] * axis, gone)] = 0
-    few = at_kept(random, name, kept, shape)
-    return None if few is None else (random, few)
 
 
 # Tables -------------------------------------------------------------------------------------------------------------

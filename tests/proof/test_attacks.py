@@ -145,7 +145,7 @@ def test_wrong_weights_behind_nothing_but_zeros_are_found():
     honest = attack.judged()
     assert honest.ok
     assert "'y' varies too little" in honest.note
-    assert "silent" in {item.kind for item in honest.evidence}
+    assert "piece" in {item.kind for item in honest.evidence}
     assert not attack.judged(w3=lambda w: w * 7 + 3).ok
 
 

@@ -209,7 +209,7 @@ def test_where_outputs_show_little_what_stands_in_front_is_compared(end):
 
 
 def test_when_nothing_shows_anything_it_is_said():
-    text = "(float[n,4] x, float[4] z) => (float[n,4] y) { a = Mul(x, z) b = Relu(a) y = Neg(b) }"
+    text = "(float[n,4] x, float[4] z) => (float[n,4] y) { y = Mul(x, z) }"
     one = model(text, {"z": [0, 0, 0, 0]})
     found = comparison.compare(one, one.clone(), comparison.random_feeds(one, analyze(one).shapes))
     assert found.ok

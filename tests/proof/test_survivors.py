@@ -71,3 +71,21 @@ def test_an_honest_cut_that_convolves_along_an_axis_that_shrank_is_accepted():
         graph.set_constant(kernel, graph.array_of(kernel)[:, :, ::-1].copy())
 
     assert judged(text, {"s": [2, 1, 16], "t": [2, 80]}, turned) == (True, False)
+
+
+# Of 40 positions one is nearly always positive, and with it the largest.
+LARGEST = (
+    "(float[3,6,40] x, float[8,6,3] w, float[8] b, float[8,4] v, int64[1] t) => (float[3,4] y) "
+    "{ a = Conv(x, w, b) c = Relu(a) d = ReduceMax<keepdims = 0>(c, t) y = MatMul(d, v) }"
+)
+
+
+def _without_relu(model) -> None:
+    node = next(node for node in model.graph if node.op_type == "Relu")
+    for use in list(node.outputs[0].uses()):
+        use.node.replace_input_with(use.idx, node.inputs[0])
+
+
+def test_an_activation_left_out_in_front_of_a_maximum_is_found():
+    """The maximum was positive on all inputs that were tried."""
+    assert judged(LARGEST, {"b": np.full(8, 2), "t": np.array([2])}, _without_relu) == (True, False)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from onnxprune.api import analyze, prune
     from onnxprune.bridge.ops.registry import torch_function as torch_op
-    from onnxprune.coupling import Coupling, coupling_rule
+    from onnxprune.coupling import Coupling, Weights, coupling_rule
     from onnxprune.errors import OnnxPruneError
     from onnxprune.methods.base import Outcome, method
     from onnxprune.plan import Plan
@@ -26,6 +26,7 @@ _HOMES = {
     "Outcome": "onnxprune.methods.base",
     "Plan": "onnxprune.plan",
     "Result": "onnxprune.run.pipeline",
+    "Weights": "onnxprune.coupling",
     "analyze": "onnxprune.api",
     "coupling_rule": "onnxprune.coupling",
     "macs_rule": "onnxprune.plan.cost",
@@ -39,6 +40,7 @@ __all__ = [
     "Outcome",
     "Plan",
     "Result",
+    "Weights",
     "analyze",
     "coupling_rule",
     "macs_rule",

@@ -8,11 +8,11 @@ import onnx_ir as ir
 
 from onnxprune.bridge.ops.registry import TorchFunction, find
 from onnxprune.bridge.tensors import TRAINABLE_TYPES
+from onnxprune.coupling.layers import layer_of
 from onnxprune.outputs.kinds import decided_on
 
 # A single number at one of these is a constant of the formula (the 0.5 of a GELU, an epsilon), not a parameter.
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum", "Mean", "Mod"})
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def initializers(graph: ir.Graph) -> dict[str, ir.Value]:
@@ -115,5 +115,5 @@ def _is_formula(node: ir.Node, value: ir.Value) -> bool:
     if node.op_type not in ARITHMETIC:
         return False
     others = [other.producer() for other in node.inputs if other is not None and other is not value]
-    behind_linear = any(producer is not None and producer.op_type in LINEAR for producer in others)
+    behind_linear = any(layer_of(producer) is not None for producer in others)
     return not (node.op_type == "Add" and behind_linear)

@@ -251,7 +251,7 @@ def _ops(given: list[str]) -> int:
     torch_ops = {key[:2] for key in ops.registered()}
     streams.say(f"{'operator':44s} couple torch cost")
     for domain, op_type in sorted(set(RULES) | torch_ops):
-        marks = [(domain, op_type) in RULES, (domain, op_type) in torch_ops, op_type in cost.MACS]
+        marks = [(domain, op_type) in RULES, (domain, op_type) in torch_ops, cost.counts(domain, op_type)]
         name = f"{domain}.{op_type}" if domain else op_type
         streams.say(f"{name:44s} {'  '.join('yes ' if mark else '-   ' for mark in marks)}".rstrip())
     return 0

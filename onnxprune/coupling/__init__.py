@@ -2,6 +2,7 @@
 
 from onnxprune.coupling.analyze import Coupling, Member, analyze
 from onnxprune.coupling.dims import Axis, Dim, Keep, Reason, unit_positions
+from onnxprune.coupling.layers import Weights
 from onnxprune.coupling.node import Length, NodeAxes, Range
 from onnxprune.coupling.registry import coupling_rule
 
@@ -15,6 +16,7 @@ __all__ = [
     "NodeAxes",
     "Range",
     "Reason",
+    "Weights",
     "analyze",
     "coupling_rule",
     "unit_positions",

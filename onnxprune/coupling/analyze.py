@@ -12,6 +12,7 @@ from onnxprune import graph
 from onnxprune.coupling import bodies, dims, silence
 from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
+from onnxprune.coupling.layers import layer_of
 from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
@@ -226,11 +227,27 @@ class Analysis:
                 self.freeze(node.inputs[index], Reason(f"{node.op_type}: read as numbers", node.name or ""))
         try:
             rule(NodeAxes(self, node))
+            self._note_weights(node)
         except UnknownShapeError as unknown:
             self.opaque(node, f"the shape of '{unknown}' is not known")
         except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
             # A rule that meets what it was not written for must not end the run; the reason names it.
             self.opaque(node, f"{RAISED}: {type(error).__name__} {error}")
+
+    def _note_weights(self, node: ir.Node) -> None:
+        """The roles of a weighted layer's weight and bias, wherever its rule gave them none."""
+        layer = layer_of(node)
+        if layer is None:
+            return
+        rank = len(self.axes_of(layer.weight))
+        places: dict[tuple[int, int], Role] = {
+            (layer.weights.weight, layer.outputs(rank)): "produces",
+            (layer.weights.weight, layer.inputs(rank)): "consumes",
+        }
+        if layer.bias is not None and layer.weights.bias is not None:
+            places[layer.weights.bias, len(self.axes_of(layer.bias)) - 1] = "produces"
+        for (index, axis), role in places.items():
+            self.roles.setdefault((node.name or "", index, axis), role)
 
     def _visit_bodies(self, node: ir.Node) -> None:
         try:

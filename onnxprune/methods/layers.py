@@ -9,21 +9,24 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
+from onnxprune.coupling.layers import Kind, layer_of
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One Conv, Gemm or MatMul with a constant weight.
+    """One convolution or product of matrices with a constant weight.
 
-    outputs, inputs: axes of the weight. groups: of a convolution. first: it reads a graph input; last: its answer,
-    perhaps through a bias or softmax, is a graph output. bias: initializer that the same node adds, or None.
+    x_axis: of the channels in what it reads. outputs, inputs: axes of the weight. groups: of a convolution. first: it
+    reads a graph input; last: its answer, perhaps through a bias or softmax, is a graph output. bias: initializer that
+    the same node adds, or None.
     """
 
     node: str
-    op_type: str
+    kind: Kind
     weight: str
     bias: str | None
     data: str  # name of the value that it reads
+    x_axis: int
     outputs: int
     inputs: int
     groups: int
@@ -42,24 +45,25 @@ def linear_layers(model: ir.Model) -> list[Layer]:
 
 
 def _layer(node: ir.Node) -> Layer | None:
-    if node.op_type not in ("Conv", "Gemm", "MatMul") or len(node.inputs) < 2:
+    found = layer_of(node)
+    if found is None or found.weights.fused or found.kind == "transposed":
         return None
-    data, weight = node.inputs[0], _held(node.inputs[1])
+    weight, bias = _held(found.weight), _held(found.bias)
     w = graph.constant(weight)
-    if w is None or data is None or weight is None or w.dtype.kind != "f":
+    if w is None or weight is None or w.dtype.kind != "f" or (found.kind == "matrix" and w.ndim != 2):
         return None
-    if node.op_type == "Conv":
-        outputs, inputs, groups = 0, 1, node.attributes.get_int("group", 1)
-    else:
-        if w.ndim != 2:
-            return None
-        outputs, inputs = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
-        groups = 1
-    bias = _held(node.inputs[2]) if len(node.inputs) > 2 else None
-    first, last = _first(data), _last(node)
-    name = bias.name if bias is not None else None
     return Layer(
-        node.name or "", node.op_type, weight.name or "", name, data.name or "", outputs, inputs, groups, first, last
+        node.name or "",
+        found.kind,
+        weight.name or "",
+        bias.name if bias is not None else None,
+        found.x.name or "",
+        found.x_axis,
+        found.outputs(w.ndim),
+        found.inputs(w.ndim),
+        found.groups,
+        _first(found.x),
+        _last(node),
     )
 
 

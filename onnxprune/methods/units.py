@@ -11,11 +11,12 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, dims, unit_positions
+from onnxprune.coupling.layers import layer_of
+from onnxprune.coupling.node import Role
 from onnxprune.graph import quantized
 from onnxprune.methods.base import Context, slices
 
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Identity"})
-LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 ELEMENTWISE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div", "BiasAdd"})
 
 
@@ -50,25 +51,22 @@ def in_role(context: Context, dim: Dim, role: str) -> list[tuple[Member, np.ndar
     """Like `slices`, for initializers that reach their layer through Cast or DequantizeLinear as well."""
     nodes = {node.name: node for node in context.model.graph.all_nodes()}
     places = slices(context, dim, role, "follows")
-    found = [(_behind(nodes[member.node], member), array, positions) for member, array, positions in places]
+    found = [(_behind(nodes[member.node], member, array.ndim), array, units) for member, array, units in places]
     return [entry for entry in found if entry[0].role == role]
 
 
-def _behind(node: ir.Node, member: Member) -> Member:
+def _behind(node: ir.Node, member: Member, rank: int) -> Member:
     """`member` with its role and input index at the layer that alone reads the converted weight, if that is so."""
     users = list(node.outputs[0].uses())
     if member.role != "follows" or node.op_type not in CONVERSIONS or member.input or len(users) != 1:
         return member
     user, index = users[0]
-    if user.op_type not in LAYERS or index == 0:
+    layer = layer_of(user)
+    if layer is None or index == 0:
         return member
-    if index == 1:
-        produced = {"ConvTranspose": 1, "Gemm": 1 - user.attributes.get_int("transB", 0), "MatMul": 1}.get(
-            user.op_type, 0
-        )
-        if member.axis > 1:
-            return member
-        return replace(member, role="produces" if member.axis == produced else "consumes")
+    if index == layer.weights.weight:
+        roles: dict[int, Role] = {layer.inputs(rank): "consumes", layer.outputs(rank): "produces"}
+        return replace(member, role=roles.get(member.axis, member.role))
     return replace(member, role="produces", input=index)
 
 
@@ -96,7 +94,7 @@ def folded(node: ir.Node, member: Member, w: np.ndarray) -> np.ndarray:
 def norm_scale(node: ir.Node) -> np.ndarray | None:
     """gamma / sqrt(var + eps) (C,) of the BatchNormalization that alone reads the output of `node`."""
     users = list(node.outputs[0].uses())
-    if node.op_type in CONVERSIONS and len(users) == 1 and users[0].node.op_type in LAYERS:
+    if node.op_type in CONVERSIONS and len(users) == 1 and layer_of(users[0].node) is not None:
         users = list(users[0].node.outputs[0].uses())
     if len(users) != 1 or users[0].node.op_type != "BatchNormalization" or users[0].idx != 0:
         return None

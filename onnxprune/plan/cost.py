@@ -18,6 +18,7 @@ import onnx_ir as ir
 
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Axis, Dim
+from onnxprune.coupling.layers import STATED, Layer, layer_of
 from onnxprune.coupling.rules.matrix import expand_term
 from onnxprune.graph import bodies, defaults, quantized, shapes
 
@@ -179,7 +180,28 @@ def _batch_dims(coupling: Coupling) -> dict[Dim, int]:
 
 def _counted(n: NodeCost) -> Counted | None:
     rule = MACS.get(n.node.op_type)
-    return None if rule is None else rule(n)
+    if rule is not None:
+        return rule(n)
+    layer = layer_of(n.node)
+    return None if layer is None else _of_layer(n, layer)
+
+
+def counts(domain: str, op_type: str) -> bool:
+    """Whether MACs of the operator are counted."""
+    return op_type in MACS or (domain, op_type) in STATED
+
+
+def _of_layer(n: NodeCost, layer: Layer) -> Counted | None:
+    """A weighted layer without a rule of its own: each output, of a transposed convolution each input, meets a kernel
+    of channels."""
+    w = n.x(layer.weights.weight)
+    positions = n.x(0) if layer.kind == "transposed" else n.y()
+    if len(w) < 2 or not positions:
+        return None
+    channels = {layer.outputs(len(w)), layer.inputs(len(w))}
+    summed = w[layer.outputs(len(w)) if layer.kind == "transposed" else layer.inputs(len(w))]
+    kernel = [dims.length(axis) for k, axis in enumerate(w) if k not in channels] if layer.spatial else []
+    return float(prod(kernel)), [*positions, summed]
 
 
 def _axes(coupling: Coupling) -> Mapping[str, Sequence[Axis]]:

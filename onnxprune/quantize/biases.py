@@ -13,12 +13,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
+from onnxprune.coupling.layers import Layer, layer_of
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import parts
 from onnxprune.quantize.prepare import drop_unused
-
-CHANNELS = {"Conv": 1, "Gemm": -1}  # axis of the output on which the bias stands
 
 
 def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> tuple[ir.Model, int]:
@@ -56,7 +55,12 @@ def _measuring(floats: ir.Model, quantized: ir.Model) -> tuple[ir.Model, dict[st
     made: list[ir.Node] = []
     for node in list(model.graph):
         twin = own.get(node.name)
-        if node.op_type not in CHANNELS or twin is None or twin.op_type != node.op_type or not _bias_fits(node):
+        layer = layer_of(node)
+        if layer is None or layer.weights.fused or layer.kind == "transposed":
+            continue
+        if (layer.weights.weight, layer.weights.bias) != (1, 2) or not _bias_fits(node):
+            continue
+        if twin is None or twin.op_type != node.op_type:
             continue
         w, stored = graph.constant(node.inputs[1]), parts.stored(twin.inputs[1])
         if w is None or stored is None:
@@ -66,7 +70,7 @@ def _measuring(floats: ir.Model, quantized: ir.Model) -> tuple[ir.Model, dict[st
         product = ir.Node("", node.op_type, [node.inputs[0], missing], rest, name=f"{node.name}/error", num_outputs=1)
         value = product.outputs[0]
         value.name = f"{node.name}/error"
-        mean = _mean(model, node, value)
+        mean = _mean(model, layer, w.ndim if layer.spatial else 2, value)
         made += [product, mean]
         names[node.name or ""] = mean.outputs[0].name or ""
     model.graph.extend(made)
@@ -75,10 +79,10 @@ def _measuring(floats: ir.Model, quantized: ir.Model) -> tuple[ir.Model, dict[st
     return model, names
 
 
-def _mean(model: ir.Model, node: ir.Node, value: ir.Value) -> ir.Node:
-    """The mean of `value` over all axes but that of its channels."""
-    rank = graph.array_of(node.inputs[1]).ndim if node.op_type == "Conv" else 2  # type: ignore[arg-type]
-    axes = [axis for axis in range(rank) if axis != CHANNELS[node.op_type] % rank]
+def _mean(model: ir.Model, layer: Layer, rank: int, value: ir.Value) -> ir.Node:
+    """The mean of `value`, like the output of `layer` with `rank` axes, over all axes but that of its channels."""
+    node = layer.node
+    axes = [axis for axis in range(rank) if axis != layer.y_axis % rank]
     keep = ir.AttrInt64("keepdims", 0)
     if model.opset_imports.get("", 13) >= 18:
         named = graph.add_constant(model.graph, f"{node.name}/axes", np.array(axes, np.int64))

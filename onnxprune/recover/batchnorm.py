@@ -25,7 +25,7 @@ def with_batchnorm(cut_model: ir.Model, samples: Samples, device: torch.device, 
     """
     for linear in linears(cut_model).values():
         b = read_bias(linear)
-        if linear.node.op_type == "Conv" and b is not None and len(linear.node.inputs) < 3:
+        if linear.kind == "convolution" and b is not None and linear.bias is None:
             write_bias(cut_model, linear, b)
     model = graph.copy(cut_model)
     _without_casts(model)

@@ -16,16 +16,16 @@ from onnxprune.recover.linear import Linear, linears, number, only_user, stored_
 
 
 def bias_add(linear: Linear) -> ir.Node | None:
-    """The Add that gives a MatMul its bias, or None."""
+    """The Add that gives a layer its bias that reads none itself, or None."""
     node = only_user(linear.y)
-    if linear.node.op_type != "MatMul" or node is None or node.op_type != "Add":
+    if linear.weights.bias is not None or node is None or node.op_type != "Add":
         return None
     other = node.inputs[1] if node.inputs[0] is linear.y else node.inputs[0]
     stored = stored_behind(other)
     if stored is None:
         return None
     shape = graph.array_of(stored).shape
-    return node if shape and shape[-1] == _width(linear) == np.prod(shape) else None
+    return node if shape and shape[-1] == linear.width == np.prod(shape) else None
 
 
 def output_of(linear: Linear) -> ir.Value:
@@ -38,14 +38,14 @@ def read_bias(linear: Linear) -> np.ndarray | None:
     """b (O,) float32, zeros where there is none, None where it is computed, shared or differs from row to row."""
     value, factor = _slot(linear)
     if value is None:
-        return np.zeros(_width(linear), np.float32)
+        return np.zeros(linear.width, np.float32)
     stored = stored_behind(value)
     if stored is None or len(list(users(stored))) > 1:
         return None
     array = np.asarray(graph.array_of(stored), np.float32) * np.float32(factor)
-    if array.size not in (1, _width(linear)) or (array.size > 1 and array.shape[-1] != array.size):
+    if array.size not in (1, linear.width) or (array.size > 1 and array.shape[-1] != array.size):
         return None
-    return np.broadcast_to(array.reshape(-1), (_width(linear),)).copy()
+    return np.broadcast_to(array.reshape(-1), (linear.width,)).copy()
 
 
 def add_to_bias(model: ir.Model, linear: Linear, delta: np.ndarray) -> bool:
@@ -67,10 +67,10 @@ def write_bias(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
     """Sets b (O,), in the stored type; makes the bias where there is none."""
     value, factor = _slot(linear)
     stored = stored_behind(value)
-    b = np.asarray(b, np.float32) / np.float32(factor or 1.0)
     if stored is None or factor == 0:
-        _make(model, linear, b)
+        _make(model, linear, np.asarray(b, np.float32))  # which takes the factor away
         return
+    b = np.asarray(b, np.float32) / np.float32(factor)
     shape = graph.array_of(stored).shape
     _store(stored, b.reshape(shape if np.prod(shape) == b.size else (b.size,)))
 
@@ -81,7 +81,7 @@ def takes_bias(linear: Linear) -> bool:
     A product of matrices without a bias cannot: with one it would be fused to another operator when the model is
     finished, and no longer be found under its name.
     """
-    if linear.node.op_type == "MatMul" and bias_add(linear) is None:
+    if linear.weights.bias is None and bias_add(linear) is None:
         return linear.y.shape is not None and len(linear.y.shape) > 2
     return read_bias(linear) is not None
 
@@ -89,7 +89,7 @@ def takes_bias(linear: Linear) -> bool:
 def most_made(model: ir.Model) -> tuple[int, int]:
     """(biases, numbers in them) that recovery can at most give to linear nodes of `model` that have none."""
     widths = [
-        _width(linear)
+        linear.width
         for linear in linears(model).values()
         if not has_bias(linear) and _norm_behind(linear) is None and takes_bias(linear)
     ]
@@ -126,25 +126,14 @@ def has_bias(linear: Linear) -> bool:
     return _slot(linear)[0] is not None
 
 
-def _width(linear: Linear) -> int:
-    """Number of output channels, O."""
-    shape = graph.array_of(linear.stored).shape
-    if linear.node.op_type == "Conv":
-        return shape[0]
-    if linear.node.op_type == "ConvTranspose":
-        return shape[1] * linear.groups
-    return shape[0] if number(linear.node, "transB", 0) else shape[1]
-
-
 def _slot(linear: Linear) -> tuple[ir.Value | None, float]:
     """(the value that is the bias, the factor before it)."""
-    if linear.node.op_type == "MatMul":
+    if linear.weights.bias is None:
         add = bias_add(linear)
         if add is None:
             return None, 1.0
         return (add.inputs[1] if add.inputs[0] is linear.y else add.inputs[0]), 1.0
-    value = linear.node.inputs[2] if len(linear.node.inputs) > 2 else None
-    return value, number(linear.node, "beta", 1.0) if linear.node.op_type == "Gemm" else 1.0
+    return linear.bias, linear.beta
 
 
 def _norm_behind(linear: Linear) -> ir.Node | None:
@@ -162,18 +151,18 @@ def _store(value: ir.Value, array: np.ndarray) -> None:
 
 def _make(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
     node = linear.node
-    dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
-    dtype = dtype or linear.y.dtype or linear.stored.dtype
+    dtype = linear.weight.dtype or linear.y.dtype or linear.stored.dtype
     assert dtype is not None
     value = graph.add_constant(model.graph, f"{node.name}.bias", b.astype(dtype.numpy()))
-    if node.op_type == "MatMul":
+    index = linear.weights.bias
+    if index is None:
         _insert_add(model, linear, value)
-    else:
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        node.replace_input_with(2, value)
-        if node.op_type == "Gemm":
-            node.attributes.pop("beta", None)
+        return
+    if len(node.inputs) <= index:
+        node.resize_inputs(index + 1)
+    node.replace_input_with(index, value)
+    if linear.weights.beta is not None:
+        node.attributes.pop(linear.weights.beta, None)
 
 
 def _insert_add(model: ir.Model, linear: Linear, bias: ir.Value) -> None:

@@ -47,9 +47,10 @@ def noise_feeds(model: ir.Model, coupling: Coupling) -> Iterator[Mapping[str, np
 
 def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, live: dict[Dim, np.ndarray]) -> None:
     """Zeroes dropped units of one node; notes in `live` the units that say something, and makes their biases zero."""
-    axes, axis = coupling.axes.get(linear.stored.name or ""), output_axis(linear)
+    axes = coupling.axes.get(linear.stored.name or "")
     if not axes:
         return
+    axis = linear.outputs(len(axes))
     dropped = ~dims.keep_mask(axes[axis], keep)
     if not dropped.any():
         return
@@ -76,13 +77,7 @@ def _note(live: dict[Dim, np.ndarray], axis: dims.Axis, positions: np.ndarray) -
 
 def _depthwise(linear: Linear) -> bool:
     shape = graph.array_of(linear.stored).shape
-    return linear.node.op_type == "Conv" and shape[1] == 1 and linear.groups > 1
-
-
-def output_axis(linear: Linear) -> int:
-    """The axis of the stored weights that is the output channel (of one group in a transposed convolution)."""
-    op = linear.node.op_type
-    return 1 if op in ("ConvTranspose", "MatMul") or (op == "Gemm" and not number(linear.node, "transB", 0)) else 0
+    return linear.kind == "convolution" and shape[linear.inputs(len(shape))] == 1 and linear.groups > 1
 
 
 def _takes_noise(node: ir.Node) -> bool:

@@ -12,42 +12,22 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
+from onnxprune.coupling.layers import PASSING, Layer, layer_of, stored_behind
 
-CONVOLUTIONS = ("Conv", "ConvTranspose")
-PASSING = ("Cast", "Identity")
+__all__ = ["Linear", "linears", "number", "only_user", "read_weights", "stored_behind", "users", "write_weights"]
 
 
 @dataclass(frozen=True)
-class Linear:
-    """A node y = W x + b whose weights are stored; `x_axis` and `y_axis` are its channel axes."""
+class Linear(Layer):
+    """A weighted layer of which the weights are stored as floats, and nothing but W x + b is computed."""
 
-    node: ir.Node
     stored: ir.Value  # the initializer that holds the weights, possibly behind Cast
-    x_axis: int
-    y_axis: int
 
     @property
-    def name(self) -> str:
-        return self.node.name or ""
-
-    @property
-    def x(self) -> ir.Value:
-        value = self.node.inputs[0]
-        assert value is not None
-        return value
-
-    @property
-    def y(self) -> ir.Value:
-        return self.node.outputs[0]
-
-    @property
-    def groups(self) -> int:
-        attribute = self.node.attributes.get("group")
-        return int(attribute.value) if attribute is not None and self.node.op_type in CONVOLUTIONS else 1
-
-    @property
-    def spatial(self) -> bool:
-        return self.node.op_type in CONVOLUTIONS
+    def width(self) -> int:
+        """Number of output channels, O."""
+        shape = graph.array_of(self.stored).shape
+        return shape[self.outputs(len(shape))] * (self.groups if self.kind == "transposed" else 1)
 
 
 def linears(model: ir.Model) -> dict[str, Linear]:
@@ -57,30 +37,15 @@ def linears(model: ir.Model) -> dict[str, Linear]:
 
 
 def _linear(node: ir.Node) -> Linear | None:
-    if node.domain not in ("", "ai.onnx") or node.op_type not in (*CONVOLUTIONS, "Gemm", "MatMul"):
+    layer = layer_of(node)
+    if layer is None or layer.weights.fused or not layer.y.name:
         return None
-    stored = stored_behind(node.inputs[1])
-    if stored is None or stored_behind(node.inputs[0]) is not None or not node.outputs[0].name:
+    stored = stored_behind(layer.weight)
+    if stored is None or stored_behind(layer.x) is not None:
         return None
-    if node.op_type in CONVOLUTIONS:
-        return Linear(node, stored, 1, 1)
-    if len(graph.array_of(stored).shape) != 2:
+    if not layer.spatial and len(graph.array_of(stored).shape) != 2:
         return None
-    if node.op_type == "Gemm":
-        return Linear(node, stored, 0 if number(node, "transA", 0) else 1, 1)
-    return Linear(node, stored, -1, -1)
-
-
-def stored_behind(value: ir.Value | None) -> ir.Value | None:
-    """The float initializer that `value` is, or is a cast of; None where it is computed, quantized or absent."""
-    while value is not None and not value.is_initializer():
-        producer = value.producer()
-        if producer is None or producer.op_type not in PASSING:
-            return None
-        value = producer.inputs[0]
-    if value is None or value.const_value is None or not value.const_value.dtype.is_floating_point():
-        return None
-    return value
+    return Linear(node, layer.weights, stored)
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
@@ -89,34 +54,28 @@ def number(node: ir.Node, name: str, default: float) -> float:
 
 
 def read_weights(linear: Linear) -> np.ndarray:
-    """W (G, O/G, I/G, K) float32, a factor alpha of Gemm included; ConvTranspose's taps are reversed."""
-    w = np.asarray(graph.array_of(linear.stored), np.float32)
-    groups, op = linear.groups, linear.node.op_type
-    if op == "Conv":
-        return w.reshape(groups, w.shape[0] // groups, w.shape[1], prod(w.shape[2:]))
-    if op == "ConvTranspose":
-        parts = w.reshape(groups, w.shape[0] // groups, w.shape[1], prod(w.shape[2:]))
-        return parts.transpose(0, 2, 1, 3)[..., ::-1]
-    if op == "Gemm":
-        w = w * np.float32(number(linear.node, "alpha", 1.0))
-        return (w if number(linear.node, "transB", 0) else w.T)[None, :, :, None]
-    return w.T[None, :, :, None]
+    """W (G, O/G, I/G, K) float32, a factor alpha included; taps of a transposed convolution are reversed."""
+    w = np.asarray(graph.array_of(linear.stored), np.float32) * np.float32(linear.alpha)
+    w = np.moveaxis(w, _channels(linear, w.ndim), (0, 1))
+    groups = linear.groups
+    parts = w.reshape(groups, w.shape[0] // groups, w.shape[1], prod(w.shape[2:]))
+    return parts.transpose(0, 2, 1, 3)[..., ::-1] if linear.kind == "transposed" else parts
 
 
 def write_weights(linear: Linear, w: np.ndarray) -> None:
     """Stores W (G, O/G, I/G, K) in the form and the type that the initializer has."""
-    shape, op = graph.array_of(linear.stored).shape, linear.node.op_type
-    if op == "Conv":
-        array = w.reshape(shape)
-    elif op == "ConvTranspose":
-        array = w[..., ::-1].transpose(0, 2, 1, 3).reshape(shape)
-    elif op == "Gemm":
-        matrix = w[0, :, :, 0] / np.float32(number(linear.node, "alpha", 1.0))
-        array = matrix if number(linear.node, "transB", 0) else matrix.T
-    else:
-        array = w[0, :, :, 0].T
     old = graph.array_of(linear.stored)
-    graph.set_constant(linear.stored, np.asarray(array, np.float32).astype(old.dtype))
+    channels = _channels(linear, old.ndim)
+    if linear.kind == "transposed":
+        w = w[..., ::-1].transpose(0, 2, 1, 3)
+    array = np.moveaxis(w.reshape(np.moveaxis(old, channels, (0, 1)).shape), (0, 1), channels)
+    graph.set_constant(linear.stored, (np.asarray(array, np.float32) / np.float32(linear.alpha)).astype(old.dtype))
+
+
+def _channels(linear: Linear, rank: int) -> tuple[int, int]:
+    """The two axes of the stored weight with channels, that with those of all groups first."""
+    outputs, inputs = linear.outputs(rank), linear.inputs(rank)
+    return (inputs, outputs) if linear.kind == "transposed" else (outputs, inputs)
 
 
 def users(value: ir.Value) -> Iterator[ir.Node]:

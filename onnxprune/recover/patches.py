@@ -37,8 +37,8 @@ def window_of(linear: Linear, sizes: tuple[int, ...], out: tuple[int, ...]) -> W
     rank = len(sizes)
     kernel = graph.array_of(linear.stored).shape[2:]
     strides, dilations = (_ints(linear.node, name, (1,) * rank) for name in ("strides", "dilations"))
-    begin = _pads(linear.node, sizes, out, kernel, strides, dilations)
-    if linear.node.op_type == "Conv":
+    begin = _pads(linear, sizes, out, kernel, strides, dilations)
+    if linear.kind == "convolution":
         return Window(kernel, strides, dilations, begin, out, (1,) * rank)
     begin = tuple(d * (k - 1) - p for d, k, p in zip(dilations, kernel, begin, strict=True))
     return Window(kernel, (1,) * rank, dilations, begin, out, strides)
@@ -49,13 +49,14 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
     return default if attribute is None else tuple(attribute.value)
 
 
-def _pads(node: ir.Node, sizes, out, kernel, strides, dilations) -> tuple[int, ...]:
+def _pads(linear: Linear, sizes, out, kernel, strides, dilations) -> tuple[int, ...]:
     """Padding before each axis; what stands behind follows from the output's size."""
+    node = linear.node
     auto = node.attributes.get("auto_pad")
     how = "NOTSET" if auto is None else auto.value
     if how not in ("SAME_UPPER", "SAME_LOWER"):
         return _ints(node, "pads", (0,) * (2 * len(sizes)))[: len(sizes)]
-    small, large = (sizes, out) if node.op_type == "ConvTranspose" else (out, sizes)
+    small, large = (sizes, out) if linear.kind == "transposed" else (out, sizes)
     total = [
         max(0, (s - 1) * stride + d * (k - 1) + 1 - big)
         for s, big, k, stride, d in zip(small, large, kernel, strides, dilations, strict=True)

@@ -233,5 +233,5 @@ def _norms(model: ir.Model) -> Iterator[ir.Node]:
 
 def wants_batchnorm(model: ir.Model) -> bool:
     """True for a deep convolutional network without any normalization: its BatchNorm was folded away."""
-    convolutions = [linear for linear in linears(model).values() if linear.node.op_type == "Conv"]
+    convolutions = [linear for linear in linears(model).values() if linear.kind == "convolution"]
     return not any(_norms(model)) and len(convolutions) >= DEEP

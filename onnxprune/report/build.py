@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune import report
 from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.coupling.analyze import RAISED
+from onnxprune.coupling.layers import layer_of
 from onnxprune.graph import bodies, extras
 from onnxprune.measure import machine, tool
 from onnxprune.options import Options
@@ -99,17 +100,16 @@ def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> t
                 tuple(cost.dims.kept_length(axis, sizes) for axis in axes),
                 before[node.name or ""],
                 after[node.name or ""],
-                _produced_axis(node),
+                _produced_axis(node, len(axes)),
             )
         )
     return tuple(rows)
 
 
-def _produced_axis(node: ir.Node) -> int | None:
-    """The axis of output channels of a node's weight, None for the op's usual one."""
-    if node.op_type != "Gemm":
-        return None
-    return 0 if node.attributes.get_int("transB", 0) else 1
+def _produced_axis(node: ir.Node, rank: int) -> int | None:
+    """The axis of output channels of a node's weight, which has `rank` axes; None where that is not known."""
+    layer = layer_of(node)
+    return None if layer is None else layer.outputs(rank)
 
 
 def fallbacks(coupling: Coupling) -> list[str]:

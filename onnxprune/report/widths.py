@@ -11,6 +11,7 @@ from typing import Any
 from markupsafe import Markup, escape
 
 from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.layers import layer_of
 from onnxprune.errors import UsageError
 from onnxprune.report import charts
 from onnxprune.system.atomic_files import replace_text
@@ -47,7 +48,9 @@ def outputs(coupling: Coupling) -> dict[str, dict[str, Any]]:
     for node in coupling.model.graph:
         axes = coupling.axes.get(node.outputs[0].name or "") if node.outputs else None
         if axes:
-            axis = axes[1 if "Conv" in node.op_type and len(axes) > 1 else -1]
+            layer = layer_of(node)
+            usual = 1 if "Conv" in node.op_type and len(axes) > 1 else -1
+            axis = axes[usual if layer is None else layer.y_axis]
             parts = [_part(dim) for dim in dict.fromkeys(dims.leaves(axis)) if dim.size > 1]
             found[node.name or ""] = {"width": dims.length(axis), "output": parts}
     return found

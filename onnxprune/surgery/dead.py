@@ -14,10 +14,8 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
+from onnxprune.coupling.layers import layer_of
 from onnxprune.plan import cost
-
-BIAS_INPUT = 2  # from this input on an initializer of Conv, Gemm or the like is an addend
-LINEAR = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul"})
 
 
 def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.ndarray]:
@@ -206,7 +204,7 @@ class _Finder:
         addends: dict[str, list[Member]] = {}
         consumers = {member.node for member in self.coupling.members[dim] if member.role == "consumes"}
         for member in self.coupling.members[dim]:
-            if member.role == "produces" and member.input < BIAS_INPUT and self._known(member):
+            if member.role == "produces" and self._is_weight(member) and self._known(member):
                 weights.setdefault(member.node, []).append(member)
             if self._adds(member):
                 addends.setdefault(member.node, []).append(member)
@@ -217,7 +215,7 @@ class _Finder:
             computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
             # What consumes the Dim and makes it anew (a convolution between residual sums) passes nothing on.
             sources = [] if name in consumers else [value for value in computed if self._stands(dim, [value])]
-            linear = node.op_type in LINEAR
+            linear = layer_of(node) is not None
             known = all(self._known(member) for member in addends.get(name, ()))
             yield _Step(
                 tuple(sources),
@@ -234,13 +232,17 @@ class _Finder:
         """Whether a unit that is zero leaves `node` as zero; a sum with what knows no units (x + 3) does not."""
         if node.op_type in SUMS:
             return all(value is None or self._stands(dim, [value]) for value in node.inputs)
-        return node.op_type in ZERO_TO_ZERO | LINEAR
+        return node.op_type in ZERO_TO_ZERO or layer_of(node) is not None
 
     def _adds(self, member: Member) -> bool:
         if member.role == "consumes" or self.nodes[member.node].op_type in FACTORS:
             return False
-        linear = self.nodes[member.node].op_type in LINEAR
-        return not (linear and member.input < BIAS_INPUT)
+        return not self._is_weight(member)
+
+    def _is_weight(self, member: Member) -> bool:
+        """Whether it is what a weighted layer multiplies: its weight, or stored data."""
+        layer = layer_of(self.nodes[member.node])
+        return layer is not None and member.input in (0, layer.weights.weight)
 
     def _stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
         axes = (axis for value in values for axis in self.coupling.axes.get(value.name or "", ()))

@@ -1,11 +1,16 @@
 """Operators of com.microsoft that onnxruntime's optimizer writes."""
 
+from dataclasses import replace
+
+import onnx_ir as ir
+
 from onnxprune.coupling.dims import Axis, length, resolve
+from onnxprune.coupling.layers import Weights
 from onnxprune.coupling.node import Axes, NodeAxes
 from onnxprune.coupling.registry import coupling_rule
-from onnxprune.coupling.rules.convolution import Conv
+from onnxprune.coupling.rules.convolution import CONVOLUTION, Conv
 from onnxprune.coupling.rules.indexing import embedding
-from onnxprune.coupling.rules.matrix import Gemm, matmul
+from onnxprune.coupling.rules.matrix import MATRIX, Gemm, gemm_weights, matmul
 
 MS = "com.microsoft"
 
@@ -22,23 +27,32 @@ def BiasGelu(n: NodeAxes) -> None:
         n.roles(1, {len(n.x(1)) - 1: "produces"})
 
 
-@coupling_rule("FusedConv", domain=MS)
+@coupling_rule("FusedConv", domain=MS, weights=replace(CONVOLUTION, fused=True))
 def FusedConv(n: NodeAxes) -> None:
     """Conv, then optionally + z, then an activation."""
     Conv(n)
     if n.has(2):
         n.unify(n.x(2)[0], n.x(1)[0])
-        n.roles(2, {0: "produces"})
     if n.has(3):
         n.broadcast(n.analysis.axes_of(n.node.outputs[0]), n.x(3))
 
 
-@coupling_rule("FusedGemm", domain=MS)
+@coupling_rule("FusedGemm", domain=MS, weights=lambda node: replace(gemm_weights(node), fused=True))
 def FusedGemm(n: NodeAxes) -> None:
     Gemm(n)
 
 
-@coupling_rule("FusedMatMul", domain=MS)
+def _matmul_weights(node: ir.Node) -> Weights | None:
+    """b (..., I, O), or (..., O, I) with transB; none where batch axes move."""
+    b, flag = node.inputs[1], node.attributes.get_int
+    if b is None or b.shape is None or len(b.shape) < 2 or flag("transBatchA", 0) or flag("transBatchB", 0):
+        return None
+    out, into = (-2, -1) if flag("transB", 0) else (-1, -2)
+    channels = -2 if flag("transA", 0) else -1
+    return replace(MATRIX, outputs=out, inputs=into, x_axis=channels, alpha="alpha")
+
+
+@coupling_rule("FusedMatMul", domain=MS, weights=_matmul_weights)
 def FusedMatMul(n: NodeAxes) -> None:
     """As MatMul of a and b with axes in another order; transBatch brings the first behind the other batch axes."""
     a, b = (

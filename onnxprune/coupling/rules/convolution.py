@@ -1,11 +1,15 @@
 """Convolutions and poolings. Letters: N batch, C channels, O out, I in, K kernel, G groups."""
 
 from onnxprune.coupling.dims import Axis, is_frozen, length, resolve
+from onnxprune.coupling.layers import Weights
 from onnxprune.coupling.node import Axes, NodeAxes
 from onnxprune.coupling.registry import coupling_rule
 
+CONVOLUTION = Weights(kind="convolution", groups="group")
 
-@coupling_rule("Conv", "ConvInteger")
+
+@coupling_rule("Conv", weights=CONVOLUTION)
+@coupling_rule("ConvInteger")
 def Conv(n: NodeAxes) -> None:
     """x (N, C, *S), w (O, I, *K), b (O) -> y (N, O, *S')."""
     x, w = n.x(0), n.x(1)
@@ -19,13 +23,13 @@ def Conv(n: NodeAxes) -> None:
     else:
         G = grouped(n, x[1], w[1], w[0], groups)
         n.length_attribute("group", G)
-    n.roles(1, {0: "produces", 1: "consumes"})
     if n.op_type == "ConvInteger" and n.has(3) and n.x(3) and length(n.x(3)[0]) > 1:
         n.unify(n.x(3)[0], w[0])
         n.roles(3, {0: "scales"})
+    if n.op_type == "ConvInteger":  # integers, which nothing refits: no `Weights`
+        n.roles(1, {0: "produces", 1: "consumes"})
     if n.op_type == "Conv" and n.has(2):
         n.unify(n.x(2)[0], w[0])
-        n.roles(2, {0: "produces"})
     n.give([x[0], resolve(w[0]), *spatial_output(n, x)])
 
 
@@ -62,7 +66,7 @@ def spatial_output(n: NodeAxes, x: Axes) -> Axes:
     ]
 
 
-@coupling_rule("ConvTranspose")
+@coupling_rule("ConvTranspose", weights=Weights(outputs=1, inputs=0, kind="transposed", groups="group"))
 def ConvTranspose(n: NodeAxes) -> None:
     """x (N, C, *S), w (C, O/G, *K), b (O) -> y (N, O, *S')."""
     x, w = n.x(0), n.x(1)
@@ -71,7 +75,6 @@ def ConvTranspose(n: NodeAxes) -> None:
     for axis in [*w[2:], *x[2:]]:
         n.freeze(axis, "kernel positions")
     out = w[1]
-    n.roles(1, {0: "consumes", 1: "produces"})
     if groups > 1:
         G = x[1] if groups == length(x[1]) else n.fresh(groups, "/group")
         if groups != length(x[1]):
@@ -81,7 +84,6 @@ def ConvTranspose(n: NodeAxes) -> None:
         n.roles(1, {0: "produces", 1: "produces"})
     if n.has(2):
         n.unify(n.x(2)[0], out)
-        n.roles(2, {0: "produces"})
     n.give([x[0], resolve(out), *(n.fixed_output(0, k, "spatial positions") for k in range(2, len(x)))])
 
 

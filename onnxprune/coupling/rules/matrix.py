@@ -1,32 +1,45 @@
 """Matrix products: contracted axes are unified, batch axes broadcast."""
 
+import onnx_ir as ir
+
 from onnxprune.coupling.dims import Axis, length, resolve
+from onnxprune.coupling.layers import Weights
 from onnxprune.coupling.node import Axes, NodeAxes
 from onnxprune.coupling.registry import coupling_rule
 
 
-def _weight_roles(n: NodeAxes, index: int, rank: int, *, contracted: int, produced: int) -> None:
-    n.roles(index, {contracted % rank: "consumes", produced % rank: "produces"})
+def gemm_weights(node: ir.Node) -> Weights:
+    """b (I, O), or (O, I) with transB; with transA the rows of a are its columns."""
+    out, into = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
+    channels = 0 if node.attributes.get_int("transA", 0) else 1
+    return Weights(outputs=out, inputs=into, x_axis=channels, alpha="alpha", beta="beta")
 
 
-@coupling_rule("Gemm")
+MATRIX = Weights(bias=None, outputs=-1, inputs=-2, x_axis=-1, y_axis=-1)
+
+
+def matmul_weights(node: ir.Node) -> Weights | None:
+    """b (..., I, O); a vector b has no output channels."""
+    b = node.inputs[1]
+    return None if b is None or b.shape is None or len(b.shape) < 2 else MATRIX
+
+
+@coupling_rule("Gemm", weights=gemm_weights)
 def Gemm(n: NodeAxes) -> None:
     """a (M, K), b (K, N), c broadcast to (M, N) -> y (M, N); transA and transB swap."""
     a = n.x(0)[::-1] if n.attribute("transA", 0) else n.x(0)
     trans = bool(n.attribute("transB", 0))
     b = n.x(1)[::-1] if trans else n.x(1)
     n.unify(a[1], b[0])
-    _weight_roles(n, 1, 2, contracted=1 if trans else 0, produced=0 if trans else 1)
     n.roles(0, {0: "produces", 1: "consumes"} if not n.attribute("transA", 0) else {0: "consumes", 1: "produces"})
     y = [a[0], b[1]]
     if n.has(2):
-        c = n.x(2)
-        n.roles(2, {len(c) - 1: "produces"})
-        y = n.broadcast(y, c)
+        y = n.broadcast(y, n.x(2))
     n.give([resolve(axis) for axis in y])
 
 
-@coupling_rule("MatMul", "MatMulInteger")
+@coupling_rule("MatMul", weights=matmul_weights)
+@coupling_rule("MatMulInteger")
 def MatMul(n: NodeAxes) -> None:
     """a (..., M, K), b (..., K, N) -> y (..., M, N); vectors as in numpy. Zero points: one, or (M,) and (N,)."""
     for index, axes, position in ((2, n.x(0), -2), (3, n.x(1), -1)):

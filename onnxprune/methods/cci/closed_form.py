@@ -147,8 +147,8 @@ def second_moments(context: Context, model: ir.Model, chosen: list[Layer], count
 
 def _columns(node: ir.Node, layer: Layer, model: ir.Model, x: Tensor) -> Tensor:
     """The inputs of every output position as columns (D, positions)."""
-    if layer.op_type != "Conv":
-        x = x.T if layer.op_type == "Gemm" and _ints(node, "transA", [0])[0] else x
+    if layer.kind == "matrix":
+        x = x.movedim(layer.x_axis, -1)
         return x.reshape(-1, x.shape[-1]).T
     shape = graph.array_of(model.graph.initializers[layer.weight]).shape
     kernel = shape[2:]

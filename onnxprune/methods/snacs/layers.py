@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Dim, dims, unit_positions
+from onnxprune.coupling.layers import layer_of
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.methods.base import Context
@@ -85,14 +86,12 @@ def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
 
 def _form(node: ir.Node) -> tuple[bool, int, int] | None:
     """(weight stored (P, C), parent axis of the input, child axis of the output), None for other operators."""
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
-    if node.op_type in ("Conv", "FusedConv") and attributes.get("group", 1) == 1:
-        return False, 1, 1
-    if node.op_type == "Gemm" and not attributes.get("transA", 0):
-        return not attributes.get("transB", 0), 1, 1
-    if node.op_type == "MatMul" and len(node.inputs) == 2:
-        return True, -1, -1
-    return None
+    layer = layer_of(node)
+    if layer is None or layer.weights.weight != 1 or layer.kind == "transposed" or layer.groups != 1:
+        return None
+    if layer.x_axis not in (1, -1):  # rows of the data are channels
+        return None
+    return layer.outputs(2) == 1, layer.x_axis, layer.y_axis
 
 
 def _source(weight: ir.Value) -> str:

@@ -207,7 +207,7 @@ def test_what_was_taken_up_is_told_and_last_bits_of_the_start_do_not_matter(fold
         if array.dtype.kind == "f":
             graph.set_constant(value, np.nextafter(array, np.float32(9)))
     _tuned(folded.model, moved, few, folded.held, settings)
-    assert "taken up after 1 epochs, step 2" in caplog.text
+    assert "goes on after epoch 1, step 2" in caplog.text
     assert len(list(tmp_path.iterdir())) == 1
 
 

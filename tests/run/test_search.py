@@ -119,7 +119,7 @@ def test_first_that_holds_goes_on_after_misses():
     choices = iter([search.Choice({}, ("a",)), search.Choice({}, ("b",)), search.Choice({}, ("c",))])
     assert search.first_that_holds(choices, make, Clock()) == (
         "c",
-        "2 other results were tried before and missed",
+        "2 other results were tried before and missed what was asked",
     )
 
 

@@ -3,7 +3,7 @@
 entry      `main`: which command, and what an error becomes
 parser     argparse from the table in options.py, and the parts that several commands share
 config     the same options from a TOML file
-commands   what each command does; more, calibrate, compare, compare_reports, sensitivity: those besides pruning
+commands   what each command does; more and the modules that it names: those besides pruning
 """
 
 from onnxprune.cli.entry import main

@@ -7,6 +7,7 @@ MODULES = {
     "compare": "compare",
     "sensitivity": "sensitivity",
     "calibrate": "calibrate",
+    "card": "card",
     "check": "check",
     "compare-reports": "compare_reports",
 }

@@ -28,6 +28,7 @@ other commands:
   onnxprune bench MODEL... [--provider cpu,cuda]   latency of models against the first
   onnxprune compare MODEL --data SPEC --out DIR    methods x budgets x seeds: a table and a plot
   onnxprune compare-reports OLD.json NEW.json      what became worse beyond noise?  exit 0 or 1
+  onnxprune card REPORT.json [CARD.md]             a model card of a report
   onnxprune sensitivity MODEL --data SPEC          accuracy against the fraction removed, dimension by dimension
   onnxprune calibrate [--provider cpu]             what multiple of channels this machine likes, for --align calibrated
   onnxprune methods | onnxprune ops                what there is

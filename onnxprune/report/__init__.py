@@ -10,6 +10,7 @@ front      the front as a table
 widths     the widths of an inspected graph, as a page or an image
 write      a report into a file by suffix
 compare    what became worse since an earlier report
+card       a model card, for hubs
 hyperfine  times in the form of hyperfine's JSON
 """
 

@@ -19,7 +19,7 @@ TOLD = {
     "verify the normal form": "comparing the simplified model with yours",
     "analyze": "finding what can be removed",
     "outputs": "finding what the outputs are",
-    "check the original": "measuring the accuracy of your model",
+    "check the original": "checking your model as it is",
     "score": "scoring what can be removed",
     "allocate": "trying how much each layer can lose",
     "select": "choosing what to remove",

@@ -303,7 +303,8 @@ class Options:
         False, SWITCH, REMOVE, "leave widths of residual streams alone: the inside of blocks recovers best")
     allocate: str | None = option(
         None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, or measured on the "
-        "whole model", "NAME", shown="method; without samples residual streams stay whole where they can",
+        "whole model", "NAME", shown="method; of methods that see weights alone what the loss loses where there are "
+        "samples, and residual streams stay whole where they can",
         choices=("measured", "method", "uniform"))
     method_options: Mapping[str, Any] = option(
         {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")

@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="cifar10-resnet20-bn")
     parser.add_argument("--methods", nargs="+", default=["l1", "taylor", "snacs"])
-    parser.add_argument("--allocate", nargs="+", default=["method", "measured"])
+    parser.add_argument("--allocate", nargs="+", default=["method", "default", "measured"])
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5])
     parser.add_argument("--samples", type=int, default=5000, help="training images, without labels")
     parser.add_argument("--test", type=int, default=4000)
@@ -64,7 +64,14 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
         subject, outcome = schedule.scored(subject, base.get(method), options, Clock())
         test = load_samples(cifar.load(kind, "test", 0, args.test), input_infos(subject.model))
         for name in args.allocate:
-            yield row(subject, outcome, Options(method=method, seed=seed, time=args.time, allocate=name, **given), test)
+            yield row(
+                subject,
+                outcome,
+                Options(
+                    method=method, seed=seed, time=args.time, allocate=None if name == "default" else name, **given
+                ),
+                test,
+            )
 
 
 def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> str:
@@ -83,7 +90,13 @@ def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> 
     low, high = found.interval95
     tried = next((note for note in chosen.notes if note.startswith("widths: ")), "")
     numbers = (*(f"{share:.3f}" for share in shares), f"{100 * found.value:.2f} %")
-    cells = (options.method, options.allocate, options.seed, *numbers, f"{100 * low:.2f} to {100 * high:.2f} %")
+    cells = (
+        options.method,
+        options.allocate or "default",
+        options.seed,
+        *numbers,
+        f"{100 * low:.2f} to {100 * high:.2f} %",
+    )
     return "| " + " | ".join(map(str, (*cells, f"{spent:.0f}", tried.removeprefix("widths: ")))) + " |"
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from onnxprune import surgery
 from onnxprune.coupling import Dim
 from onnxprune.data import batch_axes, input_infos, split
-from onnxprune.errors import BudgetError, UsageError
+from onnxprune.errors import BridgeError, BudgetError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
@@ -38,8 +38,11 @@ FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures
 SECONDS, TIME_SHARE = 300.0, 0.15  # that candidates may take, of the time of the run where one was given
 COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decides alike in two runs
 FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
+LEAST_INSIDE = 0.25  # of every dimension inside blocks: where less would stay, streams are cut as well
+INSIDE = "because what is inside blocks can be repaired best"
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
+CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
 
 
 @dataclass(frozen=True)
@@ -72,23 +75,65 @@ def allocated(subject: Subject, outcome: Outcome, options: Options, clock: Clock
         with clock("allocate"):
             return _measured(subject, outcome, options)
     if options.allocate is None and subject.tune is None:
-        return _streams_whole(subject, outcome, options)
+        return _streams_whole(subject, outcome, options, "because nothing can be repaired without samples")
+    if options.allocate is None and options.level in ("reconstruct", "finetune"):
+        with clock("allocate"):
+            return _repairable(subject, outcome, options)
     return outcome
 
 
-def _streams_whole(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
-    """Without samples nothing can be refitted, and what a stream loses is lost to all that read it."""
+def _repairable(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+    """Widths from which recovery on samples brings back most.
+
+    Magnitudes of different layers have no common scale: they order units well enough, and say little of widths, which
+    the loss then says. Methods that set limits or learn widths keep theirs.
+    """
+    needs = base.get(options.method).needs
+    if needs.training or outcome.limits:
+        return outcome
+    if needs == base.Needs() and not outcome.comparable:
+        return _by_taylor(subject, outcome, options)
+    return _streams_whole(subject, outcome, options, INSIDE, least=LEAST_INSIDE)
+
+
+def _by_taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+    """The method's order in the widths that taylor would choose, residual streams whole where the target allows."""
+    widths = _taylor(subject, outcome, options)
+    if widths is None:
+        return outcome
+    note = (
+        f"{options.method} says which units go, and how much the loss grows (taylor) how many of each dimension; "
+        f"--allocate method leaves both to {options.method}"
+    )
+    widths = replace(widths, notes=(*outcome.notes, note))
+    return _streams_whole(subject, widths, options, INSIDE, least=LEAST_INSIDE)
+
+
+def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | None:
+    """The method's order in taylor's widths; None where no gradient reaches the weights."""
+    with_taylor = replace(options, method="taylor", method_options={})
+    try:
+        widths = schedule.score(subject, base.get("taylor"), with_taylor, Clock())
+    except (UsageError, BridgeError) as error:
+        LOG.info("  no widths by taylor: %s", error)
+        return None
+    return reordered(widths, outcome)
+
+
+def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: str, least: float = 0.0) -> Outcome:
+    """Without the widths of residual streams, where targets can be met so: what they lose is lost to all readers.
+
+    least: the share of every other dimension that has to be able to stay.
+    """
     spared = without(outcome, subject.coupling.residual)
     if not spared.scores or len(spared.scores) == len(outcome.scores):
         return outcome
     try:
-        search.one_shot(subject, spared, options, _targets(options))
+        search.one_shot(subject, spared, replace(options, floor=max(options.floor, least)), _targets(options))
     except BudgetError:
         return outcome
-    note = (
-        "the widths that shortcuts (residual connections) add into stay whole, because nothing can be repaired without "
-        "samples; --allocate method cuts them as well"
-    )
+    what = "the widths that shortcuts (residual connections) add into stay whole"
+    note = f"{what}, {why}; --allocate method cuts them as well"
     return replace(spared, notes=(*spared.notes, note))
 
 
@@ -159,10 +204,13 @@ def _measured(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
                 if found and found[0].beats(best):
                     best, moves = found[0], moves + 1
                     break  # not back again
-    own = next((c for c in tried if c.name == "method"), tried[0])
+    own, found_loss = next((c for c in tried if c.name == "method"), None), best.loss
+    if own is not None and best.loss > CLEARLY * own.loss:
+        best = own
+    lost = "" if own is None else f"; the method's own widths lose {own.loss:.4f}"
     note = (
         f"widths: measured, {len(tried)} candidates, best prior '{prior.name}' ({prior.loss:.4f}), "
-        f"{moves} moves to {best.loss:.4f}; the method's own widths lose {own.loss:.4f}"
+        f"{moves} moves to {found_loss:.4f}{lost}{', and are kept: nothing is clearly better' if best is own else ''}"
     )
     LOG.info("  %s", note)
     return replace(best.outcome, notes=(*outcome.notes, note))
@@ -184,13 +232,8 @@ def _tried(
 def _priors(subject: Subject, outcome: Outcome, options: Options) -> Iterator[tuple[str, Outcome]]:
     streams = subject.coupling.residual & outcome.scores.keys()
     found = {"method": outcome, "uniform": uniform(outcome)}
-    if options.method != "taylor":
-        with_taylor = replace(options, method="taylor", method_options={})
-        try:
-            widths = schedule.score(subject, base.get("taylor"), with_taylor, Clock())
-            found["taylor"] = reordered(widths, outcome)
-        except UsageError as error:  # no gradient reaches the weights
-            LOG.debug("  no widths by taylor: %s", error)
+    if options.method != "taylor" and (widths := _taylor(subject, outcome, options)) is not None:
+        found["taylor"] = widths
     for name, ranking in found.items():
         yield name, ranking
         if streams and len(streams) < len(outcome.scores):

@@ -17,7 +17,7 @@ from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies as graph_bodies
-from onnxprune.graph import probes, shapes
+from onnxprune.graph import probes, shapes, states
 
 
 @dataclass(frozen=True)
@@ -343,6 +343,8 @@ def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:
 def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
     found: dict[Dim, list[Member]] = {}
     for node in analysis.model.graph.all_nodes():
+        if states.side(node):
+            continue  # flags of gates are no weights: what stands in them alone is a cache's length
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer() or value not in analysis.axes:
                 continue

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import dims
 from onnxprune.coupling.dims import Axis, Dim, Reason
-from onnxprune.graph import bodies
+from onnxprune.graph import bodies, states
 
 if TYPE_CHECKING:
     from onnxprune.coupling.analyze import Analysis
@@ -170,6 +170,8 @@ class _Walk:
             return out.intersection(*(self.of(node, k) for k in self.present(node) if k in PRODUCING[op]))
         if op in ATTENTION:
             return self._union(node, out, (2,) if op != "Attention" or not node.domain else (1,))
+        if states.side(node):
+            return self._union(node, out, (0, 1))  # false flags silence; other axes are as they were
         if op in ANY:
             return self._union(node, out, self.present(node))
         if op in POLES or op in ("Div", "Pow", "Mod"):

@@ -27,6 +27,7 @@ class Extras:
     written_out: int = 0  # quantized operators that the normal form shows as QDQ, see qoperator.py
     notes: tuple[str, ...] = ()  # what was done in a lesser way than it should be, for the report
     only_batch: int | None = None  # the one size that the symbolic batch can have
+    states: tuple[tuple[str, str, str], ...] = ()  # (input, output that is handed back as it, why), see states.py
     kept: Kept = field(default_factory=dict)  # of a masked model: the positions that the cut model has
     forced: tuple[Mapping[str, bool], ...] = ()  # and choices of Ifs, by name, with which it runs as well
 

@@ -2,7 +2,8 @@
 
 A model in memory is an `onnx_ir.Model`. The normalized model is what analysis, plans and surgery refer to:
 functions are inlined, constants are initializers, shapes computed from constants are folded away, every node has
-a name, no initializer is a graph input, and equal initializers that an exporter merged are separate again.
+a name, no initializer is a graph input, equal initializers that an exporter merged are separate again, and states in
+the interface have gates (see states.py).
 It computes the same numbers behind the same interface.
 """
 
@@ -17,7 +18,7 @@ import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
 from onnxprune.errors import GraphError, UsageError
-from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, zipmaps
+from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 from onnxprune.system import atomic_files
@@ -110,6 +111,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     rewrite: onnxsim may fold constants and rewrite nodes.
     """
     model = extras.copy(model)
+    states.drop_gates(model)
     read_external(model, MEMORY_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
@@ -129,6 +131,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     _name_nodes(simplified)
     _untie(simplified)
     extras.put(simplified, replace(extras.of(simplified), written_out=written_out))
+    states.put_gates(simplified)
     return simplified
 
 
@@ -138,7 +141,10 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     join: equal initializers become one.
     """
     skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
-    finished = simplify(model, skipped=skipped, bake=True) if rewrite else extras.copy(model)
+    finished = extras.copy(model)
+    states.drop_gates(finished)
+    if rewrite:
+        finished = simplify(finished, skipped=skipped, bake=True)
     _drop_unused_initializers(finished)
     if join:
         tie(finished)

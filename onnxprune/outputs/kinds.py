@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.graph import sessions, shapes
+from onnxprune.graph import extras, sessions, shapes
 
 CLASSES, SEQUENCE, SEGMENTATION, SCORES, BOXES = "classes", "sequence", "segmentation", "scores", "boxes"
 EMBEDDING, SIGNAL, JOINT, DECISION, STATE = "embedding", "signal", "joint", "decision", "state"
@@ -370,6 +370,9 @@ class _Look:
         return [np.asarray(arrays[run]) for arrays in self.seen.inputs.values()]
 
     def _state(self, value: ir.Value) -> str | None:
+        for given, output, why in extras.of(self.model).states:
+            if output == value.name:
+                return f"it is handed back as the input '{given}': {why}"
         inputs = [v for v in self.model.graph.inputs if v.name not in self.model.graph.initializers]
         if len(inputs) < 2 or len(self.model.graph.outputs) < 2:
             return None

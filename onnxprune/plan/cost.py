@@ -20,7 +20,7 @@ from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Axis, Dim
 from onnxprune.coupling.layers import STATED, Layer, layer_of
 from onnxprune.coupling.rules.matrix import expand_term
-from onnxprune.graph import bodies, defaults, quantized, shapes
+from onnxprune.graph import bodies, defaults, quantized, shapes, states
 
 Kind = Literal["macs", "params", "bytes"]
 KINDS: tuple[Kind, ...] = ("macs", "params", "bytes")
@@ -107,9 +107,10 @@ def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
     macs = _macs_of(coupling.model.graph, _axes(coupling))
     params: list[Term] = []
     sizes: list[Term] = []
+    flags = states.masks(coupling.model)
     for name, value in coupling.model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None:
+        if tensor is None or name in flags:
             continue
         axes = coupling.axes.get(name)
         count = float(tensor.size) if axes is None else 1.0

@@ -11,6 +11,7 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep, Length, Range, dims
 from onnxprune.coupling.dims import Axis
 from onnxprune.errors import CouplingError
+from onnxprune.graph import states
 from onnxprune.surgery import dynamic_positions
 
 Record = TypeVar("Record", bound=tuple)
@@ -207,6 +208,31 @@ class Surgeon:
         chosen = self._choose(output, position, axis, f"{node.name}.lower")
         graph_of(node).insert_after(node, chosen)
         self.replace(output, chosen[-1].outputs[0], uses)
+
+    def cut_gate(self, gate: ir.Node) -> None:
+        """The gate of a state, see states.py, as what reads the kept positions of it, or fills it up with zeros."""
+        value, flags, position = gate.inputs[1], gate.inputs[0], states.axis_of(gate)
+        assert value is not None and flags is not None, gate.name
+        axis = self.axes(flags)[position]
+        if not self.loses(axis):
+            return
+        output, name = gate.outputs[0], f"{gate.name}.cut"
+        if states.side(gate) == "in":
+            nodes = self._choose(value, position, axis, name)
+        else:
+            nodes = self._spread(value, len(self.axes(value)), position, axis, name)
+        uses = list(output.uses())
+        self.model.graph.insert_before(gate, nodes)
+        result = nodes[-1].outputs[0]
+        self.replace(output, result, uses)
+        if output.is_graph_output():
+            states.become_output(self.model.graph, output, result)
+        else:
+            result.type, result.shape = output.type, output.shape
+        self.model.graph.remove(gate, safe=True)
+        for constant in (flags, gate.inputs[2]):
+            if constant is not None and not constant.uses():
+                self.model.graph.initializers.pop(constant.name or "", None)
 
     def silence_lifted(self, node: ir.Node) -> None:
         """The masked twin of a node that sees removed positions as zeros: they are made zero in front of it."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
-from onnxprune.graph import extras, quantized
+from onnxprune.graph import extras, quantized, states
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Surgeon
 
@@ -31,7 +31,10 @@ def cut(coupling: Coupling, keep: Keep) -> ir.Model:
     for value in list(surgeon.model.graph.initializers.values()):
         _cut_initializer(surgeon, value)
     for node in list(surgeon.model.graph.all_nodes()):
-        surgeon.repair(node)
+        if states.side(node):
+            surgeon.cut_gate(node)
+        else:
+            surgeon.repair(node)
     _set_shapes(surgeon)
     return surgeon.model
 

@@ -3,6 +3,7 @@
 from onnxprune.coupling.dims import ONE
 from onnxprune.coupling.node import NodeAxes
 from onnxprune.coupling.registry import coupling_rule
+from onnxprune.graph import states
 
 UNARY = (
     "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
@@ -22,6 +23,9 @@ def Unary(n: NodeAxes) -> None:
 
 @coupling_rule(*BINARY)
 def Binary(n: NodeAxes) -> None:
+    if side := states.side(n.node):
+        _gate(n, side)
+        return
     operands = [n.x(i) for i in n.given()]
     if n.opset < 7 and len(operands) == 2:  # the old attributes: b is aligned with `axis` of a
         axis, rank = n.attribute("axis"), len(operands[0])
@@ -29,6 +33,17 @@ def Binary(n: NodeAxes) -> None:
             missing = rank - int(axis) % rank - len(operands[1])
             operands[1] = [*operands[1], *[ONE] * missing]
     n.give(n.broadcast(*operands))
+
+
+def _gate(n: NodeAxes, side: str) -> None:
+    """kept, x -> y: x of the interface stays whole where y, inside, can lose positions; for outputs the other way."""
+    axis = states.axis_of(n.node)
+    kept, x = n.x(0)[axis], list(n.x(1))
+    if side == "out":
+        n.unify(kept, x[axis])
+        n.give([n.fixed_output(0, k, "a state that is handed on") if k == axis else a for k, a in enumerate(x)])
+    else:
+        n.give([kept if k == axis else a for k, a in enumerate(x)])
 
 
 @coupling_rule("PRelu")

@@ -1,0 +1,236 @@
+"""States in the interface: inputs that a model hands back as outputs, and the gates through which they are cut.
+
+A streaming model takes the state of an LSTM, a cache of frames or of keys and values, and gives the next one. The
+interface has to stay, so the normal form puts a gate on every axis of a state that could shrink:
+
+    inside  = Where(kept, input, 0)        output = Where(kept, inside, 0)
+
+with one boolean per position, all true. A position that is removed becomes false in both: the state is read and given
+as zeros there, which is what a masked model computes. Cutting turns gates into Gathers, finishing drops the others.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxprune.graph import extras
+from onnxprune.graph.tensors import add_constant
+
+GATE = re.compile(r"^(?P<name>.+)\.state_(?P<side>in|out)\.(?P<axis>\d+)$", re.DOTALL)
+WHERE_OPSET = 9
+FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
+# Operators with states of their own -> {output: the input that it goes on from}.
+STATES: dict[tuple[str, str], dict[int, int]] = {
+    ("", "LSTM"): {1: 5, 2: 6},
+    ("", "GRU"): {1: 5},
+    ("", "RNN"): {1: 5},
+    ("", "Attention"): {1: 4, 2: 5},
+    ("com.microsoft", "DynamicQuantizeLSTM"): {1: 5, 2: 6},
+    ("com.microsoft", "GroupQueryAttention"): {1: 3, 2: 4},
+    ("com.microsoft", "MultiHeadAttention"): {1: 6, 2: 7},
+}
+# Operators that move numbers: a cache is what was appended to it, or a part of that.
+MOVING = frozenset(
+    "Identity Transpose Reshape Squeeze Unsqueeze Flatten Slice Split Concat Gather Expand Pad ScatterND".split()
+)
+
+
+@dataclass(frozen=True)
+class State:
+    """An input and the output that is handed back as it, and why these belong together."""
+
+    input: ir.Value
+    output: ir.Value
+    why: str
+
+
+def find(model: ir.Model) -> list[State]:
+    """The states of `model`: pairs that the graph shows, then those that their names show. Each value is in one."""
+    given = [v for v in model.graph.inputs if v.name not in model.graph.initializers and v.shape is not None]
+    outputs = list(model.graph.outputs)
+    asked = [v for v in outputs if v.shape is not None and v.producer() is not None and outputs.count(v) == 1]
+    found: dict[ir.Value, State] = {}
+    taken: set[ir.Value] = set()
+    for pair in (*_by_flow(given, asked), *_by_name(given, asked)):
+        if pair.output not in found and pair.input not in taken:
+            found[pair.output] = pair
+            taken.add(pair.input)
+    return [found[value] for value in asked if value in found]
+
+
+def _by_flow(given: list[ir.Value], asked: list[ir.Value]) -> Iterator[State]:
+    """Outputs that one input alone flows into: as the state of an operator, or by being moved."""
+    for output in asked:
+        sources = [(value, why) for value, why in _sources(output) if value in given and _alike(value, output)]
+        named = [entry for entry in sources if stem(entry[0].name) == stem(output.name)]
+        for candidates in (sources, named):
+            if len(candidates) == 1:
+                yield State(candidates[0][0], output, candidates[0][1])
+
+
+def _sources(value: ir.Value) -> list[tuple[ir.Value, str]]:
+    """(graph input, how it comes to be `value`) for those that reach it without arithmetic."""
+    found: dict[ir.Value, str] = {}
+    waiting, seen = [(value, "")], {value}
+    while waiting:
+        value, why = waiting.pop()
+        node = value.producer()
+        if node is None:
+            if why and value.is_graph_input():
+                found.setdefault(value, why)
+            continue
+        for source, reason in _behind(node, value):
+            if source is not None and source not in seen:
+                seen.add(source)
+                waiting.append((source, why or reason))
+    return list(found.items())
+
+
+def _behind(node: ir.Node, value: ir.Value) -> list[tuple[ir.Value | None, str]]:
+    """The inputs of `node` that `value` goes on from, and what that is called."""
+    domain = "" if node.domain == "ai.onnx" else node.domain
+    states = STATES.get((domain, node.op_type), {})
+    index = states.get(value.index() or 0)
+    if index is not None and index < len(node.inputs):
+        return [(node.inputs[index], f"{node.op_type} '{node.name}' goes on from it")]
+    if domain or node.op_type not in MOVING:
+        return []
+    kept = f"{node.op_type} '{node.name}' keeps a part of it" if node.op_type in ("Slice", "Concat") else ""
+    if node.op_type == "ScatterND":
+        return [(node.inputs[0], "it is written into"), (node.inputs[2], "")]
+    return [(source, kept) for source in (node.inputs if node.op_type == "Concat" else node.inputs[:1])]
+
+
+def _by_name(given: list[ir.Value], asked: list[ir.Value]) -> Iterator[State]:
+    """Outputs whose names go with that of one input: h and h_out, past_0 and present_0, r1i and r1o.
+
+    Neither is the first: a model that filters takes 'audio_in' and gives 'audio_out', which is no state.
+    """
+    for output in asked[1:]:
+        words = stem(output.name)
+        alike = [v for v in given[1:] if stem(v.name) == words and _alike(v, output)]
+        if words and len(alike) == 1:
+            yield State(alike[0], output, f"its name goes with that of the input '{alike[0].name}'")
+
+
+def stem(name: str | None) -> str:
+    """The name of a state without what tells before from after, and without the marks between its words."""
+    words = re.sub("(past|present)(_key_values)?|prev(ious)?|next|updated", "", (name or "").lower())
+    words = re.sub(r"(?<=[^a-z])(input|output|in|out|new)(?=[^a-z]|$)|^(input|output|in|out|new)(?=[^a-z])", "", words)
+    return re.sub(r"(?<=.)(input|output|in|out|new|i|o|n)$", "", re.sub(r"[^a-z0-9]", "", words))
+
+
+def _alike(a: ir.Value, b: ir.Value) -> bool:
+    """Whether two values have the same type, and sizes that agree wherever both are known."""
+    if a.dtype != b.dtype or a.shape is None or b.shape is None or len(a.shape) != len(b.shape) or len(a.shape) < 2:
+        return False
+    sizes = zip(a.shape, b.shape, strict=True)
+    return all(x == y for x, y in sizes if isinstance(x, int) and isinstance(y, int))
+
+
+# Gates ------------------------------------------------------------------------------------------------------------
+
+
+def side(node: ir.Node) -> str | None:
+    """'in' or 'out' for a gate of a state, None for any other node."""
+    found = GATE.match(node.name or "") if node.op_type == "Where" else None
+    return found["side"] if found is not None else None
+
+
+def axis_of(node: ir.Node) -> int:
+    """The axis that a gate is about."""
+    found = GATE.match(node.name or "")
+    assert found is not None, node.name
+    return int(found["axis"])
+
+
+def masks(model: ir.Model) -> set[str]:
+    """Names of the initializers that gates read: they are no weights, and stand in no written file."""
+    return {value.name or "" for node in model.graph if side(node) for value in node.inputs if value.is_initializer()}  # type: ignore[union-attr]
+
+
+def put_gates(model: ir.Model) -> None:
+    """Puts gates on the axes of states that could shrink, in place; those that were there are made anew."""
+    drop_gates(model)
+    found = find(model)
+    told = tuple((state.input.name or "", state.output.name or "", state.why) for state in found)
+    extras.put(model, replace(extras.of(model), states=told))
+    for state in found if model.opset_imports.get("", 1) >= WHERE_OPSET else ():
+        name = state.output.name or ""
+        for axis in _cuttable(state):
+            _gate_input(model.graph, state.input, axis)
+            _gate_output(model.graph, name, axis)
+
+
+def drop_gates(model: ir.Model) -> None:
+    """Takes all gates out of `model`, in place: what they let through passes by them."""
+    for node in [node for node in model.graph if side(node)]:
+        source, gated = node.inputs[1], node.outputs[0]
+        assert source is not None, node.name
+        if gated.is_graph_output():
+            become_output(model.graph, gated, source)
+        else:
+            gated.replace_all_uses_with(source)
+        constants = [value for value in (node.inputs[0], node.inputs[2]) if value is not None]
+        model.graph.remove(node, safe=True)
+        for value in constants:
+            if not value.uses():
+                model.graph.initializers.pop(value.name or "", None)
+
+
+def _cuttable(state: State) -> list[int]:
+    """Axes of which the size is written on both sides."""
+    assert state.input.shape is not None and state.output.shape is not None
+    if state.input.dtype not in FLOATS or any(n.graph is not state.input.graph for n, _ in state.input.uses()):
+        return []
+    sizes = enumerate(zip(state.input.shape, state.output.shape, strict=True))
+    return [k for k, (a, b) in sizes if isinstance(a, int) and a == b and a > 1]
+
+
+def _gate(graph: ir.Graph, value: ir.Value, name: str, axis: int, like: ir.Value) -> ir.Node:
+    """Where(kept, value, 0) of the type and shape of `like`."""
+    assert like.shape is not None and like.dtype is not None
+    size = like.shape[axis]
+    assert isinstance(size, int)
+    flags = np.ones([size if k == axis else 1 for k in range(len(like.shape))], bool)
+    inputs = [add_constant(graph, f"{name}.kept", flags), value]
+    inputs.append(add_constant(graph, f"{name}.zero", np.zeros((), like.dtype.numpy())))
+    node = ir.Node("", "Where", inputs, name=name)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}.gated", like.type, like.shape.copy()
+    return node
+
+
+def _gate_input(graph: ir.Graph, value: ir.Value, axis: int) -> None:
+    """Gates follow one another behind the input: the next one stands in front of the others."""
+    uses = list(value.uses())
+    node = _gate(graph, value, f"{value.name}.state_in.{axis}", axis, value)
+    for user, index in uses:
+        user.replace_input_with(index, node.outputs[0])
+    graph.insert_before(_first(graph, [user for user, _ in uses]), node) if uses else graph.append(node)
+
+
+def _first(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Node:
+    wanted = set(nodes)
+    return next(node for node in graph if node in wanted)
+
+
+def _gate_output(graph: ir.Graph, name: str, axis: int) -> None:
+    """The output keeps its name behind the gate; what it was inside goes on under another one."""
+    place = next(k for k, value in enumerate(graph.outputs) if value.name == name)
+    value = graph.outputs[place]
+    node = _gate(graph, value, f"{name}.state_out.{axis}", axis, value)
+    value.name = f"{name}.state_out.{axis}.inside"
+    node.outputs[0].name = name
+    graph.outputs[place] = node.outputs[0]
+    graph.append(node)
+
+
+def become_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    """`new` becomes the graph output that `old` was, under its name."""
+    place = list(graph.outputs).index(old)
+    name, old.name = old.name, f"{old.name}.replaced"
+    graph.outputs[place] = new
+    new.name, new.type, new.shape = name, old.type, old.shape

@@ -183,7 +183,8 @@ def drop_gates(model: ir.Model) -> None:
 
 def _cuttable(state: State) -> list[int]:
     """Axes of which the size is written on both sides."""
-    assert state.input.shape is not None and state.output.shape is not None
+    assert state.input.shape is not None
+    assert state.output.shape is not None
     if state.input.dtype not in FLOATS or any(n.graph is not state.input.graph for n, _ in state.input.uses()):
         return []
     sizes = enumerate(zip(state.input.shape, state.output.shape, strict=True))
@@ -192,7 +193,8 @@ def _cuttable(state: State) -> list[int]:
 
 def _gate(graph: ir.Graph, value: ir.Value, name: str, axis: int, like: ir.Value) -> ir.Node:
     """Where(kept, value, 0) of the type and shape of `like`."""
-    assert like.shape is not None and like.dtype is not None
+    assert like.shape is not None
+    assert like.dtype is not None
     size = like.shape[axis]
     assert isinstance(size, int)
     flags = np.ones([size if k == axis else 1 for k in range(len(like.shape))], bool)

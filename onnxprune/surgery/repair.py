@@ -212,7 +212,8 @@ class Surgeon:
     def cut_gate(self, gate: ir.Node) -> None:
         """The gate of a state, see states.py, as what reads the kept positions of it, or fills it up with zeros."""
         value, flags, position = gate.inputs[1], gate.inputs[0], states.axis_of(gate)
-        assert value is not None and flags is not None, gate.name
+        assert value is not None, gate.name
+        assert flags is not None, gate.name
         axis = self.axes(flags)[position]
         if not self.loses(axis):
             return

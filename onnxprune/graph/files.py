@@ -20,6 +20,7 @@ from onnx import external_data_helper
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
+from onnxprune.graph.stored import Stored, change
 from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
 from onnxprune.system import atomic_files
 
@@ -30,6 +31,7 @@ __all__ = [
     "add_constant",
     "all_nodes",
     "array_of",
+    "change",
     "constant",
     "digest",
     "external_names",
@@ -262,7 +264,7 @@ def _locate(model: ir.Model, folder: Path) -> bool:
     for value in found:
         old = value.const_value
         assert isinstance(old, ir.ExternalTensor)
-        value.const_value = ir.ExternalTensor(
+        value.const_value = Stored(
             str(folder / old.location), old.offset, old.length, old.dtype, shape=old.shape, name=old.name
         )
     return bool(found)

@@ -1,10 +1,12 @@
 """onnxruntime sessions: the one place that opens them, and that refuses a provider which did not load."""
 
 import ctypes
+import gc
 import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -13,12 +15,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError
-from onnxprune.graph import extras
+from onnxprune.graph import extras, stored
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
 from onnxprune.graph.integrity import is_text
 from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
 from onnxprune.graph.tensors import size_bytes
+from onnxprune.system.atomic_files import scratch
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
 
@@ -39,6 +42,8 @@ _SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 # The only batch size of sessions whose model declares that any will do.
 _ONLY_BATCH: weakref.WeakKeyDictionary[ort.InferenceSession, int] = weakref.WeakKeyDictionary()
 _ONLY_BATCH_FILES: dict[str, int] = {}  # the same of files
+_FOLDERS: weakref.WeakKeyDictionary[ort.SessionOptions, TemporaryDirectory[str]] = weakref.WeakKeyDictionary()
+FOLDER, PREPACKING = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
 LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
 
@@ -279,6 +284,9 @@ def lean_proto(
     inputs = [value for value in proto.graph.input if value.name not in hidden]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)
+    if any(stored.is_stored(model.graph.initializers[name]) for name in hidden):
+        _refer_to_files(model, proto, [name for name in hidden if model.graph.initializers[name].uses()], settings)
+        return proto
     names, values = [], []
     for name, value in hidden.items():
         if not model.graph.initializers[name].uses():  # onnxruntime drops it, and then misses it
@@ -294,6 +302,26 @@ def lean_proto(
         values.append(ort.OrtValue.ortvalue_from_numpy_with_onnx_type(weights[-1], tensor.dtype))
     settings.add_external_initializers(names, values)
     return proto
+
+
+def _refer_to_files(
+    model: ir.Model, proto: onnx.ModelProto, hidden: Sequence[str], settings: ort.SessionOptions
+) -> None:
+    """Lets `proto` refer to files for its weights, which onnxruntime maps, so that it copies nothing.
+
+    Where all weights are as they lie beside the model these are the files; else all are written out once more.
+    """
+    gc.collect()  # sessions that are over hold what they mapped
+    settings.add_session_config_entry(PREPACKING, "1")  # else they are copied
+    folder = stored.folder_of(model)
+    if folder is not None and all(stored.is_stored(model.graph.initializers[name]) for name in hidden):
+        settings.add_session_config_entry(FOLDER, folder)
+        stored.referred(model, proto, hidden)
+        return
+    made = scratch()
+    _FOLDERS[settings] = made  # which lasts as long as the settings, and so as long as the session
+    settings.add_session_config_entry(FOLDER, made.name)
+    stored.written(model, proto, hidden, Path(made.name))
 
 
 def _plain(tensor: ir.TensorProtocol) -> np.ndarray:

@@ -198,10 +198,16 @@ def slices(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np
     The array is the initializer; positions (length of the axis,) tell which unit of `dim` each belongs to.
     """
     initializers = context.model.graph.initializers
+    for member, positions in places(context, dim, *roles):
+        yield member, graph.array_of(initializers[member.initializer]), positions
+
+
+def places(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np.ndarray]]:
+    """As slices, without the arrays."""
     for member in context.coupling.members[dim]:
         if member.role in roles:
             axis = context.coupling.axes[member.initializer][member.axis]
-            yield member, graph.array_of(initializers[member.initializer]), unit_positions(axis, dim)
+            yield member, unit_positions(axis, dim)
 
 
 def sum_by_unit(array: np.ndarray, axis: int, units: np.ndarray, size: int) -> np.ndarray:

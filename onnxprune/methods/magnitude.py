@@ -21,7 +21,7 @@ def norms(context: Context, dim: Dim, power: int) -> np.ndarray:
     """
     parts = []
     for member, w, positions in units.weights(context, dim):
-        total = sum_by_unit(np.abs(w) ** power, member.axis, positions, dim.size) ** (1 / power)
+        total = sum_by_unit(np.abs(w) if power == 1 else w * w, member.axis, positions, dim.size) ** (1 / power)
         parts.append(relative(total) ** power)
     return np.mean(parts, axis=0) ** (1 / power) if parts else np.zeros(dim.size)
 

@@ -5,6 +5,7 @@ Legend: U units of the Dim, L length of the axis on which it stands, R everythin
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -14,8 +15,10 @@ from onnxprune.coupling import Coupling, Dim, Member, dims, unit_positions
 from onnxprune.coupling.layers import layer_of
 from onnxprune.coupling.node import Role
 from onnxprune.graph import quantized
-from onnxprune.methods.base import Context, slices
+from onnxprune.graph.tensors import tensor_of
+from onnxprune.methods.base import Context, places
 
+LARGE_BYTES = 64_000_000  # more precise numbers of a larger weight would be as large as a few layers
 CONVERSIONS = frozenset({"Cast", "DequantizeLinear", "Identity"})
 ELEMENTWISE = frozenset({"BatchNormalization", "Add", "Sub", "Mul", "Div", "BiasAdd"})
 
@@ -30,29 +33,42 @@ class Source:
     batched: bool  # samples are stacked on axis 0, and `axis` is another one
 
 
-def weights(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.ndarray]]:
-    """(member, array as float64, units (L,) on its axis) for the weights that produce the units of `dim`.
+def weights(context: Context, dim: Dim) -> Iterator[tuple[Member, np.ndarray, np.ndarray]]:
+    """(member, array as floats, units (L,) on its axis) for the weights that produce the units of `dim`, one by one.
 
     Biases are left out, quantized weights are dequantized, and the scale of a BatchNormalization that follows is
     multiplied in. Where nothing produces the units (a norm's own scale), what follows or consumes them stands in.
     """
-    found = in_role(context, dim, "produces")
-    solid = [entry for entry in found if not is_bias(entry[0], entry[1])]
+    found = _places(context, dim, "produces")
+    solid = [entry for entry in found if not _is_bias(entry[0], _shape(context, entry[0]))]
     for role in ("follows", "scales", "consumes"):
-        solid = solid or in_role(context, dim, role)
+        solid = solid or _places(context, dim, role)
     nodes = {node.name: node for node in context.model.graph.all_nodes()}
-    return [
-        (member, folded(nodes[member.node], member, as_float(context, member, array)), units)
-        for member, array, units in solid or found
-    ]
+    for member, positions in solid or found:
+        yield member, folded(nodes[member.node], member, as_float(context, member, _array(context, member))), positions
 
 
 def in_role(context: Context, dim: Dim, role: str) -> list[tuple[Member, np.ndarray, np.ndarray]]:
     """Like `slices`, for initializers that reach their layer through Cast or DequantizeLinear as well."""
+    return [(member, _array(context, member), positions) for member, positions in _places(context, dim, role)]
+
+
+def _places(context: Context, dim: Dim, role: str) -> list[tuple[Member, np.ndarray]]:
+    """(member, units (L,) on its axis), as in_role."""
     nodes = {node.name: node for node in context.model.graph.all_nodes()}
-    places = slices(context, dim, role, "follows")
-    found = [(_behind(nodes[member.node], member, array.ndim), array, units) for member, array, units in places]
+    found = [
+        (_behind(nodes[member.node], member, len(_shape(context, member))), positions)
+        for member, positions in places(context, dim, role, "follows")
+    ]
     return [entry for entry in found if entry[0].role == role]
+
+
+def _array(context: Context, member: Member) -> np.ndarray:
+    return graph.array_of(context.model.graph.initializers[member.initializer])
+
+
+def _shape(context: Context, member: Member) -> tuple[int, ...]:
+    return tuple(tensor_of(context.model.graph.initializers[member.initializer]).shape.numpy())
 
 
 def _behind(node: ir.Node, member: Member, rank: int) -> Member:
@@ -72,11 +88,17 @@ def _behind(node: ir.Node, member: Member, rank: int) -> Member:
 
 def is_bias(member: Member, array: np.ndarray) -> bool:
     """Whether an array is an addend behind a product: Conv's and Gemm's third input, or the like of it."""
-    return member.input >= 2 and array.size == array.shape[member.axis]
+    return _is_bias(member, array.shape)
+
+
+def _is_bias(member: Member, shape: tuple[int, ...]) -> bool:
+    return member.input >= 2 and prod(shape) == shape[member.axis]
 
 
 def as_float(context: Context, member: Member, array: np.ndarray) -> np.ndarray:
-    """The weights as float64; integers as what they stand for."""
+    """The weights as float64, large ones as they are stored; integers as what they stand for."""
+    if array.nbytes > LARGE_BYTES and array.dtype == np.float32:
+        return array
     node = next(node for node in context.model.graph.all_nodes() if node.name == member.node)
     return quantized.dequantized(node, member.input, array)
 

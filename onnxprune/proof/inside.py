@@ -11,6 +11,7 @@ import onnx_ir as ir
 from onnxprune.graph import extras, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
+from onnxprune.graph.stored import is_stored
 from onnxprune.graph.tensors import constant
 from onnxprune.proof import decisions, noise
 from onnxprune.proof.decisions import Point, at_kept, first_output
@@ -18,6 +19,7 @@ from onnxprune.proof.differences import FLOOR, Tally, telling
 
 NUMBERS = 1 << 25  # of all values inside that are held at a time, of one row
 UNKNOWN = 16  # taken for the size of an axis that is not known
+TABLE_ROWS = 4096  # of a table that are compared at a time
 DEPTH = 3  # nodes between a stored weight and the node that reckons with it
 NEXT = 3  # nodes behind a value that the simplifier may have taken into the node in front of it
 SOFT = 0.1  # share of how far optimizations move the twin that counts as noise
@@ -141,6 +143,9 @@ def look(
         points,
         lost,
     )
+    ahead = [sessions.run(base, batch) for batch in batches[1:]] if _stays_on_disk(masked) else None
+    if ahead is not None:
+        del base  # before the other is opened: two sessions would hold two models
     fed_cut = decisions.fed(cut, points, attrgetter("ours"), first)
     ours = open_inside(fed_cut, list(dict.fromkeys([*owns, *(p.own for p in weighing)])))
     fed = decisions.fed(masked, points, attrgetter("theirs"), first)
@@ -148,7 +153,7 @@ def look(
     kept = extras.of(masked).kept
     told: dict[str, bool] = {}
     for number, batch in enumerate(batches):
-        theirs = first if number == 0 else sessions.run(base, batch)
+        theirs = first if number == 0 else sessions.run(base, batch) if ahead is None else ahead[number - 1]
         full = {p.feed: theirs[p.twin] for p in points}
         others = [
             sessions.run(session, {**noise.moved_feeds(batch, seed), **full}) for seed, session in enumerate(noisy)
@@ -188,6 +193,10 @@ def _alike(own: object, theirs: object, name: str, kept: Kept) -> bool:
     found = Tally(NEAR)
     add_to(found, own, theirs, (), name, kept)
     return found.worst().share <= 1
+
+
+def _stays_on_disk(model: ir.Model) -> bool:
+    return any(map(is_stored, model.graph.initializers.values()))
 
 
 def _hollow(array: object) -> np.ndarray:
@@ -331,7 +340,9 @@ def tables(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator
             b = b if table is None else table
         if a.shape == b.shape:
             tally = Tally(floor)
-            tally.add(a.astype(np.float32), b.astype(np.float32))
+            for start in range(0, len(a), TABLE_ROWS):  # a table may be half of a model
+                rows = slice(start, start + TABLE_ROWS)
+                tally.add(a[rows].astype(np.float32), b[rows].astype(np.float32))
             yield node.outputs[0].name or "", tally
 
 

@@ -54,7 +54,7 @@ def push(
         return 0
     if samples is None:
         dense = emission.silenced(coupling, keep)
-        feeds: Iterable[Mapping[str, np.ndarray]] = emission.noise_feeds(coupling.model, coupling)
+        feeds: Iterable[Mapping[str, np.ndarray]] = list(emission.noise_feeds(coupling.model, coupling))
     else:
         dense, names = coupling.model, [consumer.x for consumer in found]
         feeds = first_batches(dense, samples, limit, batch_within(coupling, names))

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -54,12 +55,11 @@ def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, li
     dropped = ~dims.keep_mask(axes[axis], keep)
     if not dropped.any():
         return
-    array = graph.array_of(linear.stored).copy()
+    array = graph.array_of(linear.stored)
     rows = np.moveaxis(array, axis, 0)
     norms = np.linalg.norm(rows.reshape(len(rows), -1).astype(np.float32), axis=1)
     if not _depthwise(linear):
-        rows[dropped] = 0
-        graph.set_constant(linear.stored, array)
+        graph.change(linear.stored, array.shape, partial(_without, axis, dropped))
         _note(live, axes[axis], dropped & (norms > DEAD * np.median(norms)))
     b = read_bias(linear)
     alive = dropped & ~dims.keep_mask(axes[axis], {dim: ~units for dim, units in live.items()})
@@ -67,6 +67,13 @@ def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, li
         alive &= norms > 0
     if b is not None and len(b) == len(alive) and alive.any() and has_bias(linear):
         write_bias(model, linear, np.where(alive, 0.0, b))
+
+
+def _without(axis: int, dropped: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """`array` with zeros at the `dropped` positions of `axis`."""
+    array = array.copy()
+    np.moveaxis(array, axis, 0)[dropped] = 0
+    return array
 
 
 def _note(live: dict[Dim, np.ndarray], axis: dims.Axis, positions: np.ndarray) -> None:

@@ -44,18 +44,19 @@ def cut_zeros(
 
 def density(model: ir.Model) -> float:
     """Share of the float weights of two axes or more that are not zero."""
-    return nonzeros(model) / max(1, sum(a.size for a in _weights(model.graph.initializers.values())))
+    alive, count = _counts(model.graph.initializers.values())
+    return alive / max(1, count)
 
 
 def nonzeros(model: ir.Model) -> int:
     """Number of the float weights of two axes or more that are not zero."""
-    return _nonzeros(_weights(model.graph.initializers.values()))
+    return _counts(model.graph.initializers.values())[0]
 
 
 def zeros_in(model: ir.Model) -> int:
     """Number of the float weights of two axes or more that are zero."""
-    weights = _weights(model.graph.initializers.values())
-    return sum(a.size for a in weights) - _nonzeros(weights)
+    alive, count = _counts(model.graph.initializers.values())
+    return count - alive
 
 
 def nonzero_macs(model: ir.Model, costs: cost.Cost | None = None) -> int:
@@ -69,17 +70,18 @@ def nonzero_macs(model: ir.Model, costs: cost.Cost | None = None) -> int:
 
 def _density_of(node: ir.Node) -> float:
     """Share of the weights of `node` that are not zero; 1 where it has none of its own."""
-    found = _weights(value for value in node.inputs if value is not None)
-    return _nonzeros(found) / sum(a.size for a in found) if found else 1.0
+    alive, count = _counts(value for value in node.inputs if value is not None)
+    return alive / count if count else 1.0
 
 
-def _nonzeros(arrays: Iterable[np.ndarray]) -> int:
-    return sum(int(np.count_nonzero(a)) for a in arrays)
-
-
-def _weights(values: Iterable[ir.Value]) -> list[np.ndarray]:
-    arrays = (graph.constant(value) for value in values)
-    return [array for array in arrays if array is not None and _is_weight(array)]
+def _counts(values: Iterable[ir.Value]) -> tuple[int, int]:
+    """(how many of the weights among `values` are not zero, how many there are); one is read at a time."""
+    alive = count = 0
+    for value in values:
+        array = graph.constant(value)
+        if array is not None and _is_weight(array):
+            alive, count = alive + int(np.count_nonzero(array)), count + array.size
+    return alive, count
 
 
 def _is_weight(array: np.ndarray) -> bool:

@@ -5,7 +5,7 @@ zeroes the same slices; nodes that compute statistics over removed positions com
 The two are each other's proof, see proof/.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,6 +16,7 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
 from onnxprune.graph import extras, quantized, states
+from onnxprune.graph.tensors import tensor_of
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Surgeon
 
@@ -99,44 +100,41 @@ def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
         axes = coupling.axes.get(name)
         if tuned is None or axes is None or tuned.const_value is None:
             continue
-        full, part = graph.array_of(value), graph.array_of(tuned)
         masks = [dims.keep_mask(axis, keep) for axis in axes]
-        if part.shape == tuple(int(m.sum()) for m in masks) and (part.shape != full.shape or part.dtype.kind == "f"):
-            full = full.copy()
-            full[np.ix_(*masks)] = part
-            graph.set_constant(value, full)
+        full, part = (tuple(tensor_of(each).shape.numpy()) for each in (value, tuned))
+        floats = tensor_of(tuned).dtype.numpy().kind == "f"
+        if part == tuple(int(m.sum()) for m in masks) and (part != full or floats):
+            graph.change(value, full, partial(_put_back, tensor_of(tuned), masks))
     return mask(replace(coupling, model=model), keep)
 
 
+def _put_back(part: ir.TensorProtocol, masks: Sequence[np.ndarray], full: np.ndarray) -> np.ndarray:
+    """`full` with the numbers of `part` at the kept positions."""
+    full = full.copy()
+    full[np.ix_(*masks)] = part.numpy()
+    return full
+
+
 def _cut_initializer(surgeon: Surgeon, value: ir.Value) -> None:
-    if not surgeon.lost_axes(value):
-        return
-    axes, tensor = surgeon.axes(value), value.const_value
-    if not isinstance(tensor, ir.ExternalTensor):
-        graph.set_constant(value, surgeon.cut_array(graph.array_of(value), axes))
-        return
-
-    # Read from disk, cut and forgotten each time it is asked for: large models are never held.
-    def read() -> ir.Tensor:
-        array = np.ascontiguousarray(surgeon.cut_array(tensor.numpy(), axes))
-        tensor.release()
-        return ir.Tensor(array, dtype=tensor.dtype, name=value.name)
-
-    shape = ir.Shape([surgeon.kept(axis) for axis in axes])
-    value.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=shape, name=value.name)
-    value.shape = shape
+    if surgeon.lost_axes(value):
+        axes = surgeon.axes(value)
+        graph.change(value, [surgeon.kept(axis) for axis in axes], lambda array: surgeon.cut_array(array, axes))
 
 
 def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
     lost = surgeon.lost_axes(value)
     if not lost or (quantized.is_scale(value) and not quantized.only_multiplies(value)):
         return
-    array = graph.array_of(value).copy()
-    silent = _silent_numbers(value, array)
-    for position in lost:
-        index = (*[slice(None)] * position, ~surgeon.mask_of(surgeon.axes(value)[position]))
-        array[index] = silent[index]
-    graph.set_constant(value, array)
+
+    def silenced(array: np.ndarray) -> np.ndarray:
+        array = array.copy()
+        silent = _silent_numbers(value, array)
+        for position in lost:
+            index = (*[slice(None)] * position, ~surgeon.mask_of(surgeon.axes(value)[position]))
+            array[index] = silent[index]
+        return array
+
+    graph.change(value, tuple(tensor_of(value).shape.numpy()), silenced)
 
 
 def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ Legend: N samples, C classes, D features.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import log10, sqrt
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -98,6 +99,7 @@ class Reference:
     samples: Samples
     outputs: Outputs
     said: Values
+    ends: dict[Any, tuple[float, float]] = field(default_factory=dict, compare=False)  # group -> null's and original's
 
     def classes(self) -> np.ndarray | None:
         """The answer (N,) of each sample, by the first part that has one for each; None where there is none."""
@@ -301,26 +303,50 @@ def _groups(original: Reference) -> Iterator[Group]:
 
 
 def _accuracy(group: Group, said: Values, original: Reference) -> PartAccuracy:
+    values, more = _values(group, said, original)
+    first = group.parts[0]
+    kind, (name, _) = first.kind, MEASURES.get(first.kind, ("explained", explained))
+    if len(group.parts) > 1:
+        kind, name = "detections", "detections_ap"
+    elif first.kind == kinds.SEQUENCE and not more:
+        name = AGREEMENT
+    return _summed(group.name, kind, name, values, *_ends(group, original), more)
+
+
+def _values(group: Group, said: Values, original: Reference) -> Found:
+    """The metric (N,) of a group by what `said` says, and more figures by name."""
     first = group.parts[0]
     if len(group.parts) > 1:
         return _detected(group, said, original)
-    t = _moved(first, original.said[first.value])
-    y, null = _moved(first, said[first.value]), _moved(first, original.null[first.value])
-    name, measured = MEASURES.get(first.kind, ("explained", explained))
+    y, t = (_moved(first, values[first.value]) for values in (said, original.said))
     if group.beside is not None:
-        weight = _moved(group.beside, original.said[group.beside.value]).max(-1)
-        values, more = explained(y, t, weight)
-        nulls = explained(null, t, weight)[0]
-    else:
-        values, more = measured(y, t)
-        nulls = measured(null, t)[0]
-    if first.kind == kinds.SEQUENCE and not more:
-        name = AGREEMENT
-    return _summed(group.name, first.kind, name, values, nulls, measured(t, t)[0], more)
+        return explained(y, t, _moved(group.beside, original.said[group.beside.value]).max(-1))
+    return MEASURES.get(first.kind, ("explained", explained))[1](y, t)
+
+
+def _ends(group: Group, original: Reference) -> tuple[float, float]:
+    """What the null model and the original have by a group's metric; computed once."""
+    if group not in original.ends:
+        ends = (float(_values(group, said, original)[0].mean()) for said in (original.null, original.said))
+        original.ends[group] = (next(ends), next(ends))
+    return original.ends[group]
+
+
+def by_sample(said: Values, original: Reference) -> np.ndarray | None:
+    """Share kept between the null model (0) and the original (1) of each sample (N,), mean over the parts.
+
+    Parts that tell nothing are left out; None where none tells anything.
+    """
+    found = []
+    for group in _groups(original):
+        null, first = _ends(group, original)
+        if _comparable(group, said, original) and share_kept(first, null, first) is not None:
+            found.append((_values(group, said, original)[0] - null) / (first - null))
+    return np.mean(found, axis=0) if found else None
 
 
 def _summed(
-    part: str, kind: str, metric: str, values: np.ndarray, nulls: np.ndarray, firsts: np.ndarray, more
+    part: str, kind: str, metric: str, values: np.ndarray, null: float, first: float, more: Mapping[str, float]
 ) -> PartAccuracy:
     mean = float(values.mean())
     half = Z95 * float(values.std(ddof=1)) / sqrt(len(values)) if len(values) > 1 else 0.0
@@ -328,12 +354,11 @@ def _summed(
     whole = bool(np.isin(values, (0.0, 1.0)).all())
     if whole:
         ends = wilson_interval(float(values.sum()), len(values))
-    null, first = float(nulls.mean()), float(firsts.mean())
     share = share_kept(mean, null, first)
-    return PartAccuracy(part, kind, metric, mean, null, first, share, len(values), ends, more or None)
+    return PartAccuracy(part, kind, metric, mean, null, first, share, len(values), ends, dict(more) or None)
 
 
-def _detected(group: Group, said: Values, original: Reference) -> PartAccuracy:
+def _detected(group: Group, said: Values, original: Reference) -> Found:
     """Average precision of detections against the original's."""
     boxes = group.parts[0]
     said_boxes = _moved(boxes, original.said[boxes.value])
@@ -353,8 +378,7 @@ def _detected(group: Group, said: Values, original: Reference) -> PartAccuracy:
 
     mine = of(said)
     f1 = float(np.mean([detections.f1(a.above(sure), b) for a, b in zip(mine, wanted, strict=True)]))
-    firsts, nulls = precisions(of(original.said)), precisions(of(original.null))
-    return _summed(group.name, "detections", "detections_ap", precisions(mine), nulls, firsts, {"f1": f1})
+    return precisions(mine), {"f1": f1}
 
 
 def _scores(parts: Sequence[Part], values: Values) -> np.ndarray:
@@ -415,7 +439,8 @@ def measure_labels(said: Values, original: Reference, part: Part) -> PartAccurac
         more["mean_iou"] = float(
             intersection(_moved(part, said[part.value]).argmax(-1), wanted, classes, counted).mean()
         )
-    return _summed(part.name, part.kind, TOP1, right(said), right(original.null), right(original.said), more)
+    null, first = (float(right(values).mean()) for values in (original.null, original.said))
+    return _summed(part.name, part.kind, TOP1, right(said), null, first, more)
 
 
 def judged(said: Values, original: Reference) -> list[PartAccuracy]:

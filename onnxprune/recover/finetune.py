@@ -13,11 +13,11 @@ from onnxprune.bridge import Network
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import DataError, UsageError
 from onnxprune.outputs.losses import part_scales, scales_of, shared_points, task_of, with_points
-from onnxprune.outputs.metrics import AGREEMENT
+from onnxprune.outputs.metrics import AGREEMENT, SHARE_KEPT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.feeding import tensors_of
-from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs
+from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs, reference_of
 from onnxprune.recover.settings import Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Regularizer, Run, train
@@ -33,7 +33,8 @@ __all__ = ["Epoch", "History", "Settings", "choose", "finetune"]
 class History:
     """How a run went: the settings as they were chosen, each epoch, and which one was kept (0: the start).
 
-    metric: agreement, relative_error or the user's; initial: before the first step; told: what was kept and why.
+    metric: agreement, share_kept, relative_error or the user's; initial: before the first step; told: what was kept,
+    and why.
     """
 
     settings: Settings
@@ -106,6 +107,8 @@ def _told(run: Run) -> str:
     """What was kept, and why, in one line."""
     done, start, end, best = len(run.epochs), run.initial, run.last, run.best_verdict
     found = f"{run.judge.name.replace('_', ' ')} with the original on {run.judge.told}"
+    if run.judge.name == SHARE_KEPT:
+        found = f"share kept between a model that answers all alike and the original on {run.judge.told}"
     if run.settings.metric is not None:
         found = f"{run.judge.name} on {run.judge.told}"
     numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} after {done} epoch{'s' if done != 1 else ''}"
@@ -185,17 +188,20 @@ def _judge(model, teacher, task, held: Samples, settings: Settings, device, trai
     """
     batch_size = fixed_batch(model) or settings.batch_size or 1
     plain = Teacher(teacher, with_points(task, (), {}), replace(settings, amp="off"), device)
+    by_kind = None if settings.metric is not None or settings.regression else settings.outputs
     if settings.metric is None:
         samples = fair.mixed(held, batch_axes(input_infos(teacher)), trained // 4, settings.seed)
         said = plain.all_on(samples)
         if said is not None and all(bool(y.isfinite().all()) for y in said.values()):
-            return Judge(model, task, samples, said, device, batch_size)
+            reference = reference_of(samples, by_kind, said)
+            return Judge(model, task, samples, said, device, batch_size, reference=reference)
     said, everything = plain.all_on(held), None
     if said is None:
         raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
     if settings.metric is not None:
         everything = all_outputs(plain.network, held, teacher, device, batch_size)
-    return Judge(model, task, held, said, device, batch_size, settings.metric, everything)
+    reference = reference_of(held, by_kind, said)
+    return Judge(model, task, held, said, device, batch_size, settings.metric, everything, reference)
 
 
 def _check_world(settings: Settings, model: ir.Model) -> None:

@@ -3,6 +3,10 @@
 What fine-tuning ends with is kept unless a fair test says that it is clearly worse than what it started from. A fair
 test uses inputs that the original does not know by heart (see `fair`), samples that nothing was fitted to, and wants a
 difference that chance does not make: on a few hundred samples two good networks differ by chance all the time.
+
+Classifiers are judged by their answers. Everything else is judged by the metrics of the outputs' kinds, between a null
+model, which answers every sample with the mean of the original's outputs, and the original; where these tell nothing
+on the samples, by the relative error.
 """
 
 from collections.abc import Mapping
@@ -16,8 +20,11 @@ from torch import Tensor
 
 from onnxprune.bridge import Network
 from onnxprune.data import Samples, fixed_batch
+from onnxprune.outputs import measures
+from onnxprune.outputs.kinds import Outputs
 from onnxprune.outputs.losses import Task, logits_of
-from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, Metric, has_lists, joined, judged
+from onnxprune.outputs.measures import Reference
+from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, SHARE_KEPT, Metric, has_lists, joined, judged
 from onnxprune.recover.fair import Mixed
 from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.system.memory import halving
@@ -71,6 +78,7 @@ class Judge:
     """Runs a network on `samples` in full precision; `originals` (N, ...) is what the teacher says there.
 
     metric: the user's own, of all outputs; `everything` is what the teacher says there.
+    reference: what the metrics of the outputs' kinds compare with, where they tell anything.
     """
 
     model: ir.Model
@@ -81,12 +89,15 @@ class Judge:
     batch_size: int
     metric: Metric | None = None
     everything: Mapping[str, Any] | None = None
+    reference: Reference | None = None
 
     @property
     def name(self) -> str:
         if self.metric is not None:
             return name_of(self.metric)
-        return RELATIVE_ERROR if self.task.logits is None else AGREEMENT
+        if self.task.logits is not None:
+            return AGREEMENT
+        return RELATIVE_ERROR if self.reference is None else SHARE_KEPT
 
     @property
     def told(self) -> str:
@@ -101,6 +112,10 @@ class Judge:
             values = judged(self.metric, said, self.everything, self.samples.labels)
             return Verdict(float(values.mean()), tuple((-np.atleast_1d(values)).tolist()))
         outputs = self._outputs(network)
+        if self.task.logits is None and self.reference is not None:
+            kept = measures.by_sample({name: y.cpu().numpy() for name, y in outputs.items()}, self.reference)
+            if kept is not None:
+                return Verdict(float(kept.mean()), self._by_sample(1 - kept))
         if self.task.logits is None:
             errors = self._relative_errors(outputs)
             return Verdict(float(errors.mean()), self._by_sample(errors))
@@ -133,6 +148,18 @@ class Judge:
             y, t = (part.of(v[part.value]).flatten(1) for v in (outputs, self.originals))
             errors.append((y - t).norm(dim=1) / t.norm(dim=1).clamp_min(float(np.finfo(np.float32).tiny)))
         return torch.stack(errors).mean(0).double().cpu().numpy()
+
+
+def reference_of(samples: Samples, outputs: Outputs | None, said: Mapping[str, Tensor]) -> Reference | None:
+    """What the teacher `said` (N, ...) on samples, for the metrics of its outputs' kinds; None where they tell nothing.
+
+    They tell nothing where a null model does about as well as the original.
+    """
+    if outputs is None:
+        return None
+    arrays = {name: y.float().cpu().numpy() for name, y in said.items()}
+    found = Reference(samples, outputs, arrays)
+    return None if measures.by_sample(arrays, found) is None else found
 
 
 @torch.no_grad()

@@ -75,9 +75,8 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
         method_options.check(base.get(options.method), options.method_options)  # wrong names before the work
         clock = Clock(options.time)
         subject = prepare(source, options, clock)
-        if options.metric is None:
-            with clock("check the original"):
-                first_check.check(subject)
+        with clock("check the original"):
+            first_check.check(subject, options.metric)
         return prune_subject(subject, out, options, clock)
 
     return _in_all_processes(work, source, options)

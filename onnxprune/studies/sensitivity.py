@@ -21,7 +21,7 @@ from onnxprune.outputs import metrics
 from onnxprune.recover import constants
 from onnxprune.recover.levels import device
 from onnxprune.report import build
-from onnxprune.run import measuring
+from onnxprune.run import first_check, measuring
 from onnxprune.run.subject import Subject, prepare, scored_dims
 from onnxprune.system.clock import Clock
 
@@ -55,6 +55,8 @@ def sensitivity(
         )
     clock = Clock()
     subject = prepare(path, options, clock)
+    with clock("check the original"):
+        first_check.check(subject)
     with clock("score"):
         outcome = base.run(chosen, context(subject, options, chosen))
     with clock("measure the original"):

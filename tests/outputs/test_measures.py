@@ -301,3 +301,20 @@ def test_the_worst_share_is_of_parts_that_tell_anything():
     found = measures.accuracy(parts)
     assert (found.metric, found.value, found.share, found.interval95) == ("share_kept", 0.7, 0.7, (0.6, 0.8))
     assert measures.accuracy([]) is None
+
+
+def test_shares_by_sample_are_none_of_the_null_model_and_all_of_the_original():
+    y = RNG.normal(size=(40, 6)).astype(np.float32)
+    reference = original({"y": y, "z": y[:, :2]}, Part("y", "signal"), Part("z", "signal"))
+    assert measures.by_sample(reference.said, reference) == pytest.approx(np.ones(40))
+    assert float(measures.by_sample(reference.null, reference).mean()) == pytest.approx(0, abs=1e-6)
+    worse = {**reference.said, "z": noisy(y[:, :2], 1.0)}
+    found = measures.by_sample(worse, reference)
+    assert found.shape == (40,)
+    shares = [part.share for part in measures.judged(worse, reference)]
+    assert float(found.mean()) == pytest.approx(np.mean(shares))
+
+
+def test_there_are_no_shares_by_sample_where_all_samples_are_answered_alike():
+    y = np.ones((40, 6), np.float32)
+    assert measures.by_sample({"y": y}, original({"y": y}, Part("y", "classes", 1))) is None

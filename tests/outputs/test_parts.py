@@ -5,6 +5,7 @@ import torch
 
 from onnxprune.outputs import parts
 from onnxprune.outputs.kinds import Part
+from onnxprune.outputs.losses import Task, labels_loss
 
 torch.manual_seed(0)
 KINDS = [
@@ -54,6 +55,18 @@ def test_cross_entropy_is_along_the_axis_of_the_classes():
     labels = torch.randint(0, 3, (4, 7))
     found = parts.own_loss(part, (part,), {"y": y}, labels)
     assert float(found) == pytest.approx(float(torch.nn.functional.cross_entropy(y, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64", "uint8"])
+def test_labels_of_every_place_reach_the_loss_of_fine_tuning(kind):
+    z = torch.randn(4, 7, 3)
+    part = Part("y", "sequence", 2, form="logits")
+    labels = torch.randint(0, 3, (4, 7))
+    task = Task(("y",), None, parts=(part,))
+    found = labels_loss(task, {"y": z}, labels.to(getattr(torch, kind)))
+    wanted = torch.nn.functional.cross_entropy(z.reshape(-1, 3), labels.reshape(-1))
+    assert float(found) == pytest.approx(float(wanted), rel=1e-5)
+    assert labels_loss(task, {"y": z}, labels[:, :5]) is None  # five labels are answers of no seven places
 
 
 def test_boxes_count_where_scores_are_sure():

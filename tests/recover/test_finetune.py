@@ -171,10 +171,10 @@ def test_outputs_that_are_no_classes_are_regressed():
     numbers = describe(dense, overrides={"y": "signal"})
     settings = replace(QUICK, epochs=8, batch_size=16, optimizer="adamw", lr=0.01, outputs=numbers)
     history = finetune(student, dense, samples, samples.subset(np.arange(32)), settings)
-    assert history.metric == "relative_error"
-    assert history.best < 0.5 * history.initial
+    assert history.metric == "share_kept"  # between a model that answers all alike and the original
+    assert 1 - history.best < 0.5 * (1 - history.initial)
     wanted, got = (sessions.run(sessions.open_session(m), {"x": x[:8]})["y"] for m in (dense, student))
-    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < history.initial
+    assert np.linalg.norm(got - wanted) / np.linalg.norm(wanted) < 0.3
 
 
 def test_shared_intermediate_values_can_be_compared(refitted):

@@ -38,6 +38,17 @@ def test_labels_by_chance_stop_the_run(cli, tmp_path, digits):
     assert "labels, layout or preprocessing are likely wrong" in found.err
 
 
+@pytest.mark.parametrize("words", [("sensitivity", "--method", "l1"), ("compare", "--methods", "l1")])
+def test_studies_check_the_original_first(cli, tmp_path, digits, words):
+    saved, x, y = digits
+    command, *rest = words
+    out = ("--targets", "macs=0.9", "--out", tmp_path / "out") if command == "compare" else ()
+    wrong = saved(x, np.random.default_rng(0).permutation(y))
+    found = cli(command, DIGITS, "--data", wrong, *rest, *out)
+    assert found.code == 2, found.err
+    assert "labels, layout or preprocessing are likely wrong" in found.err
+
+
 def test_samples_as_the_model_takes_them_pass(cli, tmp_path, digits):
     saved, x, y = digits
     found = ran(cli, tmp_path, saved(x, y))

@@ -22,7 +22,7 @@ from onnxprune.measure import machine, measure_file
 from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
 from onnxprune.outputs import metrics
-from onnxprune.run import checks, measuring, pipeline
+from onnxprune.run import checks, first_check, measuring, pipeline
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare.grid import Run
 from onnxprune.studies.compare.store import Row, Store, file_name
@@ -59,6 +59,7 @@ def compare(
     subject = prepare(path, replace(common, seed=0), Clock())
     if subject.held is None or not len(subject.held):
         raise UsageError("compare measures on samples: give --data or --val")
+    first_check.check(subject, common.metric)
     settings = settings_of(subject, common)
     store = Store(folder, settings)
     judge = measuring.yardstick(subject, subject.held, common.metric)

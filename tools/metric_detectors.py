@@ -1,0 +1,197 @@
+"""Detectors for tools/metric_study.py: their boxes, and mAP50-95 over a data set; see metric_tasks.py."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from tools import imagenet
+from tools.metric_tasks import Answers, Feeds, answers_of, halves
+
+Boxes = list[tuple[np.ndarray, np.ndarray, np.ndarray]]  # per image: corners (D, 4), scores (D,), classes (D,)
+
+
+def photographs(side: int, split: str, start: int, count: int) -> np.ndarray:
+    """(N, 3, side, side), 0..255."""
+    photos, found = imagenet.Images(split, start, count), []
+    for k in range(len(photos)):
+        with Image.open(io.BytesIO(photos.zip.read(photos.names[k]))) as photo:
+            found.append(np.asarray(photo.convert("RGB").resize((side, side)), np.float32))
+    return np.stack(found).transpose(0, 3, 1, 2)
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+    both = np.prod(np.clip(high - low, 0, None), -1)
+    area = [np.prod(np.clip(x[:, 2:] - x[:, :2], 0, None), -1) for x in (a, b)]
+    return both / np.maximum(area[0][:, None] + area[1][None] - both, 1e-9)
+
+
+def suppressed(boxes: np.ndarray, scores: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """NonMaxSuppression at 0.5, class by class, of boxes (A, 4) and scores (A, C)."""
+    kept: list[tuple[int, int]] = []
+    for c in range(scores.shape[1]):
+        order = [k for k in np.argsort(-scores[:, c])[:200] if scores[k, c] >= least]
+        while order:
+            kept.append((order[0], c))
+            near = iou(boxes[order[:1]], boxes[order])[0] > 0.5
+            order = [k for k, n in zip(order[1:], near[1:], strict=True) if not n]
+    at, c = (np.array([pair[j] for pair in kept], int) for j in (0, 1))
+    return boxes[at], scores[at, c], c
+
+
+def mean_precision(found: Boxes, wanted: Boxes) -> float:
+    """COCO's mAP50-95 over a data set: precision over recall of all images together, class by class, 101 points."""
+    values = []
+    for c in sorted({int(k) for _, _, classes in wanted for k in classes}):
+        total = sum(int((classes == c).sum()) for _, _, classes in wanted)
+        for threshold in np.arange(0.5, 1, 0.05):
+            hits: list[tuple[float, bool]] = []
+            for mine, right in zip(found, wanted, strict=True):
+                targets, order = right[0][right[2] == c], np.argsort(-mine[1], kind="stable")
+                free = np.ones(len(targets), bool)
+                for k in (k for k in order if mine[2][k] == c):
+                    near = iou(mine[0][k : k + 1], targets)[0] * free if len(targets) else np.zeros(0)
+                    hit = bool(len(near)) and near.max() >= threshold
+                    if hit:
+                        free[near.argmax()] = False
+                    hits.append((float(mine[1][k]), hit))
+            hits.sort(key=lambda pair: -pair[0])
+            right_ones = np.cumsum([hit for _, hit in hits]) if hits else np.zeros(0)
+            precision, recall = right_ones / np.arange(1, len(hits) + 1), right_ones / total
+            points = [precision[recall >= r].max(initial=0.0) for r in np.linspace(0, 1, 101)]
+            values.append(np.mean(points))
+    return float(np.mean(values)) if values else 0.0
+
+
+SIDE = 192
+
+
+def scrfd_boxes(y: dict[str, np.ndarray]) -> Boxes:
+    """Faces of SCRFD's nine heads: distances to four sides in units of the stride, two anchors a place."""
+    corners, scores = [], []
+    for stride in (8, 16, 32):
+        cells = SIDE // stride
+        at = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1).reshape(-1, 2).repeat(2, 0) * stride
+        far = y[f"bbox_{stride}"].reshape(-1, len(at), 4) * stride
+        corners.append(np.concatenate([at - far[..., :2], at + far[..., 2:]], -1))
+        scores.append(y[f"score_{stride}"].reshape(-1, len(at), 1))
+    pairs = zip(np.concatenate(corners, 1), np.concatenate(scores, 1), strict=True)
+    return [suppressed(b, s, 0.05) for b, s in pairs]
+
+
+def yolo_boxes(y: dict[str, np.ndarray]) -> Boxes:
+    found = []
+    for one in y["output0"]:
+        center, size = one[:2].T, one[2:4].T
+        found.append(suppressed(np.concatenate([center - size / 2, center + size / 2], 1), one[4:].T, 0.05))
+    return found
+
+
+def sure(boxes: Boxes, least: float) -> Boxes:
+    return [(b[s >= least], s[s >= least], c[s >= least]) for b, s, c in boxes]
+
+
+@cache
+def with_boxes(path: Path, kind: str) -> np.ndarray:
+    """Photographs on which the original finds something, as it takes them."""
+    x = np.concatenate([photographs(SIDE, "val900", 0, 900), photographs(SIDE, "train1000", 0, 600)])
+    x = (x - 127.5) / 128 if kind == "scrfd" else x / 255
+    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
+    for k in range(0, len(x), 8):
+        found += [len(s) > 0 for _, s, _ in sure(decode(answers({name: x[k : k + 8]})), 0.4)]
+        if sum(found) >= 150:
+            break
+    return x[: len(found)][np.array(found)][:150]
+
+
+def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
+    name = "input.1" if kind == "scrfd" else "images"
+
+    def samples(path: Path) -> tuple[Feeds, Feeds]:
+        x = with_boxes(path, kind)
+        third = len(x) // 3
+        return halves({name: x[: 2 * third]}, third)
+
+    return samples
+
+
+def detector_truth(kind: str) -> Callable[[Path], Callable[[Answers], float]]:
+    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+
+    def truth(path: Path) -> Callable[[Answers], float]:
+        x = with_boxes(path, kind)
+        feeds = {name: x[2 * (len(x) // 3) :]}
+        wanted = sure(decode(answers_of(path, 1)(feeds)), 0.4)
+        return lambda answers: mean_precision(decode(answers(feeds)), wanted)
+
+    return truth
+
+
+def with_suppression(source: Path, out: Path) -> Path:
+    """`source`, a YOLO with one output, ended by NonMaxSuppression as exporters end it: boxes, scores and classes."""
+    model = onnx.load(str(source))
+    graph = model.graph
+    classes = graph.output[0].type.tensor_type.shape.dim[1].dim_value - 4
+    constants = {
+        "boxes_and_scores": np.array([4, classes], np.int64), "most": np.array([40], np.int64),
+        "overlap": np.array([0.5], np.float32), "least": np.array([0.05], np.float32),
+        "image": np.array([0], np.int64), "class": np.array([1], np.int64), "place": np.array([2], np.int64),
+    }  # fmt: skip
+    graph.initializer.extend(numpy_helper.from_array(x, f"nms_{name}") for name, x in constants.items())
+
+    def node(op: str, inputs: list[str], outputs: list[str], **attributes: object) -> None:
+        graph.node.append(
+            helper.make_node(op, [f"nms_{x}" for x in inputs], [f"nms_{x}" for x in outputs], **attributes)
+        )
+
+    graph.node.append(helper.make_node("Split", ["output0", "nms_boxes_and_scores"], ["nms_b", "nms_scores"], axis=1))
+    node("Transpose", ["b"], ["boxes"], perm=[0, 2, 1])
+    node("NonMaxSuppression", ["boxes", "scores", "most", "overlap", "least"], ["chosen"], center_point_box=1)
+    node("Gather", ["chosen", "class"], ["classes"], axis=1)
+    node("Gather", ["chosen", "place"], ["places"], axis=1)
+    node("Concat", ["chosen_image", "places"], ["box_at"], axis=1)
+    node("Gather", ["chosen", "image"], ["chosen_image"], axis=1)
+    graph.node.insert(len(graph.node) - 2, graph.node.pop())
+    node("GatherND", ["boxes", "box_at"], ["found_boxes"])
+    node("GatherND", ["scores", "chosen"], ["found_scores"])
+    del graph.output[:]
+    for name, kind, shape in (("found_boxes", 1, ["D", 4]), ("found_scores", 1, ["D"]), ("classes", 7, ["D", 1])):
+        graph.output.append(helper.make_tensor_value_info(f"nms_{name}", kind, shape))
+    assert TensorProto.FLOAT == 1
+    onnx.save(model, str(out))
+    return out
+
+
+def chosen_answers(path: Path, batch: int) -> Answers:
+    """Answers of a detector that `with_suppression` made, image by image, as lists."""
+    run = answers_of(path, 1)
+
+    def lists(feeds: Feeds) -> dict:
+        said = [run({"images": feeds["images"][k : k + 1]}) for k in range(len(feeds["images"]))]
+        return {"found": [(y["nms_found_boxes"], y["nms_found_scores"], y["nms_classes"][:, 0]) for y in said]}
+
+    return lists
+
+
+def chosen_samples(path: Path) -> tuple[Feeds, Feeds]:
+    return detector_samples("yolo")(path.with_name("nudenet--320n.onnx"))
+
+
+def chosen_truth(path: Path) -> Callable[[Answers], float]:
+    x = with_boxes(path.with_name("nudenet--320n.onnx"), "yolo")
+    feeds = {"images": x[2 * (len(x) // 3) :]}
+    wanted = sure(as_corners(chosen_answers(path, 1)(feeds)["found"]), 0.4)  # type: ignore[arg-type]
+    return lambda answers: mean_precision(as_corners(answers(feeds).get("found", [])), wanted)  # type: ignore[arg-type]
+
+
+def as_corners(found: Boxes) -> Boxes:
+    return [(np.concatenate([b[:, :2] - b[:, 2:] / 2, b[:, :2] + b[:, 2:] / 2], 1), s, c) for b, s, c in found]

@@ -6,7 +6,8 @@
 WILD is the folder that tools/zoo/wild.py filled (with BERT's vocab.txt in it for the text encoder); images are those of
 the shared data folder ($ONNXPRUNE_DATA, see tools/cifar.py). A variant is scored, chosen, cut and recovered as the
 command does it, on samples without labels, and measured as its report is; what a report holds beside that
-(proof, costs, latency) is left out. `share` is what is kept by that figure, `truth` the true metric of metric_tasks.py on others.
+(proof, costs, latency) is left out. `share` is what is kept by that figure, `truth` the true metric of
+metric_tasks.py on other samples.
 A variant that is in the rows is not made again; --table writes metrics.md and metrics.svg of the rows there are.
 """
 

@@ -26,7 +26,7 @@ from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost
-from onnxprune.recover import levels
+from onnxprune.recover import asked, levels
 from onnxprune.run import allocation, schedule, search
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
@@ -81,7 +81,7 @@ def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> 
     spent = time.monotonic() - start
     choice = next(search.choices(subject, chosen, options))
     model = surgery.cut(subject.coupling, choice.keep)
-    levels.recover(subject.given, choice.keep, model, options, Clock(), {})
+    levels.recover(subject.given, choice.keep, model, asked.recovery_of(options), Clock(), {})
     found = metrics.evaluate(sessions.open_session(model), test)
     assert found is not None
     assert found.interval95 is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 from onnxprune.errors import UsageError
 from onnxprune.options import RELATIVE_ERROR, TUNING, Options
+from onnxprune.recover.levels import Recovery
 from onnxprune.recover.settings import Settings
 from onnxprune.system import plugins
 
@@ -31,6 +32,11 @@ def settings_of(options: Options, device: str = "cpu") -> Settings:
         metric=own_metric(options.metric),
         regression=options.metric == RELATIVE_ERROR,
     )
+
+
+def recovery_of(options: Options) -> Recovery:
+    """What `options` say about recovery. Raises: UsageError for names and values that cannot be."""
+    return Recovery(options.level, settings_of(options), options.device, options.resume)
 
 
 def own_metric(metric: Any) -> Callable[..., Any] | None:

@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
-from onnxprune.options import Options
+from onnxprune.options import Level
 from onnxprune.outputs.kinds import Outputs
-from onnxprune.recover import asked, biases
+from onnxprune.recover import biases
+from onnxprune.recover.settings import Settings
 from onnxprune.surgery import dead
 from onnxprune.system import processes
 from onnxprune.system.clock import Clock
@@ -43,32 +44,55 @@ class Given:
     outputs: Outputs | None = None  # what the original's outputs are, where that is known already
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """How a cut model is to recover, see asked.py: the level, and how it is fine-tuned.
+
+    device: auto, cpu or cuda. resume: the folder in which checkpoints of the whole recovery live.
+    """
+
+    level: Level
+    tuning: Settings
+    device: str = "auto"
+    resume: Path | None = None
+
+    @property
+    def quiet(self) -> "Recovery":
+        """The same without bars on the terminal."""
+        return replace(self, tuning=replace(self.tuning, progress=False))
+
+    @property
+    def trial(self) -> "Recovery":
+        """For one epoch, and without a trace."""
+        return replace(self, tuning=replace(self.tuning, epochs=1, progress=False), resume=None)
+
+
 def recover(
     given: Given,
     keep: Keep,
     cut_model: ir.Model,
-    options: Options,
+    how: Recovery,
     clock: Clock,
     zeros: Mapping[str, np.ndarray],
     *,
     trial: bool = False,
 ) -> "History | None":
-    """Carries out the recovery level of the options on `cut_model` in place; the fine-tuning history or None.
+    """Carries out `how` on `cut_model` in place; the fine-tuning history or None.
 
     trial: on few samples, for one epoch: to tell what the whole would bring.
     """
-    tune = partial(tuned, given, options)
+    tune = partial(tuned, given, how)
     if trial:
-        given, options = _cheaper(given, options)
-    if options.level == "none":
+        given, how = _fewer(given), how.trial
+    if how.level == "none":
         return None
     from onnxprune.recover import constants
 
     fixed = fixed_batch(given.original) is not None
     with clock("push constants"):
         retrying(lambda: constants.push(given.coupling, keep, cut_model, given.tune), "pushing constants", fixed=fixed)
-    fitted = learned_from(given, options)
-    if fitted is None or options.level == "constants":
+    fitted = learned_from(given, how)
+    if fitted is None or how.level == "constants":
         return None
     if not zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
@@ -77,12 +101,12 @@ def recover(
             limit = FEWEST if trial else fitting_samples(given)
             retrying(
                 lambda: reconstruct.refit(
-                    given.coupling, keep, cut_model, fitted, limit=limit, progress=options.progress
+                    given.coupling, keep, cut_model, fitted, limit=limit, progress=how.tuning.progress
                 ),
                 "least squares",
                 fixed=fixed,
             )
-    if options.level != "finetune":
+    if how.level != "finetune":
         return None
     if not _can_train(cut_model):
         LOG.warning("fine-tuning was left out: all weights are integers, or stand where nothing can be learned")
@@ -93,9 +117,9 @@ def recover(
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, zeros).items()}
-        positions = surgery.kept_positions(given.coupling, keep) if "features" in options.finetune else {}
+        positions = surgery.kept_positions(given.coupling, keep) if how.tuning.features > 0 else {}
         left = clock.left()
-        history = processes.together(tune, cut_model, stays, positions, options.resume, trial, left, save=graph.save)
+        history = processes.together(tune, cut_model, stays, positions, how.resume, trial, left, save=graph.save)
         LOG.info("  %s", history.settings.described())
         LOG.info("  %s", history.told)
         return history
@@ -109,7 +133,7 @@ def _can_train(model: ir.Model) -> bool:
 
 def tuned(
     given: Given,
-    options: Options,
+    how: Recovery,
     model: ir.Model,
     masks: Mapping[str, np.ndarray],
     positions: Mapping[str, Mapping[int, np.ndarray]],
@@ -124,12 +148,16 @@ def tuned(
     from onnxprune.recover import finetune
 
     if trial:
-        given, options = _cheaper(given, options)
+        given, how, resume = _fewer(given), how.trial, None
     settings = replace(
-        asked.settings_of(replace(options, resume=resume), device(options)), seconds=seconds, outputs=given.outputs
+        how.tuning,
+        device=device(how.device),
+        resume_dir=str(resume) if resume else None,
+        seconds=seconds,
+        outputs=given.outputs,
     )
     return finetune.finetune(
-        model, given.original, *_parts(given, options), settings, masks=masks or None, positions=positions
+        model, given.original, *_parts(given, how), settings, masks=masks or None, positions=positions
     )
 
 
@@ -141,25 +169,25 @@ def fitting_samples(given: Given) -> int:
     return min(max(FEWEST, min(FITTED_MACS // max(1, macs), FITTED_NUMBERS // max(1, numbers))), MOST)
 
 
-def _cheaper(given: Given, options: Options) -> tuple[Given, Options]:
-    quick = replace(options, epochs=1, resume=None, progress=False)
+def _fewer(given: Given) -> Given:
+    """`given` with as many samples as a trial tunes on."""
     if given.tune is None or len(given.tune) <= TRIAL_SAMPLES:
-        return given, quick
+        return given
     some = np.linspace(0, len(given.tune) - 1, TRIAL_SAMPLES).astype(int)
-    return replace(given, tune=given.tune.subset(some)), quick
+    return replace(given, tune=given.tune.subset(some))
 
 
-def learned_from(given: Given, options: Options) -> Samples | None:
+def learned_from(given: Given, how: Recovery) -> Samples | None:
     """The samples that weights may be fitted to before fine-tuning: not those on which its end is judged."""
-    if given.tune is None or options.level != "finetune" or len(given.tune) < FEWEST_TRAINED:
+    if given.tune is None or how.level != "finetune" or len(given.tune) < FEWEST_TRAINED:
         return given.tune
-    return _parts(given, options)[0]
+    return _parts(given, how)[0]
 
 
-def _parts(given: Given, options: Options) -> tuple[Samples, Samples]:
+def _parts(given: Given, how: Recovery) -> tuple[Samples, Samples]:
     """(samples to fine-tune on, samples of --data on which its end is judged): those of --val stay unseen."""
     assert given.tune is not None
-    return split(given.tune, judged_share(len(given.tune)), options.seed)
+    return split(given.tune, judged_share(len(given.tune)), how.tuning.seed)
 
 
 def judged_share(count: int) -> float:
@@ -174,10 +202,10 @@ def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
     return twin
 
 
-def device(options: Options) -> str:
-    """cpu or cuda, for training."""
-    if options.device != "auto":
-        return options.device
+def device(name: str) -> str:
+    """cpu or cuda, for training; `name` may be auto, which loads torch to see what is there."""
+    if name != "auto":
+        return name
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"

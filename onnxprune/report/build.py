@@ -16,7 +16,6 @@ from onnxprune.coupling.analyze import RAISED
 from onnxprune.coupling.layers import layer_of
 from onnxprune.graph import bodies, extras
 from onnxprune.measure import machine, tool
-from onnxprune.options import Options
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan import cost, plan
 from onnxprune.plan.cost import Cost
@@ -36,15 +35,17 @@ def describe(
     proof: comparison.Verification,
     history: History | None,
     steps: Sequence[report.Step],
-    options: Options,
     notes: Sequence[str],
     packed: report.Packing | None = None,
     quantized: Mapping[str, Any] | None = None,
+    *,
+    command: str = "",
+    data: Any = None,
 ) -> report.Report:
-    """Everything that a reader needs to judge a run and to repeat it."""
+    """Everything that a reader needs to judge a run and to repeat it; command and data: as they were given."""
     keep = plan.masks(made, coupling)
     return report.Report(
-        options.command,
+        command,
         models,
         ratios,
         proof,
@@ -59,7 +60,7 @@ def describe(
         method=made.method,
         seed=made.seed,
         settings=made.settings,
-        data=_told(options.data),
+        data=_told(data),
         notes=tuple(notes),
         tool=tool(),
         machine=machine(),

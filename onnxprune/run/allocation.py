@@ -111,9 +111,8 @@ def _by_taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
 
 def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | None:
     """The method's order in taylor's widths; None where no gradient reaches the weights."""
-    with_taylor = replace(options, method="taylor", method_options={})
     try:
-        widths = schedule.score(subject, base.get("taylor"), with_taylor, Clock())
+        widths = schedule.score(subject, base.get("taylor"), options, Clock(), method_options={})
     except (UsageError, BridgeError) as error:
         LOG.info("  no widths by taylor: %s", error)
         return None
@@ -129,7 +128,7 @@ def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: st
     if not spared.scores or len(spared.scores) == len(outcome.scores):
         return outcome
     try:
-        search.one_shot(subject, spared, replace(options, floor=max(options.floor, least)), _targets(options))
+        search.one_shot(subject, spared, options, _targets(options), floor=max(options.floor, least))
     except BudgetError:
         return outcome
     what = "the widths that shortcuts (residual connections) add into stay whole"

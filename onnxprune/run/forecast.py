@@ -12,7 +12,7 @@ from onnxprune.data import Samples, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.measure.calibrations import alignment_for
 from onnxprune.options import Options, provider_for
-from onnxprune.recover import levels
+from onnxprune.recover import asked, levels
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
 from onnxprune.system.memory import halving
@@ -48,7 +48,7 @@ def use_of_data(subject: Subject, options: Options) -> str:
     tune, held = subject.tune, subject.held
     if tune is None:
         return "none" if held is None else f"{len(held)} samples to measure on"
-    fitted = levels.learned_from(subject.given, options)
+    fitted = levels.learned_from(subject.given, asked.recovery_of(options))
     assert fitted is not None
     judged = len(tune) - len(fitted)
     origin = "of --val" if options.val is not None else "held out"
@@ -74,17 +74,17 @@ def _seconds_of_one(subject: Subject, samples: Samples) -> float:
 
 
 def _cut(options: Options) -> str:
-    asked = [f"{key}={share:g}" for key, share in options.target.items()]
-    asked += [f"at most {options.max_drop:g} points lost"] if options.max_drop is not None else []
+    wanted = [f"{key}={share:g}" for key, share in options.target.items()]
+    wanted += [f"at most {options.max_drop:g} points lost"] if options.max_drop is not None else []
     multiple = alignment_for(options.align, provider_for(options))
-    until = f"until {', '.join(asked)}" if asked else "as much as the method decides, else half of the MACs"
+    until = f"until {', '.join(wanted)}" if wanted else "as much as the method decides, else half of the MACs"
     return f"{until}; sizes that stay are multiples of {multiple} where that is possible"
 
 
 def _recovery(subject: Subject, options: Options, each: float) -> str:
     if subject.tune is None or options.level in ("none", "constants"):
         return {"none": "nothing", "constants": "biases"}.get(options.level, options.level)
-    learned = levels.learned_from(subject.given, options)
+    learned = levels.learned_from(subject.given, asked.recovery_of(options))
     assert learned is not None
     fitted = min(levels.fitting_samples(subject.given), len(learned))
     steps = ["biases", f"weights by least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
@@ -94,12 +94,11 @@ def _recovery(subject: Subject, options: Options, each: float) -> str:
 
 
 def _tuning(subject: Subject, options: Options, each: float) -> str:
-    from onnxprune.recover import asked
     from onnxprune.recover.settings import SECONDS, choose
 
-    fitted = levels.learned_from(subject.given, options)
+    fitted = levels.learned_from(subject.given, asked.recovery_of(options))
     assert fitted is not None
-    chosen = choose(fitted, subject.model, levels.device(options), asked.settings_of(options))
+    chosen = choose(fitted, subject.model, levels.device(options.device), asked.settings_of(options))
     assert chosen.epochs is not None
     seconds = TRAINED * each * len(fitted) * chosen.epochs
     limit = options.time or (SECONDS if options.epochs is None else seconds)

@@ -105,12 +105,12 @@ def _in_all_processes(work: Callable[[], Result], source: Path, options: Options
         return work()
     from onnxprune.recover import distributed
 
-    with distributed.group(distributed.device_of(levels.device(options))):
+    with distributed.group(distributed.device_of(levels.device(options.device))):
         if rank == 0:
             return processes.lead(work)
-        quiet = replace(options, progress=False)
-        subject = cache(lambda: prepare(source, quiet, Clock()))
-        return processes.follow(lambda *job: levels.tuned(subject().given, quiet, *job), graph.load)
+        how = asked.recovery_of(options).quiet
+        subject = cache(lambda: prepare(source, options, Clock()))
+        return processes.follow(lambda *job: levels.tuned(subject().given, how, *job), graph.load)
 
 
 def prune_subject(
@@ -214,7 +214,7 @@ def produce(
     if choice is not None and choice.recovered is not None:
         cut_model, history = choice.recovered.model, choice.recovered.history
     else:
-        history = levels.recover(subject.given, keep, cut_model, options, clock, zeros or {})
+        history = levels.recover(subject.given, keep, cut_model, asked.recovery_of(options), clock, zeros or {})
     twin = levels.twin_of(subject.coupling, keep, cut_model)
     files = (out, *([options.plan] if options.plan else ()), *options.report)
     points = choice.front.records(choice) if choice is not None and choice.front is not None else ()
@@ -249,7 +249,18 @@ def produce(
         told = None if stored is None else quantize.told(stored, subject.feeds)
         original = (subject.normalized, subject.cost, subject.outputs)
         made_report = build.describe(
-            *original, made, models, ratios, proof, history, clock.steps, options, all_notes, packed, told
+            *original,
+            made,
+            models,
+            ratios,
+            proof,
+            history,
+            clock.steps,
+            all_notes,
+            packed,
+            told,
+            command=options.command,
+            data=options.data,
         )
         made_report = replace(made_report, front=points)
         if options.plan is not None:

@@ -6,6 +6,7 @@ shapes, where the removed units are silent. So a plan is one set of kept positio
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from onnxprune.measure.calibrations import alignment_for
 from onnxprune.methods import base
 from onnxprune.methods.base import Method, Outcome
 from onnxprune.options import Options, provider_for
-from onnxprune.recover import biases, levels
+from onnxprune.recover import asked, biases, levels
 from onnxprune.recover.linear import linears
 from onnxprune.run import measuring, search
 from onnxprune.run.subject import Subject, scored_dims
@@ -31,14 +32,15 @@ def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> 
     Step k of N approaches the targets f as f^(k/N), so that each removes the same share of what is left.
     """
     keep: Mapping[Dim, np.ndarray] = {}
+    how = replace(asked.recovery_of(options), resume=None)  # checkpoints are those of the recovery at the end
     for step in range(1, options.steps):
         subject, outcome = _score(subject, chosen, options, keep, clock)
         share = step / options.steps
-        near = replace(options, target={key: f**share for key, f in options.target.items() if key != "latency"})
+        near = {key: f**share for key, f in options.target.items() if key != "latency"}
         with clock(f"step {step} of {options.steps}"):
-            keep = next(search.choices(subject, outcome, near)).keep
+            keep = next(search.choices(subject, outcome, options, near)).keep
             model = surgery.cut(subject.coupling, keep)
-        levels.recover(subject.given, keep, model, replace(options, resume=None), clock, outcome.zeros)
+        levels.recover(subject.given, keep, model, how, clock, outcome.zeros)
         subject = replace(subject, coupling=restored(subject.coupling, keep, model))
     return _score(subject, chosen, options, keep, clock)
 
@@ -100,7 +102,14 @@ def _with_weights(subject: Subject, model: ir.Model) -> Subject:
     return replace(subject, coupling=replace(subject.coupling, model=model))
 
 
-def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> base.Outcome:
+def score(
+    subject: Subject,
+    chosen: Method,
+    options: Options,
+    clock: Clock,
+    method_options: Mapping[str, Any] | None = None,
+) -> base.Outcome:
+    """The scores of `chosen`. method_options: those to score with, instead of what was asked for another method."""
     shares = {key: f for key, f in options.target.items() if key != "latency"}
     if options.pack and "size" in shares:  # sparse methods train towards what the packed file leaves them
         whole = float(measuring.measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
@@ -110,11 +119,11 @@ def score(subject: Subject, chosen: Method, options: Options, clock: Clock) -> b
         subject.coupling,
         subject.cost,
         scored_dims(subject.coupling, options),
-        levels.learned_from(subject.given, options) if chosen.needs.training else subject.tune,
+        levels.learned_from(subject.given, asked.recovery_of(options)) if chosen.needs.training else subject.tune,
         options.seed,
-        levels.device(options) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
+        levels.device(options.device) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,
-        options.method_options,
+        options.method_options if method_options is None else method_options,
         options.progress,
         options.level,
         alignment_for(options.align, provider_for(options)),

@@ -84,14 +84,17 @@ class Trial:
         return f"macs={self.macs:.3f}: {self.value:.3f} {'holds' if self.held else 'misses'}"
 
 
-def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Choice]:
+def choices(
+    subject: Subject, outcome: Outcome, options: Options, target: Mapping[str, float] | None = None
+) -> Iterator[Choice]:
     """What to produce for the targets, the best first; the next is for when the finished result missed a gate.
 
-    --max-drop and --front are the business of front.py. Raises: BudgetError when the budget cannot be met, with the
-    nearest that can.
+    target: what is asked for on the way to the options' own. --max-drop and --front are the business of front.py.
+    Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """
-    targets = targets_of(subject, outcome, options)
-    if "latency" in options.target:
+    target = options.target if target is None else target
+    targets = targets_of(subject, outcome, options, target)
+    if "latency" in target:
         yield from _by_latency(subject, outcome, options, targets)
     elif outcome.keep is not None and (not targets or by_nonzeros(options, outcome.zeros)):
         yield _decided_by_method(outcome, options)
@@ -109,9 +112,12 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> Iterator[Ch
         yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
 
 
-def targets_of(subject: Subject, outcome: Outcome, options: Options) -> Targets:
+def targets_of(
+    subject: Subject, outcome: Outcome, options: Options, target: Mapping[str, float] | None = None
+) -> Targets:
     """Shares of costs that may remain, of a model in floats. Raises: BudgetError where a size cannot be met."""
-    targets = cast("Targets", {TARGETS[key]: f for key, f in options.target.items() if key != "latency"})
+    asked = options.target if target is None else target
+    targets = cast("Targets", {TARGETS[key]: f for key, f in asked.items() if key != "latency"})
     return _in_floats(subject, outcome, options, targets) if "bytes" in targets and options.quantize else targets
 
 
@@ -131,14 +137,23 @@ def first_that_holds(found: Iterator[Choice], make: Callable[[Choice], T], clock
             missed.append(error)
 
 
-def one_shot(subject: Subject, outcome: Outcome, options: Options, targets: Targets, *, strict: bool = True) -> Choice:
+def one_shot(
+    subject: Subject,
+    outcome: Outcome,
+    options: Options,
+    targets: Targets,
+    *,
+    align: int | None = None,
+    floor: float | None = None,
+) -> Choice:
     """Selection to the targets; the method's limits, and an automatic alignment, give way to a target.
 
-    strict: an alignment that the options name has no exception.
-    Raises: BudgetError.
+    align: the multiple to try instead of that of the options; it has exceptions, as an automatic one has.
+    floor: the smallest share of a dimension that stays, instead of theirs. Raises: BudgetError.
     """
     budget = _budget(subject, outcome, options, targets)
-    budget = budget if strict else replace(budget, strict=False)
+    budget = budget if align is None else replace(budget, align=align, strict=False)
+    budget = budget if floor is None else replace(budget, floor=floor)
     tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
     if budget.limits:
         note = "the target asks for more than the method thinks harmless; it was removed all the same"
@@ -173,7 +188,7 @@ def near_the_target(subject: Subject, outcome: Outcome, options: Options, target
     budget = _budget(subject, outcome, options, targets)
     best, used, align = choice, _used(subject, choice, budget), budget.align // 2
     while used < 1 - WASTE and align >= LEAST_MULTIPLE:
-        finer = one_shot(subject, outcome, replace(options, align=align), targets, strict=False)
+        finer = one_shot(subject, outcome, options, targets, align=align)
         if (reached := _used(subject, finer, budget)) > used:
             note = (
                 f"sizes that stay are multiples of {align}; those of {budget.align} would remove much more than asked"

@@ -43,7 +43,7 @@ def recorded(options: Options, method: str, history: History | None) -> dict[str
         threads = options.threads or default_threads()
         found["threads"] = _said(threads, "asked" if options.threads else "machine")
     if history is not None or (method in base.METHODS and base.METHODS[method].needs != base.Needs()):
-        found["device"] = _said(levels.device(options), "asked" if options.device != "auto" else "machine")
+        found["device"] = _said(levels.device(options.device), "asked" if options.device != "auto" else "machine")
     return found | (_of_finetuning(options, history) if history is not None else {})
 
 
@@ -76,6 +76,6 @@ def again(loaded: Plan, options: Options) -> Options:
     if options.device == "auto" and values["device"] == "cpu":  # where it was cuda, auto takes that if it is there
         options = replace(options, device="cpu")
     own = {name: values[name] for name in OWN if getattr(options, name) is None and name in values}
-    other = () if levels.device(options) == values["device"] else TIMED
+    other = () if levels.device(options.device) == values["device"] else TIMED
     tuning = {name: values[name] for name in TUNING if name in values and name not in other}
     return replace(options, **own, finetune={**tuning, **options.finetune})

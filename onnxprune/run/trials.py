@@ -19,7 +19,7 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.plan import cost
-from onnxprune.recover import levels
+from onnxprune.recover import asked, levels
 from onnxprune.recover.settings import SECONDS
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import Curve
@@ -89,9 +89,9 @@ class Trials:
         """The plan after a quick recovery."""
         key = key_of(choice.keep)
         if key not in self.cheap:
-            level = "reconstruct" if self.options.level == "finetune" else self.options.level
-            options = replace(self.options, recover=level)
-            model, _ = self._recovered(choice.keep, options, Clock(), trial=True)
+            how = self._how()
+            how = replace(how, level="reconstruct") if how.level == "finetune" else how
+            model, _ = self._recovered(choice.keep, how, Clock(), trial=True)
             self.cheap[key] = self._measured(choice, model)
             LOG.info("  quick recovery, %s lost", self.cheap[key])
         return self.cheap[key]
@@ -100,8 +100,8 @@ class Trials:
         """The plan after the recovery that the run carries out; the model is kept with it."""
         key = key_of(choice.keep)
         if key not in self.full:
-            options = replace(self.options, resume=None)
-            model, history = self._recovered(choice.keep, options, Clock(self._seconds()))
+            how = replace(self._how(), resume=None)
+            model, history = self._recovered(choice.keep, how, Clock(self._seconds()))
             found = self._measured(choice, model)
             self.full[key] = replace(found, recovered=search.Recovered(model, history))
             LOG.info("  full recovery, %s lost", self.full[key])
@@ -147,9 +147,14 @@ class Trials:
                 low = middle
         return min(max(high, LOWEST), self.largest)
 
-    def _recovered(self, keep: Keep, options: Options, clock: Clock, *, trial: bool = False) -> tuple[ir.Model, Any]:
+    def _how(self) -> levels.Recovery:
+        return asked.recovery_of(self.options)
+
+    def _recovered(
+        self, keep: Keep, how: levels.Recovery, clock: Clock, *, trial: bool = False
+    ) -> tuple[ir.Model, Any]:
         model = surgery.cut(self.subject.coupling, keep)
-        history = levels.recover(self.subject.given, keep, model, options, clock, self.outcome.zeros, trial=trial)
+        history = levels.recover(self.subject.given, keep, model, how, clock, self.outcome.zeros, trial=trial)
         return model, history
 
     def _measured(self, choice: Choice, model: ir.Model) -> Trial:

@@ -42,9 +42,12 @@ SIZES, FEWEST = 12, 10  # of a front; where plans coincide, sizes between are tr
 FULL_OF_FRONT = (0.25, 0.5, 0.75)  # of the sizes from small to large, those that are recovered in full
 SEARCHED = 8  # sizes that a search for an accuracy tries quickly
 BEYOND, MARGIN = 3.0, 2.0  # times what may be lost, and points: smaller sizes are not tried where more was lost
-AIM = 0.8  # of the points that may be lost: what others say of the result differs by their noise
-NEAR = 0.02  # share of the MACs: nearer to a size that was tried nothing new is learned
-LARGER = (0.15, 0.4, 0.7)  # where a result misses: how far to go from its size towards the largest
+SAFE, LEAST_AIM = 0.84, 0.4  # standard errors of the promise below what may be lost, so that it holds in 8 of 10 runs
+NEAR, ENOUGH = (
+    0.02,
+    0.05,
+)  # shares of the MACs: by so much larger than what missed; between it and what holds in the end
+LARGER = (0.3, 0.6)  # where a result misses: how far to go from its size towards the largest
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _by_accuracy(trials: Trials, allowed: float) -> Iterator[Choice]:
         )
     top = high if trials.targets else 1.0
     for share in (best.macs, *(best.macs + part * (top - best.macs) for part in LARGER if top - best.macs > 0.005)):
-        choice = best.choice if share == best.macs else trials.choice(share)
+        choice = best.choice if share == best.macs else trials.try_full(trials.choice(share)).choice
         promise = search.promise(trials.subject, len(trials.samples))
         yield replace(choice, notes=(*choice.notes, told, promise))
 
@@ -242,8 +245,9 @@ def _coarsely(trials: Trials, allowed: float, low: float, high: float) -> None:
 def _finely(trials: Trials, allowed: float, low: float, high: float) -> Trial | None:
     """The smallest of a few full trials that holds: each is where the curve, bent by those before, meets the aim."""
     best: Trial | None = None
+    aim = aim_of(allowed, len(trials.subject.held or trials.samples))
     for _ in range(MOST_FULL):
-        share = trials.curve().smallest(AIM * allowed, low, high)
+        share = trials.curve().smallest(aim, low, high)
         if share is None:
             share = high if trials.targets else (low + high) / 2
         tried = trials.try_full(trials.choice(share))
@@ -252,10 +256,20 @@ def _finely(trials: Trials, allowed: float, low: float, high: float) -> Trial | 
             high = min(high, best.macs)
         else:
             low = max(low, tried.macs + NEAR)
-        ahead = trials.curve().smallest(AIM * allowed, low, high)
-        if low >= high or (best is not None and (ahead is None or ahead > best.macs - NEAR)):
+        ahead = trials.curve().smallest(aim, low, high)
+        if low >= high or (best is not None and (ahead is None or best.macs - ahead < NEAR or high - low < ENOUGH)):
             break
     return best
+
+
+def aim_of(allowed: float, count: int) -> float:
+    """Points that the search aims at, so that no more than `allowed` are lost on `count` samples that it never saw.
+
+    Where a share p of the answers is lost, what a sample of n tells of it has a standard error of sqrt(p (1 - p) / n).
+    """
+    share = min(allowed / 100, 0.5)
+    error = 100 * (share * (1 - share) / max(1, count)) ** 0.5
+    return max(LEAST_AIM * allowed, allowed - SAFE * error)
 
 
 def _all(trials: Trials) -> list[Trial]:

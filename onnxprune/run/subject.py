@@ -28,6 +28,7 @@ from onnxprune.system.clock import Clock
 LOG = logging.getLogger("onnxprune")
 # Of --data, when there is no --val: a fifth is measured on, from so many on that these do only a tenth.
 HELD_SHARE, HELD_ENOUGH, HELD_LEAST_SHARE = 0.2, 500, 0.1
+SEARCHED_ENOUGH = 2000  # where --max-drop chooses on one half of them and promises on the other
 FEWEST_PROMISED = 100  # samples of each part, where --max-drop chooses on one and promises on the other
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 
@@ -115,12 +116,16 @@ def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Sample
     assert samples is not None
     if len(samples) < 2:
         return samples, None
-    return split(samples, held_share(len(samples)), options.seed)
+    return split(
+        samples,
+        held_share(len(samples), SEARCHED_ENOUGH if options.max_drop is not None else HELD_ENOUGH),
+        options.seed,
+    )
 
 
-def held_share(count: int) -> float:
+def held_share(count: int, enough: int = HELD_ENOUGH) -> float:
     """The share of `count` samples that accuracy is measured on, where no others were given."""
-    return min(HELD_SHARE, max(HELD_LEAST_SHARE, HELD_ENOUGH / count))
+    return min(HELD_SHARE, max(HELD_LEAST_SHARE, enough / count))
 
 
 def parted(held: Samples | None, options: Options) -> tuple[Samples | None, Samples | None]:

@@ -40,6 +40,7 @@ COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decid
 FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
 LEAST_INSIDE = 0.25  # of every dimension inside blocks: where less would stay, streams are cut as well
 INSIDE = "because what is inside blocks can be repaired best"
+LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
@@ -122,11 +123,17 @@ def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | N
 def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: str, least: float = 0.0) -> Outcome:
     """Without the widths of residual streams, where targets can be met so: what they lose is lost to all readers.
 
+    Where a search decides how small the result is, they are made so dear that they go last.
+
     least: the share of every other dimension that has to be able to stay.
     """
     spared = without(outcome, subject.coupling.residual)
     if not spared.scores or len(spared.scores) == len(outcome.scores):
         return outcome
+    if options.front or options.max_drop is not None or "latency" in options.target:
+        last = priced(outcome, [dim for dim in outcome.scores if dim not in spared.scores], LAST)
+        note = f"the widths that shortcuts (residual connections) add into are cut last (ten times as dear), {why}"
+        return replace(last, notes=(*outcome.notes, note))
     try:
         search.one_shot(subject, spared, options, _targets(options), floor=max(options.floor, least))
     except BudgetError:

@@ -118,6 +118,20 @@ def test_streams_are_cut_as_well_where_the_inside_of_blocks_would_be_squeezed(sc
     assert allocation.allocated(subject, compared, replace(given, target={"macs": low}), Clock()) is compared
 
 
+@pytest.mark.parametrize("given", [{"target": {"latency": 0.3}}, {"target": {}, "front": True}, {"max_drop": 1.0}])
+def test_searches_can_go_below_what_whole_streams_allow(scored, given):
+    """A latency that only narrower streams reach could not be met, for at half of the MACs they stayed whole."""
+    subject, outcome = scored
+    streams = subject.coupling.residual & outcome.scores.keys()
+    options = replace(OPTIONS, allocate=None, **{"latency": True, **given})
+    found = allocation.allocated(subject, outcome, options, Clock())
+    assert streams <= found.scores.keys()
+    assert reachable(subject, found, options, 0.1)
+    plain = replace(found, prices={})
+    dear, cheap = (search.one_shot(subject, each, options, {"macs": 0.6}).keep for each in (found, plain))
+    assert sum(dear[dim].sum() for dim in streams) > sum(cheap[dim].sum() for dim in streams)
+
+
 def reachable(subject: Subject, outcome: Outcome, options: Options, share: float) -> bool:
     try:
         search.one_shot(subject, outcome, options, {"macs": share})

@@ -298,6 +298,9 @@ class Options:
     include: tuple[str, ...] = option(
         (), TEXT, REMOVE, "only these nodes or initializers, globs", "PATTERN", shown="all", several=True)
     exclude: tuple[str, ...] = option((), TEXT, REMOVE, "not these", "PATTERN", several=True)
+    keep_tokens: Path | None = option(
+        None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",
+        "FILE", shown="all")
     exact_only: bool = option(False, SWITCH, REMOVE, "leave dimensions alone over which a node computes statistics")
     inner_only: bool = option(
         False, SWITCH, REMOVE, "leave widths of residual streams alone: the inside of blocks recovers best")
@@ -371,6 +374,7 @@ class Options:
     progress: bool = False  # bars on a terminal
     command: str = ""  # as it was given, for the report
     method_found: bool = False  # none was asked for
+    tokens: tuple[int, ...] = ()  # ids of the vocabulary that a plan keeps
 
     def __post_init__(self) -> None:
         for row in TABLE.values():

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.graph import extras
-from onnxprune.graph.tensors import add_constant
+from onnxprune.graph.tensors import add_constant, constant
 
 GATE = re.compile(r"^(?P<name>.+)\.state_(?P<side>in|out)\.(?P<axis>\d+)$", re.DOTALL)
 WHERE_OPSET = 9
@@ -147,6 +147,18 @@ def axis_of(node: ir.Node) -> int:
     return int(found["axis"])
 
 
+def fill_of(node: ir.Node) -> float:
+    """What a gate puts at removed positions."""
+    number = constant(node.inputs[2])
+    assert number is not None, node.name
+    return float(number)
+
+
+def is_logits(node: ir.Node) -> bool:
+    """Whether `node` is the gate of logits rather than of a state."""
+    return side(node) == "out" and fill_of(node) != 0
+
+
 def masks(model: ir.Model) -> set[str]:
     """Names of the initializers that gates read: they are no weights, and stand in no written file."""
     return {value.name or "" for node in model.graph if side(node) for value in node.inputs if value.is_initializer()}  # type: ignore[union-attr]
@@ -161,8 +173,12 @@ def put_gates(model: ir.Model) -> None:
     for state in found if model.opset_imports.get("", 1) >= WHERE_OPSET else ():
         name = state.output.name or ""
         for axis in _cuttable(state):
-            _gate_input(model.graph, state.input, axis)
-            _gate_output(model.graph, name, axis)
+            shape = state.input.shape
+            assert shape is not None, name
+            size = shape[axis]
+            assert isinstance(size, int), name
+            _gate_input(model.graph, state.input, axis, size, len(shape))
+            gate_output(model.graph, name, axis, size=size, rank=len(shape))
 
 
 def drop_gates(model: ir.Model) -> None:
@@ -191,24 +207,22 @@ def _cuttable(state: State) -> list[int]:
     return [k for k, (a, b) in sizes if isinstance(a, int) and a == b and a > 1]
 
 
-def _gate(graph: ir.Graph, value: ir.Value, name: str, axis: int, like: ir.Value) -> ir.Node:
-    """Where(kept, value, 0) of the type and shape of `like`."""
-    assert like.shape is not None
-    assert like.dtype is not None
-    size = like.shape[axis]
-    assert isinstance(size, int)
-    flags = np.ones([size if k == axis else 1 for k in range(len(like.shape))], bool)
+def _gate(graph: ir.Graph, value: ir.Value, name: str, axis: int, size: int, rank: int, fill: float = 0.0) -> ir.Node:
+    """Where(kept, value, fill), of the type and shape of `value`."""
+    assert value.dtype is not None, value.name
+    flags = np.ones([size if k == axis else 1 for k in range(rank)], bool)
     inputs = [add_constant(graph, f"{name}.kept", flags), value]
-    inputs.append(add_constant(graph, f"{name}.zero", np.zeros((), like.dtype.numpy())))
+    inputs.append(add_constant(graph, f"{name}.fill", np.array(fill, value.dtype.numpy())))
     node = ir.Node("", "Where", inputs, name=name)
-    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = f"{name}.gated", like.type, like.shape.copy()
+    node.outputs[0].name, node.outputs[0].type = f"{name}.gated", value.type
+    node.outputs[0].shape = value.shape.copy() if value.shape is not None else None
     return node
 
 
-def _gate_input(graph: ir.Graph, value: ir.Value, axis: int) -> None:
+def _gate_input(graph: ir.Graph, value: ir.Value, axis: int, size: int, rank: int) -> None:
     """Gates follow one another behind the input: the next one stands in front of the others."""
     uses = list(value.uses())
-    node = _gate(graph, value, f"{value.name}.state_in.{axis}", axis, value)
+    node = _gate(graph, value, f"{value.name}.state_in.{axis}", axis, size, rank)
     for user, index in uses:
         user.replace_input_with(index, node.outputs[0])
     graph.insert_before(_first(graph, [user for user, _ in uses]), node) if uses else graph.append(node)
@@ -219,15 +233,19 @@ def _first(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Node:
     return next(node for node in graph if node in wanted)
 
 
-def _gate_output(graph: ir.Graph, name: str, axis: int) -> None:
-    """The output keeps its name behind the gate; what it was inside goes on under another one."""
+def gate_output(graph: ir.Graph, name: str, axis: int, *, size: int, rank: int, fill: float = 0.0) -> ir.Node:
+    """Puts a gate in front of the output `name`, which keeps its name; what it was inside goes on under another one.
+
+    fill: what removed positions are filled up with, see vocabulary.py, where that is no zero.
+    """
     place = next(k for k, value in enumerate(graph.outputs) if value.name == name)
     value = graph.outputs[place]
-    node = _gate(graph, value, f"{name}.state_out.{axis}", axis, value)
+    node = _gate(graph, value, f"{name}.state_out.{axis}", axis, size, rank, fill)
     value.name = f"{name}.state_out.{axis}.inside"
     node.outputs[0].name = name
     graph.outputs[place] = node.outputs[0]
     graph.append(node)
+    return node
 
 
 def become_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:

@@ -59,6 +59,7 @@ class Plan:
     result_sha256: str = ""  # of the file that this plan was written with
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # every choice made
     quantize: Mapping[str, Any] | None = None  # how the result was stored: what was asked, ranges, what stayed in float
+    tokens: tuple[int, ...] = ()  # ids of the vocabulary that stay, where --keep-tokens cut it before all else
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
@@ -79,6 +80,7 @@ class Plan:
             ],
             "cost": {"before": dict(self.before), "after": dict(self.after)},
             **quantize,
+            **({"tokens": list(self.tokens)} if self.tokens else {}),
         }
 
 
@@ -201,6 +203,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         str(cast(dict[str, Any], data.get("result") or {}).get("sha256") or ""),
         {str(name): dict(entry) for name, entry in cast(dict[str, Any], data.get("settings") or {}).items()},
         _quantize(data.get("quantize")),
+        tuple(sorted({_whole(k) for k in cast(list[Any], data.get("tokens") or [])})),
     )
 
 

@@ -151,7 +151,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     source, out = Path(source), Path(target_path)
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
-    options = settings.again(loaded, options)
+    options = replace(settings.again(loaded, options), tokens=loaded.tokens)
     known = loaded.quantize or {}
     options = replace(options, quantize=options.quantize or known.get("options"))
 
@@ -275,7 +275,7 @@ def produce(
 
 def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Plan:
     sizes = cost.keep_sizes(keep)
-    return plan.make(
+    made = plan.make(
         subject.normalized,
         keep,
         method=method,
@@ -285,6 +285,7 @@ def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Pla
         before=subject.cost.totals(),
         after=subject.cost.totals(sizes),
     )
+    return replace(made, tokens=subject.tokens.keep if subject.tokens is not None else ())
 
 
 def _plans_of(choice: search.Choice | None, subject: Subject, options: Options, method: str) -> Mapping[str, Plan]:

@@ -33,7 +33,7 @@ def check(
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
-    subject = prepare(source, options, Clock())
+    subject = prepare(source, replace(options, tokens=loaded.tokens), Clock())
     keep = plan.masks(loaded, subject.coupling)
     result = graph.load(out)
     _same_interface(subject.model, result, out)

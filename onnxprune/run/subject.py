@@ -22,6 +22,7 @@ from onnxprune.plan.cost import Cost
 from onnxprune.proof import comparison, normal_form
 from onnxprune.recover.levels import Given
 from onnxprune.report import build
+from onnxprune.run import vocabulary
 from onnxprune.run.checks import check_finite
 from onnxprune.system.clock import Clock
 
@@ -47,6 +48,7 @@ class Subject:
     feeds: list[Feeds]  # on which the proof runs
     outputs: kinds.Outputs = field(default_factory=kinds.Outputs)
     accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
+    tokens: vocabulary.Vocabulary | None = None  # of which the vocabulary was cut to a part
     searched: Samples | None = None  # on which --max-drop chooses: none of `held`, on which it promises
 
     @property
@@ -63,7 +65,13 @@ class Subject:
 def prepare(path: Path, options: Options, clock: Clock) -> Subject:
     """Loads, normalizes and analyses the model, and loads its samples."""
     with clock("load"):
-        loaded = graph.load(path)
+        loaded = given_model = graph.load(path)
+    part = None
+    if options.tokens or options.keep_tokens is not None:
+        with clock("keep tokens"):
+            ids = options.tokens or vocabulary.read_ids(Path(options.keep_tokens or ""))
+            part = vocabulary.restricted(loaded, ids, options.seed)
+            loaded = part.model
     with clock("normalize"):
         model = graph.normalize(loaded)
     with clock("data"):
@@ -84,13 +92,27 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
     with clock("analyze"):
         coupling = analyze(model, observed)
         check_finite(coupling)
-        costs = cost.of(coupling, loaded)
+        costs = cost.of(coupling, given_model)
+        if part is not None:
+            costs = replace(costs, whole={**costs.whole, "macs": part.macs})
     with clock("outputs"):
         outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
         for entry in outputs.entries:
             LOG.info("  %s", entry)
     feeds = [*real_feeds(model, tune or held), *comparison.random_feeds(model, observed, options.seed)]
-    return Subject(path, model, sha256, coupling, costs, tune, held, feeds, outputs, searched=searched)
+    return Subject(
+        path,
+        model,
+        sha256,
+        coupling,
+        costs,
+        tune,
+        held,
+        feeds,
+        outputs,
+        searched=searched,
+        tokens=part and part.vocabulary,
+    )
 
 
 def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Samples | None]:

@@ -221,7 +221,7 @@ class Surgeon:
         if states.side(gate) == "in":
             nodes = self._choose(value, position, axis, name)
         else:
-            nodes = self._spread(value, len(self.axes(value)), position, axis, name)
+            nodes = self._spread(value, len(self.axes(value)), position, axis, name, states.fill_of(gate))
         uses = list(output.uses())
         self.model.graph.insert_before(gate, nodes)
         result = nodes[-1].outputs[0]
@@ -278,14 +278,25 @@ class Surgeon:
             value = chosen[-1].outputs[0]
         return value
 
-    def _spread(self, value: ir.Value, rank: int, position: int, axis: Axis, name: str) -> list[ir.Node]:
-        """Nodes that put zeros at the removed positions of `value`: one zero is padded, then gathered."""
+    def _spread(
+        self, value: ir.Value, rank: int, position: int, axis: Axis, name: str, fill: float = 0.0
+    ) -> list[ir.Node]:
+        """Nodes that put zeros, or `fill`, at the removed positions of `value`: one is padded, then gathered."""
         pads = np.zeros(2 * rank, np.int64)
         pads[rank + position] = 1
         if self.opset >= 11:
-            pad = self._node("Pad", [value, self._constant(f"{name}.pads", pads)], f"{name}.Pad")
+            inputs = [value, self._constant(f"{name}.pads", pads)]
+            if fill:
+                assert value.dtype is not None, value.name
+                inputs.append(self._constant(f"{name}.fill", np.array(fill, value.dtype.numpy())))
+            pad = self._node("Pad", inputs, f"{name}.Pad")
         else:
-            pad = self._node("Pad", [value], f"{name}.Pad", {"pads": ir.AttrInt64s("pads", pads.tolist())})
+            pad = self._node(
+                "Pad",
+                [value],
+                f"{name}.Pad",
+                {"pads": ir.AttrInt64s("pads", pads.tolist()), "value": ir.AttrFloat32("value", fill)},
+            )
         padded = pad.outputs[0]
         if parts := dynamic_positions.parts_of(axis, self.keep):
             return [pad, *self._built(name, lambda add: dynamic_positions.spread(add, value, padded, position, parts))]

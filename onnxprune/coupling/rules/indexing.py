@@ -9,6 +9,8 @@ from onnxprune.coupling.dims import Axis, length
 from onnxprune.coupling.node import Axes, NodeAxes, Range
 from onnxprune.coupling.registry import coupling_rule
 
+TOKEN_MAP = ".token_map"  # ends the names of nodes that map ids to rows, see run/vocabulary.py
+
 
 @coupling_rule("Gather")
 def Gather(n: NodeAxes) -> None:
@@ -16,6 +18,10 @@ def Gather(n: NodeAxes) -> None:
     data, indices = n.x(0), n.x(1)
     axis = n.attribute("axis", 0) % len(data)
     n.roles(0, {k: "produces" for k in range(len(data)) if k != axis})
+    producer = n.node.inputs[1].producer() if n.node.inputs[1] is not None else None
+    if producer is not None and (producer.name or "").endswith(TOKEN_MAP):  # ids are numbered anew as rows go
+        n.give([*data[:axis], *indices, *data[axis + 1 :]])
+        return
     numbers = n.numbers(1)
     grid = grid_of(numbers, length(data[axis])) if numbers is not None else None
     if numbers is None or grid is None:

@@ -66,22 +66,27 @@ class Tally:
         if theirs.dtype.kind in "OSU":
             self.whole[1] = max(self.whole[1, 0], 0.0 if np.array_equal(ours, theirs) else np.inf)
             return
-        b = theirs.astype(np.float64)
-        size = np.where(np.isfinite(b), np.abs(b), 0.0)
-        difference = deviation(ours.astype(np.float64), b)
-        moved = [deviation(n.astype(np.float64), b) for n in noisy if n.shape == b.shape]
-        noise = np.maximum.reduce(moved) if moved else np.zeros_like(b)
+        kind = np.float32 if ours.dtype == theirs.dtype == np.float32 else np.float64
+        b = theirs.astype(kind, copy=False)
+        size = _sizes(b)
+        difference = deviation(ours.astype(kind, copy=False), b)
+        moved = [deviation(n.astype(kind, copy=False), b) for n in noisy if n.shape == b.shape]
+        noise = np.maximum.reduce(moved) if moved else None
         far = _far(size)
         if far is not None:  # -1e9 beside logits says nothing of these
             off = far & (difference > TOLERANCE * size)
-            difference, noise, size = (np.where(far, 0.0, x) for x in (difference, noise, size))
+            difference, size = (np.where(far, 0, x) for x in (difference, size))
+            noise = None if noise is None else np.where(far, 0, noise)
             difference[off] = np.inf
-        self.whole = np.maximum(self.whole, [[x.max()] for x in (size, difference, noise)])
-        for axis in range(1, b.ndim):
-            rest = tuple(k for k in range(b.ndim) if k != axis)
-            found = np.stack([x.max(axis=rest) for x in (size, difference, noise)])
+        found = [_by_axis(x) for x in (size, difference)]
+        found.append([np.zeros_like(x) for x in found[0]] if noise is None else _by_axis(noise))
+        for axis, largest in enumerate(zip(*found, strict=True)):
+            stacked = np.stack(largest).astype(np.float64)
+            if axis == 0:
+                self.whole = np.maximum(self.whole, stacked.max(axis=1, keepdims=True))
+                continue
             key = (b.ndim, axis, b.shape[axis])
-            self.by_axis[key] = np.maximum(self.by_axis[key], found) if key in self.by_axis else found
+            self.by_axis[key] = np.maximum(self.by_axis[key], stacked) if key in self.by_axis else stacked
 
     def noise_as(self, other: "Tally") -> None:
         """Takes over the noise that was seen where `other` was tallied."""
@@ -132,12 +137,29 @@ class Tally:
         return Place(float(difference[at]), float(size[at]), float(allowed[at]), float(noise[at]), place)
 
 
+def _sizes(numbers: np.ndarray) -> np.ndarray:
+    """|numbers|, 0 where they are not finite."""
+    sizes = np.abs(numbers)
+    return sizes if np.isfinite(sizes.max()) else np.where(np.isfinite(sizes), sizes, 0)
+
+
+def _by_axis(numbers: np.ndarray) -> list[np.ndarray]:
+    """The largest number at each position of each axis; of a scalar, the scalar as the one position of axis 0."""
+    if numbers.ndim < 2:
+        return [numbers.reshape(-1)]
+    found = [numbers.reshape(len(numbers), -1).max(axis=1)]
+    for _ in range(1, numbers.ndim):
+        numbers = numbers.max(axis=0)  # what is left to look at shrinks with every axis
+        found.append(numbers.reshape(len(numbers), -1).max(axis=1))
+    return found
+
+
 def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """|a - b|, of one shape; not-a-number and infinities equal themselves only."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(a - b)
-    unclear = ~np.isfinite(difference)
-    if unclear.any():
+    if not np.isfinite(difference.max(initial=0.0)):
+        unclear = ~np.isfinite(difference)
         equal = (a == b) | (np.isnan(a) & np.isnan(b))
         difference[unclear] = np.where(equal, 0.0, np.inf)[unclear]
     return difference

@@ -40,14 +40,14 @@ class Looked:
     points: list[Point]  # that were replayed
     lost: list[str] = field(default_factory=list)  # decisions that could not be
     silent: set[str] = field(default_factory=set)  # of the twin's values: those that never vary, as a whole
-    alike: list[Value] = field(default_factory=list)  # at which both models can be cut into pieces, see pieces.py
+    alike: list[str] = field(default_factory=list)  # values at which both models can be cut into pieces, see pieces.py
     twins: dict[str, np.ndarray] = field(default_factory=dict)  # what stands for an array: its shape and type, twin's
     owns: dict[str, np.ndarray] = field(default_factory=dict)  # and those of the cut model, at the first batch
     sizes: dict[str, float] = field(default_factory=dict)  # how large the twin's numbers are there
 
     def holds(self) -> bool:
         """Whether nothing inside differs, nor what decisions are made on."""
-        return all(t.worst().share <= 1 for t in (*self.values.values(), *self.decisions.values()))
+        return all(_holds(t) for t in (*self.values.values(), *self.decisions.values()))
 
 
 def weighted(masked: ir.Model, cut: ir.Model) -> list[Value]:
@@ -152,6 +152,7 @@ def look(
     noisy = [open_inside(noise.moved(fed, seed), twins) for seed in range(noise_runs)]
     kept = extras.of(masked).kept
     told: dict[str, bool] = {}
+    near: set[str] = set()
     for number, batch in enumerate(batches):
         theirs = first if number == 0 else sessions.run(base, batch) if ahead is None else ahead[number - 1]
         full = {p.feed: theirs[p.twin] for p in points}
@@ -171,12 +172,15 @@ def look(
             found.twins = {name: _hollow(array) for name, array in theirs.items()}
             found.owns = {name: _hollow(array) for name, array in own.items()}
             found.sizes = {name: _size_of(array) for name, array in theirs.items()}
-            pairs = [*values, *((p.own, p.twin) for p in (*weighing, *points))]
-            found.alike = [
-                pair for pair in dict.fromkeys(pairs) if _alike(own[pair[0]], theirs[pair[1]], pair[1], kept)
-            ]
+            near = {p.twin for p in weighing if p.own == p.twin and _near(own[p.own], theirs[p.twin], p.twin, kept)}
     found.silent = {twin for twin, varies in told.items() if not varies}
+    equal = {b for tallies in (found.values, found.decisions) for (a, b), t in tallies.items() if a == b and _holds(t)}
+    found.alike = sorted(equal | near)
     return found
+
+
+def _holds(tally: Tally) -> bool:
+    return tally.worst().share <= 1
 
 
 def _size_of(array: object) -> float:
@@ -188,11 +192,15 @@ def _size_of(array: object) -> float:
     return float(np.sqrt(np.mean(some**2))) or 1.0 if some.size else 1.0
 
 
-def _alike(own: object, theirs: object, name: str, kept: Kept) -> bool:
+def _near(own: object, theirs: object, name: str, kept: Kept) -> bool:
     """Whether both are the same value: the simplifier may have given a name to what follows it."""
-    found = Tally(NEAR)
-    add_to(found, own, theirs, (), name, kept)
-    return found.worst().share <= 1
+    if not isinstance(own, np.ndarray) or not _is_float(theirs) or not isinstance(theirs, np.ndarray):
+        return False
+    twin = at_kept(theirs, name, kept, own.shape)
+    if twin is None or not twin.size:
+        return False
+    with np.errstate(invalid="ignore", over="ignore"):
+        return bool(np.abs(own - twin).max() <= NEAR * np.abs(twin).max())
 
 
 def _stays_on_disk(model: ir.Model) -> bool:

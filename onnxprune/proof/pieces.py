@@ -63,11 +63,9 @@ def compared(
 def _cuts(masked: ir.Model, looked: Looked, seed: int) -> _Cuts:
     kept = extras.of(masked).kept
     full, few = {}, {}
-    for ours, name in looked.alike:
+    for name in looked.alike:
         like = looked.twins.get(name)
         if like is None or like.dtype.kind != "f" or not like.ndim:
-            continue
-        if ours != name:  # what else reads it may read it in one of the models only
             continue
         given = _random(like, name, kept, looked.sizes.get(name, 1.0), seed)
         chosen = at_kept(given, name, kept, np.shape(looked.owns[name]))

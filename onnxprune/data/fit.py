@@ -4,9 +4,10 @@
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +59,11 @@ class Target:
     classes: int | None = None
     scaling: Scaling | None = None
     any_labels: bool = False
+    unroll: Callable[[Any, "Target"], ArraySamples | None] | None = None  # sequences -> their steps
+
+    def unrolled(self, made: Any) -> ArraySamples | None:
+        """The steps of sequences for a model with states; None for all else."""
+        return None if self.unroll is None else self.unroll(made, self)
 
     def fit(self, arrays: Mapping[str, np.ndarray], labels: np.ndarray | None) -> ArraySamples:
         return fit(
@@ -210,8 +216,9 @@ def _largest(dtype: np.dtype) -> float:
 def check_labels(
     labels: np.ndarray, count: int, where: str, classes: int | None = None, any_labels: bool = False
 ) -> np.ndarray:
-    """Class numbers (N,) int64, or masks of them (N, ...); with any_labels whatever numbers have a row per sample.
+    """Class numbers (N,) int64, or those of every place (N, ...).
 
+    any_labels: whatever numbers have a row per sample will do.
     Raises DataError for a wrong count, anything but whole numbers, and numbers outside 0 .. classes - 1.
     """
     if any_labels and labels.dtype.kind in "iubf":
@@ -227,7 +234,8 @@ def check_labels(
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim > 2 and len(labels) == count:  # masks: their positions are checked against the output that has them
+    places = labels.ndim > 2 or (labels.ndim == 2 and not _one_hot(labels))
+    if places and len(labels) == count:  # of every place: they are checked against the output that has the places
         return labels.astype(np.int64)
     if labels.ndim != 1:
         raise DataError(
@@ -240,6 +248,11 @@ def check_labels(
     if count > 1 and (labels == labels[0]).all():
         log.warning("%s: all %d samples are of class %d; accuracy on one class says little", where, count, labels[0])
     return labels.astype(np.int64)
+
+
+def _one_hot(labels: np.ndarray) -> bool:
+    """Whether every row holds a single 1 and zeros."""
+    return bool(((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all())
 
 
 def _check_range(labels: np.ndarray, where: str, classes: int | None) -> None:

@@ -28,6 +28,8 @@ def from_object(made: Any, target: Target) -> Samples:
     """Samples of an object: Samples, arrays, an (x, y) tuple, a dict, an iterable of such, a dataset or a loader."""
     if isinstance(made, Samples):
         return made
+    if (steps := target.unrolled(made)) is not None:
+        return steps
     if isinstance(made, tuple | Mapping) or hasattr(made, "__array__"):
         return _collect([made], target)
     if _is_dataset(made):

@@ -14,6 +14,7 @@ class Samples(ABC):
     """A numbered set of model inputs; `labels` (N,) int64 class numbers, masks (N, ...), other targets, or None."""
 
     labels: np.ndarray | None
+    steps: int = 1  # samples in a row that are steps of one sequence
 
     @abstractmethod
     def __len__(self) -> int:
@@ -36,6 +37,7 @@ class Subset(Samples):
     base: Samples
     positions: np.ndarray
     labels: np.ndarray | None
+    steps: int = 1
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -54,6 +56,7 @@ class Completed(Samples):
     base: Samples
     shared: Mapping[str, np.ndarray]
     labels: np.ndarray | None
+    steps: int = 1
 
     def __len__(self) -> int:
         return len(self.base)
@@ -94,6 +97,7 @@ class ArraySamples(Samples):
     count: int
     labels: np.ndarray | None = None
     scaling: Scaling | None = None
+    steps: int = 1
 
     def __len__(self) -> int:
         return self.count
@@ -115,8 +119,10 @@ def split(samples: Samples, fraction: float, seed: int = 0) -> tuple[Samples, Sa
 
     The same for the same seed, whatever the version of numpy.
 
-    Raises DataError where fewer than two samples leave nothing to hold out.
+    Sequences stay whole. Raises DataError where fewer than two samples leave nothing to hold out.
     """
+    if samples.steps > 1:
+        return _split_sequences(samples, fraction, seed)
     count = len(samples)
     if count < 2 or not 0 < fraction < 1:
         raise DataError(
@@ -133,6 +139,23 @@ def split(samples: Samples, fraction: float, seed: int = 0) -> tuple[Samples, Sa
     chosen = np.zeros(count, bool)
     chosen[held] = True
     return samples.subset(np.flatnonzero(~chosen)), samples.subset(np.flatnonzero(chosen))
+
+
+def _split_sequences(samples: Samples, fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """`split`, by sequences of `samples.steps` steps."""
+    count, steps = len(samples) // samples.steps, samples.steps
+    if count < 2 or not 0 < fraction < 1:
+        raise DataError(
+            f"{count} sequences cannot be split into two parts; give at least 2, or --val for the other part"
+        )
+    order = np.random.RandomState(seed).permutation(count)
+    held = min(max(round(count * fraction), 1), count - 1)
+    parts = []
+    for chosen in (order[held:], order[:held]):
+        numbers = (np.sort(chosen)[:, None] * steps + np.arange(steps)).ravel()
+        labels = None if samples.labels is None else samples.labels[numbers]
+        parts.append(Subset(samples, numbers, labels, steps))
+    return parts[0], parts[1]
 
 
 def _draw(groups: np.ndarray, fraction: float, total: int, random: np.random.RandomState) -> list[np.ndarray]:

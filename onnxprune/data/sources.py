@@ -35,6 +35,8 @@ def load_npz(path: Path, target: Target) -> ArraySamples:
     foreign = [name for name, array in arrays.items() if not isinstance(array, np.ndarray)]
     if foreign:
         raise DataError(f"{target.where}: '{foreign[0]}' in it is not an array; write the file with np.savez")
+    if (steps := target.unrolled(arrays)) is not None:
+        return steps
     names = [info.name for info in target.inputs]
     extra = [name for name in arrays if name not in (*names, "y") and not (len(names) == 1 and name == "x")]
     named = by_input_name(arrays, target.inputs, target.where)

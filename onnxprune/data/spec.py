@@ -1,15 +1,17 @@
 """`load_samples`: the one way in for every SPEC of samples."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.data.folder import load_folder
 from onnxprune.data.images import Preprocess, find_layout
-from onnxprune.data.samples import Samples, Scaling, split
+from onnxprune.data.samples import ArraySamples, Samples, Scaling, split
+from onnxprune.data.sequences import Unroller, handed_back
 from onnxprune.data.sources import FUNCTION, Target, from_object, load_function, load_npy, load_npz
 from onnxprune.errors import DataError
 from onnxprune.graph.inputs import InputInfo
@@ -34,6 +36,7 @@ def load_samples(
     classes: int | None = None,
     labels: Path | None = None,
     any_labels: bool = False,
+    model: ir.Model | None = None,
 ) -> Samples:
     """Samples that fit `inputs`.
 
@@ -46,14 +49,16 @@ def load_samples(
 
     `classes` is the model's number of classes, against which labels are checked. `labels` is a file for folders of
     images, see classes.py. any_labels: the user's own metric or loss reads them, so any numbers with a row per sample
-    will do.
+    will do. model: whose states are handed on along sequences, see sequences.py.
 
     Raises DataError for whatever does not fit: which input, both shapes or numbers, what to do.
     """
     options = Preprocess(size, mean, std, scale, layout)
+    pairs = {} if model is None else handed_back(model)
+    unroll = Unroller(model, inputs, pairs).samples if model is not None and pairs else None
     where = str(spec) if isinstance(spec, str | Path) else f"samples ({type(spec).__name__})"
     if not isinstance(spec, str | Path):
-        return from_object(spec, _target(inputs, where, classes, options, any_labels))
+        return from_object(spec, _target(inputs, where, classes, options, any_labels, unroll))
     if spec in DIGITS:
         return _digits(str(spec), _target(inputs, where, classes, options, any_labels))
     path = Path(spec)
@@ -61,7 +66,7 @@ def load_samples(
         raise DataError(f"an empty name for samples; give {SPECS}")
     if path.is_dir():
         return load_folder(path, inputs, options, where, classes, labels)
-    target = _target(inputs, where, classes, options, any_labels)
+    target = _target(inputs, where, classes, options, any_labels, unroll)
     if path.is_file():
         return load_npy(path, target) if path.suffix.lower() == ".npy" else load_npz(path, target)
     if FUNCTION.fullmatch(str(spec)):
@@ -70,9 +75,14 @@ def load_samples(
 
 
 def _target(
-    inputs: Sequence[InputInfo], where: str, classes: int | None, options: Preprocess, any_labels: bool
+    inputs: Sequence[InputInfo],
+    where: str,
+    classes: int | None,
+    options: Preprocess,
+    any_labels: bool,
+    unroll: Callable[[Any, Target], ArraySamples | None] | None = None,
 ) -> Target:
-    return Target(inputs, where, classes, _array_scaling(inputs, where, options), any_labels)
+    return Target(inputs, where, classes, _array_scaling(inputs, where, options), any_labels, unroll)
 
 
 def _array_scaling(inputs: Sequence[InputInfo], where: str, options: Preprocess) -> Scaling | None:

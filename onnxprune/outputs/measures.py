@@ -25,10 +25,13 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune import graph
 from onnxprune.data import Samples
+from onnxprune.data.sequences import AT_ONCE, handed_back
 from onnxprune.graph import sessions
+from onnxprune.graph.inputs import batch_size_of
 from onnxprune.outputs import detections, kinds
 from onnxprune.outputs.kinds import Outputs, Part
 from onnxprune.outputs.metrics import (
@@ -78,9 +81,15 @@ def answers(
     own = {value.name for value in loaded.graph.outputs}
     extra = [name for name in names.values() if name not in own]
     session = sessions.open_session(loaded if extra else model, extra_outputs=extra)
-    said = everything(sessions.hold_batch(session, batch), samples)
+    pairs = handed_back(loaded) if samples.steps > 1 else {}
+    if pairs:
+        said: Mapping[str, Any] = along_sequences(session, samples, pairs)
+    else:
+        said = everything(sessions.hold_batch(session, batch), samples)
     found: dict[str, np.ndarray] = {}
     for name, here in names.items():
+        if here not in said:
+            continue
         y = said[here]
         if not isinstance(y, list) and y.dtype.kind not in "fiub":
             continue
@@ -90,6 +99,29 @@ def answers(
             y = np.stack(y)
         found[name] = y
     return found
+
+
+def along_sequences(session: ort.InferenceSession, samples: Samples, pairs: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Outputs (N x T, ...) of steps of sequences, each model handing on the states that it has made itself.
+
+    pairs: input -> output that is handed back as it. Outputs without a row per sequence are left out.
+    """
+    count, steps = len(samples) // samples.steps, samples.steps
+    at_once = batch_size_of(sessions.session_inputs(session)) or AT_ONCE
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, count, at_once):
+        block = np.arange(start, min(start + at_once, count)) * steps
+        said: list[Mapping[str, np.ndarray]] = []
+        for t in range(steps):
+            feeds = dict(samples.batch(block + t))
+            if said:
+                feeds |= {name: said[-1][output] for name, output in pairs.items()}
+            said.append(sessions.run(session, feeds))
+        rows = [name for name, y in said[0].items() if isinstance(y, np.ndarray) and y.shape[:1] == block.shape]
+        alike = [name for name in rows if len({run[name].shape for run in said}) == 1]
+        parts.append({name: np.concatenate(np.stack([run[name] for run in said], 1)) for name in alike})
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in common}
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,8 @@ def load_data(model: ir.Model, options: Options) -> tuple[Samples | None, Sample
     def read(spec: Any) -> Samples | None:
         if spec is None:
             return None
-        samples = load_samples(spec, inputs, **common)
-        return Completed(samples, shared, samples.labels) if shared else samples
+        samples = load_samples(spec, inputs, **common, model=model)
+        return Completed(samples, shared, samples.labels, samples.steps) if shared else samples
 
     if options.data is None:
         return None, read(options.val)

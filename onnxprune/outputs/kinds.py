@@ -553,7 +553,8 @@ class _Look:
         if summed is not None:
             return self._choice(name, summed), f"its numbers sum to 1 along axis {summed} on every sample"
         rows = self.rows(name)
-        if op in ("Sigmoid", "HardSigmoid") and node is not None:
+        if (sigmoid := _sigmoid_of(value)) is not None:
+            node, op = sigmoid, sigmoid.op_type
             axis = 1 if len(size) in (2, 4) else len(size) - 1
             return Part(name, SCORES, axis if len(size) > 1 else None, rows=rows), f"{op} '{node.name}' ends it"
         if len(size) > 1 and self._unit(name):
@@ -629,6 +630,21 @@ def _layout(parts: Sequence[Part]) -> tuple[Any, ...]:
 
 def _has_bias(node: ir.Node | None) -> bool:
     return node is not None and (node.op_type == "Add" or len([v for v in node.inputs if v is not None]) > 2)
+
+
+def _sigmoid_of(value: ir.Value) -> ir.Node | None:
+    """The Sigmoid that ends `value`, maybe behind a mean of its numbers, which lies between 0 and 1 as they do."""
+    for _ in range(DEEPEST):
+        node = value.producer()
+        if node is None or node.op_type in ("Sigmoid", "HardSigmoid"):
+            return node
+        if node.op_type == "If":
+            value = node.attributes["then_branch"].as_graph().outputs[0]
+        elif node.op_type in SAME_VALUES | SAME_NUMBERS | {"Transpose", "ReduceMean"} and node.inputs[0] is not None:
+            value = node.inputs[0]
+        else:
+            return None
+    return None
 
 
 def _through(value: ir.Value, operators: frozenset[str]) -> ir.Value:

@@ -102,6 +102,15 @@ def test_what_ends_a_row_of_numbers_tells_its_kind(body, kind):
     assert only(model(text)).kind == kind
 
 
+def test_a_mean_of_probabilities_over_time_is_a_score():
+    """Silero VAD takes a mean of one Sigmoid, and was compared as a signal whose errors have no bound."""
+    text = """(float[N,7,5] x, float[5,1] w, int64[1] last, int64[1] one) => (float[N,1] y)
+      { a = MatMul(x, w) s = Sigmoid(a) t = Squeeze(s, last) m = ReduceMean<keepdims=0>(t, one)
+        y = Unsqueeze(m, one) }"""
+    entry = only(model(text, {"last": [-1], "one": [1]}))
+    assert entry.kind == "scores"
+
+
 def test_a_map_of_scores_is_a_segmentation_and_a_picture_is_a_signal():
     text = "(float[N,3,8,8] x, float[{c},3,1,1] w) => (float[N,{c},8,8] y) {{ y = Conv(x, w) }}"
     assert only(model(text.format(c=5))).kind == "segmentation"

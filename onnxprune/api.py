@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack, cast
 
 import onnx
 import onnx_ir as ir
@@ -15,6 +15,7 @@ from onnxprune.coupling import analyze as analyze_normalized
 from onnxprune.errors import UsageError
 from onnxprune.options import TABLE, Options, options_of
 from onnxprune.run import pipeline
+from onnxprune.run.keywords import Keywords
 from onnxprune.system.atomic_files import scratch
 from onnxprune.system.clock import Event, listening
 
@@ -26,7 +27,7 @@ def prune(
     out: str | Path | None = None,
     *,
     on_step: Callable[[Event], object] | None = None,
-    **options: Any,
+    **options: Unpack[Keywords],
 ) -> pipeline.Result:
     """Prunes a model, given as a file, bytes, an onnx or an onnx_ir model, into file `out`, if one is given.
 
@@ -36,7 +37,7 @@ def prune(
     Raises: OnnxPruneError when the input is bad, a target cannot be met or the proof fails; nothing is written then.
     """
     told = repr(str(source)) if isinstance(source, str | Path) else type(source).__name__
-    asked = _options(options, f"onnxprune.prune({told}, {str(out)!r}, ...)")
+    asked = _options(cast(Mapping[str, Any], options), f"onnxprune.prune({told}, {str(out)!r}, ...)")
     with scratch() as folder, listening(on_step):
         path = source if isinstance(source, str | Path) else _file_of(source, Path(folder, "model.onnx"))
         result = pipeline.prune(path, out if out is not None else Path(folder, "pruned.onnx"), asked)

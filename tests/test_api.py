@@ -1,5 +1,6 @@
 """What Python users call."""
 
+import inspect
 import threading
 
 import numpy as np
@@ -130,7 +131,13 @@ class Rows:
 def torch_loader():
     import torch
 
-    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(SAMPLES)), batch_size=5)
+    return torch.utils.data.DataLoader(torch_dataset(), batch_size=5)
+
+
+def torch_dataset():
+    import torch
+
+    return torch.utils.data.TensorDataset(torch.from_numpy(SAMPLES))
 
 
 @pytest.mark.parametrize(
@@ -143,9 +150,10 @@ def torch_loader():
         lambda: iter(SAMPLES),
         lambda: ((x, k % 4) for k, x in enumerate(SAMPLES)),
         torch_loader,
+        torch_dataset,
         Rows,
     ],
-    ids=["array", "dict", "tuple", "list", "iterator", "generator", "loader", "rows"],
+    ids=["array", "dict", "tuple", "list", "iterator", "generator", "loader", "dataset", "rows"],
 )
 def test_samples_of_any_form(cnn_path, made):
     result = onnxprune.prune(cnn_path, **DATA_FREE, data=made(), recover="constants")
@@ -157,16 +165,17 @@ def test_threads_prune_beside_each_other_and_stdout_stays(cnn_path, capsys):
 
     before, found = sys.stdout, []
 
-    def work():
-        found.append(onnxprune.prune(cnn_path, **DATA_FREE).after.macs)
+    def work(runs):
+        for _ in range(runs):
+            found.append(onnxprune.prune(cnn_path, **DATA_FREE).after.macs)
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
+    threads = [threading.Thread(target=work, args=(runs,)) for runs in (4, 3, 3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(set(found)) == 1
-    assert len(found) == 3
+    assert len(found) == 10
     assert sys.stdout is before
     print("still there")
     assert capsys.readouterr().out == "still there\n"
@@ -177,3 +186,20 @@ def test_events_tell_of_every_step(cnn_path):
     onnxprune.prune(cnn_path, **DATA_FREE, on_step=seen.append)
     assert [event.name for event in seen if event.seconds is None][:2] == ["load", "normalize"]
     assert [event.name for event in seen if event.seconds is not None][:2] == ["load", "normalize"]
+
+
+def test_steps_are_logged_by_the_standard_library_and_nothing_is_printed(cnn_path, caplog, capsys):
+    with caplog.at_level("INFO", logger="onnxprune"):
+        onnxprune.prune(cnn_path, **DATA_FREE)
+    assert "proving the smaller model ..." in caplog.messages
+    assert {record.name for record in caplog.records} == {"onnxprune"}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_editors_are_told_every_option_and_its_type():
+    from onnxprune.options import TABLE
+    from tools import keywords
+
+    assert keywords.TARGET.read_text() == keywords.text(), "run: python tools/keywords.py"
+    assert set(keywords.fields()) == set(TABLE)
+    assert set(inspect.signature(onnxprune.prune).parameters) == {"source", "out", "on_step", *TABLE}

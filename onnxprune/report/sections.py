@@ -81,7 +81,7 @@ def _accuracy_chart(metric: str, known: Sequence[tuple[str, Accuracy]], report: 
     last = known[-1][1]
     told = [f"{known[0][1].samples} samples"]
     if last.null is not None:
-        told.append(f"a null model to the original: {text.scale(last)}; share kept between them: {text.kept(last)}")
+        told.append(f"from guessing to the original: {text.scale(last)}; kept of that: {text.kept(last)}")
     told += [f"{part} {name} {value} ({share} kept)" for part, name, value, share in text.parts(last)]
     return Chart(text.metric(metric), lines, axis, "; ".join(told))
 

@@ -106,13 +106,17 @@ def _quality(before: Measurement, after: Measurement) -> Iterator[str]:
 
 
 def _noise(before: Accuracy, after: Accuracy) -> str:
-    """Whether chance alone explains the change: the original's value lies in the interval of the result's, or not."""
-    if after.interval95 is None or before.metric != after.metric:
+    """Whether chance alone explains the change, at 95 %: the interval of a difference by Newcombe's method (Statistics
+    in Medicine 1998, method 10), of the two intervals. It takes the samples as different ones, which is cautious."""
+    if after.interval95 is None or before.interval95 is None or before.metric != after.metric:
         return ""
-    low, high = after.interval95
-    if low <= before.value <= high:
+    high, low = (before, after) if before.value >= after.value else (after, before)
+    assert high.interval95 is not None
+    assert low.interval95 is not None
+    chance = ((high.value - high.interval95[0]) ** 2 + (low.interval95[1] - low.value) ** 2) ** 0.5
+    if high.value - low.value <= chance:
         return f": within the noise of {after.samples} samples"
-    worse = (before.value > high) != (after.metric in LOWER_IS_BETTER)
+    worse = (high is before) != (after.metric in LOWER_IS_BETTER)
     return f": {'worse' if worse else 'better'} by more than the noise of {after.samples} samples"
 
 

@@ -116,3 +116,15 @@ def test_a_command_runs(cli, page, command, tmp_path, monkeypatch):
     ran = cli(*words)
     gated = any(word in ("--max-drop", "--min-speedup", "--target") for word in words)
     assert ran.code == 0 or (ran.code == 1 and gated and "nearest" in ran.err), ran.err
+
+
+@pytest.mark.slow
+def test_the_python_of_its_page_runs(tmp_path, monkeypatch):
+    world(tmp_path, "")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
+    assert len(blocks) == 4
+    space: dict = {}
+    for block in blocks:
+        exec(compile(block, "docs/python.md", "exec"), space)
+    assert space["result"].after.macs < space["result"].before.macs

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from onnxprune.errors import UsageError
-from onnxprune.outputs.metrics import Accuracy
+from onnxprune.outputs.metrics import Accuracy, wilson_interval
 from onnxprune.proof.comparison import Verification
-from onnxprune.report import Frozen, Measurement, Report, print_report, text, write_report
+from onnxprune.report import Frozen, Measurement, Report, print_report, text, verdict, write_report
 from onnxprune.report.markdown import to_markdown
 from onnxprune.report.terminal import rich_table
 
@@ -159,3 +159,31 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, report, monkeypatch):
         write_report(report, path)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["r.md"]
+
+
+def measured(metric, value, samples=539):
+    interval = wilson_interval(value * samples, samples) if metric != "relative_error" else (0.9 * value, 1.1 * value)
+    return Accuracy(metric, value, samples, interval)
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "said"),
+    [
+        ("top1", 0.9981, 0.9944, "Top-1 accuracy 99.44 %, 99.81 % before: within the noise of 539 samples"),
+        ("top1", 0.99, 0.91, "91.00 %, 99.00 % before: worse by more than the noise of 539 samples"),
+        ("top1", 0.80, 0.91, "80.00 % before: better by more than the noise of 539 samples"),
+        ("mine:score", 0.99, 0.91, "worse by more than the noise of 539 samples"),
+        ("agreement", 1.0, 0.982, "Agreement with the original 98.20 % (95 % interval 96.69 to 99.03 %, 539 samples)"),
+    ],
+)
+def test_the_verdict_tells_whether_chance_explains_the_change(metric, before, after, said):
+    models = (
+        Measurement("original", accuracy=measured(metric, before)),
+        Measurement("pruned", accuracy=measured(metric, after)),
+    )
+    assert verdict(Report("", models, ())).endswith(said)
+
+
+def test_a_verdict_without_intervals_says_nothing_of_noise():
+    one = Accuracy("mine:score", 3.5, 10, None)
+    assert verdict(Report("", (Measurement("a", accuracy=one), Measurement("b", accuracy=one)), ())).endswith("before")

@@ -9,7 +9,7 @@ To add an option, add one field to `Options`:
 the help text, and whatever does not fit is refused with one message. `low`, `high` and `choices` say which values there
 are, `several=True` that it may be given more than once, `flag` that the command line has another name for it than
 `options.front`. A command besides prune offers it too where its parser names it: `cli.add(group, "front")`. What
-depends on two options is checked in `Options.__post_init__`.
+depends on two options is checked in `Options.__post_init__`. `python tools/keywords.py` then tells editors of it.
 """
 
 import re

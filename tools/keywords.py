@@ -27,9 +27,6 @@ LOOSER = {
     "include": "str | tuple[str, ...] | list[str]",
     "exclude": "str | tuple[str, ...] | list[str]",
     "report": "str | Path | tuple[str | Path, ...] | list[str | Path]",
-    "plan": "str | Path | None",
-    "labels": "str | Path | None",
-    "resume": "str | Path | None",
     "time": "str | float | None",
 }
 
@@ -39,7 +36,7 @@ def fields() -> dict[str, str]:
     tree = ast.parse(SOURCE.read_text())
     found = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "Options")
     return {
-        node.target.id: ast.unparse(node.annotation)
+        node.target.id: {"Path | None": "str | Path | None"}.get(kind := ast.unparse(node.annotation), kind)
         for node in found.body
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
         if isinstance(node.value, ast.Call)

@@ -22,7 +22,7 @@ class Keywords(TypedDict, total=False):
     floor: float
     include: str | tuple[str, ...] | list[str]
     exclude: str | tuple[str, ...] | list[str]
-    keep_tokens: Path | None
+    keep_tokens: str | Path | None
     exact_only: bool
     inner_only: bool
     allocate: str | None

@@ -1,8 +1,8 @@
 """The tasks of tools/metric_study.py: a real file, samples without labels for onnxprune, and a true metric of its own.
 
 No true metric uses code of onnxprune/outputs. Labels are real (CIFAR-10, file types by their suffix) or hold by
-construction (rendered text, synthesized notes, voices mixed with noise, changed copies of images). For detectors there are
-no labelled images here, and no real voices: what the original finds on samples shown to nothing else stands in.
+construction (rendered text, synthesized notes, voices mixed with noise, changed copies of images). There are no
+labelled images for detectors here, and no real voices: what the original finds on samples of its own stands in.
 """
 
 from __future__ import annotations

@@ -298,6 +298,9 @@ class Options:
     include: tuple[str, ...] = option(
         (), TEXT, REMOVE, "only these nodes or initializers, globs", "PATTERN", shown="all", several=True)
     exclude: tuple[str, ...] = option((), TEXT, REMOVE, "not these", "PATTERN", several=True)
+    states: str = option(
+        "keep", TEXT, REMOVE, "states that are handed from output to input: keep their sizes and cut inside, or narrow "
+        "them in the interface too, see docs/decoders.md", "NAME", choices=("keep", "narrow"))
     keep_tokens: Path | None = option(
         None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",
         "FILE", shown="all")

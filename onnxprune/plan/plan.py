@@ -60,6 +60,7 @@ class Plan:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])  # every choice made
     quantize: Mapping[str, Any] | None = None  # how the result was stored: what was asked, ranges, what stayed in float
     tokens: tuple[int, ...] = ()  # ids of the vocabulary that stay, where --keep-tokens cut it before all else
+    states: tuple[Mapping[str, Any], ...] = ()  # axes of the interface that --states narrow cut
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
@@ -81,6 +82,7 @@ class Plan:
             "cost": {"before": dict(self.before), "after": dict(self.after)},
             **quantize,
             **({"tokens": list(self.tokens)} if self.tokens else {}),
+            **({"states": [dict(entry) for entry in self.states]} if self.states else {}),
         }
 
 
@@ -204,6 +206,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         {str(name): dict(entry) for name, entry in cast(dict[str, Any], data.get("settings") or {}).items()},
         _quantize(data.get("quantize")),
         tuple(sorted({_whole(k) for k in cast(list[Any], data.get("tokens") or [])})),
+        tuple(_state(entry) for entry in cast(list[Any], data.get("states") or [])),
     )
 
 
@@ -213,6 +216,18 @@ def _quantize(found: dict[str, Any] | None) -> Mapping[str, Any] | None:
         return None
     ranges = {str(name): (float(low), float(high)) for name, (low, high) in found.get("ranges", {}).items()}
     return {**found, "options": str(found["options"]), "float": [str(n) for n in found["float"]], "ranges": ranges}
+
+
+def _state(found: dict[str, Any]) -> Mapping[str, Any]:
+    """An axis of a state that was narrowed, see surgery/narrow.py."""
+    names = {key: _text(found[key]) for key in ("input", "output")}
+    size = _whole(found["size"])
+    return {
+        **names,
+        "axis": _whole(found["axis"]),
+        "size": size,
+        "keep": list(_kept(found["keep"], size, names["input"])),
+    }
 
 
 def _whole(value: Any) -> int:

@@ -26,7 +26,18 @@ from onnxprune.plan.plan import Plan
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, levels
 from onnxprune.report import build
-from onnxprune.run import allocation, first_check, forecast, front, measuring, schedule, search, settings, targets
+from onnxprune.run import (
+    allocation,
+    first_check,
+    forecast,
+    front,
+    measuring,
+    narrowed,
+    schedule,
+    search,
+    settings,
+    targets,
+)
 from onnxprune.run.checks import check_devices, check_paths, file_sha256
 from onnxprune.run.finish import finish, quantizing
 from onnxprune.run.subject import Subject, prepare
@@ -152,6 +163,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     loaded = plan.load(plan_path)
     options = replace(options, recover=options.recover or _level_again(loaded, options), seed=loaded.seed)
     options = replace(settings.again(loaded, options), tokens=loaded.tokens)
+    options = replace(options, states="narrow" if loaded.states else options.states)
     known = loaded.quantize or {}
     options = replace(options, quantize=options.quantize or known.get("options"))
 
@@ -229,6 +241,9 @@ def produce(
         if stored is not None:
             made = plan.with_quantization(made, stored.record)
         models, ratios, unmeasured = measuring.measure(subject, made, results, out, options, clock)
+        if options.states == "narrow":
+            made, models, told_states = narrowed.narrowed(made, models, subject, places[out])
+            unmeasured = (*unmeasured, *told_states)
         before, after = models[0], final(models) or models[-1]
         ratios_of_result = [ratio for ratio in ratios if ratio.model == after.name]
         packed = measuring.packing(dense, places[out]) if options.pack else None

@@ -20,6 +20,7 @@ from onnxprune.recover.linear import linears
 from onnxprune.run import pipeline
 from onnxprune.run.checks import file_sha256
 from onnxprune.run.subject import Subject, prepare
+from onnxprune.surgery import narrow
 from onnxprune.system.clock import Clock
 
 
@@ -36,16 +37,19 @@ def check(
     subject = prepare(source, replace(options, tokens=loaded.tokens), Clock())
     keep = plan.masks(loaded, subject.coupling)
     result = graph.load(out)
+    file = None if loaded.states else out
+    if loaded.states:
+        result = narrow.widened(result, narrow.of_json(loaded.states))
     _same_interface(subject.model, result, out)
     if loaded.quantize is not None:
         return _check_quantized(subject, keep, result, out, loaded, any_weights)
     other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
-    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds, file=out)
+    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds, file=file)
     if found.ok:
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found), "cut = mask"
-    with_constants = comparison.compare(result, _with_constants(subject, keep), subject.feeds, file=out)
+    with_constants = comparison.compare(result, _with_constants(subject, keep), subject.feeds, file=file)
     if with_constants.ok:
         return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:

@@ -98,7 +98,9 @@ def normal(name: str) -> ir.Model:
     return graph.normalize(onnx_text.model(MODELS[name][0], numbers))
 
 
-def stream(model: ir.Model, handed: dict[str, str], steps: int = 4) -> list[dict[str, np.ndarray]]:
+def stream(
+    model: ir.Model, handed: dict[str, str], steps: int = 4, *, zeros: bool = False
+) -> list[dict[str, np.ndarray]]:
     """What `model` says step by step, of states that begin with random numbers and are handed back."""
     rng = np.random.default_rng(7)
     session = sessions.open_session(model)
@@ -108,7 +110,9 @@ def stream(model: ir.Model, handed: dict[str, str], steps: int = 4) -> list[dict
         for value in model.graph.inputs
         if value.name in handed
     }
-    fed = {name: rng.normal(size=shape).astype(np.float32) for name, shape in first.items()}
+    fed = {name: np.zeros(shape, np.float32) for name, shape in first.items()}
+    if not zeros:
+        fed = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in fed.items()}
     for step in range(steps):
         for value in model.graph.inputs:
             shape = [size if isinstance(size, int) else 3 for size in value.shape or ()]
@@ -212,3 +216,31 @@ def test_a_plan_of_a_state_is_enough_to_mask_the_normalized_model(tmp_path, cli)
         for output, array in two.items():
             np.testing.assert_allclose(one[output], array, rtol=1e-4, atol=1e-6)
     assert cli("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", "--plan", tmp_path / "plan.json").code == 0
+
+
+@pytest.mark.parametrize("name", ["LSTM", "cache of a convolution", "grouped attention with a past"])
+def test_narrow_states_stream_what_the_whole_interface_does(name, tmp_path, cli):
+    """The narrowed file, its states handed back, says what the one with the whole interface says from zeros on."""
+    _, _, handed = MODELS[name]
+    numbers = NUMBERS | ({"ax": [2]} if "convolution" in name else {"ax": [1]})
+    onnx.save(onnx_text.proto(MODELS[name][0], numbers), tmp_path / "in.onnx")
+    words = ("--recover", "none", "--no-latency", "-q", "--align", "1", "--target", "params=0.6")
+    assert cli(tmp_path / "in.onnx", tmp_path / "wide.onnx", *words).code == 0
+    ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--states", "narrow", "--plan", tmp_path / "p.json",
+              "--report", tmp_path / "r.md")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "narrowed state" in (tmp_path / "r.md").read_text()
+    small, wide = graph.load(tmp_path / "out.onnx"), graph.load(tmp_path / "wide.onnx")
+    shapes = {value.name: list(value.shape or ()) for value in (*small.graph.inputs, *small.graph.outputs)}
+    full = {value.name: list(value.shape or ()) for value in (*wide.graph.inputs, *wide.graph.outputs)}
+    for given, output in handed.items():
+        assert shapes[given] != full[given]
+        assert [s for s in shapes[given] if isinstance(s, int)] == [s for s in shapes[output] if isinstance(s, int)]
+    for one, two in zip(stream(small, handed, zeros=True), stream(wide, handed, zeros=True), strict=True):
+        np.testing.assert_allclose(one["y"], two["y"], rtol=1e-4, atol=1e-6)
+    assert cli("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", "--plan", tmp_path / "p.json").code == 0
+    again = cli("apply", tmp_path / "in.onnx", tmp_path / "p.json", tmp_path / "again.onnx", "--no-latency")
+    assert again.code == 0, again.err
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
+    # The whole interface is not what the plan says.
+    assert cli("verify", tmp_path / "in.onnx", tmp_path / "wide.onnx", "--plan", tmp_path / "p.json").code == 3

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import importlib.util
 import sys
 from collections.abc import Collection, Iterable
 from functools import partial
@@ -137,15 +138,35 @@ def _loads(proto: onnx.ModelProto) -> bool:
 
 
 def _import_onnxsim() -> ModuleType:
-    """onnxsim without torch, which it would import (two seconds) for parts that are not used here."""
-    hide = "torch" not in sys.modules
-    if hide:
+    """What holds onnxsim's `simplify`, without torch and without most of the package, which take seconds to import.
+
+    The package imports all of its modules, hundreds of them, of which simplifying needs a few.
+    """
+    name, package = "onnxsim.onnx_simplifier", "onnxsim"
+    if name in sys.modules:
+        return sys.modules[name]
+    hidden = "torch" not in sys.modules
+    if hidden:
         sys.modules["torch"] = None  # type: ignore[assignment]  # makes 'import torch' fail, which onnxsim expects
     try:
-        return importlib.import_module("onnxsim")
+        with contextlib.suppress(ImportError, AttributeError):
+            return _import_alone(name, package)
+        return importlib.import_module(package)
     finally:
-        if hide:
+        if hidden:
             del sys.modules["torch"]
+
+
+def _import_alone(name: str, package: str) -> ModuleType:
+    """Module `name` without what its package imports; who imports the package later gets it whole."""
+    spec = importlib.util.find_spec(package) if package not in sys.modules else None
+    if spec is None:
+        return importlib.import_module(name)
+    sys.modules[package] = importlib.util.module_from_spec(spec)
+    try:
+        return importlib.import_module(name)
+    finally:
+        del sys.modules[package]
 
 
 def skeleton(

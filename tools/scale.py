@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from big import write_transformer
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image, ImageDraw, ImageFont
 
@@ -153,6 +154,20 @@ def by_size(folder: Path, largest: int) -> Iterator[Point]:
                 yield told(Point(f"{what} {name}", parameters(model), *run(*arguments)))
 
 
+def by_decoder(folder: Path, billions: Sequence[float]) -> Iterator[Point]:
+    """Decoders with their weights in a file beside them, see big.py; the peak is told against that file as well."""
+    path = folder / "decoder.onnx"
+    for count in billions:
+        width = 2048 if count >= 0.5 else 1024
+        layers = max(1, round((count * 1e9 - 32000 * width) / (12 * width**2)))
+        size = write_transformer(path, width, layers, 32000, "sequence")
+        prune = ("--method", "l1", "--target", "macs=0.7", "--recover", "constants", "--no-latency")
+        for what, arguments in (("inspect", ("inspect", path)), ("prune", (path, folder / "out.onnx", *prune))):
+            found = told(Point(f"{what} decoder", size // 4, *run(*arguments)))
+            print(f"  {found.peak_bytes / size:.2f} times the file of {size / 2**20:.0f} MiB", file=sys.stderr)
+            yield found
+
+
 def by_samples(folder: Path, counts: Sequence[int]) -> Iterator[Point]:
     """One model, more samples."""
     path, data = folder / "model.onnx", folder / "samples.npz"
@@ -256,10 +271,14 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, required=True, help="for models and samples; the largest take its space")
     parser.add_argument("--largest", type=int, default=60_000_000, help="parameters at most")
     parser.add_argument("--samples", type=int, nargs="*", default=(100, 400, 1600, 6400))
+    parser.add_argument("--decoder", type=float, nargs="*", help="only decoders, of so many billion parameters")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
+    if arguments.decoder:
+        print(markdown(list(by_decoder(arguments.folder, arguments.decoder)), "parameters"))
+        return 0
     sizes = list(by_size(arguments.folder, arguments.largest))
     samples = list(by_samples(arguments.folder, arguments.samples))
     text = markdown(sizes, "parameters") + "\n" + markdown(samples, "samples")

@@ -21,6 +21,7 @@ from onnxprune.graph.tensors import add_constant, constant
 
 GATE = re.compile(r"^(?P<name>.+)\.state_(?P<side>in|out)\.(?P<axis>\d+)$", re.DOTALL)
 WHERE_OPSET = 9
+FILLING = re.compile(r"\.state_out\.\d+\.cut\.(Pad|Gather)$")  # what cutting the gate of an output leaves
 FLOATS = frozenset({ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE})
 # Operators with states of their own -> {output: the input that it goes on from}.
 STATES: dict[tuple[str, str], dict[int, int]] = {
@@ -145,6 +146,11 @@ def axis_of(node: ir.Node) -> int:
     found = GATE.match(node.name or "")
     assert found is not None, node.name
     return int(found["axis"])
+
+
+def fills(node: ir.Node) -> bool:
+    """Whether `node` only puts the numbers of removed positions beside those of an output."""
+    return FILLING.search(node.name or "") is not None
 
 
 def fill_of(node: ir.Node) -> float:

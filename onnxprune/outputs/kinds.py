@@ -27,7 +27,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.graph import extras, sessions, shapes
+from onnxprune.graph import extras, sessions, shapes, states
 
 CLASSES, SEQUENCE, SEGMENTATION, SCORES, BOXES = "classes", "sequence", "segmentation", "scores", "boxes"
 EMBEDDING, SIGNAL, JOINT, DECISION, STATE = "embedding", "signal", "joint", "decision", "state"
@@ -649,7 +649,9 @@ def _sigmoid_of(value: ir.Value) -> ir.Node | None:
 
 def _through(value: ir.Value, operators: frozenset[str]) -> ir.Value:
     """The value nearest to the inputs that `value` is made of by such operators alone."""
-    while (node := value.producer()) is not None and node.op_type in operators and node.inputs[0] is not None:
+    while (node := value.producer()) is not None and node.inputs[0] is not None:
+        if node.op_type not in operators and not states.fills(node):
+            break
         value = node.inputs[0]
     return value
 

@@ -25,7 +25,7 @@ from onnxprune.proof.inside import Looked, Value
 from onnxprune.system.isolation import can_copy, isolated
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 
-__all__ = ["Verification", "compare", "compare_file", "random_feeds", "require", "seeded"]
+__all__ = ["Verification", "compare", "compare_apart", "compare_file", "random_feeds", "require", "seeded"]
 
 DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 LOOKED_AT = 160_000  # numbers of all inputs of a batch that is looked at inside: one image, or many small rows
@@ -105,6 +105,11 @@ def _compare(
     evidence += [Evidence("inside", twin, untested="too many numbers to hold") for _, twin in left]
     lost = [*missing, *looked.lost] if not all(found.ok for found in evidence) else []
     evidence += [Evidence("decision", name, untested="the cut model has no such operator") for name in lost]
+    if look_inside:
+        evidence += [
+            Evidence("decision", name, untested=f"it decides in the body of '{outer}', where nothing can be replayed")
+            for name, outer in decisions.in_bodies(two)
+        ]
     replayed = tuple(dict.fromkeys(p.node for p in looked.points))
     return conclude(evidence, rows, notes, replayed)
 
@@ -118,6 +123,15 @@ class _Sides:
     one: ir.Model
     two: ir.Model
     floor: float
+
+
+def compare_apart(cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True) -> Verification:
+    """`compare` in a copy of this process, wherever one can be made: a native library may end that, but not this one.
+
+    Raises: CrashedError where it did.
+    """
+    batches = list(feeds)
+    return isolated(lambda: compare(cut, masked, batches, look_inside=look_inside))
 
 
 def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verification:

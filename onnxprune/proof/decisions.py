@@ -4,13 +4,13 @@ An operator that rounds, ranks or compares turns a rounding error into another a
 of it is fed to both models there: their own numbers in front are compared, and so is everything behind.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph import extras
+from onnxprune.graph import bodies, extras
 from onnxprune.graph.extras import Kept
 
 DECIDING = frozenset(
@@ -63,6 +63,14 @@ def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
     return points, missing
 
 
+def in_bodies(model: ir.Model) -> Iterator[tuple[str, str]]:
+    """(node, the node in whose body it lies) of all that decide on floats inside of control flow: none can be fed."""
+    for outer in model.graph:
+        for node in bodies.nodes_inside(outer):
+            if decides(node) and any(map(_is_float, node.inputs)):
+                yield node.name or node.op_type, outer.name or outer.op_type
+
+
 def points_of(ours: int, our_node: ir.Node, theirs: int, their_node: ir.Node) -> list[Point]:
     """The computed floats that a node reads in both models."""
     found = []
@@ -100,7 +108,11 @@ FLOATS = frozenset(int(kind) for kind in ir.DataType if kind.is_floating_point()
 
 
 def _is_computed_float(value: ir.Value | None) -> bool:
-    if value is None or value.producer() is None:
+    return value is not None and value.producer() is not None and _is_float(value)
+
+
+def _is_float(value: ir.Value | None) -> bool:
+    if value is None or value.const_value is not None:
         return False
     return value.dtype is None or value.dtype.is_floating_point()
 
@@ -124,14 +136,38 @@ def fed(
     return model
 
 
+# Positions ------------------------------------------------------------------------------------------------------------
+
+
 def at_kept(array: np.ndarray, name: str, kept: Kept, shape: Sequence[int]) -> np.ndarray | None:
-    """`array` of the twin's value `name` at the positions that the cut model has; None where it has not that shape."""
-    if array.shape != tuple(shape):  # the twin may compute over kept positions itself
-        for axis, positions in kept.get(name, {}).items():
-            if axis < len(shape) and array.shape[axis] == shape[axis]:
-                continue  # the cut model computes over all positions here, spread before and gathered behind
-            chosen = positions(array.shape[axis])
-            if not len(chosen) or chosen[-1] >= array.shape[axis]:
-                return None
-            array = np.take(array, chosen, axis=axis)
-    return array if array.shape == tuple(shape) else None
+    """`array` of the twin's value `name` at the positions that the cut model has; None where it has not that shape.
+
+    Axes that are as long in both are left: the twin may compute over kept positions itself, and the cut model over
+    all of them, spread before and gathered behind.
+    """
+    axes = [k for k in kept.get(name, {}) if k >= len(shape) or array.shape[k] != shape[k]]
+    found = taken(array, name, kept, axes) if array.shape != tuple(shape) else array
+    return found if found is not None and found.shape == tuple(shape) else None
+
+
+def at_counted(own: np.ndarray, name: str, kept: Kept, full: Sequence[int]) -> np.ndarray:
+    """`own` of the cut model without the positions that go behind it: those that it has although they are not kept.
+
+    full: shape of the same value in the twin.
+    """
+    for axis in kept.get(name, {}):
+        if own.ndim == len(full) and own.shape[axis] == full[axis]:
+            found = taken(own, name, kept, [axis])
+            own = own if found is None else found
+    return own
+
+
+def taken(array: np.ndarray, name: str, kept: Kept, axes: Iterable[int]) -> np.ndarray | None:
+    """`array` at the kept positions of `axes`; None where an axis has not all of these, or none is kept."""
+    for axis in axes:
+        size = array.shape[axis]
+        chosen = kept[name][axis](size)
+        if not len(chosen) or chosen[-1] >= size:
+            return None
+        array = np.take(array, chosen, axis=axis)
+    return array

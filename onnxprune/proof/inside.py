@@ -153,6 +153,7 @@ def look(
     kept = extras.of(masked).kept
     told: dict[str, bool] = {}
     near: set[str] = set()
+    compared = [*found.values.items(), *found.decisions.items()]
     for number, batch in enumerate(batches):
         theirs = first if number == 0 else sessions.run(base, batch) if ahead is None else ahead[number - 1]
         full = {p.feed: theirs[p.twin] for p in points}
@@ -160,9 +161,8 @@ def look(
             sessions.run(session, {**noise.moved_feeds(batch, seed), **full}) for seed, session in enumerate(noisy)
         ]
         own = sessions.run(ours, {**batch, **_fed_to_cut(theirs, points, kept, shapes_at(batch))})
-        for tallies in (found.values, found.decisions):
-            for (a, b), tally in tallies.items():
-                add_to(tally, own[a], theirs[b], [o[b] for o in others], b, kept)
+        for (a, b), tally in compared:
+            add_to(tally, own[a], theirs[b], [o[b] for o in others], b, kept)
         soft = [_softened(theirs, optimized[number], names)] if optimized else []
         for name, tally in found.outputs.items():
             tally.add(own[name], theirs[name], [o[name] for o in (*others, *soft) if name in o])
@@ -257,35 +257,19 @@ def _fed_to_cut(
 
 
 def _at_kept_of_any_length(array: np.ndarray, name: str, kept: Kept) -> np.ndarray:
-    for axis, positions in kept.get(name, {}).items():
-        array = np.take(array, positions(array.shape[axis]), axis=axis)
-    return array
+    found = decisions.taken(array, name, kept, kept.get(name, {}))
+    return array if found is None else found
 
 
 def add_to(found: Tally, own: object, theirs: object, others: Sequence[object], name: str, kept: Kept) -> None:
     if not isinstance(own, np.ndarray) or not isinstance(theirs, np.ndarray):
         found.add(own, theirs, others)
         return
-    for axis in kept.get(name, {}):
-        own, theirs, others = _where_it_counts(own, theirs, others, axis, kept[name][axis])
+    own = decisions.at_counted(own, name, kept, theirs.shape)
     choose = partial(at_kept, name=name, kept=kept, shape=own.shape)
     twin = choose(theirs)
     chosen = [choose(other) for other in others if isinstance(other, np.ndarray)]
     found.add(own, theirs if twin is None else twin, [other for other in chosen if other is not None])
-
-
-def _where_it_counts(
-    own: np.ndarray, theirs: np.ndarray, others: Sequence[object], axis: int, positions: Callable[[int], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, Sequence[object]]:
-    """All of them at the kept positions of an axis on which the cut model too has those that go behind it."""
-    size = theirs.shape[axis]
-    if own.ndim != theirs.ndim or own.shape[axis] != size:
-        return own, theirs, others
-    chosen = positions(size)
-    if not 0 < len(chosen) < size or chosen[-1] >= size:
-        return own, theirs, others
-    alike = [other for other in others if isinstance(other, np.ndarray) and other.shape == theirs.shape]
-    return np.take(own, chosen, axis), np.take(theirs, chosen, axis), [np.take(other, chosen, axis) for other in alike]
 
 
 def _softened(

@@ -220,7 +220,7 @@ def produce(
     with clock("cut"):
         cut_model = surgery.cut(subject.coupling, keep)
     with clock("verify"):
-        comparison.require(comparison.compare(cut_model, surgery.mask(subject.coupling, keep), subject.feeds))
+        _first_proof(cut_model, surgery.mask(subject.coupling, keep), subject)
     if look is not None:
         look(cut_model)
     if choice is not None and choice.recovered is not None:
@@ -322,6 +322,20 @@ def _quantized(
         return None
     with clock("quantize"):
         return quantize.quantize(finished, quantizing(subject, options, known))
+
+
+def _first_proof(cut_model: ir.Model, masked: ir.Model, subject: Subject) -> None:
+    """Compares the cut model, before anything is tuned, with the masked one.
+
+    Raises: VerificationError when they differ, GraphError when a native library ends of one of them.
+    """
+    try:
+        comparison.require(comparison.compare_apart(cut_model, masked, subject.feeds))
+    except CrashedError as crash:
+        raise GraphError(
+            f"{subject.path}: onnxruntime ends with {crash} on the cut or on the masked model, so that these cannot be "
+            "compared; nothing was written. Please report this model"
+        ) from crash
 
 
 def _written(stored: quantize.Quantized | None, proven: Path, place: Path) -> dict[str, Path]:

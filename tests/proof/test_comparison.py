@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx_text import model, random_keep
@@ -11,7 +12,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 from onnxprune.graph import extras, half, sessions
-from onnxprune.proof import comparison
+from onnxprune.proof import comparison, decisions, differences
 from onnxprune.run import replay
 
 TEXT = "(float[n,4] x, float[4,8] w, float[8,5] v) => (float[n,5] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
@@ -290,3 +291,51 @@ def test_only_nodes_with_weights_must_be_there_to_put_them_back(gone, instead, f
     else:
         with pytest.raises(VerificationError, match="has no MatMul 'MatMul y'"):
             replay._put_back(coupling, {}, result, Path("out.onnx"))
+
+
+def test_noise_of_one_batch_is_not_forgotten_by_a_batch_without():
+    x = np.array([[1.0, 2.0]], np.float32)
+    tally = differences.Tally()
+    tally.add(x, x, [x + np.float32(0.5)])
+    tally.add(x, x)
+    assert tally.of_whole().noise == 0.5
+
+
+def test_positions_that_only_the_cut_model_has_do_not_count():
+    kept = {"h": {1: lambda size: np.arange(0, size, 2)}}
+    own = np.arange(8.0).reshape(2, 4)
+    np.testing.assert_array_equal(decisions.at_counted(own, "h", kept, (2, 4)), own[:, ::2])
+    np.testing.assert_array_equal(decisions.at_counted(own[:, ::2], "h", kept, (2, 4)), own[:, ::2])
+    np.testing.assert_array_equal(decisions.at_counted(own, "g", kept, (2, 4)), own)
+
+
+DECIDES_IN_A_BODY = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[N,4] x, bool b) => (float[N,4] y) {
+        y = If <then_branch = t () => (float[N,4] p) { p = Round (x) },
+                else_branch = e () => (float[N,4] q) { q = Neg (x) }> (b)
+    }
+"""
+
+
+def test_decisions_in_bodies_are_named_and_excuse_nothing():
+    one, two = (
+        ir.from_proto(onnx.parser.parse_model(DECIDES_IN_A_BODY)),
+        ir.from_proto(onnx.parser.parse_model(DECIDES_IN_A_BODY.replace("Round (x)", "Ceil (x)"))),
+    )
+    feeds = [{"x": np.array([[0.2, 1.4, 2.2, 3.1]], np.float32), "b": np.array(True)}]
+    same, other = comparison.compare(one, one, feeds), comparison.compare(one, two, feeds)
+    assert same.ok
+    assert not other.ok
+    for found in (same, other):
+        assert any(e.kind == "decision" and "in the body of" in e.untested for e in found.evidence)
+        assert not found.replayed
+
+
+def test_a_comparison_apart_is_isolated_and_says_what_the_comparison_says(monkeypatch):
+    one = ir.from_proto(onnx.parser.parse_model(DECIDES_IN_A_BODY))
+    feeds = [{"x": np.array([[0.2, 1.4, 2.2, 3.1]], np.float32), "b": np.array(False)}]
+    calls = []
+    monkeypatch.setattr(comparison, "isolated", lambda function: calls.append(function) or function())
+    assert comparison.compare_apart(one, one, iter(feeds)) == comparison.compare(one, one, feeds)
+    assert len(calls) == 1

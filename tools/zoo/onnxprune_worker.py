@@ -59,6 +59,7 @@ def main(file: str) -> dict[str, Any]:
     from onnxprune.options import Options
     from onnxprune.plan import cost
     from onnxprune.proof import comparison, normal_form
+    from onnxprune.report import build
     from onnxprune.run import schedule, search
     from onnxprune.run.subject import Subject
     from onnxprune.studies import inspection
@@ -91,6 +92,7 @@ def main(file: str) -> dict[str, Any]:
     reasons = Counter(str(dim.frozen).split(" (")[0] for dim in coupling.dims if dim.frozen)
     return {
         "free_dims": len(coupling.free),
+        "fallbacks": build.fallbacks(coupling),
         "frozen_reasons": [f"{reason} ({count})" for reason, count in reasons.most_common(3)],
         "shrinkable": inspection.shrinkable(coupling, costs)["params"],
         "ok": found.ok and after < before,

@@ -20,7 +20,9 @@ import onnxprune_worker
 from jobs import Row, last_json, load_rows, markdown_table, note, run_forked, save_rows, write_text
 
 EXPORTERS = {"ts": "TorchScript", "dynamo": "dynamo", "bn": "TorchScript, norms kept"}
-COLUMNS = "network exporter parameters free_dims shrinkable kept cut_equals_mask difference runs cpu_s".split()
+COLUMNS = (
+    "network exporter parameters free_dims shrinkable kept cut_equals_mask difference fallbacks runs cpu_s".split()
+)
 LITTLE = 0.95  # networks of which less can shrink are explained
 
 
@@ -54,6 +56,7 @@ def described(exported: Row, row: Row) -> Row:
         "kept": f"{row['kept_params']:.1%}" if "kept_params" in row else None,
         "cut_equals_mask": row.get("right"),
         "cpu_s": row.get("work_cpu_s"),
+        "fallbacks": len(row["fallbacks"]) if "fallbacks" in row else None,
         **{name: row.get(name) for name in ("free_dims", "difference", "runs", "message")},
     }
 
@@ -69,6 +72,7 @@ def summary(exports: Sequence[Row], rows: dict[str, Row]) -> str:
         f"{len(done)} files of {len({e['name'] for e, _ in done})} networks; {len(exports) - len(done)} more exports"
         " failed, were left out, or are still to be looked at (below)",
         f"analysed: {len(shares)}; cut = mask: {sum(row.get('right') is True for _, row in done)}",
+        _fallbacks([row for _, row in done]),
         f"networks beside those of torchvision: {timm[0]} by TorchScript, {timm[1]} by dynamo, {timm[2]} by both",
     ]
     if shares:
@@ -81,15 +85,30 @@ def summary(exports: Sequence[Row], rows: dict[str, Row]) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
+def _fallbacks(rows: Sequence[Row]) -> str:
+    """How often something was done in a lesser way because a rule, a rewriting or a comparison failed."""
+    told = [row["fallbacks"] for row in rows if "fallbacks" in row]
+    return (
+        f"fallbacks (a coupling rule that raised, a simplifier that failed, a normal form that was not compared):"
+        f" {sum(map(len, told))} in {sum(map(bool, told))} of the {len(told)} files that were asked for them"
+    )
+
+
 def write_tables(args: argparse.Namespace, exports: Sequence[Row], rows: dict[str, Row]) -> None:
     """TABLE.json and TABLE.md."""
     save_rows(args.out.with_suffix(".json"), rows, format="onnxprune-zoo-survey/1")
     done = sorted((e for e in exports if e.get("file") in rows), key=lambda e: (e["name"], e["variant"]))
     table = [described(e, rows[e["file"]]) for e in done]
     little = [
-        {**described(e, rows[e["file"]]), "frozen_by": rows[e["file"]].get("frozen_reasons")}
+        {
+            **described(e, rows[e["file"]]),
+            "frozen_by": rows[e["file"]].get("frozen_reasons"),
+            "message": rows[e["file"]].get("message") or rows[e["file"]].get("fallbacks"),
+        }
         for e in done
-        if not rows[e["file"]]["ok"] or rows[e["file"]].get("shrinkable", 0.0) < LITTLE
+        if not rows[e["file"]]["ok"]
+        or rows[e["file"]].get("fallbacks")
+        or rows[e["file"]].get("shrinkable", 0.0) < LITTLE
     ]
     failed = [
         {"network": e["name"], "exporter": EXPORTERS.get(e["variant"], e["variant"]), **e}
@@ -104,7 +123,8 @@ def write_tables(args: argparse.Namespace, exports: Sequence[Row], rows: dict[st
         " largest between cut and masked model, over the largest output.\n",
         summary(exports, rows),
         "## Exceptions\n",
-        "Files that failed, or of which less than 95 % of the parameters can shrink, and what freezes the rest.\n",
+        "Files that failed, of which something was done in a lesser way, or of which less than 95 % of the parameters"
+        " can shrink, and what freezes the rest.\n",
         markdown_table(("network", "exporter", "shrinkable", "frozen_by", "message"), little) if little else "None.\n",
         "## Network by network\n",
         markdown_table(COLUMNS, table),

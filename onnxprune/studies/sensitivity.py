@@ -96,7 +96,7 @@ def context(subject: Subject, options: Options, chosen: base.Method) -> base.Con
         dims=scored_dims(subject.coupling, options),
         samples=subject.tune,
         seed=options.seed,
-        device=device(options) if learns else "cpu",
+        device=device(options.device) if learns else "cpu",
         options=options.method_options,
         progress=options.progress,
         described=subject.outputs,

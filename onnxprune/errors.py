@@ -61,3 +61,8 @@ class ProviderError(OnnxPruneError):
 
 class OutOfMemoryError(OnnxPruneError):
     """Memory ran out, and no smaller batch was left to try."""
+
+
+def no_samples(command: str) -> UsageError:
+    """What a command says that measures on samples and was given none."""
+    return UsageError(f"{command} measures on samples: give --data or --val")

@@ -14,6 +14,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from onnxprune.run.finish import finish
+
 TIMES: dict[str, float] = {}
 
 
@@ -51,7 +53,6 @@ def main() -> None:
     from onnxprune.coupling import analyze
     from onnxprune.graph import shapes
     from onnxprune.proof import comparison, normal_form
-    from onnxprune.run import pipeline
 
     with TemporaryDirectory() as folder:
         path = arguments.model
@@ -64,7 +65,7 @@ def main() -> None:
         coupling = analyze(model, observed)
         keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
         cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
-        finished = pipeline.finish(cut)
+        finished = finish(cut)
         feeds = comparison.random_feeds(model, observed)
         if arguments.samples:
             name, shape = next(iter((name, array.shape[1:]) for name, array in feeds[0].items()))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune import cli
-from onnxprune.errors import UsageError
+from onnxprune.errors import no_samples
 from onnxprune.options import literal, pairs
 from onnxprune.system import streams
 
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     settings = cli.settings_of(parser(), arguments)
     common = cli.options_of(settings, shlex.join(["onnxprune", "compare", *arguments]))
     if common.data is None and common.val is None:
-        raise UsageError("compare measures on samples: give --data or --val")
+        raise no_samples("compare")
     from onnxprune.studies import compare
     from onnxprune.studies.compare import tables
 

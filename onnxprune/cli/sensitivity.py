@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from onnxprune import cli
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, no_samples
 from onnxprune.measure.records import Report
 from onnxprune.report import text
 from onnxprune.system import streams
@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
     settings = cli.settings_of(parser(), arguments)
     options = cli.options_of(settings, shlex.join(["onnxprune", "sensitivity", *arguments]))
     if options.data is None and options.val is None:
-        raise UsageError("sensitivity measures on samples: give --data or --val")
+        raise no_samples("sensitivity")
     if settings.get("samples", 1) < 1:
         raise UsageError(f"--samples {settings['samples']}: give 1 or more")
     from onnxprune.report import check_report_path, write_report

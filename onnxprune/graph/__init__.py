@@ -11,24 +11,10 @@ zipmaps     outputs that are maps                                 extras     wha
 """
 
 from onnxprune.graph.extras import copy
-from onnxprune.graph.files import (
-    PROTOBUF_LIMIT_BYTES,
-    add_constant,
-    all_nodes,
-    array_of,
-    change,
-    constant,
-    digest,
-    external_names,
-    finish,
-    load,
-    normalize,
-    save,
-    set_constant,
-    size_bytes,
-    skeleton,
-    tie,
-)
+from onnxprune.graph.files import PROTOBUF_LIMIT_BYTES, all_nodes, digest, external_names, finish, load, normalize, save
+from onnxprune.graph.simplify import skeleton
+from onnxprune.graph.stored import change
+from onnxprune.graph.tensors import add_constant, array_of, constant, set_constant, size_bytes, tie
 
 __all__ = [
     "PROTOBUF_LIMIT_BYTES",

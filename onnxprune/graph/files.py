@@ -20,30 +20,12 @@ from onnx import external_data_helper
 from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
-from onnxprune.graph.stored import Stored, change
-from onnxprune.graph.tensors import add_constant, array_of, constant, read_external, set_constant, size_bytes, tie
+from onnxprune.graph.stored import Stored
+from onnxprune.graph.tensors import array_of, read_external, size_bytes, tie
 from onnxprune.system import atomic_files
 
 MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
-
-__all__ = [
-    "add_constant",
-    "all_nodes",
-    "array_of",
-    "change",
-    "constant",
-    "digest",
-    "external_names",
-    "finish",
-    "load",
-    "normalize",
-    "save",
-    "set_constant",
-    "size_bytes",
-    "skeleton",
-    "tie",
-]
 
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
 # fuse_attention writes operators of com.microsoft that no other runtime knows.

@@ -17,8 +17,8 @@ from onnxprune.proof import comparison
 from onnxprune.recover import biases
 from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
-from onnxprune.run import pipeline
 from onnxprune.run.checks import file_sha256
+from onnxprune.run.finish import finish
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import narrow
 from onnxprune.system.clock import Clock
@@ -79,7 +79,7 @@ def _check_quantized(
 ) -> tuple[comparison.Verification, str]:
     """The two promises of a quantized result: its weights as floats are a pruned model that equals the masked one that
     carries them, and the file is the rounding of that model."""
-    pruned = pipeline.finish(surgery.cut(subject.coupling, keep))
+    pruned = finish(surgery.cut(subject.coupling, keep))
     floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
     simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
     if not any_weights:
@@ -123,7 +123,7 @@ def _check_recovered(
     for biased in (_with_biases_of(subject.model, tuned), subject.model, _with_biases_of(subject.model, None)):
         try:
             # Weights that are equal here may be so no longer in the result.
-            folded = graph.normalize(rewritten(pipeline.finish(biased, join=False)))
+            folded = graph.normalize(rewritten(finish(biased, join=False)))
             coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
             kept = same_positions(subject.coupling, keep, coupling)
             twin = surgery.mask(replace(coupling, model=_put_back(coupling, kept, tuned, out)), kept)

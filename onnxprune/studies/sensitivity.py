@@ -13,7 +13,7 @@ import numpy as np
 
 from onnxprune import report, surgery
 from onnxprune.coupling import Dim, Keep
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, no_samples
 from onnxprune.measure import machine, measure_file, tool
 from onnxprune.methods import base
 from onnxprune.options import Options
@@ -107,7 +107,7 @@ def reference_of(subject: Subject, most: int = MOST_SAMPLES) -> Reference:
     """The original on at most `most` of the samples that scoring did not see. Raises: UsageError without samples."""
     samples = subject.held or subject.tune
     if samples is None or not len(samples):
-        raise UsageError("sensitivity measures on samples: give --data or --val")
+        raise no_samples("sensitivity")
     samples = samples.subset(np.arange(min(most, len(samples))))
     judge = measuring.yardstick(subject, samples)
     accuracy = judge.accuracy or judge.of(subject.model)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from onnxprune import graph
-from onnxprune.run import pipeline, subject
+from onnxprune.run import pipeline, produce, subject
 
 FLOAT = TensorProto.FLOAT
 
@@ -487,7 +487,7 @@ def test_out_of_memory_says_what_to_lower(cli, bad, tmp_path, monkeypatch, error
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(pipeline.comparison, "compare", fail)
+    monkeypatch.setattr(produce.comparison, "compare", fail)
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1.split())
     assert ran.code == 2
     assert ran.err.startswith("onnxprune: out of memory (")
@@ -514,16 +514,16 @@ STEPS = {
     "data": (subject, "load_data"),
     "analyze": (subject, "analyze"),
     "score": (pipeline.base, "run"),
-    "cut": (pipeline.surgery, "cut"),
-    "mask": (pipeline.surgery, "mask"),
-    "verify": (pipeline.comparison, "compare"),
-    "recover": (pipeline.levels, "recover"),
+    "cut": (produce.surgery, "cut"),
+    "mask": (produce.surgery, "mask"),
+    "verify": (produce.comparison, "compare"),
+    "recover": (produce.levels, "recover"),
     "finish": (graph, "finish"),
-    "verify the result": (pipeline.surgery, "uncut"),
+    "verify the result": (produce.surgery, "uncut"),
     "save": (graph, "save"),
-    "measure": (pipeline.measuring, "measure"),
-    "plan": (pipeline.plan, "save"),
-    "report": (pipeline.report, "write_report"),
+    "measure": (produce.measuring, "measure"),
+    "plan": (produce.plan, "save"),
+    "report": (produce.report, "write_report"),
 }
 
 

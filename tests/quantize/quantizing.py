@@ -6,8 +6,9 @@ from networks import CNN, filled
 
 from onnxprune import graph
 from onnxprune.data.samples import ArraySamples
+from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import Context, parse, quantize
-from onnxprune.run import pipeline
+from onnxprune.run.finish import finish
 
 # A square matrix, so that an axis that is swapped changes no shape, and a value that is no weight in an Add.
 SQUARE = """<ir_version: 8, opset_import: ["" : 17]>
@@ -24,23 +25,25 @@ square (float[N, 6] x) => (float[N, 8] y)
 
 
 def finished(text: str) -> ir.Model:
-    return pipeline.finish(graph.normalize(ir.from_proto(filled(text))))
+    return finish(graph.normalize(ir.from_proto(filled(text))))
 
 
 def samples_for(model: ir.Model, count: int = 64, seed: int = 0, labels=None) -> ArraySamples:
     value = model.graph.inputs[0]
-    shape = [size if isinstance(size, int) else count for size in value.shape]
+    assert value.shape is not None
+    name, shape = value.name or "", [size if isinstance(size, int) else count for size in value.shape]
     x = np.random.default_rng(seed).normal(size=[count, *shape[1:]]).astype(np.float32)
-    return ArraySamples({value.name: x}, {value.name: 0}, {value.name: np.dtype(np.float32)}, count, labels, None)
+    return ArraySamples({name: x}, {name: 0}, {name: np.dtype(np.float32)}, count, labels, None)
 
 
-def feeds_for(model: ir.Model) -> list[dict[str, np.ndarray]]:
+def feeds_for(model: ir.Model) -> list[Feeds]:
     return [samples_for(model, 8, seed=1).batch(np.arange(8))]
 
 
 def quantized(text: str, asked: str):
-    model = finished(text)
-    return quantize(model, Context(parse(asked), samples_for(model), feeds_for(model)))
+    model, wanted = finished(text), parse(asked)
+    assert wanted is not None
+    return quantize(model, Context(wanted, samples_for(model), feeds_for(model)))
 
 
 __all__ = ["CNN", "SQUARE", "feeds_for", "finished", "quantized", "samples_for"]

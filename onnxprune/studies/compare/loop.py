@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune import graph, report
 from onnxprune.data import Samples
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, no_samples
 from onnxprune.measure import machine, measure_file
 from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
@@ -58,7 +58,7 @@ def compare(
     checks.check_devices(common.device, provider_for(common) if common.latency else None)
     subject = prepare(path, replace(common, seed=0), Clock())
     if subject.held is None or not len(subject.held):
-        raise UsageError("compare measures on samples: give --data or --val")
+        raise no_samples("compare")
     first_check.check(subject, common.metric)
     settings = settings_of(subject, common)
     store = Store(folder, settings)

@@ -1,0 +1,306 @@
+"""From kept positions to files: cut, prove, recover, prove again, quantize, measure, report, and only then write."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from onnxprune import graph, quantize, report, surgery
+from onnxprune.coupling import Keep
+from onnxprune.errors import GraphError
+from onnxprune.graph import extras, qoperator
+from onnxprune.measure.records import PRUNED, QUANTIZED, FrontPoint, final
+from onnxprune.options import Options
+from onnxprune.plan import cost, plan
+from onnxprune.plan.plan import Plan
+from onnxprune.proof import comparison
+from onnxprune.recover import asked, levels
+from onnxprune.report import build
+from onnxprune.run import front, measuring, narrowed, search, settings, targets
+from onnxprune.run.checks import file_sha256
+from onnxprune.run.finish import finish, quantizing
+from onnxprune.run.subject import Subject
+from onnxprune.surgery import packing
+from onnxprune.system.atomic_files import scratch, staged
+from onnxprune.system.clock import Clock
+from onnxprune.system.isolation import CrashedError
+
+if TYPE_CHECKING:
+    from onnxprune.recover.finetune import History
+
+LOG = logging.getLogger("onnxprune")
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """What a run made: the plan, the original and the pruned model as measured, and the whole report."""
+
+    plan: Plan
+    before: report.Measurement
+    after: report.Measurement
+    report: report.Report
+    made: onnx.ModelProto | ir.Model | None = None  # the pruned model, where it was written to no file
+    plans: tuple[Plan, ...] = ()  # of --front, as in report.front
+
+    @property
+    def model(self) -> onnx.ModelProto | ir.Model:
+        """The pruned model; read from its file where it was written to one."""
+        return self.made if self.made is not None else onnx.load(str(self.after.path))
+
+    def __repr__(self) -> str:
+        return f"<onnxprune.Result {self.plan.method}: {report.verdict(self.report)}>"
+
+    def _repr_html_(self) -> str:
+        """The table of the terminal, for notebooks."""
+        return report.to_table(self.report)
+
+
+def produce(
+    subject: Subject,
+    keep: Keep,
+    out: Path,
+    options: Options,
+    clock: Clock,
+    *,
+    method: str,
+    notes: Sequence[str] = (),
+    zeros: Mapping[str, np.ndarray] | None = None,
+    look: Callable[[ir.Model], None] | None = None,
+    known: Mapping[str, Any] | None = None,
+    choice: search.Choice | None = None,
+) -> Result:
+    """Cuts by `keep`, proves, recovers, proves again, quantizes, measures, and only then writes.
+
+    known: how a plan that is replayed says that its result was quantized. choice: where a search made it: what its
+    trial recovered is taken, and the front that it was chosen from is written.
+    """
+    cut_model = _proven_cut(subject, keep, clock)
+    if look is not None:
+        look(cut_model)
+    recovered = _recovered(subject, keep, cut_model, options, clock, zeros or {}, choice)
+    twin = levels.twin_of(subject.coupling, keep, recovered.model)
+    files = (out, *([options.plan] if options.plan else ()), *options.report)
+    with staged(*files) as places, scratch(places[out].parent) as folder:
+        proven = Path(folder) / out.name
+        finished = _finished(recovered.model, twin, subject, options, clock, proven)
+        stored = _quantized(finished.model, subject, options, clock, known or {})
+        results = _written(stored, proven, places[out])
+        made = _as_it_ended(
+            _plan_of(subject, keep, options, method), subject, options, recovered.history, stored, places[out]
+        )
+        models, ratios, unmeasured = measuring.measure(subject, made, results, out, options, clock)
+        if options.states == "narrow":
+            made, models, told_states = narrowed.narrowed(made, models, subject, places[out])
+            unmeasured = (*unmeasured, *told_states)
+        before, after = models[0], final(models) or models[-1]
+        packed = measuring.packing(finished.dense, places[out]) if options.pack else None
+        held = targets.check(before, after, [ratio for ratio in ratios if ratio.model == after.name], options, zeros)
+        told = (*notes, *_notes(subject, finished, recovered.history, stored), *unmeasured, *held)
+        described = build.describe(
+            *(subject.normalized, subject.cost, subject.outputs),
+            *(made, models, ratios, finished.proof, recovered.history, clock.steps),
+            (*told, *_packing_notes(packed, options)),
+            packed,
+            None if stored is None else quantize.told(stored, subject.feeds),
+            command=options.command,
+            data=options.data,
+        )
+        described = replace(described, front=_front_of(choice))
+        _save(made, described, places, options)
+        plans = _plans_of(choice, subject, options, method)
+        if plans:
+            front.write_plans(plans, out)
+    return Result(made, before, after, described, plans=tuple(plans.values()))
+
+
+def _proven_cut(subject: Subject, keep: Keep, clock: Clock) -> ir.Model:
+    """The model without what `keep` leaves out. Raises: VerificationError where it differs from the masked one."""
+    with clock("cut"):
+        cut_model = surgery.cut(subject.coupling, keep)
+    with clock("verify"):
+        _first_proof(cut_model, surgery.mask(subject.coupling, keep), subject)
+    return cut_model
+
+
+def _first_proof(cut_model: ir.Model, masked: ir.Model, subject: Subject) -> None:
+    """Compares the cut model, before anything is tuned, with the masked one.
+
+    Raises: VerificationError when they differ, GraphError when a native library ends of one of them.
+    """
+    try:
+        comparison.require(comparison.compare_apart(cut_model, masked, subject.feeds))
+    except CrashedError as crash:
+        raise GraphError(
+            f"{subject.path}: onnxruntime ends with {crash} on the cut or on the masked model, so that these cannot be "
+            "compared; nothing was written. Please report this model"
+        ) from crash
+
+
+def _recovered(
+    subject: Subject,
+    keep: Keep,
+    cut_model: ir.Model,
+    options: Options,
+    clock: Clock,
+    zeros: Mapping[str, np.ndarray],
+    choice: search.Choice | None,
+) -> search.Recovered:
+    """`cut_model` recovered, in place, or what a trial of the search made of the same plan."""
+    if choice is not None and choice.recovered is not None:
+        return choice.recovered
+    history = levels.recover(subject.given, keep, cut_model, asked.recovery_of(options), clock, zeros)
+    return search.Recovered(cut_model, history)
+
+
+def _as_it_ended(
+    made: Plan,
+    subject: Subject,
+    options: Options,
+    history: History | None,
+    stored: quantize.Quantized | None,
+    file: Path,
+) -> Plan:
+    """The plan with how the result in `file` recovered, what every choice became, and how it is stored."""
+    trained = options.level == "none" and subject.coupling.model is not subject.model
+    made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(file))
+    made = replace(made, settings=settings.recorded(options, made.method, history))
+    return made if stored is None else plan.with_quantization(made, stored.record)
+
+
+def _notes(
+    subject: Subject, finished: _Finished, history: History | None, stored: quantize.Quantized | None
+) -> Iterator[str]:
+    """What the steps before measuring have to say to the reader of the report."""
+    yield from dict.fromkeys((*build.fallbacks(subject.coupling), *finished.notes))
+    if extras.of(subject.model).written_out:
+        yield qoperator.NOTE
+    if history is not None:
+        yield history.told
+    if stored is not None:
+        yield from stored.notes
+
+
+def _front_of(choice: search.Choice | None) -> tuple[FrontPoint, ...]:
+    """The points of the front that `choice` was made from, for the report."""
+    return () if choice is None or choice.front is None else tuple(choice.front.records(choice))
+
+
+def _save(made: Plan, described: report.Report, places: Mapping[Path, Path], options: Options) -> None:
+    """Writes plan and reports where they are asked for, to their places beside the result."""
+    if options.plan is not None:
+        plan.save(made, places[options.plan])
+    for path in options.report:
+        report.write_report(described, places[path])
+
+
+def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Plan:
+    sizes = cost.keep_sizes(keep)
+    made = plan.make(
+        subject.normalized,
+        keep,
+        method=method,
+        seed=options.seed,
+        sha256=subject.sha256,
+        name=subject.path.name,
+        before=subject.cost.totals(),
+        after=subject.cost.totals(sizes),
+    )
+    return replace(made, tokens=subject.tokens.keep if subject.tokens is not None else ())
+
+
+def _plans_of(choice: search.Choice | None, subject: Subject, options: Options, method: str) -> Mapping[str, Plan]:
+    """The plans of the front by the names of their files, with the recovery that 'onnxprune apply' is to repeat."""
+    if choice is None or choice.front is None:
+        return {}
+    found = {}
+    for number, point in enumerate(choice.front.points, 1):
+        made = plan.with_recovery(_plan_of(subject, point.keep, options, method), options.level, "")
+        found[front.name_of(number, point)] = replace(made, settings=settings.recorded(options, method, None))
+    return found
+
+
+def _quantized(
+    finished: ir.Model, subject: Subject, options: Options, clock: Clock, known: Mapping[str, Any]
+) -> quantize.Quantized | None:
+    """`finished` as --quantize asks, None where it stays in floats."""
+    if quantize.parse(options.quantize) is None:
+        return None
+    with clock("quantize"):
+        return quantize.quantize(finished, quantizing(subject, options, known))
+
+
+def _written(stored: quantize.Quantized | None, proven: Path, place: Path) -> dict[str, Path]:
+    """The files of the result by name, the last of which is at `place`: the file that was proven, or what stands for it
+    when it is quantized."""
+    if stored is not None:
+        graph.save(stored.model, place)
+        return {PRUNED: proven, QUANTIZED: place}
+    for file in proven.parent.iterdir():
+        os.replace(file, place.parent / file.name)
+    return {PRUNED: place}
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """The result as it is written, the same before it was packed, its proof, and notes on what was done otherwise."""
+
+    dense: ir.Model
+    model: ir.Model
+    proof: comparison.Verification
+    notes: tuple[str, ...] = ()
+
+
+def _finished(
+    cut_model: ir.Model, twin: ir.Model, subject: Subject, options: Options, clock: Clock, place: Path
+) -> _Finished:
+    """The result, written to `place` and proven as it is read from there: without onnxsim's rewritings where they err,
+    or where a native library ends of them.
+
+    Raises: VerificationError when the result differs from `twin` either way, GraphError when it does not run.
+    """
+
+    def attempt(rewrite: bool) -> _Finished:
+        with clock("finish"):
+            dense = finish(cut_model, rewrite=rewrite)
+            finished = packing.pack(dense) if options.pack else dense
+            graph.save(finished, place)
+        with clock("verify the result"):
+            return _Finished(dense, finished, comparison.compare_file(place, twin, subject.feeds))
+
+    try:
+        found = attempt(rewrite=True)
+        if found.proof.ok:
+            return replace(found, notes=extras.of(found.dense).notes)
+        why = "onnxsim changes what this model computes"
+    except GraphError:
+        why = "onnxruntime does not run what onnxsim makes of this model"
+    except CrashedError as crash:
+        why = f"onnxruntime ends with {crash} on what onnxsim makes of this model"
+    LOG.info("  %s: it is written without its rewritings", why)
+    for file in place.parent.iterdir():
+        file.unlink()
+    try:
+        found = attempt(rewrite=False)
+    except CrashedError as crash:
+        raise GraphError(f"onnxruntime ends with {crash} on the pruned model; nothing was written") from crash
+    comparison.require(found.proof)
+    return replace(found, notes=(f"{why}: it is written without its rewritings",))
+
+
+def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[str]:
+    if found is None:
+        return
+    yield (
+        f"packed: {found.bytes} bytes instead of {found.bytes_dense}; onnxruntime loads it in {found.load_ms:.1f} ms "
+        f"instead of {found.load_ms_dense:.1f} ms. Do not simplify it: that unpacks it"
+    )
+    if "size" in options.target:
+        yield "size counts the packed file"

@@ -32,9 +32,9 @@ from onnxprune.graph import extras, sessions, shapes, states
 CLASSES, SEQUENCE, SEGMENTATION, SCORES, BOXES = "classes", "sequence", "segmentation", "scores", "boxes"
 EMBEDDING, SIGNAL, JOINT, DECISION, STATE = "embedding", "signal", "joint", "decision", "state"
 PASSED, CONSTANT = "pass-through", "constant"
-KINDS = (
+KINDS = [
     CLASSES, SEQUENCE, SEGMENTATION, SCORES, BOXES, EMBEDDING, SIGNAL, JOINT, DECISION, STATE, PASSED, CONSTANT,
-)  # fmt: skip
+]  # fmt: skip
 CHOSEN = frozenset({CLASSES, SEQUENCE, SEGMENTATION})  # one of several along an axis
 SILENT = frozenset({PASSED, CONSTANT})
 LOOKED_AT = 32  # samples that kinds are decided on

@@ -280,7 +280,7 @@ def same(y: np.ndarray, t: np.ndarray) -> Found:
     return (y == t).reshape(len(t), -1).mean(1), {}
 
 
-MEASURES: Mapping[str, tuple[str, Measure]] = {
+MEASURES: dict[str, tuple[str, Measure]] = {
     kinds.CLASSES: (AGREEMENT, agreement),
     kinds.SEQUENCE: ("text_agreement", texts),
     kinds.SEGMENTATION: ("mean_iou", segments),
@@ -288,6 +288,22 @@ MEASURES: Mapping[str, tuple[str, Measure]] = {
     kinds.EMBEDDING: ("rank_correlation", similarities),
     kinds.DECISION: (AGREEMENT, same),
 }
+
+
+def output_kind(name: str, *, metric: str) -> Callable[[Measure], Measure]:
+    """Registers the decorated function as the metric, called `metric`, of outputs of kind `name`.
+
+    The function takes the model's numbers and the original's, (N, places, C) both, and gives a value per sample (N,),
+    larger is better, and further figures by name. A kind that is new can be given with `--output NAME=KIND`.
+    """
+
+    def register(measured: Measure) -> Measure:
+        if name not in kinds.KINDS:
+            kinds.KINDS.append(name)
+        MEASURES[name] = metric, measured
+        return measured
+
+    return register
 
 
 def measure(said: Values, original: Reference) -> list[PartAccuracy]:

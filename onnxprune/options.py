@@ -275,13 +275,15 @@ class Options:
 
     # fmt: off
     method: str = option(
-        AUTO, TEXT, REMOVE, "see 'onnxprune methods'", "NAME", shown=f"snacs; without --data {DATA_FREE}")
+        AUTO, TEXT, REMOVE, "how units are scored; 'onnxprune methods' lists the methods", "NAME",
+        shown=f"snacs; without --data {DATA_FREE}")
     target: Mapping[str, float] = option(
-        {}, SHARES, REMOVE, f"what may remain, of {', '.join(TARGETS)}; repeatable, all must hold", "KEY=FRACTION",
+        {}, SHARES, REMOVE, f"share of {', '.join(TARGETS)} that may remain; repeatable, all must hold", "KEY=FRACTION",
         shown="snacs decides, else macs=0.5")
     max_drop: float | None = option(
-        None, NUMBER, REMOVE, "search the smallest model that loses at most this, of 100 points between a model that "
-        "answers all samples alike and the original", "POINTS",
+        None, NUMBER, REMOVE,
+        "search for the smallest model that loses at most POINTS of the 100 points between a model "
+        "that answers all samples alike and the original", "POINTS",
         low=0, wanted="points that may be lost, 0 or more")
     min_speedup: float | None = option(
         None, NUMBER, REMOVE, "fail unless the result is X times as fast", "X", low=TINY, wanted="a number above 0")
@@ -289,24 +291,25 @@ class Options:
         1, WHOLE, REMOVE, "reach --target in N steps with recovery between them", "N",
         low=1, high=1000, wanted="1 or more, up to 1000")
     align: Align = option(
-        "auto", ALIGN, REMOVE, "kept sizes are multiples of N, or where the target allows, auto: what the provider "
-        "likes (cpu 16, others 8), or calibrated: what 'onnxprune calibrate' measured here", "N",
+        "auto", ALIGN, REMOVE, "keep multiples of N channels; where the target allows, auto: what the provider runs "
+        "fastest with (cpu 16, others 8), or calibrated: what 'onnxprune calibrate' measured here", "N",
         low=1, wanted="1 or more, auto or calibrated")
     floor: float = option(
         0.05, NUMBER, REMOVE, "smallest share of a dimension that stays", "SHARE",
         low=0, high=1, wanted="a share from 0 to 1")
     include: tuple[str, ...] = option(
-        (), TEXT, REMOVE, "only these nodes or initializers, globs", "PATTERN", shown="all", several=True)
-    exclude: tuple[str, ...] = option((), TEXT, REMOVE, "not these", "PATTERN", several=True)
+        (), TEXT, REMOVE, "cut only nodes or initializers whose names match", "PATTERN", shown="all", several=True)
+    exclude: tuple[str, ...] = option(
+        (), TEXT, REMOVE, "leave nodes or initializers alone whose names match", "PATTERN", several=True)
     states: str = option(
         "keep", TEXT, REMOVE, "states that are handed from output to input: keep their sizes and cut inside, or narrow "
         "them in the interface too, see docs/decoders.md", "NAME", choices=("keep", "narrow"))
     keep_tokens: Path | None = option(
         None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",
         "FILE", shown="all")
-    exact_only: bool = option(False, SWITCH, REMOVE, "leave dimensions alone over which a node computes statistics")
+    exact_only: bool = option(False, SWITCH, REMOVE, "cut no dimension over which a node computes statistics")
     inner_only: bool = option(
-        False, SWITCH, REMOVE, "leave widths of residual streams alone: the inside of blocks recovers best")
+        False, SWITCH, REMOVE, "cut only inside residual blocks, which recover best, not the width of what they add to")
     allocate: str | None = option(
         None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, or measured on the "
         "whole model", "NAME", shown="method; of methods that see weights alone what the loss loses where there are "
@@ -315,14 +318,15 @@ class Options:
     method_options: Mapping[str, Any] = option(
         {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")
 
-    data: Any = option(None, SAMPLES, DATA, "to score and tune on", "SPEC")
-    val: Any = option(None, SAMPLES, DATA, "to measure accuracy on", "SPEC", shown="a held-out part of --data")
+    data: Any = option(None, SAMPLES, DATA, "calibration samples: to score and tune on", "SPEC")
+    val: Any = option(
+        None, SAMPLES, DATA, "held-out set: to measure accuracy on", "SPEC", shown="a held-out part of --data")
     size: Any = option(None, NUMBERS, DATA, "images: shorter side, or height,width", "N", shown="the model's")
-    mean: Any = option(None, NUMBERS, DATA, "per channel, after scaling", "M", shown="0")
-    std: Any = option(None, NUMBERS, DATA, "per channel, after scaling", "S", shown="1")
-    scale: float | None = option(None, NUMBER, DATA, "of pixels 0..255", "X", shown="1/255")
+    mean: Any = option(None, NUMBERS, DATA, "images: mean of each channel, subtracted after scaling", "M", shown="0")
+    std: Any = option(None, NUMBERS, DATA, "images: standard deviation of each channel, to divide by", "S", shown="1")
+    scale: float | None = option(None, NUMBER, DATA, "images: multiplies pixels of 0 to 255", "X", shown="1/255")
     layout: str | None = option(
-        None, TEXT, DATA, "of images", "NAME", shown="the model's", choices=("nchw", "nhwc"))
+        None, TEXT, DATA, "images: order of the axes", "NAME", shown="the model's", choices=("nchw", "nhwc"))
     labels: Path | None = option(
         None, PATH, DATA, "for folders of images: .csv of file name and label, or the class names, one a line in the "
         "model's order", "FILE")
@@ -333,44 +337,51 @@ class Options:
         flag="--output")
 
     recover: Level | None = option(
-        None, TEXT, RECOVERY, "", "LEVEL", shown="the best that the data allows", choices=LEVELS)
+        None, TEXT, RECOVERY, "how far to repair the cut model", "LEVEL", shown="the best that the data allows",
+        choices=LEVELS)
     epochs: int | None = option(
-        None, WHOLE, RECOVERY, "of fine-tuning", "N", shown="chosen by the size of the data", low=1, wanted="1 or more")
+        None, WHOLE, RECOVERY, "epochs of fine-tuning", "N", shown="chosen by the size of the data", low=1,
+        wanted="1 or more")
     lr: float | None = option(
-        None, NUMBER, RECOVERY, "learning rate", "X", shown="chosen", low=TINY, wanted="a number above 0")
+        None, NUMBER, RECOVERY, "learning rate of fine-tuning", "X", shown="chosen", low=TINY,
+        wanted="a number above 0")
     batch_size: int | None = option(
-        None, WHOLE, RECOVERY, "of fine-tuning", "N", shown="chosen", low=1, wanted="1 or more")
-    device: str = option("auto", TEXT, RECOVERY, "for training", "NAME", choices=("auto", "cpu", "cuda"))
+        None, WHOLE, RECOVERY, "samples per step of fine-tuning", "N", shown="chosen", low=1, wanted="1 or more")
+    device: str = option("auto", TEXT, RECOVERY, "where to train", "NAME", choices=("auto", "cpu", "cuda"))
     finetune: Mapping[str, Any] = option(  # see recover/asked.py
-        {}, TUNINGS, RECOVERY, f"{', '.join(TUNING)}; repeatable", "KEY=VALUE", shown="chosen")
+        {}, TUNINGS, RECOVERY, f"how to fine-tune: {', '.join(TUNING)}; repeatable", "KEY=VALUE", shown="chosen")
     loss: str | Callable[..., Any] | None = option(
-        None, FUNCTION, RECOVERY, "your own, of (outputs, the original's outputs, labels or None)", "MODULE:FUNCTION",
+        None, FUNCTION, RECOVERY, "your own loss, a function of (outputs, the original's outputs, labels or None)",
+        "MODULE:FUNCTION",
         shown="distance to the original")
     metric: str | Callable[..., Any] | None = option(
         None, FUNCTION, RECOVERY,
-        "your own, larger is better, or relative_error: for the epoch to keep, accuracy and --max-drop",
+        "your own metric, larger is better, or relative_error; it chooses the epoch, and is the accuracy of --max-drop",
         "MODULE:FUNCTION", shown="by the kind of each output, see docs/tasks.md")
     time: float | None = option(
-        None, DURATION, RECOVERY, "of the whole run, such as 20m or 2h: fine-tuning takes what is left", "DURATION",
+        None, DURATION, RECOVERY, "time of the whole run, such as 20m or 2h; fine-tuning takes what is left",
+        "DURATION",
         shown="fine-tuning at most 20m")
-    resume: Path | None = option(None, PATH, RECOVERY, "checkpoints live there; an interrupted run goes on", "DIR")
+    resume: Path | None = option(
+        None, PATH, RECOVERY, "folder of checkpoints; an interrupted run goes on from there", "DIR")
 
-    provider: str = option("auto", TEXT, MEASURE, "cpu, cuda or tensorrt, for measuring", "NAME")
+    provider: str = option("auto", TEXT, MEASURE, "where to measure: cpu, cuda or tensorrt", "NAME")
     threads: int | None = option(
-        None, WHOLE, MEASURE, "for measuring", "N", shown="OMP_NUM_THREADS, else cores",
+        None, WHOLE, MEASURE, "threads to measure with", "N", shown="OMP_NUM_THREADS, else cores",
         low=1, high=1e6, wanted="1 or more")
     latency: bool = option(True, SWITCH, MEASURE, "do not measure latency", flag="--no-latency")
     front: bool = option(
         False, SWITCH, MEASURE, "ten budgets or more from one scoring: table, plot, and plans in the folder OUT.front")
     pack: bool = option(False, SWITCH, MEASURE, "store zeros small; standard operators unpack them at load")
     quantize: str | None = option(
-        None, TEXT, MEASURE, "int8, dynamic, int4 or fp16, after pruning and recovery, see docs/quantize.md",
+        None, TEXT, MEASURE, "quantize after pruning and recovery: int8, dynamic, int4 or fp16, see docs/quantize.md",
         "KIND[:KEY=VALUE,...]")
-    plan: Path | None = option(None, PATH, MEASURE, "write the plan", "FILE")
+    plan: Path | None = option(None, PATH, MEASURE, "write the plan of what was removed", "FILE")
     report: tuple[Path, ...] = option(
-        (), PATH, MEASURE, ".json, .md or .html by suffix; repeatable", "FILE", shown="the terminal only", several=True)
+        (), PATH, MEASURE, "write a report, .json, .md or .html by its suffix; repeatable", "FILE",
+        shown="the terminal only", several=True)
     seed: int = option(
-        0, WHOLE, MEASURE, "of everything random", "N",
+        0, WHOLE, MEASURE, "seed of all random choices", "N",
         low=0, high=2**32 - 1, wanted="a whole number from 0 to 4294967295")
     # fmt: on
 

@@ -1,5 +1,6 @@
 """Rooms stand in the order of CONTRIBUTING's list; imports run up that list only, and nothing imports in a circle."""
 
+import ast
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
@@ -52,6 +53,13 @@ def test_every_folder_can_be_taken_in(folder):
     """Few enough children to read their names at once, few enough floors to follow, and no circle among them."""
     assert len(children(folder)) <= MOST_CHILDREN
     assert max(floors(arrows(folder)).values()) <= MOST_FLOORS
+
+
+def test_docstrings_say_what_something_is_for():
+    """A newcomer does not learn from 'Nothing, when all is well' that a function checks something: 'Checks that ...'."""
+    nodes = (node for file in PACKAGE.rglob("*.py") for node in ast.walk(ast.parse(file.read_text())))
+    texts = (ast.get_docstring(node) for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    assert [text for text in texts if text and text.split()[0].strip(",") in ("Nothing", "None", "That")] == []
 
 
 def test_readme_shows_the_imports_of_today():

@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_equal(network: nn.Module, path: Path, samples: Samples) -> None:
-    """Nothing, when torch and onnxruntime give the same logits. Raises ArithmeticError."""
+    """Checks that torch and onnxruntime give the same logits. Raises: ArithmeticError otherwise."""
     feeds = samples.batch(np.arange(16))
     (wanted,) = sessions.run(sessions.open_session(path), feeds).values()
     with torch.no_grad():

@@ -81,7 +81,7 @@ def _scalar(value: ir.Value | None) -> float | None:
 
 
 def _split_scalar(node: ir.Node) -> tuple[ir.Value | None, float | None]:
-    """Of a node with two inputs the computed one and the constant number; (None, None) when there is none."""
+    """(computed input, constant number) of a node with two inputs; (None, None) unless it has one of each."""
     for k in (1, 0):
         number = _scalar(node.inputs[k])
         if number is not None and (k == 1 or node.op_type in ("Mul", "Add")):

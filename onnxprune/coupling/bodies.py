@@ -81,8 +81,10 @@ class _Bodies:
             self.analysis.visit(inner)
 
     def step_through(self, body: ir.Graph, states: Sequence[ir.Value], made: Sequence[ir.Value]) -> None:
-        """As walk, of a body that runs once for each step. What was seen is of a few steps, or of one: integers and
-        sizes that may be others in another step are not taken for constants."""
+        """Walks through a body that runs once per step (Loop, Scan).
+
+        Only a few steps were observed, so integers and sizes that may change between steps are not taken as constants.
+        """
         steps = self.analysis.steps
         steps.numbers.update(body.inputs)
         for inner, after in zip(states, made, strict=False):

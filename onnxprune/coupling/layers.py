@@ -65,7 +65,7 @@ class Layer:
 
     @property
     def spatial(self) -> bool:
-        """Whether it slides over positions: the axes of the weight that are left are those of a kernel."""
+        """Whether the layer slides a kernel over positions: the weight's other axes are then the kernel's."""
         return self.kind != "matrix"
 
     @property

@@ -122,7 +122,10 @@ def _lengths(arrays: Mapping[str, np.ndarray], axes: Mapping[str, int | None]) -
 
 
 def check_shape(shape, info: InputInfo, axis: int | None, where: str, sizes: dict[str, tuple[int, str]]) -> None:
-    """Nothing where `shape` fits the input; `sizes` remembers the size of each symbol and the input that set it."""
+    """Checks that an array of `shape` fits the input. Raises: DataError otherwise.
+
+    sizes: symbol -> (its size, the input that set it), extended here, so that inputs agree on named dimensions.
+    """
     wanted = info.shape
     if wanted is None:
         return
@@ -158,7 +161,7 @@ def _shape_hint(shape, wanted, axis: int | None) -> str:
 
 
 def check_dtype(array: np.ndarray, info: InputInfo, where: str, scaled: bool = False) -> None:
-    """Nothing where the array's numbers can become the input's without loss of meaning.
+    """Checks that the array's numbers can become the input's type without loss of meaning. Raises: DataError otherwise.
 
     Floats become any float, and integers a wider integer or a float that holds them all.
     """

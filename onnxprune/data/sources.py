@@ -48,7 +48,10 @@ def load_npz(path: Path, target: Target) -> ArraySamples:
 
 
 def _check_headers(path: Path, where: str) -> None:
-    """Nothing, when the arrays of an .npz are as large as they say: memory is taken by that. Raises: DataError."""
+    """Checks that the arrays of an .npz are as large as their headers say. Raises: DataError otherwise.
+
+    Memory is allocated by the header, so a damaged one could ask for more than the machine has.
+    """
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             with archive.open(entry) as file:

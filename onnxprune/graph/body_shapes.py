@@ -208,7 +208,7 @@ def read(outputs: Mapping[str, np.ndarray]) -> Seen:
 
 
 def unseen_branches(graph: GraphProto, sizes: Mapping[str, object]) -> Iterator[dict[str, bool]]:
-    """For each branch that was not taken the choices, by name of an If, that lead to it and into it."""
+    """The choices (If node -> branch) that lead into each branch that was not taken, one mapping per branch."""
     yield from _unseen(graph, sizes, {})
 
 

@@ -272,7 +272,7 @@ def _check_order(model: ir.Model, path: Path) -> None:
 
 
 def _check_functions(model: ir.Model, path: Path) -> None:
-    """Nothing, when the functions of `model` can be written out, which is what they are for. Raises: GraphError."""
+    """Checks that the functions of `model` can be inlined, as they will be. Raises: GraphError otherwise."""
     if not model.functions:
         return
     try:

@@ -17,7 +17,7 @@ PACKED = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 
 
 def check(proto: onnx.ModelProto, path: Path) -> None:
-    """Nothing, when `proto` is whole. Raises: GraphError."""
+    """Checks that the graph of `proto` is complete: types, names and what nodes read. Raises: GraphError otherwise."""
     graph = proto.graph
     _typed(proto, path)
     _once((tensor.name for tensor in graph.initializer), "initializers", path)
@@ -32,7 +32,7 @@ def check(proto: onnx.ModelProto, path: Path) -> None:
 
 
 def check_texts(proto: onnx.ModelProto, path: Path) -> None:
-    """Nothing, when all names in `proto` are text. Raises: GraphError."""
+    """Checks that all names in `proto` are valid text. Raises: GraphError otherwise."""
     spoilt = next((text for text in _texts(proto) if isinstance(text, bytes)), None)
     if spoilt is not None:
         raise GraphError(

@@ -167,7 +167,7 @@ def ort_dtype(ort_type: str) -> np.dtype:
 
 
 def require_provider(name: str) -> None:
-    """Nothing, when onnxruntime was built with provider `name`. Raises: ProviderError otherwise."""
+    """Checks that this onnxruntime was built with provider `name`. Raises: ProviderError otherwise."""
     if name not in ort.get_available_providers():
         raise ProviderError(_not_loaded(name, "this onnxruntime offers " + ", ".join(ort.get_available_providers())))
 

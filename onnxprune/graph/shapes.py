@@ -168,7 +168,7 @@ def _run(model: ir.Model, symbolic: bool, samples: Mapping[str, Sequence[int]] |
 
 
 def _bounded(caller: int, model: ir.Model, *search: Any) -> Shapes:
-    """As _search, which in a process of its own may take no more memory than a run of the model can need."""
+    """Runs `_search`; in a process of its own with no more memory than a run of the model can need."""
     if os.getpid() == caller:  # others may be at work beside us
         return _search(model, *search)
     with memory_limit(max(MOST_BYTES, 8 * size_bytes(model))):
@@ -272,7 +272,7 @@ def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> 
 
 
 def _recording_session(model: ir.Model) -> ort.InferenceSession:
-    """As _instrumented_session; without records of what bodies compute, where onnxruntime does not take these."""
+    """A session that records values, those inside bodies too where onnxruntime accepts the records there."""
     if any(map(bodies.of, model.graph)):
         with contextlib.suppress(GraphError):
             return _instrumented_session(model, {})

@@ -41,7 +41,7 @@ class Setting:
 
 
 def check_setting(setting: Setting) -> None:
-    """Nothing where the provider knows the options. Raises: UsageError otherwise."""
+    """Checks that the provider knows the options of `setting`. Raises: UsageError otherwise."""
     if setting.cuda_graph and setting.provider not in (CUDA, TENSORRT):
         raise UsageError(f"CUDA graphs need the provider cuda or tensorrt, not {setting.provider}")
     if setting.prefer_nhwc and setting.provider != CUDA:

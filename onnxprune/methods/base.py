@@ -203,7 +203,7 @@ def slices(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np
 
 
 def places(context: Context, dim: Dim, *roles: str) -> Iterator[tuple[Member, np.ndarray]]:
-    """As slices, without the arrays."""
+    """(member, unit of each position) for every place where `dim` stands in a role: `slices` without the arrays."""
     for member in context.coupling.members[dim]:
         if member.role in roles:
             axis = context.coupling.axes[member.initializer][member.axis]

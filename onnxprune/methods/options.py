@@ -58,6 +58,6 @@ def _converted(value: Any, default: Any, where: str) -> Any:
 
 
 def require(holds: bool, method: str, text: str) -> None:
-    """Nothing when `holds`. Raises: UsageError with `text` otherwise."""
+    """Checks a condition on the options of `method`. Raises: UsageError with `text` unless it `holds`."""
     if not holds:
         raise UsageError(f"--method {method}: {text}")

@@ -492,7 +492,7 @@ def measure_labels(said: Values, original: Reference, part: Part) -> PartAccurac
 
 
 def judged(said: Values, original: Reference) -> list[PartAccuracy]:
-    """By labels where some part answers them, else part by part against the original."""
+    """Accuracy by labels if they belong to one of the parts, else of every part against the original."""
     part = labelled(original)
     return measure(said, original) if part is None else [measure_labels(said, original, part)]
 

@@ -144,7 +144,7 @@ def _bytes(tensor: ir.TensorProtocol) -> int:
 
 
 def _defaults(model: ir.Model) -> list[tuple[str, ir.TensorProtocol, int]]:
-    """As _stored, of the defaults of inputs."""
+    """(name, tensor, how many weights) of the default values that inputs have."""
     given = defaults.tensors(model).items()
     return [(name, tensor, tensor.size if tensor.dtype.is_floating_point() else 0) for name, tensor in given]
 
@@ -307,7 +307,7 @@ def Recurrent(n: NodeCost) -> Counted | None:
 
 @macs_rule("DynamicQuantizeLSTM")
 def DynamicQuantizeLSTM(n: NodeCost) -> Counted | None:
-    """As Recurrent, with w (D, I, 4 H) and r (D, H, 4 H)."""
+    """Like Recurrent, but w (D, I, 4 H) and r (D, H, 4 H) are stored transposed."""
     x, w, r = n.x(0), n.x(1), n.x(2)
     return (1.0, [x[0], x[1], w[0], w[2], w[1] + r[1]]) if x and w and r else None
 

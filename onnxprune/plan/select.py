@@ -85,7 +85,7 @@ def select(
 
 
 def check_targets(targets: Mapping[Kind, float]) -> None:
-    """Nothing, when all targets are fractions. Raises: UsageError otherwise."""
+    """Checks that every target is a share of the original, above 0 and at most 1. Raises: UsageError otherwise."""
     for kind, fraction in targets.items():
         if not 0 < fraction <= 1:
             name = OPTION_NAMES.get(kind, kind)

@@ -59,7 +59,7 @@ def compare(
 def _forced(
     cut: ir.Model, masked: ir.Model, batches: list[Feeds], choices: Mapping[str, bool], look_inside: bool
 ) -> Verification:
-    """As _compare, of both models with some branches always taken."""
+    """Compares both models with the branches in `choices` always taken, which inputs alone might never reach."""
     *_, (name, choice) = choices.items()
     where = f"{name}, {'then' if choice else 'else'} branch"
     ours = {node.name for node in cut.graph.all_nodes() if node.op_type == "If"}
@@ -76,7 +76,7 @@ def _forced(
 def _compare(
     cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True, file: Path | None = None
 ) -> Verification:
-    """As compare, of the branches that the models take themselves."""
+    """Compares both models along the branches that they take by themselves."""
     if extras.of(cut).maps:
         file = None  # the file's outputs are maps, which are set aside in `cut`
     cut, masked = seeded(cut), seeded(masked)

@@ -33,7 +33,7 @@ class Place:
 
     @property
     def share(self) -> float:
-        """Of what is allowed, how much is used; above 1 is a difference."""
+        """The difference divided by the allowed one; above 1 the models differ."""
         if self.difference <= self.allowed:
             return self.difference / self.allowed if self.allowed else 0.0
         return self.difference / self.allowed if self.allowed else np.inf

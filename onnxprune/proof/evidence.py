@@ -40,7 +40,7 @@ class Evidence:
 
     @property
     def share(self) -> float:
-        """Of what is allowed, how much is used."""
+        """The difference divided by the allowed one; above 1 the comparison fails."""
         if not self.difference:
             return 0.0
         return self.difference / self.allowed if self.allowed else float("inf")

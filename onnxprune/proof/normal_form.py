@@ -111,7 +111,7 @@ def _differs_by_steps(original: ir.Model, model: ir.Model, feeds: Sequence[Mappi
 
 @dataclass(frozen=True)
 class Unknown:
-    """Nothing to compare with: the model as it was given does not run, and why."""
+    """The model as it was given does not run, so its normal form cannot be compared; `why` is the reason."""
 
     why: str
 

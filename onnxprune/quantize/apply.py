@@ -51,7 +51,7 @@ class Context:
 
 
 def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: bool = False) -> None:
-    """Nothing, when what was asked can be made. Raises: UsageError, before any work."""
+    """Checks before any work that the quantization asked for can be made. Raises: UsageError otherwise."""
     if asked is None:
         return
     if asked.kind == "int8" and not has_samples and not has_ranges:

@@ -32,7 +32,7 @@ def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -
 
 
 def mean_errors(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> Mapping[str, np.ndarray]:
-    """By node, the mean over samples and positions of what is missing in each channel (C,)."""
+    """Mean error of each channel (C,) by node: floats minus quantized, over samples and positions."""
     model, names = _measuring(floats, quantized)
     if not names:
         return {}

@@ -55,7 +55,7 @@ def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model
 
 
 def check_model(model: ir.Model) -> None:
-    """Nothing, when `model` can be quantized. Raises: UsageError."""
+    """Checks that `model` can be quantized, which it cannot be twice. Raises: UsageError otherwise."""
     found = next((node for node in model.graph.all_nodes() if node.op_type.startswith(QUANTIZED)), None)
     if found is not None:
         raise UsageError(

@@ -45,7 +45,7 @@ def own_metric(metric: Any) -> Callable[..., Any] | None:
 
 
 def check(options: Options) -> None:
-    """Nothing, when fine-tuning can be set as the options say. Raises: UsageError otherwise."""
+    """Checks that the options of fine-tuning fit each other and the level of recovery. Raises: UsageError otherwise."""
     settings_of(options)
     if options.level == "finetune" or not (options.finetune or options.loss):
         return

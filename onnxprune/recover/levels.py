@@ -191,7 +191,7 @@ def _parts(given: Given, how: Recovery) -> tuple[Samples, Samples]:
 
 
 def judged_share(count: int) -> float:
-    """Of `count` samples to tune on the share that judges."""
+    """Share of `count` tuning samples that is held out to judge epochs; bounded, so that large sets lose few."""
     return min(JUDGED_SHARE, MOST_JUDGED / max(1, count))
 
 

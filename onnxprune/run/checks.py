@@ -23,7 +23,7 @@ ROLES = ("produces", "consumes", "scales")  # of members whose numbers scores ar
 
 
 def check_paths(source: Path, out: Path, options: Options, *also_read: Path) -> None:
-    """Nothing, when every file asked for can be written and none of them is one that is read. Raises: UsageError."""
+    """Checks that every output file can be written and is not one that is read. Raises: UsageError otherwise."""
     for path in options.report:
         report.check_report_path(path)
     if options.resume is not None:
@@ -51,7 +51,7 @@ def written(out: Path, options: Options) -> list[Path]:
 
 
 def check_writes(writes: Iterable[Path], reads: Iterable[Path]) -> None:
-    """Nothing, when all of `writes` can be written, are different files, and none of them is one of `reads`.
+    """Checks that all of `writes` can be written, are different files, and none of them is one of `reads`.
 
     Files are the same by name, through links, and by their place on the disk. Raises: UsageError.
     """
@@ -116,14 +116,14 @@ def _check_writable(path: Path) -> None:
 
 
 def check_apart(folder: Path, reads: Iterable[Path], option: str) -> None:
-    """Nothing, when none of `reads` lies in `folder`, in which files are replaced. Raises: UsageError."""
+    """Checks that none of `reads` lies in `folder`, in which files are replaced. Raises: UsageError otherwise."""
     inside = next((path for path in reads if path.exists() and path.resolve().is_relative_to(folder.resolve())), None)
     if inside is not None:
         raise UsageError(f"{option} {folder}: holds {inside}, which this run reads; choose another folder")
 
 
 def check_devices(device: str, provider: str | None) -> None:
-    """Nothing, when `device` can train and `provider`, where it is to measure, loads: before the work, not after it.
+    """Checks before the work that `device` can train and that `provider`, if it is to measure, can be loaded.
 
     Raises: ProviderError.
     """
@@ -161,7 +161,7 @@ def _external_locations(path: Path) -> set[str]:
 
 
 def check_finite(coupling: Coupling) -> None:
-    """Nothing, when the weights that free Dims stand in are finite numbers. Raises: GraphError."""
+    """Checks that all weights that could be cut are finite numbers. Raises: GraphError otherwise."""
     names = {m.initializer for dim in coupling.free for m in coupling.members[dim] if m.role in ROLES}
     for name in sorted(names):
         array = graph.array_of(coupling.model.graph.initializers[name])

@@ -179,7 +179,7 @@ def latency_feeds(subject: Subject) -> tuple[int, Feeds]:
 
 @dataclass(frozen=True)
 class Yardstick:
-    """By what models are measured on `samples`: what the original says there is asked for once.
+    """How models are measured on `samples`; the answers of the original are computed once and kept here.
 
     accuracy: of the original, where labels or the user's own metric tell it. said: all that it says, for that metric.
     """
@@ -213,7 +213,7 @@ class Yardstick:
 
 
 def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardstick:
-    """By what the original and what is made of it are measured on `samples`: labels, the user's metric, or by kind."""
+    """Chooses how all models of a run are measured: by labels, the user's metric, or the kinds of the outputs."""
     batch = extras.of(subject.model).only_batch
     if (own := own_metric(metric)) is not None:
         session = _opened(subject.path, batch)

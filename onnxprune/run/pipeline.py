@@ -49,7 +49,7 @@ def prune(source: str | Path, target_path: str | Path, options: Options) -> Resu
 
 
 def _check(source: Path, out: Path, options: Options, *read: Path, ranges: Mapping[str, Any] | None = None) -> None:
-    """Nothing, when paths, devices and options can be what they are. Raises: UsageError or ProviderError."""
+    """Checks before any work that paths, devices and options can be used. Raises: UsageError or ProviderError."""
     check_paths(source, out, options, *read)
     if options.front:
         front.check(out, options)
@@ -97,7 +97,7 @@ def prune_subject(
 
 
 def _check_form(model: ir.Model, options: Options) -> None:
-    """Nothing, when the result can be stored as asked. Raises: UsageError, before the work."""
+    """Checks before the work that the result can be stored as asked. Raises: UsageError otherwise."""
     if options.pack:
         packing.check(model)
     if quantize.parse(options.quantize) is not None:

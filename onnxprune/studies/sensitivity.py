@@ -80,7 +80,7 @@ def sensitivity(
 
 
 def check_fractions(fractions: Sequence[float]) -> None:
-    """Nothing, when all fractions can be removed. Raises: UsageError otherwise."""
+    """Checks that every fraction lies between 0 and 1, so that it can be removed. Raises: UsageError otherwise."""
     wrong = [f for f in fractions if not 0 < f < 1]
     if wrong or not fractions:
         shown = f"{wrong[0]:g}" if wrong else "none"

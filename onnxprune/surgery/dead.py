@@ -159,7 +159,7 @@ class _Finder:
         return found
 
     def _active(self, dim: Dim) -> dict[ir.Value, np.ndarray]:
-        """By value the units (size,) that vary; without constants, those that are not always zero."""
+        """Units (size,) that vary in each value; without constants, units that are not always zero."""
         whole = np.ones(dim.size, bool)
         found: dict[ir.Value, np.ndarray] = {}
         for step in self.flows[dim]:
@@ -242,7 +242,7 @@ class _Finder:
         return not self._is_weight(member)
 
     def _is_weight(self, member: Member) -> bool:
-        """Whether it is what a weighted layer multiplies: its weight, or stored data."""
+        """Whether `member` is an operand of a weighted layer: its weight, or data that the model stores."""
         layer = layer_of(self.nodes[member.node])
         return layer is not None and member.input in (0, layer.weights.weight)
 

@@ -37,7 +37,7 @@ class Form:
 
 
 def check(model: ir.Model) -> None:
-    """Nothing, when `model` can be packed. Raises: UsageError when its opset is below 11."""
+    """Checks that `model` can be packed. Raises: UsageError when its opset is below 11."""
     opset = model.opset_imports.get("", 1)
     if opset < OPSET:
         raise UsageError(

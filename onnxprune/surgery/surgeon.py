@@ -59,8 +59,10 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
 
 
 def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
-    """For every computed value that loses positions: axis -> those that the cut model has. Values of which only the
-    length when the model runs tells them are left out."""
+    """Kept positions of every computed value that loses some: value name -> axis -> positions (kept,).
+
+    Left out are values whose kept positions depend on a length that is known only when the model runs.
+    """
     surgeon = Surgeon(coupling, keep)
     return {
         name: {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in axes.items()}
@@ -70,7 +72,7 @@ def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.nda
 
 
 def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, Callable[[int], np.ndarray]]]:
-    """For every computed value that loses positions: axis -> kept positions at a length; inside.py compares there."""
+    """Kept positions of every computed value that loses some: value -> axis -> function of the length at run time."""
 
     def at(axis: Axis) -> Callable[[int], np.ndarray]:
         kept, parts = np.flatnonzero(surgeon.mask_of(axis)), dynamic_positions.parts_of(axis, surgeon.keep)

@@ -45,7 +45,7 @@ def replace_text(target: Path, content: str) -> None:
 
 
 def require_replaceable(target: Path) -> None:
-    """Nothing, when `target` is free or a plain file, which may be replaced. Raises: UsageError."""
+    """Checks that `target` does not exist or is a plain file, which may be replaced. Raises: UsageError otherwise."""
     if target.is_symlink():
         raise UsageError(
             f"{target}: is a link to {os.readlink(target)}, which would be replaced; give the path of the file itself"

@@ -23,7 +23,7 @@ def launched() -> tuple[int, int]:
 
 
 def require_one(what: str) -> None:
-    """Nothing, in a single process. Raises: UsageError under torchrun."""
+    """Checks that this is the only process of the run. Raises: UsageError under torchrun."""
     if launched()[1] > 1:
         raise UsageError(f"{what} runs in one process: start it without torchrun")
 

@@ -16,7 +16,7 @@ def TopK_1(x: Tensor, *, k: int, axis: int = -1) -> tuple[Tensor, Tensor]:
 
 @torch_function("TopK", since=10, host=(1,))
 def TopK(x: Tensor, k: Any, *, axis: int = -1, largest: int = 1, sorted: int = 1) -> tuple[Tensor, Tensor]:
-    """Of equal values the lower index comes first, which torch.topk does not promise; a stable sort does."""
+    """Largest values by a stable sort: of equal ones ONNX puts the lower index first, which torch.topk need not."""
     values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)
     return values.narrow(axis, 0, int(number(k))), indices.narrow(axis, 0, int(number(k)))
 

@@ -97,7 +97,7 @@ def _fours(v, bins, levels, histogram, codes):
 
 @compiled
 def _quantile_range(v, levels, histogram):
-    """As cells.quantile_range, of one row."""
+    """cells.quantile_range for one row, compiled."""
     samples = len(v)
     squares = ZERO
     for i in range(samples):

@@ -25,12 +25,12 @@ class Entry:
 
     @property
     def sparse(self) -> bool:
-        """Whether it leaves zeros in place."""
+        """Whether the method leaves zeros in place, so that sizes stay."""
         return self.method in ("aswl", "cci") or (self.method == "snacs" and self.options.get("mode") == "connection")
 
     @property
     def decides(self) -> bool:
-        """Whether its own options say how much stays."""
+        """Whether the method's own options say how much stays, so that no target is needed."""
         return self.sparse and any(self.options.get(name) for name in DENSITY_OPTIONS)
 
 

@@ -37,18 +37,26 @@ def imports(types: bool = True) -> frozenset[tuple[str, str]]:
         (name, target)
         for file in PACKAGE.rglob("*.py")
         for name in [file.relative_to(PACKAGE).as_posix()]
-        for node in _nodes(ast.parse(file.read_text()), types)
+        for node in statements(parsed(file), types)
         for module in _imported(node, file)
         for target in _file_of(module)
         if target != name
     )
 
 
-def _nodes(node: ast.AST, types: bool) -> Iterator[ast.AST]:
+def statements(node: ast.AST, types: bool = True) -> Iterator[ast.AST]:
+    """`node` and all statements in it, however deep; with or without those for the type checker alone."""
     yield node
-    if types or not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+    if types or not (isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
         for child in ast.iter_child_nodes(node):
-            yield from _nodes(child, types)
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case):  # expressions hold no statements
+                yield from statements(child, types)
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    """The syntax tree of a source file."""
+    return ast.parse(file.read_text())
 
 
 def _imported(node: ast.AST, file: Path) -> list[str]:

@@ -11,6 +11,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from onnxprune.graph.inputs import Feeds
+
 TORCH_TYPES: dict[ir.DataType, torch.dtype] = {
     ir.DataType.FLOAT: torch.float32,
     ir.DataType.DOUBLE: torch.float64,
@@ -100,3 +102,13 @@ def number(value: Any) -> Any:
     while isinstance(value, (list, tuple)):
         value = value[0]
     return value
+
+
+def tensors_of(feeds: Feeds, device: torch.device, *, channels_last: bool = False) -> dict[str, Tensor]:
+    """Feeds as tensors on `device`; images lie channels last where asked for."""
+    tensors = {name: to_torch(array).to(device, non_blocking=True) for name, array in feeds.items()}
+    if channels_last:
+        tensors = {
+            name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for name, x in tensors.items()
+        }
+    return tensors

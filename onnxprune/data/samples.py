@@ -1,13 +1,15 @@
 """Samples: a numbered set of inputs for a model, with labels where they are known; how it is split and walked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.errors import DataError
-from onnxprune.graph.inputs import Feeds
+from onnxprune.graph.inputs import Feeds, fixed_batch
 
 
 class Samples(ABC):
@@ -195,3 +197,19 @@ def batches(
         if len(block) < size and fixed:
             block = np.concatenate([block, np.resize(order, size - len(block))])
         yield block
+
+
+def walk(samples: Samples, model: ir.Model, batch_size: int) -> Iterator[tuple[Feeds, np.ndarray]]:
+    """(feeds, sample numbers) of all samples in order; a model of fixed batch gets its last one filled up."""
+    return ahead(samples, list(batches(samples, batch_size, fixed=fixed_batch(model))))
+
+
+def ahead(samples: Samples, blocks: Sequence[np.ndarray]) -> Iterator[tuple[Feeds, np.ndarray]]:
+    """(feeds, sample numbers) of each block; one thread reads a block ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        coming = [pool.submit(samples.batch, block) for block in blocks[:1]]
+        for k, block in enumerate(blocks):
+            feeds = coming.pop().result()
+            if k + 1 < len(blocks):
+                coming.append(pool.submit(samples.batch, blocks[k + 1]))
+            yield feeds, block

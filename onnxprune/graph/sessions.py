@@ -75,7 +75,6 @@ def open_session(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    inter_threads: int = 1,
     optimize: bool = True,
     extra_outputs: Sequence[str] = (),
     options: Mapping[str, Any] | None = None,
@@ -85,13 +84,13 @@ def open_session(
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
 
-    threads: intra-op threads, None for OMP_NUM_THREADS, else onnxruntime's own choice; inter_threads above 1 runs
-    branches in parallel. options: provider options. session_options: onnxruntime session configuration entries.
+    threads: intra-op threads, None for OMP_NUM_THREADS, else onnxruntime's own choice. options: provider options.
+    session_options: onnxruntime session configuration entries.
     profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
     lean: the weights stay where they are, as those of large models always do; opened faster, for runs that are few.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
-    settings = _settings(threads, inter_threads, optimize, session_options or {})
+    settings = _settings(threads, optimize, session_options or {})
     weights: list[np.ndarray] = []
     source = _source(model, extra_outputs, settings, weights, lean=lean)
     if profile_prefix is not None:
@@ -121,15 +120,13 @@ def open_session(
     return session
 
 
-def _settings(threads: int | None, inter_threads: int, optimize: bool, entries: Mapping[str, str]):
+def _settings(threads: int | None, optimize: bool, entries: Mapping[str, str]):
     settings = session_options()
     settings.log_severity_level = 4
     threads = threads or allowed_threads()
     if threads is not None:
         settings.intra_op_num_threads = threads
-        settings.inter_op_num_threads = inter_threads
-    if inter_threads > 1:
-        settings.execution_mode = ort.ExecutionMode.ORT_PARALLEL
+        settings.inter_op_num_threads = 1
     if not optimize:
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     for key, value in entries.items():

@@ -43,11 +43,6 @@ def bench_feeds(
     raise GraphError(f"{failure}; no typical size of the free axes runs, so give their sizes")
 
 
-def batch_fits(session: ort.InferenceSession, batch: int) -> bool:
-    """True where `session` takes `batch` samples at once."""
-    return batch_size_of(session_inputs(session)) in (None, batch)
-
-
 def _free_axes(inputs: Sequence[InputInfo], sizes: Mapping[str, int]) -> list[str]:
     """Names of the symbolic axes without a size; "" stands for those without a name."""
     axes = batch_axes(inputs)

@@ -33,7 +33,6 @@ def measure_latency(
     *,
     provider: str = "cpu",
     threads: int | None = None,
-    inter_threads: int = 1,
     batch: int = 1,
     rounds: Rounds | None = None,
     sessions: int = 3,
@@ -53,7 +52,7 @@ def measure_latency(
     """
     if not models:
         raise UsageError("no model to time; give at least one")
-    options = {"inter_threads": inter_threads, "fp16": fp16, "cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
+    options = {"fp16": fp16, "cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
     setting = setting_for(provider, threads or timing_threads(), batch, **options)
     ready = {name: _ready(model, setting, feeds_for, sizes, seed) for name, model in models.items()}
     plan, rng = rounds or Rounds(), np.random.default_rng(seed)

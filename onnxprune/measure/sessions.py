@@ -29,7 +29,6 @@ class Setting:
     provider: str
     threads: int
     batch: int
-    inter_threads: int = 1
     fp16: bool = False
     cuda_graph: bool = False
     prefer_nhwc: bool = False
@@ -46,7 +45,7 @@ def check_setting(setting: Setting) -> None:
         raise UsageError(f"CUDA graphs need the provider cuda or tensorrt, not {setting.provider}")
     if setting.prefer_nhwc and setting.provider != CUDA:
         raise UsageError(f"prefer_nhwc is an option of the provider cuda, not of {setting.provider}")
-    if min(setting.batch, setting.threads, setting.inter_threads) < 1:
+    if min(setting.batch, setting.threads) < 1:
         raise UsageError(f"batch {setting.batch} and threads {setting.threads} must be 1 or more")
 
 
@@ -93,7 +92,6 @@ def load(source: str | bytes, setting: Setting) -> tuple[ort.InferenceSession, f
         source,
         provider=setting.provider,
         threads=setting.threads,
-        inter_threads=setting.inter_threads,
         options=provider_options(setting),
         session_options=SESSION_OPTIONS,
     )

@@ -9,9 +9,10 @@ import torch
 from onnxprune import graph
 from onnxprune.bridge import Network
 from onnxprune.bridge.batchnorm import fold_batchnorm, insert_batchnorm, normalizable
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples
+from onnxprune.data.samples import walk
 from onnxprune.recover.biases import read_bias, write_bias
-from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.recover.linear import linears, stored_behind, users
 
 LIMIT = 512  # samples for the statistics

@@ -10,17 +10,17 @@ import onnx_ir as ir
 import torch
 
 from onnxprune.bridge import Network
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import DataError, UsageError
 from onnxprune.outputs.losses import part_scales, scales_of, shared_points, task_of, with_points
 from onnxprune.outputs.metrics import AGREEMENT, SHARE_KEPT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
-from onnxprune.recover.feeding import tensors_of
 from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs, reference_of
 from onnxprune.recover.settings import Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
-from onnxprune.recover.training import Regularizer, Run, train
+from onnxprune.recover.training import Run, train
 from onnxprune.system.memory import halving
 
 OTHER = {"sgd": "adamw", "adamw": "sgd"}
@@ -57,7 +57,6 @@ def finetune(
     *,
     masks: Mapping[str, np.ndarray] | None = None,
     positions: Mapping[str, Mapping[int, np.ndarray]] | None = None,
-    regularizer: Regularizer | None = None,
 ) -> History:
     """Trains `cut_model`, in place, to answer as `teacher` does.
 
@@ -65,8 +64,8 @@ def finetune(
     another epoch, see `judging`.
 
     masks: initializer -> booleans of its shape; where False it stays zero. positions: value -> axis -> the positions of
-    the teacher's value that the cut model has, for settings.features. regularizer: of the parameters by name, a
-    number that is added to the loss. settings.loss: of (values, teacher's values, labels or None), all by name.
+    the teacher's value that the cut model has, for settings.features.
+    settings.loss: of (values, teacher's values, labels or None), all by name.
     Raises: DataError without samples, UsageError for masks that fit nothing and for a loss that is no longer finite.
     """
     if len(samples) < 2 or len(held) < 1:
@@ -78,9 +77,7 @@ def finetune(
     place = state.place_of(asked, key, start)
     device = distributed.device_of(asked.device)
     with distributed.group(device), _deterministic(device):
-        run, model = _prepare(
-            cut_model, teacher, samples, held, asked, device, masks, positions or {}, regularizer, place, start
-        )
+        run, model = _prepare(cut_model, teacher, samples, held, asked, device, masks, positions or {}, place, start)
         if run is None:
             chosen = choose(samples, cut_model, asked.device, asked, masked=bool(masks))
             return History(chosen, AGREEMENT, 0.0, (), 0, 0.0, time.monotonic() - started, NO_TIME, NO_TIME)
@@ -122,7 +119,7 @@ def _told(run: Run) -> str:
     return f"fine-tuning was dropped: the model after it is worse ({numbers})"
 
 
-def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, positions, regularizer, place, start):
+def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, positions, place, start):
     """The run, and the model that it trains: `cut_model` itself, or a copy with BatchNorm put back.
 
     None where no time is left for one.
@@ -166,9 +163,7 @@ def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, 
     if settings.compile:
         module.compile()
     tensors = _mask_tensors(network, masks or {}, device)
-    run = Run(
-        model, network, module, original, task, settings, samples, judge, device, tensors, regularizer, place, start
-    )
+    run = Run(model, network, module, original, task, settings, samples, judge, device, tensors, place, start)
     if saved is None and asked.optimizer == "auto" and asked.lr is None:
         other = replace(asked, **{**decided, "optimizer": OTHER[settings.optimizer]})
         other = choose(samples, cut_model, asked.device, other, masked=bool(masks))

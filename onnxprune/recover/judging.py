@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import Network
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, fixed_batch
+from onnxprune.data.samples import walk
 from onnxprune.outputs import measures
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.outputs.losses import Task, logits_of
 from onnxprune.outputs.measures import Reference
 from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, SHARE_KEPT, Metric, has_lists, joined, judged
 from onnxprune.recover.fair import Mixed
-from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.system.memory import halving
 from onnxprune.system.plugins import name_of
 

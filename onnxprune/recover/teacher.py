@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import Network
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, fixed_batch
+from onnxprune.data.samples import walk
 from onnxprune.outputs.losses import Task
-from onnxprune.recover.feeding import tensors_of, walk
 from onnxprune.recover.settings import Settings
 from onnxprune.system.memory import halving
 

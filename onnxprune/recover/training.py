@@ -1,8 +1,9 @@
 """One fine-tuning run: the loop over epochs and steps, its state, and how it is judged on held-out samples."""
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,22 +14,35 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from onnxprune.bridge import Network
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, fixed_batch, input_infos
+from onnxprune.data.samples import ahead
 from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import batch_axes
 from onnxprune.outputs.losses import Task, labels_loss, regression, teaching
 from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
-from onnxprune.recover.feeding import ahead, tensors_of
 from onnxprune.recover.judging import Epoch, Judge, Verdict
-from onnxprune.recover.optimizer import Average, clip, make_optimizer, rate
 from onnxprune.recover.settings import Settings
 from onnxprune.recover.state import Start, keep, resume
 from onnxprune.recover.teacher import Teacher, precision
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
 
-Regularizer = Callable[[Mapping[str, Tensor]], Tensor]
+
+class Average:
+    """An exponential moving average of tensors; young averages forget faster, so that the start leaves no trace."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        now = [tensors[name].detach() for name in self.tensors]
+        # One kernel on a GPU instead of hundreds.
+        torch._foreach_lerp_(list(self.tensors.values()), now, 1 - decay)  # type: ignore[attr-defined]
 
 
 @dataclass(eq=False)
@@ -45,7 +59,6 @@ class Run:
     judge: Judge
     device: torch.device
     masks: Mapping[str, Tensor]
-    regularizer: Regularizer | None
     place: Path | None  # of its checkpoint, see state.py
     start: Start
     average: Average = field(init=False)
@@ -290,7 +303,7 @@ def _loss(run: Run, values, targets, piece: Piece) -> Tensor:
             loss = (1 - settings.labels) * loss + settings.labels * right
     if task.points:
         loss = loss + settings.features * regression(values, targets, task.points, task.scales or {})
-    return loss if run.regularizer is None else loss + run.regularizer(run.network.parameters_by_name)
+    return loss
 
 
 def _own_loss(function: Callable[..., Tensor], loss: Tensor) -> Tensor:
@@ -322,3 +335,35 @@ def _verdict(run: Run) -> Verdict:
     """The judge's verdict on the network as it is; one process judges for all."""
     mine = asdict(run.judge(run.network)) if distributed.world()[0] == 0 else None
     return Verdict(**distributed.agreed(mine, run.device))
+
+
+# The optimizer, its schedule and the moving average of weights ----------------------------------------------------
+
+
+def make_optimizer(parameters: Mapping[str, Tensor], settings: Settings) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW; biases and norms do not decay."""
+    assert settings.lr is not None
+    assert settings.weight_decay is not None
+    kernels = [p for p in parameters.values() if p.ndim > 1]
+    others = [p for p in parameters.values() if p.ndim <= 1]
+    groups = [{"params": kernels, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=0.9, nesterov=True)
+    return torch.optim.AdamW(groups, lr=settings.lr)
+
+
+def rate(step: int, total: int, settings: Settings) -> float:
+    """The learning rate of a step: linear warm-up, then half a cosine down to a hundredth of the peak."""
+    assert settings.lr is not None
+    warm = max(1, round(settings.warmup * total))
+    if step < warm:
+        return settings.lr * (step + 1) / warm
+    progress = (step - warm) / max(1, total - warm)
+    return settings.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def clip(parameters: Iterable[Tensor], largest: float) -> None:
+    """Scales gradients down to a norm of `largest`; 0 leaves them."""
+    if largest > 0:
+        torch.nn.utils.clip_grad_norm_(list(parameters), largest)

@@ -12,9 +12,8 @@ from itertools import islice
 import torch
 
 from onnxprune.errors import UsageError
-from onnxprune.recover.optimizer import rate
 from onnxprune.recover.settings import Settings
-from onnxprune.recover.training import Run, batches_of, loss_on, step_on
+from onnxprune.recover.training import Run, batches_of, loss_on, rate, step_on
 
 STEPS, SHARE, LEAST = 8, 1 / 24, 4  # of a trial; of all steps; fewer tell nothing
 COMPARED = 2  # batches that none was trained on

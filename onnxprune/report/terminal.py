@@ -17,7 +17,6 @@ from onnxprune.report.document import latency_ratios
 Row = tuple[str, list[str], str]
 COMPARED_WITH_THE_ORIGINAL = ("agreement", "text_agreement", "relative_error")  # of which its own value says nothing
 MANY_ZEROS = 0.99  # below this share of non-zeros the table shows them
-PLAIN_WIDTH = 120  # what a pipe or a log is given; a terminal has its own width
 
 
 def print_report(report: Report, file: IO[str] | None = None) -> None:

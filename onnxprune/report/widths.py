@@ -12,8 +12,8 @@ from markupsafe import Markup, escape
 
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.layers import layer_of
-from onnxprune.errors import UsageError
 from onnxprune.report import charts
+from onnxprune.report.write import check_suffix
 from onnxprune.system.atomic_files import replace_text
 
 SUFFIXES = (".html", ".svg")
@@ -77,12 +77,7 @@ def _bar(layer: Mapping[str, Any]) -> Bar:
 
 def check_path(path: str | Path) -> Path:
     """`path`, when the picture can be written there. Raises: UsageError for another suffix or a missing folder."""
-    path = Path(path)
-    if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(f"{path}: suffix '{path.suffix}' is none of {', '.join(SUFFIXES)}; choose one of them")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path}: the folder {path.parent} does not exist; create it or choose another")
-    return path
+    return check_suffix(path, SUFFIXES)
 
 
 def write_widths(found: Mapping[str, Any], model: str | Path, path: str | Path) -> None:

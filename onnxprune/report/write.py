@@ -1,6 +1,6 @@
 """A report into a file, in the form that the file's suffix names."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from onnxprune.errors import UsageError
@@ -24,11 +24,19 @@ def check_report_path(path: str | Path) -> Path:
 
     Raises: UsageError for another suffix than .json, .md and .html, or a folder that does not exist.
     """
+    return check_suffix(path, WRITERS, "report ")
+
+
+def check_suffix(path: str | Path, suffixes: Iterable[str], what: str = "") -> Path:
+    """`path`, when a file of one of `suffixes` can be written there; `what` it is stands before the path in messages.
+
+    Raises: UsageError for another suffix, or a folder that does not exist.
+    """
     path = Path(path)
-    if path.suffix.lower() not in WRITERS:
-        raise UsageError(f"report {path}: suffix '{path.suffix}' is none of {', '.join(WRITERS)}; choose one of them")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{what}{path}: suffix '{path.suffix}' is none of {', '.join(suffixes)}; choose one of them")
     if not path.parent.is_dir():
-        raise UsageError(f"report {path}: the folder {path.parent} does not exist; create it or choose another")
+        raise UsageError(f"{what}{path}: the folder {path.parent} does not exist; create it or choose another")
     return path
 
 

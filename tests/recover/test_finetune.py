@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-import torch
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
@@ -131,28 +130,6 @@ def test_batchnorm_is_put_back_and_taken_out_again(refitted):
     assert [(node.op_type, node.name) for node in cut.graph] == nodes
     assert history.best_epoch > 0
     assert digits.accuracy(cut) > 0.97
-
-
-def test_a_regularizer_is_minimized_too(refitted):
-    digits, _, again = refitted
-    name = next(n for n, v in again().graph.initializers.items() if len(v.shape) == 4)
-    sizes = []
-    for weight in (0.0, 10.0):
-        cut = again()
-        finetune(
-            cut,
-            digits.model,
-            digits.tune,
-            digits.unlabelled(digits.tune),
-            replace(QUICK, epochs=1, ema=0.0, metric=lambda outputs, originals, labels: 1.0, loss=_last_wins),
-            regularizer=lambda parameters, w=weight: w * parameters[name].square().mean(),
-        )
-        sizes.append(np.square(graph.array_of(cut.graph.initializers[name])).mean())
-    assert sizes[1] < sizes[0]
-
-
-def _last_wins(values, targets, labels):
-    return torch.nn.functional.mse_loss(values["logits"], targets["logits"])
 
 
 def test_outputs_that_are_no_classes_are_regressed():

@@ -1,14 +1,20 @@
 """Quantization, with the straight-through gradient: rounding counts as the identity inside the range."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from onnxprune.bridge.ops.activation import Softmax, Softmax_1
 from onnxprune.bridge.ops.convolution import CONV, pad_spatial, window_pads
-from onnxprune.bridge.ops.matrix import exact_matmul
-from onnxprune.bridge.ops.registry import torch_function
+from onnxprune.bridge.ops.matrix import Gemm, exact_matmul
+from onnxprune.bridge.ops.pooling import AveragePool, GlobalAveragePool
+from onnxprune.bridge.ops.reduction import ReduceMean_1
+from onnxprune.bridge.ops.registry import register, torch_function
 from onnxprune.bridge.ops.types import FLOAT8, NARROW, cast, to_float4
 from onnxprune.bridge.tensors import torch_type
 
@@ -190,3 +196,109 @@ def QLinearConv(
     factor = (x_scale * w_scale / y_scale).reshape(-1, *([1] * (w.ndim - 2)))
     y = torch.round(total.float() * factor) + y_zero.float()
     return y.clamp(*_RANGES[y_zero.dtype]).to(y_zero.dtype)
+
+
+# com.microsoft between 8-bit tensors: dequantized, computed in float, quantized again; numbers may differ by one step
+# from the integer arithmetic of onnxruntime.
+
+integer = partial(torch_function, domain="com.microsoft", differentiable=False)
+
+
+def _unary(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The operator that computes `function` of a dequantized x and quantizes its result."""
+
+    def quantized(
+        x: Tensor,
+        x_scale: Tensor,
+        x_zero: Tensor | None,
+        y_scale: Tensor,
+        y_zero: Tensor | None = None,
+        *,
+        channels_last: int = 0,
+        **attributes: Any,
+    ) -> Tensor:
+        wide = DequantizeLinear(x, x_scale, x_zero)
+        y = (
+            function(wide.movedim(-1, 1), **attributes).movedim(1, -1)
+            if channels_last
+            else function(wide, **attributes)
+        )
+        return QuantizeLinear(y, y_scale, y_zero)
+
+    return quantized
+
+
+for _name, _function in (
+    ("QLinearAveragePool", AveragePool),
+    ("QLinearGlobalAveragePool", GlobalAveragePool),
+    ("QLinearLeakyRelu", lambda x, alpha=0.01: F.leaky_relu(x, alpha)),
+    ("QLinearReduceMean", ReduceMean_1),
+    ("QLinearSigmoid", torch.sigmoid),
+):
+    register(_name, _unary(_function), domain="com.microsoft", differentiable=False)
+
+
+def _binary(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor | None,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor | None,
+    y_scale: Tensor,
+    y_zero: Tensor | None = None,
+    *,
+    function: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    return QuantizeLinear(
+        function(DequantizeLinear(a, a_scale, a_zero), DequantizeLinear(b, b_scale, b_zero)), y_scale, y_zero
+    )
+
+
+for _name, _function in (("QLinearAdd", torch.add), ("QLinearMul", torch.mul)):
+    register(_name, partial(_binary, function=_function), domain="com.microsoft", differentiable=False)
+
+
+@integer("QLinearSoftmax")
+def QLinearSoftmax(
+    x: Tensor,
+    x_scale: Tensor,
+    x_zero: Tensor | None,
+    y_scale: Tensor,
+    y_zero: Tensor | None = None,
+    *,
+    axis: int = -1,
+    opset: int = 13,
+) -> Tensor:
+    function = Softmax if opset >= 13 else Softmax_1
+    return QuantizeLinear(function(DequantizeLinear(x, x_scale, x_zero), axis=axis), y_scale, y_zero)
+
+
+@integer("QLinearConcat")
+def QLinearConcat(y_scale: Tensor, y_zero: Tensor | None, *inputs: Tensor, axis: int) -> Tensor:
+    """inputs: tensor, scale, zero point, again and again."""
+    parts = [DequantizeLinear(*inputs[k : k + 3]) for k in range(0, len(inputs), 3)]
+    return QuantizeLinear(torch.cat(parts, axis), y_scale, y_zero)
+
+
+@integer("QGemm")
+def QGemm(
+    a: Tensor,
+    a_scale: Tensor,
+    a_zero: Tensor,
+    b: Tensor,
+    b_scale: Tensor,
+    b_zero: Tensor,
+    c: Tensor | None = None,
+    y_scale: Tensor | None = None,
+    y_zero: Tensor | None = None,
+    *,
+    alpha: float = 1.0,
+    transA: int = 0,
+    transB: int = 0,
+) -> Tensor:
+    """c in int32 with scale alpha * a_scale * b_scale; without y_scale the result stays a float tensor."""
+    b = b.t() if transB else b
+    y = Gemm(DequantizeLinear(a, a_scale, a_zero), DequantizeLinear(b, b_scale, b_zero, axis=1), transA=transA)
+    y = alpha * (y if c is None else y + c.float() * (a_scale * b_scale))
+    return y if y_scale is None else QuantizeLinear(y, y_scale, y_zero)

@@ -5,6 +5,7 @@ case; peepholes, clipping, other activations, lengths and the like take the loop
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,15 +134,12 @@ def RNN(
             y, last = _fused(function, x, w, r, b, states[0], [0], direction)
             return _laid_out(y, [last], layout)
     functions = activation_functions(activations or ["Tanh"] * w.shape[0], activation_alpha, activation_beta)
-    steps = []
-    for k in range(w.shape[0]):
 
-        def step(xt: Tensor, state: State, k: int = k) -> State:
-            total = F.linear(xt, w[k]) + F.linear(state[0], r[k]) + sum(b[k].chunk(2))
-            return (functions[k](clipped(total, clip)),)
+    def step(k: int, xt: Tensor, state: State) -> State:
+        total = F.linear(xt, w[k]) + F.linear(state[0], r[k]) + sum(b[k].chunk(2))
+        return (functions[k](clipped(total, clip)),)
 
-        steps.append(step)
-    return _run(x, tuple(states), sequence_lens, direction, layout, steps)
+    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
 
 
 @torch_function("GRU", fixed=(4,))
@@ -169,14 +167,11 @@ def GRU(
         y, last = _fused(torch.gru, x, w, r, b, states[0], [1, 0, 2], direction)
         return _laid_out(y, [last], layout)
     functions = activation_functions(activations or ["Sigmoid", "Tanh"] * w.shape[0], activation_alpha, activation_beta)
-    steps = []
-    for k in range(w.shape[0]):
 
-        def step(xt: Tensor, state: State, k: int = k) -> State:
-            return (gru_cell(xt, state[0], w[k], r[k], b[k], functions[2 * k : 2 * k + 2], clip, linear_before_reset),)
+    def step(k: int, xt: Tensor, state: State) -> State:
+        return (gru_cell(xt, state[0], w[k], r[k], b[k], functions[2 * k : 2 * k + 2], clip, linear_before_reset),)
 
-        steps.append(step)
-    return _run(x, tuple(states), sequence_lens, direction, layout, steps)
+    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
 
 
 @torch_function("LSTM", fixed=(4,))
@@ -208,15 +203,12 @@ def LSTM(
     names = activations or ["Sigmoid", "Tanh", "Tanh"] * w.shape[0]
     functions = activation_functions(names, activation_alpha, activation_beta)
     peepholes = r.new_zeros(w.shape[0], 3 * r.shape[2]) if p is None else p
-    steps = []
-    for k in range(w.shape[0]):
 
-        def step(xt: Tensor, state: State, k: int = k) -> State:
-            gates = F.linear(xt, w[k], b[k].chunk(2)[0]) + F.linear(state[0], r[k], b[k].chunk(2)[1])
-            return lstm_cell(gates, state[1], peepholes[k], functions[3 * k : 3 * k + 3], clip, input_forget)
+    def step(k: int, xt: Tensor, state: State) -> State:
+        gates = F.linear(xt, w[k], b[k].chunk(2)[0]) + F.linear(state[0], r[k], b[k].chunk(2)[1])
+        return lstm_cell(gates, state[1], peepholes[k], functions[3 * k : 3 * k + 3], clip, input_forget)
 
-        steps.append(step)
-    return _run(x, tuple(states), sequence_lens, direction, layout, steps)
+    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
 
 
 @torch_function("DynamicQuantizeLSTM", domain="com.microsoft", fixed=(1, 2, 4, 8, 9, 10, 11))

@@ -295,19 +295,18 @@ class Options:
         "fastest with (cpu 16, others 8), or calibrated: what 'onnxprune calibrate' measured here", "N",
         low=1, wanted="1 or more, auto or calibrated")
     floor: float = option(
-        0.05, NUMBER, REMOVE, "smallest share of a dimension that stays", "SHARE",
+        0.05, NUMBER, REMOVE, "least share of a dimension to keep", "SHARE",
         low=0, high=1, wanted="a share from 0 to 1")
     include: tuple[str, ...] = option(
-        (), TEXT, REMOVE, "cut only nodes or initializers whose names match", "PATTERN", shown="all", several=True)
-    exclude: tuple[str, ...] = option(
-        (), TEXT, REMOVE, "leave nodes or initializers alone whose names match", "PATTERN", several=True)
+        (), TEXT, REMOVE, "cut only what these names match", "PATTERN", shown="all", several=True)
+    exclude: tuple[str, ...] = option((), TEXT, REMOVE, "leave what these names match", "PATTERN", several=True)
     states: str = option(
         "keep", TEXT, REMOVE, "states that are handed from output to input: keep their sizes and cut inside, or narrow "
         "them in the interface too, see docs/decoders.md", "NAME", choices=("keep", "narrow"))
     keep_tokens: Path | None = option(
         None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",
         "FILE", shown="all")
-    exact_only: bool = option(False, SWITCH, REMOVE, "cut no dimension over which a node computes statistics")
+    exact_only: bool = option(False, SWITCH, REMOVE, "cut nothing that statistics run over")
     inner_only: bool = option(
         False, SWITCH, REMOVE, "cut only inside residual blocks, which recover best, not the width of what they add to")
     allocate: str | None = option(

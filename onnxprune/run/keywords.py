@@ -22,6 +22,7 @@ class Keywords(TypedDict, total=False):
     floor: float
     include: str | tuple[str, ...] | list[str]
     exclude: str | tuple[str, ...] | list[str]
+    states: str
     keep_tokens: str | Path | None
     exact_only: bool
     inner_only: bool

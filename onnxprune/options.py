@@ -301,14 +301,14 @@ class Options:
         (), TEXT, REMOVE, "cut only what these names match", "PATTERN", shown="all", several=True)
     exclude: tuple[str, ...] = option((), TEXT, REMOVE, "leave what these names match", "PATTERN", several=True)
     states: str = option(
-        "keep", TEXT, REMOVE, "states that are handed from output to input: keep their sizes and cut inside, or narrow "
-        "them in the interface too, see docs/decoders.md", "NAME", choices=("keep", "narrow"))
+        "keep", TEXT, REMOVE, "sizes of states in the interface, see docs/decoders.md", "NAME",
+        choices=("keep", "narrow"))
     keep_tokens: Path | None = option(
         None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",
         "FILE", shown="all")
     exact_only: bool = option(False, SWITCH, REMOVE, "cut nothing that statistics run over")
     inner_only: bool = option(
-        False, SWITCH, REMOVE, "cut only inside residual blocks, which recover best, not the width of what they add to")
+        False, SWITCH, REMOVE, "cut inside residual blocks only")
     allocate: str | None = option(
         None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, or measured on the "
         "whole model", "NAME", shown="method; of methods that see weights alone what the loss loses where there are "

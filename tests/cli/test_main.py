@@ -491,7 +491,7 @@ def test_sigterm_ends_as_an_interruption_does(tmp_path):
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     assert run.stderr is not None
     for line in run.stderr:
-        if line.startswith("finetune"):
+        if line.startswith("fine-tuning ..."):
             break
     run.send_signal(signal.SIGTERM)
     _, told = run.communicate(timeout=60)

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
     parser.add_argument("--method", default="l1")
     parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
     parser.add_argument("--table", action="store_true", help="write the table of finished runs only")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +74,7 @@ def run(name: str, budget: float, args: argparse.Namespace) -> None:
         val=network.val,
         recover="reconstruct",
         quantize=args.quantize,
+        allocate=args.allocate,
         threads=1,
         report=report,
     )

@@ -115,7 +115,7 @@ def test_weights_that_are_all_integers_are_not_trained(cli, tmp_path, method):
     np.savez(data, x=np.random.default_rng(0).normal(size=(40, 3, 6, 6)).astype(np.float32))
     ran = cli(source, out, "--method", method, "--no-latency", "--target", "macs=0.7", "--align", 1, "--data", data)
     assert ran.code == 0, ran.err
-    assert "not fine-tuned: all weights are integers" in ran.err
+    assert "fine-tuning was left out: all weights are integers" in ran.err
     assert out.exists()
 
 

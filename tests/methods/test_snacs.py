@@ -114,9 +114,9 @@ def test_protected_units_stay_and_score_above_all_others():
 def test_limits_use_labels_when_there_are_any_and_the_models_answers_otherwise():
     model, x = planted(dead=5, weak=11)
     labels = (x[:, 0] > 0).astype(np.int64)
-    assert "limits by labels" in run(context_of(model, x, labels)).notes[-1]
+    assert "how well the labels can still be told" in run(context_of(model, x, labels)).notes[-1]
     assert "own answers" in run(context_of(model, x)).notes[-1]
-    assert "output error" in run(context_of(model, x, limits="error")).notes[-1]
+    assert "the error that its removal makes" in run(context_of(model, x, limits="error")).notes[-1]
     with pytest.raises(UsageError, match="needs labelled samples"):
         run(context_of(model, x, limits="labels"))
 
@@ -232,9 +232,9 @@ def test_classes_of_a_few_samples_each_are_no_measure_of_a_layer(monkeypatch):
     monkeypatch.setattr(rules, "class_accuracy", lambda *_: pytest.fail("a classifier was fitted"))
     model, x = planted(dead=5, weak=11)
     outcome = run(context_of(model, x, np.arange(N)))
-    assert outcome.notes[0].endswith("limits by output error")
+    assert outcome.notes[0].endswith("the error that its removal makes")
     monkeypatch.setattr(rules, "class_accuracy", lambda *_: lambda pruned: 1.0)
-    assert run(context_of(model, x, np.arange(N), limits="labels")).notes[0].endswith("limits by labels")
+    assert run(context_of(model, x, np.arange(N), limits="labels")).notes[0].endswith("the labels can still be told")
 
 
 @pytest.mark.parametrize("opset", [11, 13, 17, 18])

@@ -61,10 +61,11 @@ def measure_latency(
     return _table(setting, takes, peaks)
 
 
-def measure_settled(models: Mapping[str, Model], feeds: Feeds, **setting: Any) -> LatencyTable:
+def measure_settled(models: Mapping[str, Model], feeds: Feeds | FeedsFor, **setting: Any) -> LatencyTable:
     """Quick latencies of `models`, measured again and longer while they are unstable, as `unsettled` tells.
 
-    setting: provider, threads and batch of `measure_latency`, which raises what this does.
+    feeds: arrays by input name, or a function of (session, batch). setting: provider, threads and batch of
+    `measure_latency`, which raises what this does.
     """
     table = None
     for longer in SETTLING:

@@ -25,6 +25,7 @@ from onnxprune.options import RELATIVE_ERROR, Options, provider_for
 from onnxprune.outputs import measures, metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
+from onnxprune.run import narrowed
 from onnxprune.surgery import dead
 from onnxprune.system.atomic_files import scratch
 
@@ -129,7 +130,12 @@ def _latencies(subject: Subject, files: Mapping[str, Path], options: Options) ->
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path, **files}
     if _frees_initializers(subject.path):
         models[NORMALIZED] = subject.model
-    return measure_settled(models, feeds, **setting)
+    if options.states != "narrow":
+        return measure_settled(models, feeds, **setting)
+    last = list(files)[-1]
+    with scratch() as folder:
+        models[last], feeds_for = narrowed.timed(subject, files[last], Path(folder), feeds)
+        return measure_settled(models, feeds_for, **setting)
 
 
 def _frees_initializers(path: Path) -> bool:

@@ -1,13 +1,17 @@
 """--states narrow: the last step of a run, from a proven file to one with a narrower interface."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune import graph, report
 from onnxprune.errors import VerificationError
 from onnxprune.graph import extras, sessions
+from onnxprune.graph.inputs import Feeds
 from onnxprune.measure import measure_file
 from onnxprune.measure.records import final
 from onnxprune.plan.plan import Plan
@@ -23,9 +27,7 @@ def narrowed(
 
     Raises: VerificationError where it does not give what the proven one gives at the kept positions.
     """
-    wide = graph.load(place)
-    pairs = [(given, output) for given, output, _ in extras.of(subject.model).states]
-    model, found = narrow.narrow(wide, pairs)
+    model, found = _narrow(subject, place)
     if not found:
         return made, models, ["--states narrow: no state lost positions, so the interface is as it was"]
     before = sessions.open_session(place)
@@ -47,4 +49,24 @@ def narrowed(
     last = (final(models) or models[-1]).name
     sized = replace(measure_file(last, place, made.after), path=None)
     models = tuple(replace(m, bytes=sized.bytes, sha256=sha256) if m.name == last else m for m in models)
-    return made, models, [*notes, "accuracy and speed were measured before the states were narrowed, which copied them"]
+    return made, models, notes
+
+
+def timed(
+    subject: Subject, place: Path, folder: Path, feeds: Feeds
+) -> tuple[Path, Callable[[ort.InferenceSession, int], Feeds]]:
+    """(what the file at `place` will be, written into `folder`; what to feed a session of it or of the wide models)."""
+    model, found = _narrow(subject, place)
+    graph.save(model, folder / place.name)
+
+    def feeds_for(session: ort.InferenceSession, _: int) -> Feeds:
+        shapes = {value.name: value.shape for value in session.get_inputs()}
+        narrower = found and all(shapes[entry.input][entry.axis] == len(entry.keep) for entry in found)
+        return narrow.fed(feeds, found) if narrower else feeds
+
+    return folder / place.name, feeds_for
+
+
+def _narrow(subject: Subject, place: Path) -> tuple[ir.Model, Sequence[narrow.Narrowed]]:
+    pairs = [(given, output) for given, output, _ in extras.of(subject.model).states]
+    return narrow.narrow(graph.load(place), pairs)

@@ -244,3 +244,14 @@ def test_narrow_states_stream_what_the_whole_interface_does(name, tmp_path, cli)
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "out.onnx").read_bytes()
     # The whole interface is not what the plan says.
     assert cli("verify", tmp_path / "in.onnx", tmp_path / "wide.onnx", "--plan", tmp_path / "p.json").code == 3
+
+
+def test_the_narrow_file_is_timed_with_states_of_its_own_shape(tmp_path, cli):
+    onnx.save(onnx_text.proto(MODELS["LSTM"][0], NUMBERS | {"ax": [1]}), tmp_path / "in.onnx")
+    words = ("--recover", "none", "-q", "--align", "1", "--target", "params=0.6", "--states", "narrow")
+    ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--report", tmp_path / "r.json")
+    assert ran.code == 0, ran.err
+    original, pruned = json.loads((tmp_path / "r.json").read_text())["models"]
+    assert pruned["latency"][0]["median_ms"] > 0
+    assert original["latency"][0]["median_ms"] > 0
+    assert "latency could not be measured" not in ran.err

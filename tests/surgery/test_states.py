@@ -1,5 +1,7 @@
 """States in the interface: found, cut inside, handed back over several steps."""
 
+import json
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -196,7 +198,6 @@ def test_names_of_states_go_together(one, two):
 
 def test_a_plan_of_a_state_is_enough_to_mask_the_normalized_model(tmp_path, cli):
     """Zeroing what the plan does not keep, flags of gates included, makes the twin: nothing else is needed."""
-    import json
 
     onnx.save(onnx_text.proto(MODELS["LSTM"][0]), tmp_path / "in.onnx")
     ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", "--plan", tmp_path / "plan.json", "--no-latency", "-q",

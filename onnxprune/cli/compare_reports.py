@@ -11,7 +11,8 @@ EXIT_REGRESSION = 1
 DESCRIPTION = """Lists what of NEW is worse than in OLD beyond the noise of both, and exits 1 if anything is.
 
 Costs are exact: any increase counts. Accuracy and latency ratios count when their 95 % intervals lie apart,
-milliseconds when quartiles do and both were measured on the same kind of machine. What OLD had and NEW lacks counts."""
+milliseconds when quartiles do and both were measured on the same kind of machine. What OLD had and NEW lacks counts.
+Two files of times that hyperfine, or 'bench --export-json', wrote are compared command by command."""
 
 
 def parser() -> cli.Parser:
@@ -29,9 +30,9 @@ def parser() -> cli.Parser:
 def run(arguments: list[str]) -> int:
     """Prints one line per regression; 1 when there are any."""
     namespace = parser().parse_args(arguments)
-    from onnxprune.report import compare_reports, read_report
+    from onnxprune.report import compare_reports, hyperfine, read_report
 
-    old, new = read_report(namespace.old), read_report(namespace.new)
+    old, new = (hyperfine.read(path) or read_report(path) for path in (namespace.old, namespace.new))
     try:
         found = compare_reports(old, new)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

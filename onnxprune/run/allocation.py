@@ -32,6 +32,7 @@ from onnxprune.run import schedule, search
 from onnxprune.run.search import Choice
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
+from onnxprune.system.packages import missing
 
 LOG = logging.getLogger("onnxprune")
 FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures that it is compared on
@@ -100,8 +101,10 @@ def _repairable(subject: Subject, outcome: Outcome, options: Options) -> Outcome
 def _by_taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
     """The method's order in the widths that taylor would choose, residual streams whole where the target allows."""
     widths = _taylor(subject, outcome, options)
-    if widths is None:
-        return outcome
+    if isinstance(widths, str):
+        note = f"how many units of each dimension go is as {options.method} says, not as the loss does: {widths}"
+        outcome = replace(outcome, notes=(*outcome.notes, note))
+        return _streams_whole(subject, outcome, options, INSIDE, least=LEAST_INSIDE)
     note = (
         f"{options.method} says which units go, and how much the loss grows (taylor) how many of each dimension; "
         f"--allocate method leaves both to {options.method}"
@@ -110,13 +113,16 @@ def _by_taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
     return _streams_whole(subject, widths, options, INSIDE, least=LEAST_INSIDE)
 
 
-def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | None:
-    """The method's order in taylor's widths; None where no gradient reaches the weights."""
+def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | str:
+    """The method's order in taylor's widths, or why there are none: no gradient reaches the weights, or no torch."""
     try:
         widths = schedule.score(subject, base.get("taylor"), options, Clock(), method_options={})
-    except (UsageError, BridgeError) as error:
-        LOG.info("  no widths by taylor: %s", error)
-        return None
+    except (UsageError, BridgeError, ModuleNotFoundError) as error:
+        told = missing(error) if isinstance(error, ModuleNotFoundError) else error
+        if told is None:
+            raise
+        LOG.info("  no widths by taylor: %s", told)
+        return str(told)
     return reordered(widths, outcome)
 
 
@@ -238,7 +244,7 @@ def _tried(
 def _priors(subject: Subject, outcome: Outcome, options: Options) -> Iterator[tuple[str, Outcome]]:
     streams = subject.coupling.residual & outcome.scores.keys()
     found = {"method": outcome, "uniform": uniform(outcome)}
-    if options.method != "taylor" and (widths := _taylor(subject, outcome, options)) is not None:
+    if options.method != "taylor" and not isinstance(widths := _taylor(subject, outcome, options), str):
         found["taylor"] = widths
     for name, ranking in found.items():
         yield name, ranking

@@ -62,3 +62,31 @@ def test_what_is_no_report_is_refused_in_one_line(stored, capsys, content, messa
     err = capsys.readouterr().err
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def times(path, **seconds):
+    """A file as `hyperfine --export-json` writes it: each command with its times in seconds."""
+    results = [
+        {"command": name, "mean": sum(found) / len(found), "median": sorted(found)[len(found) // 2], "times": found}
+        for name, found in seconds.items()
+    ]
+    path.write_text(json.dumps({"results": results}))
+    return str(path)
+
+
+def test_times_of_hyperfine_are_compared_command_by_command(tmp_path, capsys):
+    steady, slower, near = [0.100, 0.101, 0.102], [0.120, 0.121, 0.122], [0.099, 0.1015, 0.103]
+    old = times(tmp_path / "old.json", first=steady, second=steady)
+    assert cli.main(["compare-reports", old, times(tmp_path / "new.json", first=steady, second=near)]) == 0
+    assert cli.main(["compare-reports", old, times(tmp_path / "new.json", first=slower, second=steady)]) == 1
+    out = capsys.readouterr().out
+    assert "worse: first" in out
+    assert "second" not in out
+    assert cli.main(["compare-reports", old, times(tmp_path / "new.json", first=steady)]) == 1
+    assert "worse: second: no longer in the report" in capsys.readouterr().out
+
+
+def test_results_without_times_are_refused(tmp_path, capsys):
+    (tmp_path / "bad.json").write_text('{"results": [{"command": "a"}]}')
+    assert cli.main(["compare-reports", str(tmp_path / "bad.json"), str(tmp_path / "bad.json")]) == 2
+    assert "result 0 is none of hyperfine's" in capsys.readouterr().err

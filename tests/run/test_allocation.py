@@ -92,6 +92,19 @@ def test_widths_stay_the_methods_where_nothing_repairs_or_it_was_asked_for(score
     assert allocation.allocated(subject, outcome, replace(OPTIONS, **given), Clock()) is outcome
 
 
+def test_without_torch_the_widths_stay_the_methods_and_a_note_says_why(scored, monkeypatch):
+    def no_torch(*_, **__):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(schedule, "score", no_torch)
+    subject, outcome = scored
+    found = allocation.allocated(subject, outcome, OPTIONS, Clock())
+    assert any("torch is not installed" in note for note in found.notes)
+    assert found.scores
+    for dim in found.scores:
+        assert np.array_equal(np.argsort(found.scores[dim]), np.argsort(outcome.scores[dim]))
+
+
 def test_methods_that_set_limits_or_learn_widths_keep_theirs(scored):
     subject, outcome = scored
     limited = replace(outcome, limits=dict.fromkeys(outcome.scores, 0.5))

@@ -10,6 +10,7 @@ environment has to stay below 200 MB.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,8 @@ TESTS = (
 
 def call(*words: object, cwd: Path | None = None) -> str:
     """What the program prints. Raises: SystemExit with what it said where it fails."""
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, cwd=cwd)
+    bare = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # which may hold another copy
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, cwd=cwd, env=bare)
     if done.returncode != 0:
         raise SystemExit(f"failed: {' '.join(map(str, words))}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
     return done.stdout

@@ -660,7 +660,7 @@ def stream_cases() -> Iterator[Case]:
         for wait in (0.7, 1.5, 3.0):
             words = "{w}/good.onnx {o}/out.onnx --method l1 --data {w}/x.npz --epochs 2000"
             yield Case(
-                f"signal {name} after {wait} s", words, (130, -number), partial(signalled, number=number, wait=wait)
+                f"signal {name} after {wait} s", words, (130, -number, -2), partial(signalled, number=number, wait=wait)
             )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_text
 import pytest
 from networks import CNN, DIGITS, filled
 
@@ -74,6 +75,17 @@ RUNNABLE = [
 ]
 
 
+DECODER = (
+    "(int64[n,s] xids, float[50,16] e, float[16,32] w, float[32,50] v) => (float[n,s,50] logits) "
+    "{ a = Gather(e, xids) b = MatMul(a, w) c = Relu(b) logits = MatMul(c, v) }"
+)
+STREAMING = (
+    "(float[1,1,6] x, float[1,1,8] xh, float[1,1,8] xc, float[1,32,6] w, float[1,32,8] r, float[1,64] b, "
+    "float[8,3] v) => (float[1,1,1,3] y, float[1,1,8] yh, float[1,1,8] yc) "
+    "{ s, yh, yc = LSTM <hidden_size: int = 8> (x, w, r, b, , xh, xc) y = MatMul(s, v) }"
+)
+
+
 def world(folder: Path, command: str) -> None:
     """What the documents' commands name: a model, its samples, images with and without labels."""
     from PIL import Image
@@ -84,6 +96,9 @@ def world(folder: Path, command: str) -> None:
         (folder / "model.onnx").write_bytes(DIGITS.read_bytes())
     else:
         onnx.save(filled(WIDE), folder / "model.onnx")
+    onnx.save(onnx_text.proto(DECODER), folder / "decoder.onnx")
+    onnx.save(onnx_text.proto(STREAMING), folder / "streaming.onnx")
+    (folder / "ids.txt").write_text("".join(f"{number}\n" for number in range(0, 50, 2)))
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 3, 8, 8)).astype(np.float32)
     np.savez(folder / "samples.npz", x=x)

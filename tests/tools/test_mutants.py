@@ -143,7 +143,7 @@ def test_every_damage_changes_some_network(folder):
     for name in networks(torch=False):
         _, case, _ = _honest(folder, name)
         for damage in set(DAMAGES) - done:
-            mutant = mutants._copy(case.cut)
+            mutant = graph.copy(case.cut)
             for _, change in DAMAGES[damage](case, mutant):
                 change(mutants.Random(1))
                 done.add(damage)

@@ -1,5 +1,7 @@
 """`onnxprune check`: whether plan files can be replayed, before anything is cut by them; exit code 0 or 2."""
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,11 +33,11 @@ def parser() -> cli.Parser:
 def run(arguments: list[str]) -> int:
     """Prints one line per plan that is good. Raises: UsageError that names every plan that is not."""
     settings = cli.settings_of(parser(), arguments)
-    subject = _subject(settings["model"]) if "model" in settings else None
+    prepared = functools.cache(functools.partial(_subject, settings["model"])) if "model" in settings else None
     wrong = []
     for path in settings["plans"]:
         try:
-            streams.say(f"{path}: {told(path, subject)}")
+            streams.say(f"{path}: {told(path, prepared)}")
         except UsageError as error:
             wrong.append(str(error) if str(error).startswith(str(path)) else f"{path}: {error}")
     if wrong:
@@ -44,22 +46,27 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _subject(path: Path) -> "Subject":
+def _subject(path: Path, tokens: tuple[int, ...]) -> "Subject":
+    """The model as a plan that keeps these `tokens` of its vocabulary sees it, none: the whole."""
     from onnxprune.options import Options
     from onnxprune.run import subject
     from onnxprune.system.clock import Clock
 
-    return subject.prepare(path, Options(), Clock())
+    return subject.prepare(path, Options(tokens=tokens), Clock())
 
 
-def told(path: Path, subject: "Subject | None") -> str:
-    """What a good plan is, in one line. Raises: UsageError for one that cannot be replayed."""
+def told(path: Path, prepared: "Callable[[tuple[int, ...]], Subject] | None") -> str:
+    """What a good plan is, in one line; `prepared` gives the model by the tokens that a plan keeps.
+
+    Raises: UsageError for a plan that cannot be replayed.
+    """
     from onnxprune.plan import plan
 
     loaded = plan.load(path)
     parts = [f"valid, {_size(loaded)} by {loaded.method}"]
-    if subject is None:
+    if prepared is None:
         return ", ".join([*parts, f"for {loaded.model_name or 'a model without a name'}"])
+    subject = prepared(loaded.tokens)
     plan.masks(loaded, subject.coupling)
     same = loaded.model_sha256 == subject.sha256
     return ", ".join([*parts, f"belongs to {subject.path.name}{'' if same else ', which has other weights by now'}"])

@@ -16,7 +16,7 @@ import onnx_ir as ir
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Dim, analyze, dims
-from onnxprune.coupling.rules.indexing import TOKEN_MAP
+from onnxprune.coupling.rules.indexing import OPEN_MAP
 from onnxprune.errors import DataError, UsageError
 from onnxprune.graph import extras, shapes, states
 from onnxprune.plan import cost
@@ -24,6 +24,7 @@ from onnxprune.proof import comparison, normal_form
 
 LOG = logging.getLogger("onnxprune")
 LOWEST = -1e4  # the logit of a dropped token: half precision holds it, and softmax makes nothing of it
+TOKEN_MAP = ".token_map"  # ends the names of nodes that map ids to rows, once the vocabulary is cut
 PASSING = frozenset("Cast Reshape Unsqueeze Squeeze Identity Flatten".split())
 
 
@@ -133,7 +134,7 @@ def _input_of(ids: ir.Value) -> ir.Value | None:
 
 
 def is_map(node: ir.Node) -> bool:
-    return node.op_type == "Gather" and bool(node.name) and str(node.name).endswith(TOKEN_MAP)
+    return node.op_type == "Gather" and str(node.name).endswith((OPEN_MAP, TOKEN_MAP))
 
 
 def _size(model: ir.Model, tables: dict[ir.Node, int], observed: shapes.Shapes) -> int:
@@ -156,7 +157,7 @@ def _put_gates(model: ir.Model, gathers: Sequence[ir.Node], size: int, observed:
     """A map in front of every table, which is still the identity, and gates on the logits, in place."""
     for node in gathers:
         table = graph.add_constant(model.graph, f"{node.name}.rows", np.arange(size, dtype=np.int64))
-        mapped = ir.Node("", "Gather", [table, node.inputs[1]], name=f"{node.name}{TOKEN_MAP}")
+        mapped = ir.Node("", "Gather", [table, node.inputs[1]], name=f"{node.name}{OPEN_MAP}")
         mapped.outputs[0].name = f"{node.name}{TOKEN_MAP}"
         model.graph.insert_before(node, mapped)
         node.replace_input_with(1, mapped.outputs[0])
@@ -185,11 +186,16 @@ def _chosen(coupling: Coupling, gathers: Sequence[ir.Node], flags: np.ndarray) -
 
 
 def _renumber(model: ir.Model, flags: np.ndarray) -> None:
-    """Writes the rows that are left into the maps; dropped ids read as the first token that is kept."""
+    """Writes the rows that are left into the open maps, which closes them: pruning leaves these rows alone.
+
+    Dropped ids read as the first token that is kept.
+    """
     places = np.where(flags, np.cumsum(flags) - 1, 0).astype(np.int64)
     for node in model.graph:
-        if is_map(node) and node.inputs[0] is not None:
+        name = node.name or ""
+        if name.endswith(OPEN_MAP) and node.inputs[0] is not None:
             graph.set_constant(node.inputs[0], places)
+            node.name = name.removesuffix(OPEN_MAP) + TOKEN_MAP
 
 
 def _ids_of(gathers: Sequence[ir.Node]) -> set[str]:

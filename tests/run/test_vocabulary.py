@@ -112,6 +112,23 @@ def test_a_plan_keeps_the_tokens_and_is_replayed_and_verified(files, cli, tmp_pa
     assert cli("verify", source, out, "--plan", plan).code == 3
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_pruning_leaves_the_rows_of_kept_tokens(name, files, cli, tmp_path):
+    """The map of ids counts on every row that it names, so the vocabulary is no dimension to score."""
+    source, out, ids = files(name)
+    plan = tmp_path / "plan.json"
+    ran = cli(source, out, "--keep-tokens", ids, "--plan", plan, "--method", "random", "--target", "params=0.1",
+              "--align", "1", "--recover", "none", "--no-latency", "-q")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert json.loads(plan.read_text())["dims"]
+    tables = {tensor.name: tensor.dims[0] for tensor in onnx.load(out).graph.initializer if tensor.dims}
+    assert (tables["t"], tables.get("scales", 6), tables.get("p", 20)) == (6, 6, 20)
+    assert np.isfinite(said(out, np.arange(50).reshape(2, 25))).all()
+    assert cli("verify", source, out, "--plan", plan, "-q").code == 0
+    ran = cli("check", plan, "--model", source, "-q")
+    assert ran.out.endswith("belongs to in.onnx\n"), ran.out
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

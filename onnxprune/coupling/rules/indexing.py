@@ -9,7 +9,8 @@ from onnxprune.coupling.dims import Axis, length
 from onnxprune.coupling.node import Axes, NodeAxes, Range
 from onnxprune.coupling.registry import coupling_rule
 
-TOKEN_MAP = ".token_map"  # ends the names of nodes that map ids to rows, see run/vocabulary.py
+# Ends the names of nodes that map ids to rows while the vocabulary is cut; afterwards rows stay, as of any table.
+OPEN_MAP = ".open_token_map"  # see run/vocabulary.py
 
 
 @coupling_rule("Gather")
@@ -19,7 +20,7 @@ def Gather(n: NodeAxes) -> None:
     axis = n.attribute("axis", 0) % len(data)
     n.roles(0, {k: "produces" for k in range(len(data)) if k != axis})
     producer = n.node.inputs[1].producer() if n.node.inputs[1] is not None else None
-    if producer is not None and (producer.name or "").endswith(TOKEN_MAP):  # ids are numbered anew as rows go
+    if producer is not None and (producer.name or "").endswith(OPEN_MAP):  # ids are numbered anew as rows go
         n.give([*data[:axis], *indices, *data[axis + 1 :]])
         return
     numbers = n.numbers(1)

@@ -357,10 +357,10 @@ def _read_stored(
 def _halved(quantized: ir.Model, float_model: ir.Model, feeds: Sequence[Feeds]) -> Simulation:
     """Compares the file, computed in single precision, with the float model of which the weights are halves."""
     floats = parts.as_floats(quantized, float_model, "fp16")
-    halved, nodes = graph.copy(float_model), {node.name: node for node in floats.graph}
+    halved, nodes = graph.copy(float_model), {node.name: node for node in floats.graph.all_nodes()}
     faults: list[str] = []
     weights = 0
-    for node in halved.graph:
+    for node in list(halved.graph.all_nodes()):
         theirs = nodes.get(node.name)
         if theirs is None or theirs.op_type != node.op_type:
             faults.append(f"{node.op_type} '{node.name}' is missing")

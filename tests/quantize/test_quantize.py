@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import onnx
+import onnx_text
 import pytest
 from networks import CNN, CONCAT, DIGITS, MLP, filled
 
@@ -193,6 +194,19 @@ def test_the_other_kinds_need_no_samples_and_verify_accepts_them(cli, bad, kind,
     before, after = onnx.load(bad / model), onnx.load(bad / "out.onnx")
     assert list(after.graph.input) == list(before.graph.input)
     assert list(after.graph.output) == list(before.graph.output)
+
+
+def test_weights_that_bodies_read_are_simulated_as_halves(cli, tmp_path):
+    text = (
+        "(float[N,8] x, float[8,12] w, float[12,12] v, float[12,3] o, int64 count, bool go) => (float[N,3] y) "
+        "{ a = MatMul(x, w) h = Loop <body = b (int64 i, bool c, float[N,12] s) => (bool d, float[N,12] t) "
+        "{ d = Identity(c) m = MatMul(s, v) t = Tanh(m) }> (count, go, a) y = MatMul(h, o) }"
+    )
+    onnx.save(onnx_text.proto(text, {"count": 3, "go": True}), tmp_path / "in.onnx")
+    words = ("--recover", "none", "--target", "macs=0.7", "--align", "1", "--plan", tmp_path / "p.json", *QUIET)
+    ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--quantize", "fp16")
+    assert ran.code == 0, ran.err
+    assert cli("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", "--plan", tmp_path / "p.json").code == 0
 
 
 def test_verify_accepts_matrices_in_integers_with_biases_that_recovery_made(cli, bad):

@@ -12,6 +12,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.graph import extras, sessions, states
 from onnxprune.proof import comparison
+from onnxprune.surgery import narrow
 
 # Name -> (model, sizes of the free Dims, (state, the output that is handed back as it)). Inputs begin with x.
 MODELS = {
@@ -256,3 +257,26 @@ def test_the_narrow_file_is_timed_with_states_of_its_own_shape(tmp_path, cli):
     assert pruned["latency"][0]["median_ms"] > 0
     assert original["latency"][0]["median_ms"] > 0
     assert "latency could not be measured" not in ran.err
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_narrow_states_in_half_precision_are_compared_without_its_rounding(seed, tmp_path, cli):
+    onnx.save(onnx_text.proto(MODELS["LSTM"][0], NUMBERS), tmp_path / "in.onnx")
+    words = ("--recover", "none", "--no-latency", "-q", "--align", "1", "--target", "params=0.6", "--seed", str(seed))
+    ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--states", "narrow", "--quantize", "fp16",
+              "--plan", tmp_path / "p.json")  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert cli("verify", tmp_path / "in.onnx", tmp_path / "out.onnx", "--plan", tmp_path / "p.json").code == 0
+
+
+def test_a_wrong_position_of_a_narrow_state_in_half_precision_is_found(tmp_path, cli, monkeypatch):
+    onnx.save(onnx_text.proto(MODELS["LSTM"][0], NUMBERS), tmp_path / "in.onnx")
+    fed = narrow.fed
+
+    def turned(feeds, found, side="input"):
+        return {name: a[..., ::-1].copy() if name == "xh" else a for name, a in fed(feeds, found, side).items()}
+
+    monkeypatch.setattr(narrow, "fed", turned)
+    words = ("--recover", "none", "--no-latency", "-q", "--align", "1", "--target", "params=0.6")
+    ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--states", "narrow", "--quantize", "fp16")
+    assert (ran.code, "narrowed states change the output" in ran.err) == (3, True), ran.err

@@ -24,7 +24,8 @@ from onnxprune.coupling.layers import STATED
 from onnxprune.coupling.registry import RULES
 from onnxprune.data.samples import ArraySamples
 from onnxprune.methods import base
-from onnxprune.outputs import kinds, measures
+from onnxprune.outputs import accuracies, answers, kinds, measures
+from onnxprune.outputs.describe import describe
 from onnxprune.plan import cost
 
 ROOT = Path(__file__).parents[1]
@@ -149,11 +150,11 @@ def test_a_kind_of_output_is_measured_by_its_metric(tables):
         '<ir_version: 8, opset_import: ["" : 17]> g (float[n, 3] x) => (float[n, 3] y) { y = Relu(x) }'
     )
     x = np.random.default_rng(0).uniform(0, 9, (40, 3)).astype(np.float32)
-    outputs = kinds.describe(model, overrides={"y": "counts"})
-    original = measures.reference(model, ArraySamples({"x": x}, {"x": 0}, {"x": x.dtype}, len(x), None), outputs)
+    outputs = describe(model, overrides={"y": "counts"})
+    original = answers.reference(model, ArraySamples({"x": x}, {"x": 0}, {"x": x.dtype}, len(x), None), outputs)
     assert original is not None
     said = {"y": np.where(np.arange(3) == 1, original.said["y"] + 1, original.said["y"] + 1e-4)}
-    (found,) = measures.measure(said, original)
+    (found,) = accuracies.measure(said, original)
     assert found.metric == "same_count"
     assert found.value == pytest.approx(2 / 3, abs=0.01)
 

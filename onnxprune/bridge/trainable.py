@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnxprune.bridge.ops.registry import TorchFunction, find
 from onnxprune.bridge.tensors import TRAINABLE_TYPES
 from onnxprune.coupling.layers import layer_of
-from onnxprune.outputs.kinds import decided_on
+from onnxprune.outputs.decisions import decided_on
 
 # A single number at one of these is a constant of the formula (the 0.5 of a GELU, an epsilon), not a parameter.
 ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Sum", "Mean", "Mod"})

@@ -17,7 +17,8 @@ from onnxprune import graph, methods
 from onnxprune.coupling import Coupling, Dim, Member, unit_positions
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.outputs.kinds import Outputs, describe
+from onnxprune.outputs.describe import describe
+from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan.cost import Cost, Kind
 from onnxprune.system.memory import retrying
 

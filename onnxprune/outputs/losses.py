@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.outputs import parts
-from onnxprune.outputs.kinds import CLASSES, SIGNAL, Outputs, Part, describe
+from onnxprune.outputs.describe import describe
+from onnxprune.outputs.kinds import CLASSES, SIGNAL, Outputs, Part
 
 Values = Mapping[str, Tensor]
 SMALL = 1e-6

@@ -22,10 +22,10 @@ from onnxprune.bridge import Network
 from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.data.samples import walk
-from onnxprune.outputs import measures
+from onnxprune.outputs import accuracies
+from onnxprune.outputs.answers import Reference
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.outputs.losses import Task, logits_of
-from onnxprune.outputs.measures import Reference
 from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, SHARE_KEPT, Metric, has_lists, joined, judged
 from onnxprune.recover.fair import Mixed
 from onnxprune.system.memory import halving
@@ -114,7 +114,7 @@ class Judge:
             return Verdict(float(values.mean()), tuple((-np.atleast_1d(values)).tolist()))
         outputs = self._outputs(network)
         if self.task.logits is None and self.reference is not None:
-            kept = measures.by_sample({name: y.cpu().numpy() for name, y in outputs.items()}, self.reference)
+            kept = accuracies.by_sample({name: y.cpu().numpy() for name, y in outputs.items()}, self.reference)
             if kept is not None:
                 return Verdict(float(kept.mean()), self._by_sample(1 - kept))
         if self.task.logits is None:
@@ -160,7 +160,7 @@ def reference_of(samples: Samples, outputs: Outputs | None, said: Mapping[str, T
         return None
     arrays = {name: y.float().cpu().numpy() for name, y in said.items()}
     found = Reference(samples, outputs, arrays)
-    return None if measures.by_sample(arrays, found) is None else found
+    return None if accuracies.by_sample(arrays, found) is None else found
 
 
 @torch.no_grad()

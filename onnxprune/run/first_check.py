@@ -10,7 +10,7 @@ import numpy as np
 from onnxprune.data import Samples, input_infos
 from onnxprune.errors import DataError
 from onnxprune.graph.inputs import is_float
-from onnxprune.outputs import measures
+from onnxprune.outputs import accuracies, answers
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.run.subject import Subject
 
@@ -89,10 +89,10 @@ def by_chance(found: Accuracy) -> bool:
 
 
 def _accuracy(subject: Subject, samples: Samples) -> Accuracy | None:
-    reference = measures.reference(subject.model, samples, subject.outputs)
-    if reference is None or measures.labelled(reference) is None:
+    reference = answers.reference(subject.model, samples, subject.outputs)
+    if reference is None or accuracies.labelled(reference) is None:
         return None
-    return measures.accuracy(measures.judged(reference.said, reference))
+    return accuracies.accuracy(accuracies.judged(reference.said, reference))
 
 
 def _better(subject: Subject, samples: Samples, value: float) -> str | None:

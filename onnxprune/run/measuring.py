@@ -22,7 +22,7 @@ from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
 from onnxprune.options import RELATIVE_ERROR, Options, provider_for
-from onnxprune.outputs import measures, metrics
+from onnxprune.outputs import accuracies, answers, metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
 from onnxprune.run import narrowed
@@ -193,7 +193,7 @@ class Yardstick:
     samples: Samples
     metric: Any
     accuracy: metrics.Accuracy | None
-    reference: measures.Reference | None = None
+    reference: answers.Reference | None = None
     session: Any = None
     said: Mapping[str, Any] | None = None
     batch: int | None = None  # the only one that the models take, where they do not tell
@@ -204,8 +204,8 @@ class Yardstick:
         if own is not None:
             return metrics.by_user(own, _opened(model, self.batch), self.samples, self.said)
         if self.metric != RELATIVE_ERROR and self.reference is not None:
-            said = measures.answers(model, self.reference.samples, self.reference.outputs, self.batch)
-            return measures.accuracy(measures.judged(said, self.reference))
+            said = answers.answers(model, self.reference.samples, self.reference.outputs, self.batch)
+            return accuracies.accuracy(accuracies.judged(said, self.reference))
         return self._compared(_opened(model, self.batch))
 
     def _compared(self, session: Any) -> metrics.Accuracy | None:
@@ -225,14 +225,14 @@ def yardstick(subject: Subject, samples: Samples, metric: Any = None) -> Yardsti
         session = _opened(subject.path, batch)
         said = metrics.everything(session, samples)
         return Yardstick(samples, metric, metrics.by_user(own, session, samples, said), said=said, batch=batch)
-    reference = measures.reference(subject.model, samples, subject.outputs, batch)
+    reference = answers.reference(subject.model, samples, subject.outputs, batch)
     if metric == RELATIVE_ERROR or reference is None:
         plain = Yardstick(samples, metric, None, reference, _opened(subject.path, batch), batch=batch)
         labelled = samples.labels is not None and metric != RELATIVE_ERROR
         return replace(plain, accuracy=plain.of(subject.path)) if labelled else plain
     first = None
-    if measures.labelled(reference) is not None:
-        first = measures.accuracy(measures.judged(reference.said, reference))
+    if accuracies.labelled(reference) is not None:
+        first = accuracies.accuracy(accuracies.judged(reference.said, reference))
     elif samples.labels is not None:
         LOG.warning(
             "the labels, of shape %s, are answers of no output: results are compared with the original; a --metric of "

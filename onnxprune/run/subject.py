@@ -17,6 +17,7 @@ from onnxprune.graph import defaults, extras, sessions, shapes
 from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.options import Options
 from onnxprune.outputs import kinds, metrics
+from onnxprune.outputs.describe import describe
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import comparison, normal_form
@@ -96,7 +97,7 @@ def prepare(path: Path, options: Options, clock: Clock) -> Subject:
         if part is not None:
             costs = replace(costs, whole={**costs.whole, "macs": part.macs})
     with clock("outputs"):
-        outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
+        outputs = describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
         for entry in outputs.entries:
             LOG.info("  %s", entry)
     feeds = [*real_feeds(model, tune or held), *comparison.random_feeds(model, observed, options.seed)]

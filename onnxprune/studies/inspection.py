@@ -14,6 +14,7 @@ from onnxprune.coupling import Coupling, analyze
 from onnxprune.graph import shapes
 from onnxprune.options import Options
 from onnxprune.outputs import kinds
+from onnxprune.outputs.describe import describe
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
 from onnxprune.proof import normal_form
@@ -28,7 +29,7 @@ def inspect_file(path: Path, options: Options) -> dict[str, Any]:
     tune, held = load_data(model, options)
     given = sample_shapes(model, tune or held)
     model, observed = normal_form.proven(loaded, *normal_form.observed_form(loaded, model, given), given)
-    outputs = kinds.describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
+    outputs = describe(model, tune or held, sizes=observed.sizes, overrides=options.kinds)
     return inspect(model, observed, outputs, original=loaded)
 
 
@@ -42,7 +43,7 @@ def inspect(
     """All that is known of a normalized model's outputs, Dims and cost, ready for JSON; `original` is counted."""
     observed = observed or shapes.observe(model)
     coupling = analyze(model, observed)
-    outputs = outputs or kinds.describe(model, sizes=observed.sizes)
+    outputs = outputs or describe(model, sizes=observed.sizes)
     costs = cost.of(coupling, original)
     wide = widths.outputs(coupling)
     return {

@@ -13,7 +13,8 @@ from onnxprune.data.samples import split
 from onnxprune.data.sequences import handed_back
 from onnxprune.errors import DataError
 from onnxprune.graph import sessions
-from onnxprune.outputs import kinds, measures
+from onnxprune.outputs import answers
+from onnxprune.outputs.describe import describe
 
 STREAM = (
     "(float[N,6] x, float[1,N,8] xh, float[1,N,8] xc, float[12,6] k, float[1,32,12] w, float[1,32,8] r, float[8,3] v, "
@@ -111,16 +112,16 @@ def test_inputs_that_differ_in_steps_are_refused(tmp_path):
 def test_a_model_is_measured_with_the_states_that_it_makes_itself(stream, tmp_path):
     path, model = stream
     samples = loaded(model, {"x": waves()})
-    outputs = kinds.describe(model, samples)
+    outputs = describe(model, samples)
     np.testing.assert_allclose(
-        measures.answers(path, samples, outputs)["y"].reshape(N, T, 3), by_hand(path, waves())[0], atol=1e-5
+        answers.answers(path, samples, outputs)["y"].reshape(N, T, 3), by_hand(path, waves())[0], atol=1e-5
     )
     other = proto()
     r = next(value for value in other.graph.initializer if value.name == "r")
     r.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(r) * np.float32(0.5), "r"))
     worse = tmp_path / "worse.onnx"
     onnx.save(other, worse)
-    found = measures.answers(worse, samples, outputs)["y"].reshape(N, T, 3)
+    found = answers.answers(worse, samples, outputs)["y"].reshape(N, T, 3)
     np.testing.assert_allclose(found, by_hand(worse, waves())[0], atol=1e-5)
     handed = sessions.run(sessions.open_session(worse), samples.batch(np.arange(N * T)))["y"].reshape(N, T, 3)
     assert np.abs(found - handed)[:, 2:].max() > 1e-3  # what the original's states would have given

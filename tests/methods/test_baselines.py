@@ -10,7 +10,7 @@ from toys import context_of, digits_context, last_affine, outputs, scaled, toy, 
 
 from onnxprune import graph
 from onnxprune.methods import base, fpgm, gates, objective, units
-from onnxprune.outputs.kinds import describe
+from onnxprune.outputs.describe import describe
 from onnxprune.plan.select import Budget, select
 
 

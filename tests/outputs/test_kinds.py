@@ -11,7 +11,8 @@ from onnx_text import model
 from onnxprune.data.samples import ArraySamples
 from onnxprune.errors import UsageError
 from onnxprune.outputs import kinds
-from onnxprune.outputs.kinds import Part, describe
+from onnxprune.outputs.describe import describe
+from onnxprune.outputs.kinds import Part
 
 HEAD = "(float[N,3,8,8] x, float[6,3,3,3] w, float[6] b, float[4,6,1,1] wb, float[4] bb, float[2,6,1,1] ws, float[2] bs"
 BODY = "f = Conv <pads=[1,1,1,1]> (x, w, b) r = Relu(f) boxes = Conv(r, wb, bb) raw = Conv(r, ws, bs) s = Sigmoid(raw)"

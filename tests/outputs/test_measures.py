@@ -6,9 +6,9 @@ from scipy.stats import spearmanr
 
 from onnxprune.data.samples import ArraySamples
 from onnxprune.errors import UsageError
-from onnxprune.outputs import detections, measures
+from onnxprune.outputs import accuracies, detections, measures
+from onnxprune.outputs.answers import Reference
 from onnxprune.outputs.kinds import Output, Outputs, Part
-from onnxprune.outputs.measures import Reference
 from onnxprune.outputs.metrics import Accuracy, PartAccuracy, share_kept
 from onnxprune.run.targets import drop, within
 
@@ -26,7 +26,7 @@ def original(said, *parts, labels=None, kind="joint"):
 
 
 def only(said, reference):
-    (found,) = measures.judged(said, reference)
+    (found,) = accuracies.judged(said, reference)
     return found
 
 
@@ -76,7 +76,7 @@ def test_null_encoder_outputs_beside_token_ids_that_are_passed_through():
     ids = Output("ids", "pass-through", None, (), "a copy")
     outputs = Outputs((ids, Output("y", "embedding", 1, (Part("y", "embedding", 1),), "said here")))
     reference = Reference(original({"y": vectors}, Part("y", "embedding", 1)).samples, outputs, {"y": vectors})
-    found = measures.accuracy(measures.judged({"y": np.zeros_like(vectors)}, reference))
+    found = accuracies.accuracy(accuracies.judged({"y": np.zeros_like(vectors)}, reference))
     assert found.share == pytest.approx(0, abs=0.1)
 
 
@@ -127,7 +127,7 @@ def test_parts_in_heads_of_their_own_count_each_and_the_worst_share_is_the_figur
     parts = (Part("s", "scores", 2), Part("b", "boxes", 2))
     outputs = Outputs(tuple(Output(p.value, p.kind, 2, (p,), "said here") for p in parts))
     reference = Reference(original({"s": scores}, parts[0]).samples, outputs, {"s": scores, "b": boxes})
-    found = measures.accuracy(measures.judged({"s": np.zeros_like(scores), "b": boxes}, reference))
+    found = accuracies.accuracy(accuracies.judged({"s": np.zeros_like(scores), "b": boxes}, reference))
     assert found.metric == "share_kept"
     assert {part.part: round(part.share, 6) for part in found.parts}["b"] == 1
     assert found.share < 0.01
@@ -142,7 +142,7 @@ def test_boxes_count_where_the_original_is_sure():
     reference = Reference(original({"s": scores}, parts[0]).samples, outputs, {"s": scores, "b": boxes})
     elsewhere = boxes.copy()
     elsewhere[:, 4:] = 0
-    found = {p.part: p.value for p in measures.judged({"s": scores, "b": elsewhere}, reference)}
+    found = {p.part: p.value for p in accuracies.judged({"s": scores, "b": elsewhere}, reference)}
     assert found["b"] > 0.99
 
 
@@ -257,7 +257,7 @@ def test_integer_masks_are_answers_of_a_map_and_255_is_not_judged():
 def test_labels_that_no_output_answers_leave_the_comparison_with_the_original():
     y = RNG.normal(size=(6, 4)).astype(np.float32)
     reference = original({"y": y}, Part("y", "classes", 1), labels=RNG.random((6, 4)))
-    assert measures.labelled(reference) is None
+    assert accuracies.labelled(reference) is None
     assert only({"y": y}, reference).metric == "agreement"
 
 
@@ -267,7 +267,7 @@ def test_labels_that_no_output_answers_leave_the_comparison_with_the_original():
 def test_a_metric_by_which_a_null_model_does_as_well_has_no_share():
     y = np.zeros((20, 4), np.float32)
     y[:, 2] = 1 + RNG.random(20)
-    found = measures.accuracy(measures.judged({"y": y}, original({"y": y}, Part("y", "classes", 1))))
+    found = accuracies.accuracy(accuracies.judged({"y": y}, original({"y": y}, Part("y", "classes", 1))))
     assert (found.null, found.original, found.share) == (1, 1, None)
     with pytest.raises(UsageError, match="that tells nothing") as error:
         drop(None, found)
@@ -298,23 +298,23 @@ def test_the_worst_share_is_of_parts_that_tell_anything():
         PartAccuracy("b", "signal", "explained", 0.7, 0.0, 1.0, 0.7, 10, (0.6, 0.8)),
         PartAccuracy("c", "signal", "explained", 0.9, 0.0, 1.0, 0.9, 10, (0.8, 1.0)),
     ]
-    found = measures.accuracy(parts)
+    found = accuracies.accuracy(parts)
     assert (found.metric, found.value, found.share, found.interval95) == ("share_kept", 0.7, 0.7, (0.6, 0.8))
-    assert measures.accuracy([]) is None
+    assert accuracies.accuracy([]) is None
 
 
 def test_shares_by_sample_are_none_of_the_null_model_and_all_of_the_original():
     y = RNG.normal(size=(40, 6)).astype(np.float32)
     reference = original({"y": y, "z": y[:, :2]}, Part("y", "signal"), Part("z", "signal"))
-    assert measures.by_sample(reference.said, reference) == pytest.approx(np.ones(40))
-    assert float(measures.by_sample(reference.null, reference).mean()) == pytest.approx(0, abs=1e-6)
+    assert accuracies.by_sample(reference.said, reference) == pytest.approx(np.ones(40))
+    assert float(accuracies.by_sample(reference.null, reference).mean()) == pytest.approx(0, abs=1e-6)
     worse = {**reference.said, "z": noisy(y[:, :2], 1.0)}
-    found = measures.by_sample(worse, reference)
+    found = accuracies.by_sample(worse, reference)
     assert found.shape == (40,)
-    shares = [part.share for part in measures.judged(worse, reference)]
+    shares = [part.share for part in accuracies.judged(worse, reference)]
     assert float(found.mean()) == pytest.approx(np.mean(shares))
 
 
 def test_there_are_no_shares_by_sample_where_all_samples_are_answered_alike():
     y = np.ones((40, 6), np.float32)
-    assert measures.by_sample({"y": y}, original({"y": y}, Part("y", "classes", 1))) is None
+    assert accuracies.by_sample({"y": y}, original({"y": y}, Part("y", "classes", 1))) is None

@@ -13,7 +13,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import DataError, UsageError
 from onnxprune.graph import sessions
-from onnxprune.outputs.kinds import describe
+from onnxprune.outputs.describe import describe
 from onnxprune.outputs.losses import shared_points
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, choose, finetune

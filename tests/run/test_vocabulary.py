@@ -161,11 +161,11 @@ def test_a_model_without_a_vocabulary_is_refused(cnn_path, files, cli):
 
 
 def test_logits_that_are_filled_up_are_still_logits(files):
-    from onnxprune.outputs import kinds
+    from onnxprune.outputs.describe import describe
     from onnxprune.run import vocabulary
 
     source, _, _ = files("untied")
     whole = graph.load(source)
     part = vocabulary.restricted(whole, KEPT).model
-    first, second = (kinds.describe(graph.normalize(model)).entries[0] for model in (whole, part))
+    first, second = (describe(graph.normalize(model)).entries[0] for model in (whole, part))
     assert (first.kind, first.axis) == (second.kind, second.axis) == ("sequence", 2)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from sklearn.svm import SVC
 
 from onnxprune.errors import UsageError
-from onnxprune.outputs import measures
+from onnxprune.outputs import accuracies, answers
 
 LIMIT_GRID = tuple(p / 100 for p in range(5, 100, 10))  # of the scan in a run
 GRID = tuple(p / 100 for p in range(1, 98, 2))  # shares of a layer's scores that the limit scan prunes
@@ -158,11 +158,11 @@ def check_fraction(value: float, what: str) -> None:
         raise UsageError(f"{what} is {value}; it must lie between 0 and 1")
 
 
-def disagreement(model: ir.Model, reference: measures.Reference | None) -> float:
+def disagreement(model: ir.Model, reference: answers.Reference | None) -> float:
     """What of the original's answers `model` gives differently, of the part of the outputs that suffers most."""
     if reference is None:  # nothing that can be compared: the limits of the layers alone decide
         return 0.0
-    said = measures.answers(model, reference.samples, reference.outputs)
-    found = measures.measure(said, reference)
+    said = answers.answers(model, reference.samples, reference.outputs)
+    found = accuracies.measure(said, reference)
     telling = [part.original - part.value for part in found if part.share is not None]
-    return max(telling or measures.unexplained(said, reference), default=0.0)
+    return max(telling or accuracies.unexplained(said, reference), default=0.0)

@@ -21,7 +21,7 @@ from onnxprune.methods.snacs.layers import Layer, balanced, protect
 from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
-from onnxprune.outputs import measures
+from onnxprune.outputs import answers
 
 if TYPE_CHECKING:
     from onnxprune.methods.snacs.snacs import Settings
@@ -58,7 +58,7 @@ def prune_connections(
     samples = context.samples
     assert samples is not None
     few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
-    reference = measures.reference(context.model, few, context.outputs)
+    reference = answers.reference(context.model, few, context.outputs)
 
     def zeroed(fraction: float) -> tuple[ir.Model, Masks]:
         masks = rules.select_connections(scores, limits, fraction, shielded)

@@ -37,7 +37,7 @@ from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.layers import Layer, balanced, find, mean_activations, protect
 from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
-from onnxprune.outputs import measures
+from onnxprune.outputs import answers
 from onnxprune.plan.select import aligned
 
 LOG = logging.getLogger("onnxprune")
@@ -102,7 +102,7 @@ def _classes(context: Context, samples: Samples, indices: np.ndarray, settings: 
     options.require(settings.limits != "labels", "snacs", "limits=labels needs labelled samples")
     if settings.limits == "error":
         return None
-    answered = measures.reference(context.model, samples.subset(judged), context.outputs)
+    answered = answers.reference(context.model, samples.subset(judged), context.outputs)
     return None if answered is None or len(answered.samples) < len(judged) else _telling(answered.classes(), settings)
 
 
@@ -279,7 +279,7 @@ def decide(
     samples = context.samples
     assert samples is not None
     few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
-    reference = measures.reference(context.model, few, context.outputs)
+    reference = answers.reference(context.model, few, context.outputs)
 
     def error(fraction: float) -> float:
         from onnxprune.recover import constants

@@ -1,0 +1,132 @@
+"""What a model says on samples of all that its outputs' parts look at, and the original's answers as a reference."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from onnxprune import graph
+from onnxprune.data import Samples
+from onnxprune.data.sequences import AT_ONCE, handed_back
+from onnxprune.graph import sessions
+from onnxprune.graph.inputs import batch_size_of
+from onnxprune.outputs.decisions import behind
+from onnxprune.outputs.kinds import CLASSES, Outputs, Part
+from onnxprune.outputs.metrics import everything, mean_row
+
+MOST_BYTES = 1 << 30  # of the original's answers that are kept
+Values = Mapping[str, np.ndarray]
+
+
+def names_in(model: ir.Model, outputs: Outputs) -> dict[str, str]:
+    """Value of `outputs` -> its name in `model`, which may have been rewritten: decisions are found by their place."""
+    own = {value.name for value in model.graph.outputs}
+    made = {value.name for node in model.graph for value in node.outputs}
+    wanted = {part.value: None for part in outputs.parts}
+    inner = [name for name in outputs.inner if name in wanted]
+    found = {name: name for name in wanted if name in own or name in made}
+    here = list(behind(model))
+    if any(name not in found for name in inner) and len(here) == len(inner):
+        found.update(zip(inner, here, strict=True))
+    return found
+
+
+def answers(
+    model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None
+) -> dict[str, np.ndarray]:
+    """Value name -> (N, ...) for what parts look at; values that change their size with the sample are left out.
+
+    batch: the only one that the model takes, where it does not tell.
+    """
+    loaded = model if isinstance(model, ir.Model) else graph.load(model)
+    names = names_in(loaded, outputs)
+    own = {value.name for value in loaded.graph.outputs}
+    extra = [name for name in names.values() if name not in own]
+    session = sessions.open_session(loaded if extra else model, extra_outputs=extra)
+    pairs = handed_back(loaded) if samples.steps > 1 else {}
+    if pairs:
+        said: Mapping[str, Any] = along_sequences(session, samples, pairs)
+    else:
+        said = everything(sessions.hold_batch(session, batch), samples)
+    found: dict[str, np.ndarray] = {}
+    for name, here in names.items():
+        if here not in said:
+            continue
+        y = said[here]
+        if not isinstance(y, list) and y.dtype.kind not in "fiub":
+            continue
+        if isinstance(y, list):
+            if len(y) != len(samples) or len({a.shape for a in y}) != 1:
+                continue
+            y = np.stack(y)
+        found[name] = y
+    return found
+
+
+def along_sequences(session: ort.InferenceSession, samples: Samples, pairs: Mapping[str, str]) -> dict[str, np.ndarray]:
+    """Outputs (N x T, ...) of steps of sequences, each model handing on the states that it has made itself.
+
+    pairs: input -> output that is handed back as it. Outputs without a row per sequence are left out.
+    """
+    count, steps = len(samples) // samples.steps, samples.steps
+    at_once = batch_size_of(sessions.session_inputs(session)) or AT_ONCE
+    parts: list[dict[str, np.ndarray]] = []
+    for start in range(0, count, at_once):
+        block = np.arange(start, min(start + at_once, count)) * steps
+        said: list[Mapping[str, np.ndarray]] = []
+        for t in range(steps):
+            feeds = dict(samples.batch(block + t))
+            if said:
+                feeds |= {name: said[-1][output] for name, output in pairs.items()}
+            said.append(sessions.run(session, feeds))
+        rows = [name for name, y in said[0].items() if isinstance(y, np.ndarray) and y.shape[:1] == block.shape]
+        alike = [name for name in rows if len({run[name].shape for run in said}) == 1]
+        parts.append({name: np.concatenate(np.stack([run[name] for run in said], 1)) for name in alike})
+    common = [name for name in parts[0] if all(name in part for part in parts)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in common}
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the original says on samples, and the mean of it, which is all that a null model says."""
+
+    samples: Samples
+    outputs: Outputs
+    said: Values
+    ends: dict[Any, tuple[float, float]] = field(default_factory=dict, compare=False)  # group -> null's and original's
+
+    def classes(self) -> np.ndarray | None:
+        """The answer (N,) of each sample, by the first part that has one for each; None where there is none."""
+        for part in self.outputs.parts:
+            if part.kind == CLASSES and part.value in self.said:
+                return numbers_of(part, self.said[part.value])[:, 0].argmax(-1)
+        return None
+
+    @property
+    def null(self) -> dict[str, np.ndarray]:
+        """The null model's answers, one row for all samples."""
+        return {name: np.broadcast_to(mean_row(y), y.shape) for name, y in self.said.items()}
+
+
+def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None) -> Reference | None:
+    """What `model` says on `samples`, on fewer of them where that would not fit into memory; None where nothing is."""
+    few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs, batch)
+    size = sum(y.nbytes for y in few.values()) // max(1, min(2, len(samples)))
+    count = min(len(samples), max(2, MOST_BYTES // max(1, size)))
+    samples = samples if count == len(samples) else samples.subset(np.arange(count))
+    said = answers(model, samples, outputs, batch)
+    return Reference(samples, outputs, said) if said else None
+
+
+def numbers_of(part: Part, y: np.ndarray) -> np.ndarray:
+    """The part's numbers (N, places, C) of a value's (N, ...), places in one axis."""
+    shift = 0 if part.rows else 1
+    if part.along is not None:
+        y = y[(slice(None),) * (part.along + shift) + (slice(part.start, part.stop),)]
+    axis = (part.axis if part.axis is not None else y.ndim - 1 - shift) + shift
+    y = np.moveaxis(y, axis, -1) if y.ndim > 1 else y[:, None]
+    return y.reshape(len(y), -1, y.shape[-1]) if y.ndim > 1 else y

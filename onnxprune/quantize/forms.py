@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
 from onnxprune.graph import extras
+from onnxprune.quantize import prepare
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
 from onnxprune.quantize.ranges import Ranges, tensors_data
@@ -49,11 +51,19 @@ def int8(
         [],
         list(floats),
         op_types(provider),
-        {"ActivationSymmetric": symmetric, **UNKNOWN, **extra},
+        {"ActivationSymmetric": symmetric, "TensorQuantOverrides": _tied(model), **UNKNOWN, **extra},
     )
     with quiet():
         quantizer.quantize_model()
     return _checked(quantizer.model.model, model, "int8", "Conv, Gemm or MatMul")
+
+
+def _tied(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
+    """How tables are stored that are a matrix as well, transposed: with signs, for which integer kernels are made."""
+    from onnxruntime.quantization import QuantType
+
+    tables = [node.inputs[0].name or "" for node in model.graph if prepare.is_tied(node) and node.inputs[0]]
+    return {name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in sorted(set(tables))}
 
 
 def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:

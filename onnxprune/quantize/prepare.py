@@ -30,6 +30,7 @@ QUANTIZED = (
 QUANTIZED += ("ConvInteger", "QAttention", "QMoE", "GatherBlockQuantized")
 # Operators through which weights arrive, and which are computed once and for all.
 CARRIERS = frozenset("Cast Transpose Reshape Identity Squeeze Unsqueeze Flatten".split())
+LAYOUT = CARRIERS - {"Cast"}
 LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold several
 STANDARD = ("", "ai.onnx")
 FREE_INITIALIZERS = 4  # version of the format from which on initializers need not be inputs
@@ -138,7 +139,7 @@ def folded(model: ir.Model) -> ir.Model:
         if node.op_type not in CARRIERS or node.domain not in STANDARD or any(array is None for array in inputs):
             continue
         output = node.outputs[0]
-        if output in model.graph.outputs or not inputs:
+        if output in model.graph.outputs or not inputs or is_tied(node):
             continue
         array = _computed(model, node, [array for array in inputs if array is not None])
         made = graph.add_constant(model.graph, f"{output.name}/folded", array)
@@ -146,6 +147,14 @@ def folded(model: ir.Model) -> ir.Model:
         model.graph.remove(node, safe=True)
     drop_unused(model)
     return model
+
+
+def is_tied(node: ir.Node) -> bool:
+    """Whether `node` hands on a weight that others read as it is: what it makes would be stored beside that weight."""
+    source = node.inputs[0] if node.inputs else None
+    if source is None or node.op_type not in LAYOUT or not source.is_initializer():
+        return False
+    return len({user.op_type for user, _ in source.uses()}) > 1
 
 
 def _computed(model: ir.Model, node: ir.Node, inputs: list[np.ndarray]) -> np.ndarray:

@@ -61,6 +61,8 @@ def measure(
             last = name == list(files)[-1]
             counted = replace(measure_file(name, path, totals), path=str(out) if last else None)
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
+            # Rounding adds no weights, and in some forms its scales look like some.
+            models[name] = replace(models[name], params=models[next(iter(files))].params)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
             judge = yardstick(subject, subject.held, options.metric)

@@ -228,10 +228,27 @@ def _gate(graph: ir.Graph, value: ir.Value, name: str, axis: int, size: int, ran
 def _gate_input(graph: ir.Graph, value: ir.Value, axis: int, size: int, rank: int) -> None:
     """Gates follow one another behind the input: the next one stands in front of the others."""
     uses = list(value.uses())
-    node = _gate(graph, value, f"{value.name}.state_in.{axis}", axis, size, rank)
+    node = _gate(graph, value, _free(graph, value.name or "", f".state_in.{axis}"), axis, size, rank)
     for user, index in uses:
         user.replace_input_with(index, node.outputs[0])
     graph.insert_before(_first(graph, [user for user, _ in uses]), node) if uses else graph.append(node)
+
+
+def _free(graph: ir.Graph, name: str, ending: str) -> str:
+    """`name` and `ending` as the name of a gate.
+
+    What an earlier cut of this model left under names that begin so gets a mark in front of the ending: names of values
+    have to differ, and plans know a gate by its name.
+    """
+    called, mark = f"{name}{ending}", "'"
+    values = [*(value for node in graph for value in node.outputs), *graph.initializers.values()]
+    named = [*graph, *(value for value in values if not value.is_graph_output())]
+    while any((each.name or "").startswith(f"{name}{mark}{ending}.") for each in named):
+        mark += "'"
+    for each in named:
+        if (each.name or "").startswith(f"{called}."):
+            each.name = f"{name}{mark}{ending}{(each.name or '')[len(called) :]}"
+    return called
 
 
 def _first(graph: ir.Graph, nodes: list[ir.Node]) -> ir.Node:
@@ -246,8 +263,9 @@ def gate_output(graph: ir.Graph, name: str, axis: int, *, size: int, rank: int, 
     """
     place = next(k for k, value in enumerate(graph.outputs) if value.name == name)
     value = graph.outputs[place]
-    node = _gate(graph, value, f"{name}.state_out.{axis}", axis, size, rank, fill)
-    value.name = f"{name}.state_out.{axis}.inside"
+    called = _free(graph, name, f".state_out.{axis}")
+    node = _gate(graph, value, called, axis, size, rank, fill)
+    value.name = f"{called}.inside"
     node.outputs[0].name = name
     graph.outputs[place] = node.outputs[0]
     graph.append(node)

@@ -280,3 +280,19 @@ def test_a_wrong_position_of_a_narrow_state_in_half_precision_is_found(tmp_path,
     words = ("--recover", "none", "--no-latency", "-q", "--align", "1", "--target", "params=0.6")
     ran = cli(tmp_path / "in.onnx", tmp_path / "out.onnx", *words, "--states", "narrow", "--quantize", "fp16")
     assert (ran.code, "narrowed states change the output" in ran.err) == (3, True), ran.err
+
+
+@pytest.mark.parametrize("name", ["LSTM", "cache of a convolution", "GRU written out, by its names"])
+def test_a_result_that_hands_its_states_on_can_be_given_again(name, tmp_path, cli):
+    """What the first cut left beside the states has names of its own; then more is pruned, or a reason is told."""
+    numbers = NUMBERS | ({"ax": [2]} if "convolution" in name else {"ax": [1]})
+    onnx.save(onnx_text.proto(MODELS[name][0], numbers), tmp_path / "in.onnx")
+    words = ("--recover", "none", "--no-latency", "-q", "--align", "1", "--plan", tmp_path / "p.json")
+    assert cli(tmp_path / "in.onnx", tmp_path / "one.onnx", *words, "--target", "params=0.8").code == 0
+    ran = cli("inspect", tmp_path / "one.onnx")
+    assert ran.code == 0, ran.err
+    ran = cli(tmp_path / "one.onnx", tmp_path / "two.onnx", *words, "--target", "params=0.9")
+    if ran.code:
+        assert (ran.code, "nothing can be pruned" in ran.err) == (2, True), ran.err
+        return
+    assert cli("verify", tmp_path / "one.onnx", tmp_path / "two.onnx", "--plan", tmp_path / "p.json").code == 0

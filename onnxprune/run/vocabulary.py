@@ -68,6 +68,12 @@ def restricted(loaded: ir.Model, keep: Sequence[int], seed: int = 0) -> Restrict
 
     Raises: UsageError where the model has no vocabulary, or one that cannot be cut, VerificationError.
     """
+    earlier = next((node.name for node in loaded.graph if is_map(node)), None)
+    if earlier is not None:
+        raise UsageError(
+            f"--keep-tokens: this model has fewer tokens already, by the map '{earlier}'; give the file that it was "
+            "made from, with all tokens that shall stay"
+        )
     model, observed = normal_form.observed_form(loaded, graph.normalize(loaded))
     original = graph.copy(model)
     states.drop_gates(original)
@@ -161,9 +167,16 @@ def _put_gates(model: ir.Model, gathers: Sequence[ir.Node], size: int, observed:
         mapped.outputs[0].name = f"{node.name}{TOKEN_MAP}"
         model.graph.insert_before(node, mapped)
         node.replace_input_with(1, mapped.outputs[0])
+    _gate_logits(model, size, observed)
+
+
+def _gate_logits(model: ir.Model, size: int, observed: shapes.Shapes) -> list[ir.Node]:
+    """Gates on the logits, in place, which let all tokens through."""
+    gates = []
     for name in _logits(model, size, observed):
-        axis = len(observed.sizes[name]) - 1
-        states.gate_output(model.graph, name, axis, size=size, rank=axis + 1, fill=LOWEST)
+        rank = len(observed.sizes[name])
+        gates.append(states.gate_output(model.graph, name, rank - 1, size=size, rank=rank, fill=LOWEST))
+    return gates
 
 
 def _chosen(coupling: Coupling, gathers: Sequence[ir.Node], flags: np.ndarray) -> dict[Dim, np.ndarray]:
@@ -214,10 +227,8 @@ def _within(feeds: Iterable[dict[str, np.ndarray]], names: set[str], keep: np.nd
 def _twin(original: ir.Model, size: int, flags: np.ndarray, observed: shapes.Shapes) -> ir.Model:
     """The whole model with the logits of dropped tokens made LOWEST."""
     twin = graph.copy(original)
-    for name in _logits(twin, size, observed):
-        axis = len(observed.sizes[name]) - 1
-        node = states.gate_output(twin.graph, name, axis, size=size, rank=axis + 1, fill=LOWEST)
-        value = node.inputs[0]
-        assert value is not None, name
-        graph.set_constant(value, flags.reshape(graph.array_of(value).shape))
+    for gate in _gate_logits(twin, size, observed):
+        kept = gate.inputs[0]
+        assert kept is not None, gate.name
+        graph.set_constant(kept, flags.reshape(graph.array_of(kept).shape))
     return twin

@@ -169,3 +169,17 @@ def test_logits_that_are_filled_up_are_still_logits(files):
     part = vocabulary.restricted(whole, KEPT).model
     first, second = (describe(graph.normalize(model)).entries[0] for model in (whole, part))
     assert (first.kind, first.axis) == (second.kind, second.axis) == ("sequence", 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_result_with_fewer_tokens_is_pruned_again(name, files, cli, tmp_path):
+    source, out, ids = files(name)
+    words = ("--recover", "none", "--no-latency", "-q")
+    assert cli(source, out, "--keep-tokens", ids, "--target", "params=1", *words).code == 0
+    plan, again = tmp_path / "plan.json", tmp_path / "again.onnx"
+    ran = cli(out, again, "--target", "macs=0.7", "--align", "1", "--plan", plan, *words)
+    assert ran.code == 0, ran.err
+    assert json.loads(plan.read_text())["dims"]
+    assert cli("verify", out, again, "--plan", plan, "-q").code == 0
+    ran = cli(out, again, "--keep-tokens", ids, *words)
+    assert (ran.code, "has fewer tokens already" in ran.err) == (2, True), ran.err

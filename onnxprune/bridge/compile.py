@@ -18,8 +18,9 @@ from onnxprune.bridge.fusion import Fused, Fusions
 from onnxprune.bridge.ops.registry import IGNORED_ATTRIBUTES, TorchFunction
 from onnxprune.bridge.program import NOTHING, TRASH, Body, Context, Program, Step, run
 from onnxprune.bridge.store import Store
-from onnxprune.bridge.trainable import bodies, function_of
+from onnxprune.bridge.trainable import function_of
 from onnxprune.errors import BridgeError
+from onnxprune.graph import bodies
 
 Kind = Literal["host", "device"]
 
@@ -45,7 +46,7 @@ def _missing(graph: ir.Graph, opsets: dict[str, int]) -> set[str]:
         if function_of(node, opsets) is None:
             opset = node.version or opsets.get(node.domain, 1)
             found.add(f"no torch function for {op_name(node)} (opset {opset}), node '{node.name}'")
-        for body in bodies(node).values():
+        for body in bodies.of(node):
             found |= _missing(body, opsets)
     return found
 
@@ -172,7 +173,7 @@ class _Builder:
             self.fold(entry, node, function)
             return
         # A sequence of host values would look like a vector of them, so sequences live on the device.
-        elsewhere = bool(bodies(node)) or "Sequence" in node.op_type or "Optional" in node.op_type
+        elsewhere = bool(bodies.of(node)) or "Sequence" in node.op_type or "Optional" in node.op_type
         kind = "device" if elsewhere else self.kind_of_outputs(entry, inputs)
         slots = [self.input_slot(entry, kind, index, value) for index, value in enumerate(node.inputs)]
         slots += [self.capture_slot(value) for value in captured]

@@ -9,6 +9,7 @@ import onnx_ir as ir
 from onnxprune.bridge.ops.registry import TorchFunction, find
 from onnxprune.bridge.tensors import TRAINABLE_TYPES
 from onnxprune.coupling.layers import layer_of
+from onnxprune.graph import bodies
 from onnxprune.outputs.decisions import decided_on
 
 # A single number at one of these is a constant of the formula (the 0.5 of a GELU, an epsilon), not a parameter.
@@ -34,17 +35,8 @@ def initializers(graph: ir.Graph) -> dict[str, ir.Value]:
 def _graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     yield graph
     for node in graph:
-        for body in bodies(node).values():
+        for body in bodies.of(node):
             yield from _graphs(body)
-
-
-def bodies(node: ir.Node) -> dict[str, ir.Graph]:
-    """The subgraph attributes of a node by attribute name."""
-    return {
-        name: attribute.as_graph()
-        for name, attribute in node.attributes.items()
-        if attribute.type == ir.AttributeType.GRAPH
-    }
 
 
 def trainable(graph: ir.Graph, opsets: dict[str, int]) -> list[ir.Value]:
@@ -88,7 +80,7 @@ def _gradient_inputs(node: ir.Node, opsets: dict[str, int]) -> list[ir.Value]:
         return []
     skipped = function.host | function.fixed
     found = [value for index, value in enumerate(node.inputs) if value is not None and index not in skipped]
-    for body in bodies(node).values():
+    for body in bodies.of(node):
         found += [value for value in body.outputs if value is not None]
     return found
 

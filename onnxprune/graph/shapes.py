@@ -79,9 +79,7 @@ def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None,
 def _needs_running(model: ir.Model) -> bool:
     """Whether some shape is computed in the graph, or some operator is outside static inference."""
     for node in model.graph:
-        if node.domain not in ("", "ai.onnx", "com.microsoft") or any(
-            a.type == ir.AttributeType.GRAPH for a in node.attributes.values()
-        ):
+        if node.domain not in ("", "ai.onnx", "com.microsoft") or bodies.of(node):
             return True
         if node.op_type in SHAPED_BY_INPUT and any(v is not None and not v.is_initializer() for v in node.inputs[1:]):
             return True
@@ -281,9 +279,9 @@ def _recording_session(model: ir.Model) -> ort.InferenceSession:
 
 def _with_other_branches(model: ir.Model, session: ort.InferenceSession, found: Shapes) -> Shapes:
     """`found`, and what is seen in branches that the model did not take; at larger sizes where more of them run."""
-    branches = _Branches(model)
     if not any(map(bodies.of, model.graph)):
         return found
+    branches = _Branches(model)
     best, left = branches.seen(found)
     for factor in LARGER if left and found.second else ():
         probe = _larger(model, found.probe, factor)
@@ -312,8 +310,7 @@ class _Branches:
 
     def __init__(self, model: ir.Model) -> None:
         self.model = model
-        bodied = any(map(bodies.of, model.graph))
-        self.graph = graph.skeleton(model, 1024)[0].graph if bodied else onnx.GraphProto()
+        self.graph = graph.skeleton(model, 1024)[0].graph
         self.sessions: dict[str, ort.InferenceSession] = {}
 
     def seen(self, found: Shapes) -> tuple[Shapes, int]:

@@ -75,7 +75,7 @@ def points_of(ours: int, our_node: ir.Node, theirs: int, their_node: ir.Node) ->
     """The computed floats that a node reads in both models."""
     found = []
     for index, (a, b) in enumerate(zip(our_node.inputs, their_node.inputs, strict=False)):
-        if _is_computed_float(a) and _is_computed_float(b):
+        if is_computed_float(a) and is_computed_float(b):
             assert a is not None
             assert b is not None
             name = their_node.name or their_node.op_type
@@ -107,7 +107,8 @@ def decides(node: ir.Node) -> bool:
 FLOATS = frozenset(int(kind) for kind in ir.DataType if kind.is_floating_point() and kind.bitwidth >= 16)
 
 
-def _is_computed_float(value: ir.Value | None) -> bool:
+def is_computed_float(value: ir.Value | None) -> bool:
+    """Whether `value` is a float, or of a type that is not known, that some node makes."""
     return value is not None and value.producer() is not None and _is_float(value)
 
 

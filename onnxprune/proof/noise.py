@@ -52,9 +52,14 @@ def moved_feeds(feeds: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndar
 
 def _moved(array: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """array * (1 + share) or array * (1 - share), number by number."""
-    signs = np.resize(np.roll(_PATTERN, int(rng.integers(PATTERN))), array.size).reshape(array.shape)
+    signs = from_pattern(_PATTERN, array.shape, rng)
     with np.errstate(over="ignore", invalid="ignore"):
         return (array.astype(np.float32) * (1 + np.float32(share) * signs)).astype(array.dtype)
+
+
+def from_pattern(pattern: np.ndarray, shape: Sequence[int], rng: np.random.Generator) -> np.ndarray:
+    """An array of `shape` with the numbers of `pattern` over and over, from a random place on."""
+    return np.resize(np.roll(pattern, int(rng.integers(len(pattern)))), shape)
 
 
 _PATTERN = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), PATTERN)

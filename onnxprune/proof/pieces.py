@@ -13,7 +13,7 @@ from zlib import crc32
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph import extras, sessions
+from onnxprune.graph import bodies, extras, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import decisions, inside, noise
@@ -80,7 +80,7 @@ def _random(like: np.ndarray, name: str, kept: Kept, size: float, seed: int) -> 
     Whole channels are shifted, sample by sample, so that some are all positive and some all negative.
     """
     rng = np.random.default_rng([seed, crc32(name.encode())])
-    numbers = np.resize(np.roll(PATTERN, int(rng.integers(len(PATTERN)))), like.shape)
+    numbers = noise.from_pattern(PATTERN, like.shape, rng)
     for row in range(like.shape[0]) if like.ndim > 1 else ():
         # Channels stand on an axis of which positions are gone, else on the second or on the last, by turns.
         axes = [axis for axis in kept.get(name, {}) if axis] or [1, like.ndim - 1]
@@ -116,22 +116,14 @@ def _is_repeatable(value: ir.Value, cuts: _Cuts) -> bool:
         if node is None or node in seen:
             continue
         seen.add(node)
-        if _has_body(node):
+        if bodies.of(node):
             return False  # bodies may decide
         read = [v for v in node.inputs if v is not None and v.name not in cuts.full]
-        computed = [v for v in read if v.producer() is not None and _is_float(v) and not inside.is_weight(v)]
+        computed = [v for v in read if decisions.is_computed_float(v) and not inside.is_weight(v)]
         if computed and decisions.decides(node):
             return False
         left += [v.producer() for v in read]
     return True
-
-
-def _has_body(node: ir.Node) -> bool:
-    return any(attribute.type == ir.AttributeType.GRAPH for attribute in node.attributes.values())
-
-
-def _is_float(value: ir.Value) -> bool:
-    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def _in_pieces(model: ir.Model, cuts: _Cuts) -> ir.Model:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
-from onnxprune.graph import sessions
+from onnxprune.graph import bodies, sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import comparison
 from onnxprune.proof.differences import TOLERANCE
@@ -200,11 +200,6 @@ class _Twins:
         return largest
 
 
-def _has_body(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
 # int8: nodes are known by their names, values by the nodes that make them -------------------------------------------
 
 
@@ -228,7 +223,7 @@ def _add_int8(twins: _Twins, node: ir.Node) -> None:
     if own is None and node.op_type not in parts.DROPPED:
         twins.faults.append(f"{node.op_type} '{node.name}' is missing")
         return
-    if own is not None and _has_body(node):  # bodies are not quantized
+    if own is not None and bodies.of(node):  # bodies are not quantized
         twins.values.update({a.name or "": b for a, b in zip(node.outputs, own.outputs, strict=True)})
         return
     theirs = [] if own is None else list(own.inputs)
@@ -317,7 +312,7 @@ def _add_stored(
         twins.faults.append(f"value '{missing[0]}' of {node.op_type} '{node.name}' is missing")
         return
     own = twins.nodes.get(node.name)
-    if not _has_body(node):
+    if not bodies.of(node):
         inputs = [_read_stored(twins, node, k, matrix, own) for k in range(len(node.inputs))]
         if matrix is not None and kind == "dynamic" and inputs[0] is not None:
             inputs[0] = twins.rounded_as_it_comes(inputs[0])

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import GraphError
-from onnxprune.graph import half, sessions
+from onnxprune.graph import bodies, half, sessions
 from onnxprune.system.atomic_files import scratch
 
 VALUES_BYTES, MEMORY_SHARE = 256 << 20, 0.2  # for the values of one walk, and at most this share of the memory
@@ -117,12 +117,10 @@ class Walk:
 def reads(node: ir.Node) -> Iterator[ir.Value]:
     """The values that a node reads, those that its subgraphs capture included."""
     yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            body = attribute.as_graph()
-            graphs = {body, *(inner.graph for inner in body.all_nodes())}
-            captured = (v for inner in body.all_nodes() for v in inner.inputs if v is not None)
-            yield from (value for value in captured if value.graph not in graphs)
+    for body in bodies.of(node):
+        graphs = {body, *(inner.graph for inner in body.all_nodes())}
+        captured = (v for inner in body.all_nodes() for v in inner.inputs if v is not None)
+        yield from (value for value in captured if value.graph not in graphs)
 
 
 def _tensor(value: ir.Value) -> onnx.TensorProto:

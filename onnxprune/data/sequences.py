@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from onnxprune.data.fit import Target, check_dtype
 from onnxprune.data.samples import ArraySamples
@@ -100,7 +101,8 @@ class Unroller:
         at_once = batch_size_of(self.inputs) or AT_ONCE
         blocks = [np.arange(k, min(k + at_once, count)) for k in range(0, count, at_once)]
         axes = {name: self._state_axis(name) for name in self.pairs}
-        runs = [self._run(arrays, block, steps, rolled, axes, target.where) for block in blocks]
+        session = sessions.open_session(self.model, threads=sessions.few_threads())
+        runs = [self._run(session, arrays, block, steps, rolled, axes, target.where) for block in blocks]
         first = _settled(runs[0], target.where)
         flat = {name: arrays[name][:, first:].reshape(-1, *arrays[name].shape[2:]) for name in rolled}
         rest = [info for info in self.inputs if info.name not in self.pairs]
@@ -128,6 +130,7 @@ class Unroller:
 
     def _run(
         self,
+        session: ort.InferenceSession,
         arrays: Mapping[str, np.ndarray],
         block: np.ndarray,
         steps: int,
@@ -136,7 +139,6 @@ class Unroller:
         where: str,
     ) -> dict[str, list[np.ndarray]]:
         """The states before each step of some sequences."""
-        session = sessions.open_session(self.model, threads=sessions.few_threads())
         state = {name: self._start(name, arrays, block, axis, where) for name, axis in axes.items()}
         infos = {info.name: info for info in self.inputs}
         shared = {k: a.astype(infos[k].dtype) for k, a in arrays.items() if k in infos and k not in (*rolled, *axes)}

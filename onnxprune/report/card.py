@@ -58,11 +58,8 @@ def _numbers(found: Mapping[str, Any], original: Mapping[str, Any], result: Mapp
 def _accuracy(found: Mapping[str, Any] | None) -> str:
     if not found:
         return text.DASH
-    share = text.is_share(found["metric"])
-    write = (lambda value: f"{100 * value:.2f} %") if share else text.digits
-    interval = found.get("interval95")
-    noise = f" ({write(interval[0])} to {write(interval[1])} at 95 %, {found['samples']} samples)" if interval else ""
-    return f"{write(found['value'])}{noise}"
+    value, *ends = (text.of_metric(found["metric"], n) for n in (found["value"], *(found.get("interval95") or ())))
+    return value + (f" ({' to '.join(ends)} at 95 %, {found['samples']} samples)" if ends else "")
 
 
 def _proof(found: Mapping[str, Any]) -> Iterator[str]:

@@ -43,10 +43,8 @@ FULL_OF_FRONT = (0.25, 0.5, 0.75)  # of the sizes from small to large, those tha
 SEARCHED = 8  # sizes that a search for an accuracy tries quickly
 BEYOND, MARGIN = 3.0, 2.0  # times what may be lost, and points: smaller sizes are not tried where more was lost
 SAFE, LEAST_AIM = 0.84, 0.4  # standard errors of the promise below what may be lost, so that it holds in 8 of 10 runs
-NEAR, ENOUGH = (
-    0.02,
-    0.05,
-)  # shares of the MACs: by so much larger than what missed; between it and what holds in the end
+NEAR = 0.02  # of the MACs: sizes that differ by less are as good as one
+ENOUGH = 0.05  # of the MACs, between the largest size that misses and the smallest that holds: then the search ends
 LARGER = (0.3, 0.6)  # where a result misses: how far to go from its size towards the largest
 
 

@@ -152,7 +152,6 @@ def _fill(graph_: ir.Graph, entry: Narrowed) -> None:
     places[list(entry.keep)] = np.arange(len(entry.keep))
     fills = _gather(graph_, pad.outputs[0], places, entry.axis, name)
     graph_.extend([pad, fills])
-    narrow_shape = shape
     states.become_output(graph_, inner, fills.outputs[0])
-    inner.name, inner.shape = f"{name}.inside", narrow_shape
-    fills.outputs[0].shape = _with(narrow_shape, entry.axis, entry.size)
+    inner.name = f"{name}.inside"
+    fills.outputs[0].shape = _with(shape, entry.axis, entry.size)

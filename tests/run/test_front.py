@@ -10,25 +10,16 @@ from networks import DIGITS
 
 from onnxprune import api
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.recover import levels
-from onnxprune.run import front, schedule, trials
+from onnxprune.run import front, trials
 from onnxprune.run.subject import parted, prepare
 from onnxprune.run.trials import Trial, Trials
 from onnxprune.system.clock import Clock
 
 WORDS = ("--method", "l1", "--align", 1, "--no-latency")
 ACCURACY = Accuracy("agreement", 0.9, 100, None)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """(subject, outcome of l1) of the embedded model, with its samples."""
-    options = Options(method="l1", data="digits")
-    subject = prepare(DIGITS, options, Clock())
-    return schedule.scored(subject, base.get("l1"), options, Clock())
 
 
 # Accuracy -----------------------------------------------------------------------------------------------------------

@@ -15,18 +15,9 @@ from onnxprune.options import Options
 from onnxprune.recover import levels
 from onnxprune.report import LatencyRatio, LatencyTable
 from onnxprune.run import measuring, schedule, search
-from onnxprune.run.subject import prepare
 from onnxprune.system.clock import Clock
 
 WORDS = ("--method", "l1", "--align", 1, "--no-latency")
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """(subject, outcome of l1) of the embedded model, with its samples."""
-    options = Options(method="l1", data="digits")
-    subject = prepare(DIGITS, options, Clock())
-    return schedule.scored(subject, base.get("l1"), options, Clock())
 
 
 def test_biases_that_recovery_makes_count_in_the_budget(cli, tmp_path):

@@ -387,7 +387,6 @@ class Options:
     progress: bool = False  # bars on a terminal
     command: str = ""  # as it was given, for the report
     method_found: bool = False  # none was asked for
-    tokens: tuple[int, ...] = ()  # ids of the vocabulary that a plan keeps
 
     def __post_init__(self) -> None:
         for row in TABLE.values():

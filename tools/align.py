@@ -23,6 +23,7 @@ from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.plan import cost
 from onnxprune.plan.select import Budget, alignment, select
+from onnxprune.run.settings import Widths
 from onnxprune.run.subject import Subject, prepare, scored_dims
 from onnxprune.system.clock import Clock
 
@@ -48,7 +49,7 @@ class Row:
 
 def variants(subject: Subject, method: str, macs: float, align: int) -> dict[str, Mapping]:
     """Kept positions by variant; all have the MACs of the aligned one, as near as sizes allow."""
-    context = base.Context(subject.coupling, subject.cost, scored_dims(subject.coupling, Options()))
+    context = base.Context(subject.coupling, subject.cost, scored_dims(subject.coupling, Widths()))
     outcome = base.run(base.get(method), context)
     budget = Budget({"macs": macs}, align=align)
     chosen = select(outcome.ranking, subject.cost, budget, comparable=outcome.comparable)

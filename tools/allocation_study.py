@@ -21,13 +21,13 @@ import cifar
 from onnxprune import surgery
 from onnxprune.data import Samples, input_infos, load_samples
 from onnxprune.graph import sessions
-from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost
-from onnxprune.recover import asked, levels
+from onnxprune.recover import levels
 from onnxprune.run import allocation, schedule, search
+from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
 
@@ -61,7 +61,7 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
         given = {"data": images, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
         options = Options(method=method, seed=seed, time=args.time, **given)
         subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
-        subject, outcome = schedule.scored(subject, base.get(method), options, Clock())
+        subject, outcome = schedule.scored(subject, resolved(options), Clock())
         test = load_samples(cifar.load(kind, "test", 0, args.test), input_infos(subject.model))
         for name in args.allocate:
             yield row(
@@ -77,11 +77,12 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
 def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> str:
     """One line: what the widths cost, and what the recovered model does on test images."""
     start = time.monotonic()
-    chosen = allocation.allocated(subject, outcome, options, Clock())
+    settings = resolved(options)
+    chosen = allocation.allocated(subject, outcome, settings, Clock())
     spent = time.monotonic() - start
-    choice = next(search.choices(subject, chosen, options))
+    choice = next(search.selections(subject, chosen, settings))
     model = surgery.cut(subject.coupling, choice.keep)
-    levels.recover(subject.given, choice.keep, model, asked.recovery_of(options), Clock(), {})
+    levels.recover(subject.given, choice, model, settings.recovery, Clock())
     found = metrics.evaluate(sessions.open_session(model), test)
     assert found is not None
     assert found.interval95 is not None

@@ -25,12 +25,11 @@ from scipy.stats import spearmanr
 
 import onnxprune
 from onnxprune import graph, surgery
-from onnxprune.methods import base
 from onnxprune.options import options_of
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.recover import levels
-from onnxprune.recover.asked import recovery_of
 from onnxprune.run import allocation, front, measuring, schedule
+from onnxprune.run.settings import resolved
 from onnxprune.run.subject import prepare
 from onnxprune.system.clock import Clock
 from tools import metric_detectors as detectors
@@ -171,12 +170,12 @@ def variants(
     def made(key: Variant, out: Path) -> Accuracy:
         method, recover, target = key
         asked = {"method": method, "recover": recover, "target": {"macs": target}, "data": tune, "val": held}
-        options = options_of(asked | {"latency": False})
-        found, outcome = schedule.scored(subject, base.get(method), options, Clock())
-        outcome = allocation.allocated(found, outcome, options, Clock())
-        keep = next(iter(front.choices(found, outcome, options, Clock()))).keep
-        model = surgery.cut(found.coupling, keep)
-        levels.recover(found.given, keep, model, recovery_of(options), Clock(), outcome.zeros or {})
+        settings = resolved(options_of(asked | {"latency": False}))
+        found, outcome = schedule.scored(subject, settings, Clock())
+        outcome = allocation.allocated(found, outcome, settings, Clock())
+        selection = next(iter(front.choices(found, outcome, settings, Clock()))).selection
+        model = surgery.cut(found.coupling, selection.keep)
+        levels.recover(found.given, selection, model, settings.recovery, Clock())
         graph.save(model, out)
         return judge.of(out)
 

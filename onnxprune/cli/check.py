@@ -52,7 +52,7 @@ def _subject(path: Path, tokens: tuple[int, ...]) -> "Subject":
     from onnxprune.run import subject
     from onnxprune.system.clock import Clock
 
-    return subject.prepare(path, Options(tokens=tokens), Clock())
+    return subject.prepare(path, Options(), Clock(), tokens)
 
 
 def told(path: Path, prepared: "Callable[[tuple[int, ...]], Subject] | None") -> str:

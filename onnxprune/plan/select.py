@@ -10,7 +10,7 @@ from math import ceil
 
 import numpy as np
 
-from onnxprune.coupling import Dim
+from onnxprune.coupling import Dim, Keep
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.plan.cost import Cost, Kind
 
@@ -18,6 +18,24 @@ from onnxprune.plan.cost import Cost, Kind
 BETWEEN = 2.0
 OPTION_NAMES: dict[Kind, str] = {"bytes": "size"}  # where the option's word is another
 Scores = Mapping[Dim, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is to be removed: selection makes it, or a plan file has it; cut, recovery and report follow it.
+
+    keep: kept positions (size,) by Dim; Dims that are absent keep all. method: whose scores chose. zeros: positions
+    that a sparse method left at zero beside that, by initializer. notes: for the report.
+    """
+
+    keep: Keep
+    method: str = ""
+    zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def noted(self, *notes: str) -> "Selection":
+        """The same with these notes behind its own."""
+        return replace(self, notes=(*self.notes, *notes))
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
 from onnxprune.options import Level
 from onnxprune.outputs.kinds import Outputs
+from onnxprune.plan.select import Selection
 from onnxprune.recover import biases
 from onnxprune.recover.settings import Settings
 from onnxprune.surgery import dead
@@ -68,20 +69,13 @@ class Recovery:
 
 
 def recover(
-    given: Given,
-    keep: Keep,
-    cut_model: ir.Model,
-    how: Recovery,
-    clock: Clock,
-    zeros: Mapping[str, np.ndarray],
-    *,
-    trial: bool = False,
+    given: Given, selection: Selection, cut_model: ir.Model, how: Recovery, clock: Clock, *, trial: bool = False
 ) -> "History | None":
-    """Carries out `how` on `cut_model` in place; the fine-tuning history or None.
+    """Carries out `how` in place on `cut_model`, which was cut by `selection`; the fine-tuning history or None.
 
     trial: on few samples, for one epoch: to tell what the whole would bring.
     """
-    tune = partial(tuned, given, how)
+    tune, keep = partial(tuned, given, how), selection.keep
     if trial:
         given, how = _fewer(given), how.trial
     if how.level == "none":
@@ -94,7 +88,7 @@ def recover(
     fitted = learned_from(given, how)
     if fitted is None or how.level == "constants":
         return None
-    if not zeros:  # least squares would fill them
+    if not selection.zeros:  # least squares would fill them
         from onnxprune.recover import reconstruct
 
         with clock("reconstruct"):
@@ -116,7 +110,7 @@ def recover(
         LOG.warning("fine-tuning was left out: %d samples are too few; give more with --data", len(given.tune))
         return None
     with clock("finetune"):
-        stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, zeros).items()}
+        stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, selection.zeros).items()}
         positions = surgery.kept_positions(given.coupling, keep) if how.tuning.features > 0 else {}
         left = clock.left()
         history = processes.together(tune, cut_model, stays, positions, how.resume, trial, left, save=graph.save)

@@ -19,18 +19,19 @@ from time import perf_counter
 import numpy as np
 
 from onnxprune import surgery
-from onnxprune.coupling import Dim
+from onnxprune.coupling import Dim, Keep
 from onnxprune.data import batch_axes, input_infos, split
 from onnxprune.errors import BridgeError, BudgetError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Options
 from onnxprune.outputs import metrics
+from onnxprune.plan.select import Selection
 from onnxprune.recover import constants, fair, levels, reconstruct
 from onnxprune.run import schedule, search
-from onnxprune.run.search import Choice
+from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
+from onnxprune.run.trials import key_of
 from onnxprune.system.clock import Clock
 from onnxprune.system.packages import missing
 
@@ -53,7 +54,7 @@ class Candidate:
 
     name: str
     outcome: Outcome
-    choice: Choice
+    selection: Selection
     losses: np.ndarray
 
     @property
@@ -65,58 +66,58 @@ class Candidate:
         return float(gaps.mean()) < -BETTER * float(gaps.std()) / len(gaps) ** 0.5
 
 
-def allocated(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Outcome:
+def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
     """`outcome` with the ranking that the allocation asked for makes of it."""
-    if outcome.zeros or (outcome.keep is not None and not options.target):
+    if outcome.zeros or (outcome.keep is not None and not settings.goal.target):
         return outcome
-    if options.allocate == "uniform":
+    if settings.widths.allocate == "uniform":
         return uniform(outcome)
-    if options.allocate == "measured":
+    if settings.widths.allocate == "measured":
         if subject.tune is None or len(subject.tune) < levels.FEWEST_TRAINED:
             raise UsageError("--allocate measured needs samples; give --data, or choose method or uniform")
         with clock("allocate"):
-            return _measured(subject, outcome, options)
-    if options.allocate is None and subject.tune is None:
-        return _streams_whole(subject, outcome, options, "because nothing can be repaired without samples")
-    if options.allocate is None and options.level in ("reconstruct", "finetune"):
+            return _measured(subject, outcome, settings)
+    if settings.widths.allocate is None and subject.tune is None:
+        return _streams_whole(subject, outcome, settings, "because nothing can be repaired without samples")
+    if settings.widths.allocate is None and settings.recovery.level in ("reconstruct", "finetune"):
         with clock("allocate"):
-            return _repairable(subject, outcome, options)
+            return _repairable(subject, outcome, settings)
     return outcome
 
 
-def _repairable(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+def _repairable(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     """Widths from which recovery on samples brings back most.
 
     Magnitudes of different layers have no common scale: they order units well enough, and say little of widths, which
     the loss then says. Methods that set limits or learn widths keep theirs.
     """
-    needs = base.get(options.method).needs
+    needs = settings.method.needs
     if needs.training or outcome.limits:
         return outcome
     if needs == base.Needs() and not outcome.comparable:
-        return _by_taylor(subject, outcome, options)
-    return _streams_whole(subject, outcome, options, INSIDE, least=LEAST_INSIDE)
+        return _by_taylor(subject, outcome, settings)
+    return _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
 
 
-def _by_taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+def _by_taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     """The method's order in the widths that taylor would choose, residual streams whole where the target allows."""
-    widths = _taylor(subject, outcome, options)
+    widths = _taylor(subject, outcome, settings)
     if isinstance(widths, str):
-        note = f"how many units of each dimension go is as {options.method} says, not as the loss does: {widths}"
+        note = f"how many units of each dimension go is as {settings.method.name} says, not as the loss does: {widths}"
         outcome = replace(outcome, notes=(*outcome.notes, note))
-        return _streams_whole(subject, outcome, options, INSIDE, least=LEAST_INSIDE)
+        return _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     note = (
-        f"{options.method} says which units go, and how much the loss grows (taylor) how many of each dimension; "
-        f"--allocate method leaves both to {options.method}"
+        f"{settings.method.name} says which units go, and how much the loss grows (taylor) how many of each dimension; "
+        f"--allocate method leaves both to {settings.method.name}"
     )
     widths = replace(widths, notes=(*outcome.notes, note))
-    return _streams_whole(subject, widths, options, INSIDE, least=LEAST_INSIDE)
+    return _streams_whole(subject, widths, settings, INSIDE, least=LEAST_INSIDE)
 
 
-def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | str:
+def _taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome | str:
     """The method's order in taylor's widths, or why there are none: no gradient reaches the weights, or no torch."""
     try:
-        widths = schedule.score(subject, base.get("taylor"), options, Clock(), method_options={})
+        widths = schedule.score(subject, base.get("taylor"), settings, Clock(), method_options={})
     except (UsageError, BridgeError, ModuleNotFoundError) as error:
         told = missing(error) if isinstance(error, ModuleNotFoundError) else error
         if told is None:
@@ -126,7 +127,7 @@ def _taylor(subject: Subject, outcome: Outcome, options: Options) -> Outcome | s
     return reordered(widths, outcome)
 
 
-def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: str, least: float = 0.0) -> Outcome:
+def _streams_whole(subject: Subject, outcome: Outcome, settings: Settings, why: str, least: float = 0.0) -> Outcome:
     """Without the widths of residual streams, where targets can be met so: what they lose is lost to all readers.
 
     Where a search decides how small the result is, they are made so dear that they go last.
@@ -136,12 +137,12 @@ def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: st
     spared = without(outcome, subject.coupling.residual)
     if not spared.scores or len(spared.scores) == len(outcome.scores):
         return outcome
-    if options.front or options.max_drop is not None or "latency" in options.target:
+    if settings.goal.searched:
         last = priced(outcome, [dim for dim in outcome.scores if dim not in spared.scores], LAST)
         note = f"the widths that shortcuts (residual connections) add into are cut last (ten times as dear), {why}"
         return replace(last, notes=(*outcome.notes, note))
     try:
-        search.one_shot(subject, spared, options, _targets(options), floor=max(options.floor, least))
+        search.one_shot(subject, spared, settings, _targets(settings), floor=max(settings.widths.floor, least))
     except BudgetError:
         return outcome
     what = "the widths that shortcuts (residual connections) add into stay whole"
@@ -149,9 +150,8 @@ def _streams_whole(subject: Subject, outcome: Outcome, options: Options, why: st
     return replace(spared, notes=(*spared.notes, note))
 
 
-def _targets(options: Options) -> search.Targets:
-    found = {TARGETS[key]: share for key, share in options.target.items() if key != "latency"}
-    return found or {"macs": 0.5}  # type: ignore[return-value]
+def _targets(settings: Settings) -> search.Targets:
+    return kinds_of(settings.goal.target) or search.HALF
 
 
 # Rankings ---------------------------------------------------------------------------------------------------------
@@ -193,16 +193,16 @@ def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
-def _measured(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
+def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     start = perf_counter()
-    evaluate = _evaluator(subject, options)
+    evaluate = _evaluator(subject, settings)
     tried: list[Candidate] = []
-    for name, ranking in _priors(subject, outcome, options):
-        tried += _tried(name, ranking, subject, options, evaluate)
+    for name, ranking in _priors(subject, outcome, settings):
+        tried += _tried(name, ranking, subject, settings, evaluate)
     if not tried:
         return outcome  # the selection proper says what cannot be met
     each = (perf_counter() - start) / len(tried)
-    seconds = SECONDS if options.time is None else TIME_SHARE * options.time
+    seconds = SECONDS if settings.seconds is None else TIME_SHARE * settings.seconds
     count = max(n for n in COUNTS if n <= max(COUNTS[0], seconds / max(each, 1e-9)))
     best, moves = min(tried, key=lambda candidate: candidate.loss), 0
     prior = best
@@ -211,7 +211,7 @@ def _measured(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
             for by in (factor, 1 / factor):
                 if len(tried) >= count:
                     break
-                found = _tried(best.name, priced(best.outcome, dims, by), subject, options, evaluate)
+                found = _tried(best.name, priced(best.outcome, dims, by), subject, settings, evaluate)
                 tried += found
                 if found and found[0].beats(best):
                     best, moves = found[0], moves + 1
@@ -229,22 +229,22 @@ def _measured(subject: Subject, outcome: Outcome, options: Options) -> Outcome:
 
 
 def _tried(
-    name: str, ranking: Outcome, subject: Subject, options: Options, evaluate: Callable[[Choice], np.ndarray]
+    name: str, ranking: Outcome, subject: Subject, settings: Settings, evaluate: Callable[[Selection], np.ndarray]
 ) -> list[Candidate]:
     """The candidate, or none where the budget cannot be met by it."""
     try:
-        choice = search.near_the_target(subject, ranking, options, _targets(options))
+        selection = search.near_the_target(subject, ranking, settings, _targets(settings))
     except BudgetError:
         return []
-    found = Candidate(name, ranking, choice, evaluate(choice))
+    found = Candidate(name, ranking, selection, evaluate(selection))
     LOG.debug("  %s: loss %.4f", name, found.loss)
     return [found]
 
 
-def _priors(subject: Subject, outcome: Outcome, options: Options) -> Iterator[tuple[str, Outcome]]:
+def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:
     streams = subject.coupling.residual & outcome.scores.keys()
     found = {"method": outcome, "uniform": uniform(outcome)}
-    if options.method != "taylor" and not isinstance(widths := _taylor(subject, outcome, options), str):
+    if settings.method.name != "taylor" and not isinstance(widths := _taylor(subject, outcome, settings), str):
         found["taylor"] = widths
     for name, ranking in found.items():
         yield name, ranking
@@ -260,26 +260,26 @@ def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:
     return [*streams, *([inner[k] for k in part] for part in parts if len(part))]
 
 
-def _evaluator(subject: Subject, options: Options) -> Callable[[Choice], np.ndarray]:
+def _evaluator(subject: Subject, settings: Settings) -> Callable[[Selection], np.ndarray]:
     """A function that gives the losses (N,) of the whole model, cut by a choice and cheaply recovered."""
     assert subject.tune is not None
-    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), options.seed)
+    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), settings.seed)
     learned = learned.subset(np.arange(min(FITTED, len(learned))))
-    held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, options.seed)
+    held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, settings.seed)
     original = metrics.outputs_on(sessions.open_session(subject.model), held)
 
     known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same
 
-    def losses(choice: Choice) -> np.ndarray:
-        key = b"".join(np.packbits(choice.keep[dim]).tobytes() for dim in sorted(choice.keep, key=lambda d: d.name))
+    def losses(selection: Selection) -> np.ndarray:
+        key = key_of(selection.keep)
         if key not in known:
-            known[key] = measured(choice)
+            known[key] = measured(selection.keep)
         return known[key]
 
-    def measured(choice: Choice) -> np.ndarray:
-        model = surgery.cut(subject.coupling, choice.keep)
-        constants.push(subject.coupling, choice.keep, model, learned, limit=FITTED // 2)
-        reconstruct.refit(subject.coupling, choice.keep, model, learned, limit=FITTED, seed=options.seed)
+    def measured(keep: Keep) -> np.ndarray:
+        model = surgery.cut(subject.coupling, keep)
+        constants.push(subject.coupling, keep, model, learned, limit=FITTED // 2)
+        reconstruct.refit(subject.coupling, keep, model, learned, limit=FITTED, seed=settings.seed)
         return distances(metrics.outputs_on(sessions.open_session(model), held), original)
 
     return losses

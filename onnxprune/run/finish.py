@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from onnxprune import graph, quantize
 from onnxprune.bridge import batchnorm
-from onnxprune.options import Options, provider_for
 
 if TYPE_CHECKING:
+    from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
 
 
@@ -22,15 +21,21 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     return graph.finish(folded, rewrite=rewrite, join=join)
 
 
-def quantizing(subject: Subject, options: Options, known: Mapping[str, Any] | None = None) -> quantize.Context:
-    """What --quantize is carried out with; known: how a plan that is replayed says that its result was quantized."""
-    asked = quantize.parse(options.quantize)
-    assert asked is not None
-    return quantize.Context(asked, subject.tune, subject.feeds, provider_for(options), options.seed, known or {})
+def quantized(finished: ir.Model, subject: Subject, settings: Settings) -> quantize.Quantized | None:
+    """A finished model as --quantize asks, None where it stays in floats."""
+    form = settings.form
+    if form.quantize is None:
+        return None
+    provider, seed = settings.timing.provider, settings.seed
+    return quantize.quantize(
+        finished, quantize.Context(form.quantize, subject.tune, subject.feeds, provider, seed, form.replayed)
+    )
 
 
-def as_written(model: ir.Model, subject: Subject, options: Options) -> ir.Model:
+def as_written(model: ir.Model, subject: Subject, settings: Settings) -> ir.Model:
     """A trial of a search as the result of it will be: finished and quantized where that is asked for, else `model`."""
-    if quantize.parse(options.quantize) is None:
+    if settings.form.quantize is None:
         return model
-    return quantize.quantize(finish(model), quantizing(subject, options)).model
+    rounded = quantized(finish(model), subject, settings)
+    assert rounded is not None
+    return rounded.model

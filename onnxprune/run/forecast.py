@@ -10,9 +10,8 @@ import numpy as np
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.graph import sessions
-from onnxprune.measure.calibrations import alignment_for
-from onnxprune.options import Options, provider_for
-from onnxprune.recover import asked, levels
+from onnxprune.recover import levels
+from onnxprune.run.settings import Settings
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
 from onnxprune.system.memory import halving
@@ -24,34 +23,36 @@ FITTED, TRAINED, MEASURED = 6.0, 9.0, 2.0
 LATENCY_SECONDS, LEAST_SECONDS = 10.0, 2.0
 
 
-def tell(subject: Subject, options: Options, clock: Clock, *, method: str | None) -> None:
+def tell(subject: Subject, settings: Settings, clock: Clock, *, method: str | None) -> None:
     """Logs the plan of the run, and reserves of its time what follows fine-tuning. method: None where a plan is cut."""
-    if options.time is None and not LOG.isEnabledFor(logging.INFO):
+    if settings.seconds is None and not LOG.isEnabledFor(logging.INFO):
         return
     samples = subject.tune or subject.held
     each = _seconds_of_one(subject, samples) if samples is not None else 0.0
-    after = MEASURED * each * len(subject.held or ()) + (LATENCY_SECONDS if options.latency else 0) + LEAST_SECONDS
-    clock.reserved = after if options.time is None else min(after, options.time / 2)
+    after = (
+        MEASURED * each * len(subject.held or ()) + (LATENCY_SECONDS if settings.timing.wanted else 0) + LEAST_SECONDS
+    )
+    clock.reserved = after if settings.seconds is None else min(after, settings.seconds / 2)
     LOG.info("plan of the run:")
-    LOG.info("  data     %s", use_of_data(subject, options))
+    LOG.info("  data     %s", use_of_data(subject, settings))
     if method is not None:
         LOG.info("  method   %s", method)
-        LOG.info("  remove   %s", _cut(options))
-    LOG.info("  repair   %s", _recovery(subject, options, each))
-    LOG.info("  measure  %s (about %s)", _measuring(subject, options), text_of(after))
-    if options.time is not None:
-        LOG.info("  time     %s in all; fine-tuning takes what is left", text_of(options.time))
+        LOG.info("  remove   %s", _cut(settings))
+    LOG.info("  repair   %s", _recovery(subject, settings, each))
+    LOG.info("  measure  %s (about %s)", _measuring(subject, settings), text_of(after))
+    if settings.seconds is not None:
+        LOG.info("  time     %s in all; fine-tuning takes what is left", text_of(settings.seconds))
 
 
-def use_of_data(subject: Subject, options: Options) -> str:
+def use_of_data(subject: Subject, settings: Settings) -> str:
     """How many samples are for what."""
     tune, held = subject.tune, subject.held
     if tune is None:
         return "none" if held is None else f"{len(held)} samples to measure on"
-    fitted = levels.learned_from(subject.given, asked.recovery_of(options))
+    fitted = levels.learned_from(subject.given, settings.recovery)
     assert fitted is not None
     judged = len(tune) - len(fitted)
-    origin = "of --val" if options.val is not None else "held out"
+    origin = "of --val" if settings.papers.held_given else "held out"
     parts = [f"{len(fitted)} to tune on"]
     parts += [f"{judged} to judge fine-tuning on"] if judged else []
     parts += [f"{len(held)} {origin} to measure on"] if held is not None else []
@@ -73,35 +74,34 @@ def _seconds_of_one(subject: Subject, samples: Samples) -> float:
     return halving(timed, fixed or min(TIMED, len(samples)), "timing the original", fixed=fixed is not None)
 
 
-def _cut(options: Options) -> str:
-    wanted = [f"{key}={share:g}" for key, share in options.target.items()]
-    wanted += [f"at most {options.max_drop:g} points lost"] if options.max_drop is not None else []
-    multiple = alignment_for(options.align, provider_for(options))
+def _cut(settings: Settings) -> str:
+    wanted = [f"{key}={share:g}" for key, share in settings.goal.target.items()]
+    wanted += [f"at most {settings.goal.max_drop:g} points lost"] if settings.goal.max_drop is not None else []
     until = f"until {', '.join(wanted)}" if wanted else "as much as the method decides, else half of the MACs"
-    return f"{until}; sizes that stay are multiples of {multiple} where that is possible"
+    return f"{until}; sizes that stay are multiples of {settings.widths.align} where that is possible"
 
 
-def _recovery(subject: Subject, options: Options, each: float) -> str:
-    if subject.tune is None or options.level in ("none", "constants"):
-        return {"none": "nothing", "constants": "biases"}.get(options.level, options.level)
-    learned = levels.learned_from(subject.given, asked.recovery_of(options))
+def _recovery(subject: Subject, settings: Settings, each: float) -> str:
+    if subject.tune is None or settings.recovery.level in ("none", "constants"):
+        return {"none": "nothing", "constants": "biases"}.get(settings.recovery.level, settings.recovery.level)
+    learned = levels.learned_from(subject.given, settings.recovery)
     assert learned is not None
     fitted = min(levels.fitting_samples(subject.given), len(learned))
     steps = ["biases", f"weights by least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
-    if options.level == "finetune":
-        steps.append(_tuning(subject, options, each))
+    if settings.recovery.level == "finetune":
+        steps.append(_tuning(subject, settings, each))
     return ", ".join(steps)
 
 
-def _tuning(subject: Subject, options: Options, each: float) -> str:
+def _tuning(subject: Subject, settings: Settings, each: float) -> str:
     from onnxprune.recover.settings import SECONDS, choose
 
-    fitted = levels.learned_from(subject.given, asked.recovery_of(options))
+    fitted = levels.learned_from(subject.given, settings.recovery)
     assert fitted is not None
-    chosen = choose(fitted, subject.model, levels.device(options.device), asked.settings_of(options))
+    chosen = choose(fitted, subject.model, levels.device(settings.recovery.device), settings.recovery.tuning)
     assert chosen.epochs is not None
     seconds = TRAINED * each * len(fitted) * chosen.epochs
-    limit = options.time or (SECONDS if options.epochs is None else seconds)
+    limit = settings.seconds or (SECONDS if settings.recovery.tuning.epochs is None else seconds)
     moved = [f"shifted by up to {chosen.crop} pixels"] if chosen.crop else []
     moved = [*(["mirrored"] if chosen.flip else []), *moved]
     on = f" on images {' and '.join(moved)}" if moved else ""
@@ -109,10 +109,10 @@ def _tuning(subject: Subject, options: Options, each: float) -> str:
     return f"fine-tuning of up to {epochs}{on} (about {text_of(min(seconds, limit))})"
 
 
-def _measuring(subject: Subject, options: Options) -> str:
+def _measuring(subject: Subject, settings: Settings) -> str:
     parts = ["costs"]
     parts += [f"accuracy on {len(subject.held)} samples"] if subject.held is not None else []
-    parts += ["latency"] if options.latency else []
+    parts += ["latency"] if settings.timing.wanted else []
     return ", ".join(parts)
 
 

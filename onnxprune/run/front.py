@@ -8,10 +8,10 @@ on, until the smallest size is known that holds.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -20,24 +20,26 @@ from onnxprune import surgery
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_settled
 from onnxprune.measure.records import ORIGINAL, FrontPoint
-from onnxprune.options import provider_for
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.plan import cost
 from onnxprune.plan.plan import Plan, save
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import knee
 from onnxprune.run.finish import as_written
+from onnxprune.run.subject import FEWEST_PROMISED
 from onnxprune.run.targets import drop, within
-from onnxprune.run.trials import MOST_FULL, Trial, Trials, key_of
+from onnxprune.run.trials import MOST_FULL, Recovered, Trial, Trials, key_of
 
 if TYPE_CHECKING:
     from onnxprune.methods.base import Outcome
     from onnxprune.options import Options
-    from onnxprune.run.search import Choice
+    from onnxprune.plan.select import Selection
+    from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
     from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
+T = TypeVar("T")
 SIZES, FEWEST = 12, 10  # of a front; where plans coincide, sizes between are tried until there are so many
 FULL_OF_FRONT = (0.25, 0.5, 0.75)  # of the sizes from small to large, those that are recovered in full
 SEARCHED = 8  # sizes that a search for an accuracy tries quickly
@@ -61,11 +63,11 @@ class Front:
         full = self.trials.known(point.keep)
         return (self.trials.curve().lost(point.macs), False) if full is None else (full.lost, True)
 
-    def records(self, chosen: Choice) -> tuple[FrontPoint, ...]:
-        """The points for the report."""
+    def records(self, chosen: Selection) -> tuple[FrontPoint, ...]:
+        """The points for the report; chosen: what the result is made of."""
         return tuple(self._record(number, point, chosen) for number, point in enumerate(self.points, 1))
 
-    def _record(self, number: int, point: Trial, chosen: Choice) -> FrontPoint:
+    def _record(self, number: int, point: Trial, chosen: Selection) -> FrontPoint:
         lost, measured = self.lost(point)
         costs, sizes = self.trials.subject.cost, cost.keep_sizes(point.keep)
         full = self.trials.known(point.keep)
@@ -83,6 +85,18 @@ class Front:
             plan=name_of(number, point),
             chosen=key_of(point.keep) == key_of(chosen.keep),
         )
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a result is to be made of.
+
+    recovered: what a full trial made of it already. front: that it was chosen from.
+    """
+
+    selection: Selection
+    recovered: Recovered | None = None
+    front: Front | None = None
 
 
 def name_of(number: int, point: Trial) -> str:
@@ -122,49 +136,67 @@ def value_at(quick: Accuracy, lost: float) -> float:
     return quick.value
 
 
-def choices(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Iterator[Choice]:
+def choices(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Iterator[Choice]:
     """What to produce, the best first; the next is for when the finished result missed a gate.
 
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """
-    if options.max_drop is None and not options.front:
-        yield from search.choices(subject, outcome, options)
+    if settings.goal.max_drop is None and not settings.goal.front:
+        yield from map(Choice, search.selections(subject, outcome, settings))
         return
-    trials = trials_of(subject, outcome, options, clock)
-    found = made(trials) if options.front else None
-    for choice in _chosen(trials, found):
-        full = trials.known(choice.keep)
-        yield replace(choice, recovered=None if full is None else full.recovered, front=found)
+    trials = trials_of(subject, outcome, settings, clock)
+    found = made(trials) if settings.goal.front else None
+    for selection in _chosen(trials, found):
+        full = trials.known(selection.keep)
+        yield Choice(selection, None if full is None else full.recovered, found)
 
 
-def trials_of(subject: Subject, outcome: Outcome, options: Options, clock: Clock) -> Trials:
+def first_that_holds(found: Iterator[Choice], make: Callable[[Choice], T], clock: Clock) -> T:
+    """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
+    missed: list[BudgetError] = []
+    while True:
+        with clock("select"):
+            choice = next(found, None)
+        if choice is None:
+            raise missed[-1]
+        try:
+            tries = (f"{len(missed)} other results were tried before and missed what was asked",) if missed else ()
+            return make(replace(choice, selection=choice.selection.noted(*tries)))
+        except BudgetError as error:
+            LOG.info("%s; looking further", error)
+            missed.append(error)
+
+
+def trials_of(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Trials:
     """Trials on the samples that are there to choose on. Raises: UsageError where there are none."""
-    option = "--front" if options.max_drop is None else "--max-drop"
+    goal = settings.goal
+    option = "--front" if goal.max_drop is None else "--max-drop"
     held = subject.held if subject.searched is None else subject.searched
     if held is None:
         raise UsageError(f"{option}: no samples are left to measure on; give more samples or --val")
-    if options.front and outcome.zeros:
+    if goal.front and outcome.zeros:
         raise UsageError(
-            f"--front: --method {options.method} sets weights to zero for one size; choose a method that scores units"
+            f"--front: --method {settings.method.name} sets weights to zero for one size; choose a method that scores "
+            "units"
         )
-    judge = measuring.yardstick(subject, held, options.metric)
+    judge = measuring.yardstick(subject, held, settings.metric)
     drop(judge.accuracy, judge.of(subject.path))  # a metric that tells nothing is refused before the work
-    return Trials(subject, outcome, options, search.targets_of(subject, outcome, options), held, clock, judge)
+    return Trials(subject, outcome, settings, search.targets_of(subject, outcome, settings), held, clock, judge)
 
 
-def _chosen(trials: Trials, found: Front | None) -> Iterator[Choice]:
+def _chosen(trials: Trials, found: Front | None) -> Iterator[Selection]:
     """The results in question: what the gates ask for, else the knee of the front."""
-    options = trials.options
-    if options.max_drop is not None:
-        yield from _by_accuracy(trials, options.max_drop)
-    elif options.target:
-        yield from search.choices(trials.subject, trials.outcome, options)
+    goal = trials.settings.goal
+    if goal.max_drop is not None:
+        yield from _by_accuracy(trials, goal.max_drop)
+    elif goal.target:
+        yield from search.selections(trials.subject, trials.outcome, trials.settings)
     else:
         assert found is not None
         at = knee([(1.0, 0.0), *((point.macs, found.lost(point)[0]) for point in found.points)])
         point = found.points[max(0, at - 1)]
         note = f"the result is the knee of the front, macs={point.macs:.3f}: beyond it more is lost for what is saved"
-        yield replace(point.choice, notes=(*point.choice.notes, note))
+        yield point.selection.noted(note)
 
 
 # The front --------------------------------------------------------------------------------------------------------
@@ -174,9 +206,9 @@ def made(trials: Trials) -> Front:
     """The front: quick trials at a dozen sizes, full ones at three, latencies of all against each other."""
     whole = replace(trials, targets={})  # a target says what the result is, not how far the front reaches
     points = _spread(whole)
-    if trials.options.level not in ("none", "constants"):
+    if trials.settings.recovery.level not in ("none", "constants"):
         for part in FULL_OF_FRONT:
-            trials.try_full(points[round((1 - part) * (len(points) - 1))].choice)
+            trials.try_full(points[round((1 - part) * (len(points) - 1))].selection)
     return Front(trials, tuple(points), _latencies(trials, points))
 
 
@@ -186,9 +218,9 @@ def _spread(trials: Trials) -> list[Trial]:
     count = SIZES
     while True:
         for share in np.linspace(low, 1.0, count + 1)[:-1][::-1]:
-            choice = trials.choice(float(share))
-            if trials.share_of(choice.keep) < 1:
-                found.setdefault(key_of(choice.keep), trials.try_cheap(choice))
+            selection = trials.at(float(share))
+            if trials.share_of(selection.keep) < 1:
+                found.setdefault(key_of(selection.keep), trials.try_cheap(selection))
         if len(found) >= min(FEWEST, SIZES) or count > 2 * SIZES:
             break
         count *= 2
@@ -199,21 +231,21 @@ def _spread(trials: Trials) -> list[Trial]:
 
 def _latencies(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
     """Each plan's time as a share of the original's, all measured in turns; none where that fails or is not wanted."""
-    options, subject = trials.options, trials.subject
-    if not options.latency:
+    settings, subject = trials.settings, trials.subject
+    if not settings.timing.wanted:
         return {}
     batch, feeds = measuring.latency_feeds(subject)
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path}
     for number, point in enumerate(points):
-        models[str(number)] = as_written(surgery.cut(subject.coupling, point.keep), subject, options)
-    table = measure_settled(models, feeds, provider=provider_for(options), threads=options.threads, batch=batch)
+        models[str(number)] = as_written(surgery.cut(subject.coupling, point.keep), subject, settings)
+    table = measure_settled(models, feeds, **settings.timing.at(batch))
     return {key_of(points[int(ratio.model)].keep): ratio.median for ratio in table.ratios}
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------
 
 
-def _by_accuracy(trials: Trials, allowed: float) -> Iterator[Choice]:
+def _by_accuracy(trials: Trials, allowed: float) -> Iterator[Selection]:
     """The smallest plan that loses at most --max-drop points after the full recovery, then larger ones."""
     low, high = trials.lowest(), trials.largest
     _coarsely(trials, allowed, low, high)
@@ -227,16 +259,25 @@ def _by_accuracy(trials: Trials, allowed: float) -> Iterator[Choice]:
         )
     top = high if trials.targets else 1.0
     for share in (best.macs, *(best.macs + part * (top - best.macs) for part in LARGER if top - best.macs > 0.005)):
-        choice = best.choice if share == best.macs else trials.try_full(trials.choice(share)).choice
-        promise = search.promise(trials.subject, len(trials.samples))
-        yield replace(choice, notes=(*choice.notes, told, promise))
+        tried = best if share == best.macs else trials.try_full(trials.at(share))
+        yield tried.selection.noted(told, promise(trials.subject, len(trials.samples)))
+
+
+def promise(subject: Subject, count: int) -> str:
+    """On which samples --max-drop chose, and on which it promises."""
+    if subject.searched is not None and subject.held is not None:
+        return f"--max-drop chose on {count} samples, and promises on {len(subject.held)} others"
+    return (
+        f"--max-drop chose and promises on the same {count} samples, which flatters; "
+        f"give {2 * FEWEST_PROMISED} or more to measure on"
+    )
 
 
 def _coarsely(trials: Trials, allowed: float, low: float, high: float) -> None:
     """Quick trials from large to small, until clearly more is lost than may be."""
     shares = np.linspace(low, high, SEARCHED + 1)[::-1]
     for share in shares if trials.targets else shares[1:]:  # without a target the largest is the original
-        if trials.try_cheap(trials.choice(float(share))).lost > BEYOND * allowed + MARGIN:
+        if trials.try_cheap(trials.at(float(share))).lost > BEYOND * allowed + MARGIN:
             break
 
 
@@ -248,7 +289,7 @@ def _finely(trials: Trials, allowed: float, low: float, high: float) -> Trial | 
         share = trials.curve().smallest(aim, low, high)
         if share is None:
             share = high if trials.targets else (low + high) / 2
-        tried = trials.try_full(trials.choice(share))
+        tried = trials.try_full(trials.at(share))
         if within(tried.lost, allowed):
             best = tried if best is None or tried.macs < best.macs else best
             high = min(high, best.macs)

@@ -21,7 +21,7 @@ from onnxprune.graph import extras, sessions, shapes
 from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
-from onnxprune.options import RELATIVE_ERROR, Options, provider_for
+from onnxprune.options import RELATIVE_ERROR
 from onnxprune.outputs import accuracies, answers, metrics
 from onnxprune.plan import cost, plan
 from onnxprune.recover.asked import own_metric
@@ -31,6 +31,7 @@ from onnxprune.system.atomic_files import scratch
 
 if TYPE_CHECKING:
     from onnxprune.measure.records import LatencyTable
+    from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
     from onnxprune.system.clock import Clock
 
@@ -39,7 +40,7 @@ LOADS = 5  # of which the fastest counts
 
 
 def measure(
-    subject: Subject, made: plan.Plan, files: Mapping[str, Path], out: Path, options: Options, clock: Clock
+    subject: Subject, made: plan.Plan, files: Mapping[str, Path], out: Path, settings: Settings, clock: Clock
 ) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
     """(the original, the results, and what normalizing alone makes where that is faster; ratios; notes).
 
@@ -56,7 +57,7 @@ def measure(
         models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.cost))}
         totals: dict[str, int] = dict(made.after)
         with _noted("the cost of the file was not counted again", notes):
-            totals |= _counted(subject, files[PRUNED], options)
+            totals |= _counted(subject, files[PRUNED], unpack=settings.form.pack)
         for name, path in files.items():
             last = name == list(files)[-1]
             counted = replace(measure_file(name, path, totals), path=str(out) if last else None)
@@ -65,14 +66,14 @@ def measure(
             models[name] = replace(models[name], params=models[next(iter(files))].params)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
-            judge = yardstick(subject, subject.held, options.metric)
+            judge = yardstick(subject, subject.held, settings.metric)
             models[ORIGINAL] = replace(models[ORIGINAL], accuracy=judge.accuracy)
             models |= {name: replace(models[name], accuracy=judge.of(path)) for name, path in files.items()}
     notes += _larger(models[ORIGINAL], list(models.values())[-1])
     table = None
-    if options.latency:
+    if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
-            table = _latencies(subject, files, options)
+            table = _latencies(subject, files, settings)
             notes += doubts(table)
     if table is None:
         return tuple(models.values()), (), tuple(notes)
@@ -106,10 +107,10 @@ def _noted(what: str, notes: list[str], *raised: type[Exception]) -> Iterator[No
         LOG.warning("%s", notes[-1])
 
 
-def _counted(subject: Subject, file: Path, options: Options) -> dict[str, int]:
+def _counted(subject: Subject, file: Path, *, unpack: bool) -> dict[str, int]:
     """MACs and parameters of a written file."""
     written = graph.load(file)
-    if options.pack:  # what is counted are the weights, not the values and bits that they are made of
+    if unpack:  # what is counted are the weights, not the values and bits that they are made of
         written = graph.normalize(written)
     # At the sizes at which the original was counted: those of the samples, where the model leaves them open.
     seen = analyze(written, shapes.observe(written, subject.coupling.shapes.probe))
@@ -125,14 +126,14 @@ def _without_zeros(model: ir.Model, costs: cost.Cost) -> dict[str, int]:
     }
 
 
-def _latencies(subject: Subject, files: Mapping[str, Path], options: Options) -> LatencyTable:
+def _latencies(subject: Subject, files: Mapping[str, Path], settings: Settings) -> LatencyTable:
     """Times of the original and the results, and of the normal form where that alone may be faster."""
     batch, feeds = latency_feeds(subject)
-    setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
+    setting = settings.timing.at(batch)
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path, **files}
     if _frees_initializers(subject.path):
         models[NORMALIZED] = subject.model
-    if options.states != "narrow":
+    if not settings.form.narrow_states:
         return measure_settled(models, feeds, **setting)
     last = list(files)[-1]
     with scratch() as folder:

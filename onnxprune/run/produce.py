@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -17,17 +17,20 @@ from onnxprune import graph, quantize, report, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError
 from onnxprune.graph import extras, qoperator
-from onnxprune.measure.records import PRUNED, QUANTIZED, FrontPoint, final
-from onnxprune.options import Options
+from onnxprune.measure.records import PRUNED, QUANTIZED, final
 from onnxprune.plan import cost, plan
 from onnxprune.plan.plan import Plan
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
-from onnxprune.recover import asked, levels
+from onnxprune.recover import levels
 from onnxprune.report import build
-from onnxprune.run import front, measuring, narrowed, search, settings, targets
+from onnxprune.run import front, measuring, narrowed, targets
 from onnxprune.run.checks import file_sha256
-from onnxprune.run.finish import finish, quantizing
+from onnxprune.run.finish import finish, quantized
+from onnxprune.run.front import Choice
+from onnxprune.run.settings import Settings, recorded
 from onnxprune.run.subject import Subject
+from onnxprune.run.trials import Recovered
 from onnxprune.surgery import packing
 from onnxprune.system.atomic_files import scratch, staged
 from onnxprune.system.clock import Clock
@@ -65,57 +68,58 @@ class Result:
 
 def produce(
     subject: Subject,
-    keep: Keep,
+    choice: Choice,
     out: Path,
-    options: Options,
+    settings: Settings,
     clock: Clock,
-    *,
-    method: str,
-    notes: Sequence[str] = (),
-    zeros: Mapping[str, np.ndarray] | None = None,
     look: Callable[[ir.Model], None] | None = None,
-    known: Mapping[str, Any] | None = None,
-    choice: search.Choice | None = None,
 ) -> Result:
-    """Cuts by `keep`, proves, recovers, proves again, quantizes, measures, and only then writes.
+    """Cuts by what was chosen, proves, recovers, proves again, quantizes, measures, and only then writes.
 
-    known: how a plan that is replayed says that its result was quantized. choice: where a search made it: what its
-    trial recovered is taken, and the front that it was chosen from is written.
+    What a trial of the search recovered is taken, and the front that it was chosen from is written. look: is shown the
+    proven cut before recovery changes it.
     """
-    cut_model = _proven_cut(subject, keep, clock)
+    selection, papers = choice.selection, settings.papers
+    cut_model = _proven_cut(subject, selection.keep, clock)
     if look is not None:
         look(cut_model)
-    recovered = _recovered(subject, keep, cut_model, options, clock, zeros or {}, choice)
-    twin = levels.twin_of(subject.coupling, keep, recovered.model)
-    files = (out, *([options.plan] if options.plan else ()), *options.report)
+    recovered = choice.recovered or Recovered(
+        cut_model, levels.recover(subject.given, selection, cut_model, settings.recovery, clock)
+    )
+    twin = levels.twin_of(subject.coupling, selection.keep, recovered.model)
+    files = (out, *([papers.plan] if papers.plan else ()), *papers.reports)
     with staged(*files) as places, scratch(places[out].parent) as folder:
         proven = Path(folder) / out.name
-        finished = _finished(recovered.model, twin, subject, options, clock, proven)
-        stored = _quantized(finished.model, subject, options, clock, known or {})
+        finished = _finished(recovered.model, twin, subject, clock, proven, pack=settings.form.pack)
+        with clock("quantize") if settings.form.quantize is not None else nullcontext():
+            stored = quantized(finished.model, subject, settings)
         results = _written(stored, proven, places[out])
-        made = _as_it_ended(
-            _plan_of(subject, keep, options, method), subject, options, recovered.history, stored, places[out]
-        )
-        models, ratios, unmeasured = measuring.measure(subject, made, results, out, options, clock)
-        if options.states == "narrow":
+        planned = _plan_of(subject, selection, settings)
+        made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
+        models, ratios, unmeasured = measuring.measure(subject, made, results, out, settings, clock)
+        if settings.form.narrow_states:
             made, models, told_states = narrowed.narrowed(made, models, subject, places[out])
             unmeasured = (*unmeasured, *told_states)
         before, after = models[0], final(models) or models[-1]
-        packed = measuring.packing(finished.dense, places[out]) if options.pack else None
-        held = targets.check(before, after, [ratio for ratio in ratios if ratio.model == after.name], options, zeros)
-        told = (*notes, *_notes(subject, finished, recovered.history, stored), *unmeasured, *held)
+        packed = measuring.packing(finished.dense, places[out]) if settings.form.pack else None
+        final_ratios = [ratio for ratio in ratios if ratio.model == after.name]
+        held = targets.check(before, after, final_ratios, settings.goal, has_zeros=bool(selection.zeros))
+        told = (*selection.notes, *_notes(subject, finished, recovered.history, stored), *unmeasured, *held)
         described = build.describe(
             *(subject.normalized, subject.cost, subject.outputs),
             *(made, models, ratios, finished.proof, recovered.history, clock.steps),
-            (*told, *_packing_notes(packed, options)),
+            (*told, *_packing_notes(packed, counted="size" in settings.goal.target)),
             packed,
             None if stored is None else quantize.told(stored, subject.feeds),
-            command=options.command,
-            data=options.data,
+            command=papers.command,
+            data=papers.data,
         )
-        described = replace(described, front=_front_of(choice))
-        _save(made, described, places, options)
-        plans = _plans_of(choice, subject, options, method)
+        described = replace(described, front=choice.front.records(selection) if choice.front is not None else ())
+        if papers.plan is not None:
+            plan.save(made, places[papers.plan])
+        for path in papers.reports:
+            report.write_report(described, places[path])
+        plans = _plans_of(choice, subject, settings)
         if plans:
             front.write_plans(plans, out)
     return Result(made, before, after, described, plans=tuple(plans.values()))
@@ -144,34 +148,19 @@ def _first_proof(cut_model: ir.Model, masked: ir.Model, subject: Subject) -> Non
         ) from crash
 
 
-def _recovered(
-    subject: Subject,
-    keep: Keep,
-    cut_model: ir.Model,
-    options: Options,
-    clock: Clock,
-    zeros: Mapping[str, np.ndarray],
-    choice: search.Choice | None,
-) -> search.Recovered:
-    """`cut_model` recovered, in place, or what a trial of the search made of the same plan."""
-    if choice is not None and choice.recovered is not None:
-        return choice.recovered
-    history = levels.recover(subject.given, keep, cut_model, asked.recovery_of(options), clock, zeros)
-    return search.Recovered(cut_model, history)
-
-
 def _as_it_ended(
     made: Plan,
     subject: Subject,
-    options: Options,
+    settings: Settings,
     history: History | None,
     stored: quantize.Quantized | None,
     file: Path,
 ) -> Plan:
     """The plan with how the result in `file` recovered, what every choice became, and how it is stored."""
-    trained = options.level == "none" and subject.coupling.model is not subject.model
-    made = plan.with_recovery(made, "training" if trained else options.level, file_sha256(file))
-    made = replace(made, settings=settings.recorded(options, made.method, history))
+    level = settings.recovery.level
+    trained = level == "none" and subject.coupling.model is not subject.model
+    made = plan.with_recovery(made, "training" if trained else level, file_sha256(file))
+    made = replace(made, settings=recorded(settings, made.method, history))
     return made if stored is None else plan.with_quantization(made, stored.record)
 
 
@@ -188,26 +177,13 @@ def _notes(
         yield from stored.notes
 
 
-def _front_of(choice: search.Choice | None) -> tuple[FrontPoint, ...]:
-    """The points of the front that `choice` was made from, for the report."""
-    return () if choice is None or choice.front is None else tuple(choice.front.records(choice))
-
-
-def _save(made: Plan, described: report.Report, places: Mapping[Path, Path], options: Options) -> None:
-    """Writes plan and reports where they are asked for, to their places beside the result."""
-    if options.plan is not None:
-        plan.save(made, places[options.plan])
-    for path in options.report:
-        report.write_report(described, places[path])
-
-
-def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Plan:
-    sizes = cost.keep_sizes(keep)
+def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan:
+    sizes = cost.keep_sizes(selection.keep)
     made = plan.make(
         subject.normalized,
-        keep,
-        method=method,
-        seed=options.seed,
+        selection.keep,
+        method=selection.method,
+        seed=settings.seed,
         sha256=subject.sha256,
         name=subject.path.name,
         before=subject.cost.totals(),
@@ -216,25 +192,13 @@ def _plan_of(subject: Subject, keep: Keep, options: Options, method: str) -> Pla
     return replace(made, tokens=subject.tokens.keep if subject.tokens is not None else ())
 
 
-def _plans_of(choice: search.Choice | None, subject: Subject, options: Options, method: str) -> Mapping[str, Plan]:
+def _plans_of(choice: Choice, subject: Subject, settings: Settings) -> Mapping[str, Plan]:
     """The plans of the front by the names of their files, with the recovery that 'onnxprune apply' is to repeat."""
-    if choice is None or choice.front is None:
-        return {}
     found = {}
-    for number, point in enumerate(choice.front.points, 1):
-        made = plan.with_recovery(_plan_of(subject, point.keep, options, method), options.level, "")
-        found[front.name_of(number, point)] = replace(made, settings=settings.recorded(options, method, None))
+    for number, point in enumerate(choice.front.points if choice.front is not None else (), 1):
+        made = plan.with_recovery(_plan_of(subject, point.selection, settings), settings.recovery.level)
+        found[front.name_of(number, point)] = replace(made, settings=recorded(settings, made.method, None))
     return found
-
-
-def _quantized(
-    finished: ir.Model, subject: Subject, options: Options, clock: Clock, known: Mapping[str, Any]
-) -> quantize.Quantized | None:
-    """`finished` as --quantize asks, None where it stays in floats."""
-    if quantize.parse(options.quantize) is None:
-        return None
-    with clock("quantize"):
-        return quantize.quantize(finished, quantizing(subject, options, known))
 
 
 def _written(stored: quantize.Quantized | None, proven: Path, place: Path) -> dict[str, Path]:
@@ -259,7 +223,7 @@ class _Finished:
 
 
 def _finished(
-    cut_model: ir.Model, twin: ir.Model, subject: Subject, options: Options, clock: Clock, place: Path
+    cut_model: ir.Model, twin: ir.Model, subject: Subject, clock: Clock, place: Path, *, pack: bool
 ) -> _Finished:
     """The result, written to `place` and proven as it is read from there: without onnxsim's rewritings where they err,
     or where a native library ends of them.
@@ -270,7 +234,7 @@ def _finished(
     def attempt(rewrite: bool) -> _Finished:
         with clock("finish"):
             dense = finish(cut_model, rewrite=rewrite)
-            finished = packing.pack(dense) if options.pack else dense
+            finished = packing.pack(dense) if pack else dense
             graph.save(finished, place)
         with clock("verify the result"):
             return _Finished(dense, finished, comparison.compare_file(place, twin, subject.feeds))
@@ -295,12 +259,13 @@ def _finished(
     return replace(found, notes=(f"{why}: it is written without its rewritings",))
 
 
-def _packing_notes(found: report.Packing | None, options: Options) -> Iterator[str]:
+def _packing_notes(found: report.Packing | None, *, counted: bool) -> Iterator[str]:
+    """What packing brought; counted: whether a target of the size was met by the packed file."""
     if found is None:
         return
     yield (
         f"packed: {found.bytes} bytes instead of {found.bytes_dense}; onnxruntime loads it in {found.load_ms:.1f} ms "
         f"instead of {found.load_ms_dense:.1f} ms. Do not simplify it: that unpacks it"
     )
-    if "size" in options.target:
+    if counted:
         yield "size counts the packed file"

@@ -34,7 +34,7 @@ def check(
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
-    subject = prepare(source, replace(options, tokens=loaded.tokens), Clock())
+    subject = prepare(source, options, Clock(), loaded.tokens)
     keep = plan.masks(loaded, subject.coupling)
     result = graph.load(out)
     file = None if loaded.states else out

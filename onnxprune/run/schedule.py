@@ -14,45 +14,47 @@ import onnx_ir as ir
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Dim
 from onnxprune.coupling.dims import Axis
-from onnxprune.measure.calibrations import alignment_for
 from onnxprune.methods import base
 from onnxprune.methods.base import Method, Outcome
-from onnxprune.options import Options, provider_for
-from onnxprune.recover import asked, biases, levels
+from onnxprune.recover import biases, levels
 from onnxprune.recover.linear import linears
 from onnxprune.run import measuring, search
+from onnxprune.run.settings import Settings
 from onnxprune.run.subject import Subject, scored_dims
 from onnxprune.surgery import packing
 from onnxprune.system.clock import Clock
 
 
-def scored(subject: Subject, chosen: Method, options: Options, clock: Clock) -> tuple[Subject, Outcome]:
+def scored(subject: Subject, settings: Settings, clock: Clock) -> tuple[Subject, Outcome]:
     """(the subject with the weights to be cut, the method's scores for them), after all steps but the last.
 
     Step k of N approaches the targets f as f^(k/N), so that each removes the same share of what is left.
     """
     keep: Mapping[Dim, np.ndarray] = {}
-    how = replace(asked.recovery_of(options), resume=None)  # checkpoints are those of the recovery at the end
-    for step in range(1, options.steps):
-        subject, outcome = _score(subject, chosen, options, keep, clock)
-        share = step / options.steps
-        near = {key: f**share for key, f in options.target.items() if key != "latency"}
-        with clock(f"step {step} of {options.steps}"):
-            keep = next(search.choices(subject, outcome, options, near)).keep
+    goal, how = (
+        settings.goal,
+        replace(settings.recovery, resume=None),
+    )  # checkpoints are those of the recovery at the end
+    for step in range(1, goal.steps):
+        subject, outcome = _score(subject, settings, keep, clock)
+        share = step / goal.steps
+        near = {key: f**share for key, f in goal.shares.items()}
+        with clock(f"step {step} of {goal.steps}"):
+            selection = next(search.selections(subject, outcome, settings, near))
+            keep = selection.keep
             model = surgery.cut(subject.coupling, keep)
-        levels.recover(subject.given, keep, model, how, clock, outcome.zeros)
+        levels.recover(subject.given, selection, model, how, clock)
         subject = replace(subject, coupling=restored(subject.coupling, keep, model))
-    return _score(subject, chosen, options, keep, clock)
+    return _score(subject, settings, keep, clock)
 
 
 def _score(
     subject: Subject,
-    chosen: Method,
-    options: Options,
+    settings: Settings,
     keep: Mapping[Dim, np.ndarray],
     clock: Clock,
 ) -> tuple[Subject, Outcome]:
-    outcome = score(subject, chosen, options, clock)
+    outcome = score(subject, settings.method, settings, clock)
     if outcome.model is not None:  # a training method: the same graph with the weights that it learned
         subject = _with_weights(subject, outcome.model)
     scores = {dim: _removed_lowest(values, keep.get(dim)) for dim, values in outcome.scores.items()}
@@ -105,31 +107,31 @@ def _with_weights(subject: Subject, model: ir.Model) -> Subject:
 def score(
     subject: Subject,
     chosen: Method,
-    options: Options,
+    settings: Settings,
     clock: Clock,
     method_options: Mapping[str, Any] | None = None,
 ) -> base.Outcome:
     """The scores of `chosen`. method_options: those to score with, instead of what was asked for another method."""
-    shares = {key: f for key, f in options.target.items() if key != "latency"}
-    if options.pack and "size" in shares:  # sparse methods train towards what the packed file leaves them
+    goal, shares = settings.goal, settings.goal.shares
+    if settings.form.pack and "size" in shares:  # sparse methods train towards what the packed file leaves them
         whole = float(measuring.measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
         shares["size"] = packing.density_for(subject.model, shares["size"] * whole)
     remaining = min(shares.values(), default=None)
     context = base.Context(
         subject.coupling,
         subject.cost,
-        scored_dims(subject.coupling, options),
-        levels.learned_from(subject.given, asked.recovery_of(options)) if chosen.needs.training else subject.tune,
-        options.seed,
-        levels.device(options.device) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
+        scored_dims(subject.coupling, settings.widths),
+        levels.learned_from(subject.given, settings.recovery) if chosen.needs.training else subject.tune,
+        settings.seed,
+        levels.device(settings.recovery.device) if chosen.needs != base.Needs() else "cpu",  # asking loads torch
         remaining,
-        options.method_options if method_options is None else method_options,
-        options.progress,
-        options.level,
-        alignment_for(options.align, provider_for(options)),
+        settings.method_options if method_options is None else method_options,
+        settings.progress,
+        settings.recovery.level,
+        settings.widths.align,
         {kind: shares[kind] for kind in ("macs", "params") if kind in shares},
         described=subject.outputs,
-        decides=not (options.target or options.front or options.max_drop is not None),
+        decides=not (goal.target or goal.front or goal.max_drop is not None),
     )
     with clock("score"):
         return base.run(chosen, context)

@@ -1,4 +1,4 @@
-"""From scores to kept positions under the options' budget: one shot, or a search for a latency.
+"""From scores to kept positions under the budget of the goal: one shot, or a search for a latency.
 
 A trial of a search is a cut that is measured, which decides where to look next. What is produced in the end is
 measured again, and where it misses, a few neighbors follow. Searches for an accuracy are in front.py.
@@ -7,7 +7,6 @@ measured again, and where it misses, a few neighbors follow. Searches for an acc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar, cast
 
 import onnx_ir as ir
 
@@ -15,27 +14,21 @@ from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError
 from onnxprune.measure import measure_file, measure_settled, profile
-from onnxprune.measure.calibrations import alignment_for
 from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
-from onnxprune.options import TARGETS, Options, is_number, provider_for
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
-from onnxprune.plan.select import Budget, aligned, select, topped_up
+from onnxprune.plan.select import Budget, Selection, aligned, select, topped_up
 from onnxprune.recover import biases
 from onnxprune.run import measuring
 from onnxprune.run.finish import as_written, finish
-from onnxprune.run.subject import FEWEST_PROMISED, Subject
-from onnxprune.run.targets import by_nonzeros
+from onnxprune.run.settings import Settings, kinds_of
+from onnxprune.run.subject import Subject
 from onnxprune.surgery import packing
-from onnxprune.system.clock import Clock
-
-if TYPE_CHECKING:
-    from onnxprune.recover.finetune import History
-    from onnxprune.run.front import Front
 
 LOG = logging.getLogger("onnxprune")
 Targets = Mapping[Kind, float]
+HALF: Targets = {"macs": 0.5}  # where neither a target nor the method says how much goes
 TRIALS = 8
 # A search for a latency, in parts of what is wanted: it aims at FASTER, ends between CLOSE and the room that noise
 # needs, and measures twice where it is UNSURE.
@@ -48,28 +41,6 @@ WASTE = 0.06  # share of a target by which blocks of an automatic alignment may 
 ROUNDED_BIAS_BYTES = 12  # of a number of a bias that is quantized: itself, its scale and its zero point
 ROOM = 0.01  # share of a size that is left free, for what is written is counted again
 NODE_BYTES = 200  # of a node that adds a bias, with its names
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Kept positions that promise to hold the budget, and notes for the report.
-
-    recovered: what a trial made of it, where its recovery was the whole one. front: that it was chosen from.
-    """
-
-    keep: Keep
-    notes: tuple[str, ...] = ()
-    recovered: "Recovered | None" = None
-    front: "Front | None" = None
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """A cut and recovered model, and how its fine-tuning went."""
-
-    model: ir.Model
-    history: "History | None"
 
 
 @dataclass(frozen=True)
@@ -84,74 +55,61 @@ class Trial:
         return f"macs={self.macs:.3f}: {self.value:.3f} {'holds' if self.held else 'misses'}"
 
 
-def choices(
-    subject: Subject, outcome: Outcome, options: Options, target: Mapping[str, float] | None = None
-) -> Iterator[Choice]:
+def selections(
+    subject: Subject, outcome: Outcome, settings: Settings, target: Mapping[str, float] | None = None
+) -> Iterator[Selection]:
     """What to produce for the targets, the best first; the next is for when the finished result missed a gate.
 
-    target: what is asked for on the way to the options' own. --max-drop and --front are the business of front.py.
+    target: what is asked for on the way to the goal. --max-drop and --front are the business of front.py.
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """
-    target = options.target if target is None else target
-    targets = targets_of(subject, outcome, options, target)
+    target = settings.goal.target if target is None else target
+    targets = targets_of(subject, outcome, settings, target)
     if "latency" in target:
-        yield from _by_latency(subject, outcome, options, targets)
-    elif outcome.keep is not None and (not targets or by_nonzeros(options, outcome.zeros)):
-        yield _decided_by_method(outcome, options)
-    elif options.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
-        yield _decided_by_method(outcome, options)
-        choice = near_the_target(subject, outcome, options, targets)
-        yield replace(
-            choice,
-            notes=(
-                *choice.notes,
-                "zeros alone did not make the file small enough, so whole channels were removed as well",
-            ),
-        )
+        yield from _by_latency(subject, outcome, settings, targets)
+    elif outcome.keep is not None and (not targets or _by_zeros(outcome, settings)):
+        yield _decided_by_method(outcome, settings)
+    elif settings.form.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
+        yield _decided_by_method(outcome, settings)
+        note = "zeros alone did not make the file small enough, so whole channels were removed as well"
+        yield near_the_target(subject, outcome, settings, targets).noted(note)
     else:
-        yield near_the_target(subject, outcome, options, targets or {"macs": 0.5})
+        yield near_the_target(subject, outcome, settings, targets or HALF)
 
 
 def targets_of(
-    subject: Subject, outcome: Outcome, options: Options, target: Mapping[str, float] | None = None
+    subject: Subject, outcome: Outcome, settings: Settings, target: Mapping[str, float] | None = None
 ) -> Targets:
-    """Shares of costs that may remain, of a model in floats. Raises: BudgetError where a size cannot be met."""
-    asked = options.target if target is None else target
-    targets = cast("Targets", {TARGETS[key]: f for key, f in asked.items() if key != "latency"})
-    return _in_floats(subject, outcome, options, targets) if "bytes" in targets and options.quantize else targets
+    """Shares of costs that may remain, of a model in floats; target: see `selections`.
+
+    Raises: BudgetError where a size cannot be met.
+    """
+    targets = kinds_of(settings.goal.target if target is None else target)
+    if "bytes" in targets and settings.form.quantize is not None:
+        return _in_floats(subject, outcome, settings, targets, settings.form.quantize)
+    return targets
 
 
-def first_that_holds(found: Iterator[Choice], make: Callable[[Choice], T], clock: Clock) -> T:
-    """The first result of which the gates hold. Raises: BudgetError of the last one when none does."""
-    missed: list[BudgetError] = []
-    while True:
-        with clock("select"):
-            choice = next(found, None)
-        if choice is None:
-            raise missed[-1]
-        try:
-            tries = (f"{len(missed)} other results were tried before and missed what was asked",) if missed else ()
-            return make(replace(choice, notes=(*choice.notes, *tries)))
-        except BudgetError as error:
-            LOG.info("%s; looking further", error)
-            missed.append(error)
+def _by_zeros(outcome: Outcome, settings: Settings) -> bool:
+    """Whether the targets count what is not zero: a sparse method meets them by zeros alone."""
+    return bool(outcome.zeros) and settings.goal.counts_zeros
 
 
 def one_shot(
     subject: Subject,
     outcome: Outcome,
-    options: Options,
+    settings: Settings,
     targets: Targets,
     *,
     align: int | None = None,
     floor: float | None = None,
-) -> Choice:
+) -> Selection:
     """Selection to the targets; the method's limits, and an automatic alignment, give way to a target.
 
-    align: the multiple to try instead of that of the options; it has exceptions, as an automatic one has.
+    align: the multiple to try instead of that of the settings; it has exceptions, as an automatic one has.
     floor: the smallest share of a dimension that stays, instead of theirs. Raises: BudgetError.
     """
-    budget = _budget(subject, outcome, options, targets)
+    budget = _budget(subject, outcome, settings, targets)
     budget = budget if align is None else replace(budget, align=align, strict=False)
     budget = budget if floor is None else replace(budget, floor=floor)
     tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
@@ -165,11 +123,11 @@ def one_shot(
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:
         try:
-            return Choice(_selected(subject, outcome, tried), notes)
+            return _made(_selected(subject, outcome, tried), outcome, settings, notes)
         except BudgetError:
             continue
     tried, notes = tries[-1]
-    return Choice(_selected(subject, outcome, tried), notes)
+    return _made(_selected(subject, outcome, tried), outcome, settings, notes)
 
 
 def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
@@ -177,38 +135,42 @@ def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
     return select(ranking, subject.cost, budget, comparable=outcome.comparable, prices=prices)
 
 
-def near_the_target(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Choice:
+def _made(keep: Keep, outcome: Outcome, settings: Settings, notes: tuple[str, ...]) -> Selection:
+    return Selection(keep, settings.method.name, outcome.zeros, notes)
+
+
+def near_the_target(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Selection:
     """`one_shot`, in finer multiples where those of an automatic alignment remove much more than was asked.
 
     Where few dimensions give all that is removed, one block of them can be a tenth of the model.
     """
-    choice = one_shot(subject, outcome, options, targets)
-    if is_number(options.align):
-        return choice
-    budget = _budget(subject, outcome, options, targets)
-    best, used, align = choice, _used(subject, choice, budget), budget.align // 2
+    first = one_shot(subject, outcome, settings, targets)
+    if settings.widths.strict:
+        return first
+    budget = _budget(subject, outcome, settings, targets)
+    best, used, align = first, _used(subject, first, budget), budget.align // 2
     while used < 1 - WASTE and align >= LEAST_MULTIPLE:
-        finer = one_shot(subject, outcome, options, targets, align=align)
+        finer = one_shot(subject, outcome, settings, targets, align=align)
         if (reached := _used(subject, finer, budget)) > used:
             note = (
                 f"sizes that stay are multiples of {align}; those of {budget.align} would remove much more than asked"
             )
-            best, used = replace(finer, notes=(*finer.notes, note)), reached
+            best, used = finer.noted(note), reached
         align //= 2
     return best
 
 
-def _used(subject: Subject, choice: Choice, budget: Budget) -> float:
+def _used(subject: Subject, selection: Selection, budget: Budget) -> float:
     """The largest share of a limit that is used up."""
-    sizes = cost.keep_sizes(choice.keep)
+    sizes = cost.keep_sizes(selection.keep)
     return max(subject.cost.total(kind, sizes) / budget.limit(kind, subject.cost) for kind in budget.targets)
 
 
-def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Budget:
-    align = alignment_for(options.align, provider_for(options))
-    count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
+def _budget(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Budget:
+    widths = settings.widths
+    count, numbers = biases.most_made(subject.model) if settings.recovery.level != "none" else (0, 0)
     made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
-    budget = Budget(targets, options.floor, align, is_number(options.align), outcome.limits, fixed=made)
+    budget = Budget(targets, widths.floor, widths.align, widths.strict, outcome.limits, fixed=made)
     if "bytes" not in targets:
         return budget
     # The promise is about the file: nodes and names weigh what they weigh.
@@ -217,17 +179,16 @@ def _budget(subject: Subject, outcome: Outcome, options: Options, targets: Targe
     return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={**made, "bytes": around + made["bytes"]})
 
 
-def _in_floats(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> dict[Kind, float]:
+def _in_floats(
+    subject: Subject, outcome: Outcome, settings: Settings, targets: Targets, asked: quantize.Asked
+) -> dict[Kind, float]:
     """`targets` with the size that a model in floats may have for its quantized file to have the size asked for.
 
     How many bytes a plan has when it is quantized depends on no sample: it is tried, a few times.
     Raises: BudgetError when not even the smallest plan is small enough.
     """
-    asked = quantize.parse(options.quantize)
-    if asked is None:
-        return dict(targets)
     whole = float(measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
-    count, numbers = biases.most_made(subject.model) if options.level != "none" else (0, 0)
+    count, numbers = biases.most_made(subject.model) if settings.recovery.level != "none" else (0, 0)
     made = numbers * ROUNDED_BIAS_BYTES + count * 3 * NODE_BYTES
     limit = targets["bytes"] * whole * (1 - ROOM) - made
     share, low, high = 1.0, 0.0, 1.0
@@ -240,12 +201,12 @@ def _in_floats(subject: Subject, outcome: Outcome, options: Options, targets: Ta
     nearest = float("inf")
     for _ in range(SIZE_TRIALS):
         try:
-            keep = one_shot(subject, outcome, options, with_size(share)).keep
+            keep = one_shot(subject, outcome, settings, with_size(share)).keep
         except BudgetError:
             low, share = share, (share + high) / 2
             continue
         model = finish(surgery.cut(subject.coupling, keep))
-        size = quantize.file_bytes(model, asked, provider_for(options))
+        size = quantize.file_bytes(model, asked, settings.timing.provider)
         nearest = min(nearest, (size + made) / whole)
         LOG.info("  in floats %.3f of the size, quantized %.3f", share, size / whole)
         if size <= limit:
@@ -274,17 +235,18 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
     return packing.file_bytes(packed) <= share * whole
 
 
-def _decided_by_method(outcome: Outcome, options: Options) -> Choice:
+def _decided_by_method(outcome: Outcome, settings: Settings) -> Selection:
     assert outcome.keep is not None
-    keep, strict = outcome.keep, is_number(options.align)
-    align = alignment_for(options.align, provider_for(options))
+    keep, align, strict = outcome.keep, settings.widths.align, settings.widths.strict
     if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
         keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
     elif strict:
         keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
-    if by_nonzeros(options, outcome.zeros):
-        return Choice(keep, ("the target counts what is not zero; only units that are dead were removed",))
-    return Choice(keep, ("the method decided how much to remove",))
+    if _by_zeros(outcome, settings):
+        note = "the target counts what is not zero; only units that are dead were removed"
+    else:
+        note = "the method decided how much to remove"
+    return _made(keep, outcome, settings, (note,))
 
 
 # Searching --------------------------------------------------------------------------------------------------------
@@ -346,18 +308,18 @@ def with_macs(targets: Targets, share: float) -> dict[Kind, float]:
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
-def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: Targets) -> Iterator[Choice]:
+def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Iterator[Selection]:
     """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
-    wanted = options.target["latency"]
+    wanted = settings.goal.target["latency"]
     batch, feeds = measuring.latency_feeds(subject)
-    setting = {"provider": provider_for(options), "threads": options.threads, "batch": batch}
+    setting = settings.timing.at(batch)
 
     def trial(keep: Keep) -> ir.Model:
-        return as_written(surgery.cut(subject.coupling, keep), subject, options)
+        return as_written(surgery.cut(subject.coupling, keep), subject, settings)
 
     def measured(share: float) -> float:
-        choice = one_shot(subject, outcome, options, with_macs(targets, share))
-        models = {"original": subject.path, "trial": trial(choice.keep)}
+        keep = one_shot(subject, outcome, settings, with_macs(targets, share)).keep
+        models = {"original": subject.path, "trial": trial(keep)}
         found = measure_settled(models, feeds, **setting).ratios[0].median
         if abs(found / wanted - 1) < UNSURE:  # as near as this, the noise of one measurement decides: two share it
             found = (found + measure_settled(models, feeds, **setting).ratios[0].median) / 2
@@ -365,7 +327,7 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
 
     def plan(share: float) -> Keep | None:
         try:
-            return one_shot(subject, outcome, options, with_macs(targets, share)).keep
+            return one_shot(subject, outcome, settings, with_macs(targets, share)).keep
         except BudgetError:
             return None
 
@@ -394,15 +356,4 @@ def _by_latency(subject: Subject, outcome: Outcome, options: Options, targets: T
             f"({_told(tried, 'it')}); ask for that, or lower --floor"
         )
     for share in (best, *(best * less for less in SMALLER)):
-        choice = one_shot(subject, outcome, options, with_macs(targets, share))
-        yield replace(choice, notes=(*choice.notes, _told(tried, f"latency={wanted:g}")))
-
-
-def promise(subject: Subject, count: int) -> str:
-    """On which samples --max-drop chose, and on which it promises."""
-    if subject.searched is not None and subject.held is not None:
-        return f"--max-drop chose on {count} samples, and promises on {len(subject.held)} others"
-    return (
-        f"--max-drop chose and promises on the same {count} samples, which flatters; "
-        f"give {2 * FEWEST_PROMISED} or more to measure on"
-    )
+        yield one_shot(subject, outcome, settings, with_macs(targets, share)).noted(_told(tried, f"latency={wanted:g}"))

@@ -25,6 +25,7 @@ from onnxprune.recover.levels import Given
 from onnxprune.report import build
 from onnxprune.run import vocabulary
 from onnxprune.run.checks import check_finite
+from onnxprune.run.settings import Widths
 from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
@@ -63,14 +64,17 @@ class Subject:
         return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"], self.outputs)
 
 
-def prepare(path: Path, options: Options, clock: Clock) -> Subject:
-    """Loads, normalizes and analyses the model, and loads its samples."""
+def prepare(path: Path, options: Options, clock: Clock, tokens: tuple[int, ...] = ()) -> Subject:
+    """Loads, normalizes and analyses the model, and loads its samples.
+
+    tokens: ids of the vocabulary that a plan keeps, instead of those that --keep-tokens names.
+    """
     with clock("load"):
         loaded = given_model = graph.load(path)
     part = None
-    if options.tokens or options.keep_tokens is not None:
+    if tokens or options.keep_tokens is not None:
         with clock("keep tokens"):
-            ids = options.tokens or vocabulary.read_ids(Path(options.keep_tokens or ""))
+            ids = tokens or vocabulary.read_ids(Path(options.keep_tokens or ""))
             part = vocabulary.restricted(loaded, ids, options.seed)
             loaded = part.model
     with clock("normalize"):
@@ -208,20 +212,20 @@ def real_feeds(model: ir.Model, samples: Samples | None) -> list[Feeds]:
     return [samples.batch(block) for block in batches(few, fixed or PROOF_SAMPLES, fixed=fixed)]
 
 
-def scored_dims(coupling: Coupling, options: Options) -> tuple[Dim, ...]:
-    """The Dims that the options leave to be pruned. Raises: UsageError when there are none."""
-    for name, patterns in (("include", options.include), ("exclude", options.exclude)):
+def scored_dims(coupling: Coupling, widths: Widths) -> tuple[Dim, ...]:
+    """The Dims that these widths leave to be pruned. Raises: UsageError when there are none."""
+    for name, patterns in (("include", widths.include), ("exclude", widths.exclude)):
         for pattern in patterns:
             if not coupling.matching([pattern]):
                 raise UsageError(
                     f"--{name} '{pattern}' matches no node, initializer or dimension; 'onnxprune inspect' lists them"
                 )
-    found = set(coupling.exact if options.exact_only else coupling.free)
-    if options.inner_only:
+    found = set(coupling.exact if widths.exact_only else coupling.free)
+    if widths.inner_only:
         found -= coupling.residual
-    if options.include:
-        found &= coupling.matching(options.include)
-    found -= coupling.matching(options.exclude)
+    if widths.include:
+        found &= coupling.matching(widths.include)
+    found -= coupling.matching(widths.exclude)
     if not found:
         why = "none is chosen by --include, --exclude, --exact-only or --inner-only"
         if not coupling.free:

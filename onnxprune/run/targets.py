@@ -1,18 +1,15 @@
 """Whether a finished result keeps what was promised: targets, speed, accuracy."""
 
-from collections.abc import Iterator, Mapping, Sequence
-
-import numpy as np
+from collections.abc import Iterator, Sequence
 
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import unsettled
 from onnxprune.measure.records import ratio
-from onnxprune.methods.zeros import DENSITY_OPTIONS
-from onnxprune.options import TARGETS, Options
+from onnxprune.options import TARGETS
 from onnxprune.outputs import metrics
 from onnxprune.report import LatencyRatio, Measurement
+from onnxprune.run.settings import NONZEROS, Goal
 
-NONZEROS = {"macs": "nonzero_macs", "params": "nonzeros"}  # what of a measurement counts without zeros
 ROUNDING = 1e-6  # points
 NOISE = 0.005  # by which a measured speed may fall short: the noise between two runs
 
@@ -21,28 +18,20 @@ def check(
     before: Measurement,
     after: Measurement,
     ratios: Sequence[LatencyRatio],
-    options: Options,
-    zeros: Mapping[str, np.ndarray] | None = None,
+    goal: Goal,
+    *,
+    has_zeros: bool = False,
 ) -> tuple[str, ...]:
     """Notes on the gates that held. Raises: BudgetError for one that did not, with what was reached.
 
-    zeros: positions that a sparse method left at zero.
+    has_zeros: whether a sparse method left positions at zero.
     """
-    _check_costs(before, after, options, by_nonzeros(options, zeros or {}))
-    return (*_check_drop(before, after, options), *_check_speed((before, after), ratios, options))
+    _check_costs(before, after, goal, has_zeros and goal.counts_zeros)
+    return (*_check_drop(before, after, goal), *_check_speed((before, after), ratios, goal))
 
 
-def by_nonzeros(options: Options, zeros: Mapping[str, np.ndarray]) -> bool:
-    """Whether the targets count what is not zero: where a sparse method met them by zeros, and nobody asked for both.
-
-    Who names a density beside a target means so many zeros, and units removed until the target holds as well.
-    """
-    said = any(options.method_options.get(name) for name in DENSITY_OPTIONS)
-    return bool(zeros) and not said and bool(options.target) and set(options.target) <= set(NONZEROS)
-
-
-def _check_costs(before: Measurement, after: Measurement, options: Options, nonzeros: bool) -> None:
-    for key, fraction in options.target.items():
+def _check_costs(before: Measurement, after: Measurement, goal: Goal, nonzeros: bool) -> None:
+    for key, fraction in goal.target.items():
         counted = NONZEROS[key] if nonzeros else TARGETS[key]
         reached = None if key == "latency" else ratio(getattr(before, TARGETS[key]), getattr(after, counted))
         if reached is not None and reached > fraction + 1e-9:
@@ -52,22 +41,22 @@ def _check_costs(before: Measurement, after: Measurement, options: Options, nonz
             )
 
 
-def _check_drop(before: Measurement, after: Measurement, options: Options) -> Iterator[str]:
-    if options.max_drop is None:
+def _check_drop(before: Measurement, after: Measurement, goal: Goal) -> Iterator[str]:
+    if goal.max_drop is None:
         return
     lost = drop(before.accuracy, after.accuracy)
     if lost is None:
         raise BudgetError(
             "--max-drop: the accuracy could not be measured; give labelled samples with --val, or a --metric"
         )
-    if not within(lost, options.max_drop):
+    if not within(lost, goal.max_drop):
         macs = ratio(before.macs, after.macs) or 1.0
         raise BudgetError(
-            f"--max-drop {options.max_drop:g} was missed: the nearest loses {lost:.2f} points, at macs={macs:.3f}; "
+            f"--max-drop {goal.max_drop:g} was missed: the nearest loses {lost:.2f} points, at macs={macs:.3f}; "
             "nothing was written. Allow more, raise --epochs, or give more samples"
         )
     yield (
-        f"lost {lost:.2f} points of {options.max_drop:g} allowed, where 100 points lie between a model that answers "
+        f"lost {lost:.2f} points of {goal.max_drop:g} allowed, where 100 points lie between a model that answers "
         "all samples alike and the original"
     )
 
@@ -96,12 +85,12 @@ def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> flo
     return 100 * (after.value if after.metric in metrics.LOWER_IS_BETTER else 1 - after.value)
 
 
-def _check_speed(models: Sequence[Measurement], ratios: Sequence[LatencyRatio], options: Options) -> Iterator[str]:
+def _check_speed(models: Sequence[Measurement], ratios: Sequence[LatencyRatio], goal: Goal) -> Iterator[str]:
     latencies = [entry for model in models for entry in model.latency[:1]]
-    share = options.target.get("latency")
+    share = goal.target.get("latency")
     wanted = [("--target latency", share, 1 / share)] if share else []
-    if options.min_speedup is not None:
-        wanted.append(("--min-speedup", options.min_speedup, options.min_speedup))
+    if goal.min_speedup is not None:
+        wanted.append(("--min-speedup", goal.min_speedup, goal.min_speedup))
     for option, asked, least in wanted:
         if not ratios:
             raise BudgetError(f"{option} {asked:g}: latency could not be measured; nothing was written. Leave it out")

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import quantize, surgery
+from onnxprune import surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.plan import cost
-from onnxprune.recover import asked, levels
+from onnxprune.recover import levels
 from onnxprune.recover.settings import SECONDS
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import Curve
@@ -30,7 +29,10 @@ from onnxprune.system.clock import Clock
 if TYPE_CHECKING:
     from onnxprune.data import Samples
     from onnxprune.methods.base import Outcome
-    from onnxprune.run.search import Choice, Recovered, Targets
+    from onnxprune.plan.select import Selection
+    from onnxprune.recover.finetune import History
+    from onnxprune.run.search import Targets
+    from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
 
 LOG = logging.getLogger("onnxprune")
@@ -40,13 +42,21 @@ UNREADABLE = "the samples do not tell right from wrong; give labelled ones with 
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """A cut and recovered model, and how its fine-tuning went."""
+
+    model: ir.Model
+    history: History | None
+
+
+@dataclass(frozen=True)
 class Trial:
     """One plan and what was measured of it: its share of the MACs, points lost, and the same in the metric's terms.
 
     rounded: the accuracy of the quantized file, where --quantize is given; `lost` is then that of the file.
     """
 
-    choice: Choice
+    selection: Selection
     macs: float
     lost: float
     accuracy: Accuracy
@@ -55,7 +65,7 @@ class Trial:
 
     @property
     def keep(self) -> Keep:
-        return self.choice.keep
+        return self.selection.keep
 
     def __str__(self) -> str:
         return f"macs={self.macs:.3f}: {self.lost:.2f} points"
@@ -67,7 +77,7 @@ class Trials:
 
     subject: Subject
     outcome: Outcome
-    options: Options
+    settings: Settings
     targets: Targets
     samples: Samples
     clock: Clock
@@ -75,35 +85,34 @@ class Trials:
     cheap: dict[bytes, Trial] = field(default_factory=dict)
     full: dict[bytes, Trial] = field(default_factory=dict)
 
-    def choice(self, share: float) -> Choice:
+    def at(self, share: float) -> Selection:
         """The plan at a share of the MACs. Raises: BudgetError where it cannot be reached."""
         targets = search.with_macs(self.targets, share)
-        return search.near_the_target(self.subject, self.outcome, self.options, targets)
+        return search.near_the_target(self.subject, self.outcome, self.settings, targets)
 
     def share_of(self, keep: Keep) -> float:
         """The share of the MACs that a plan keeps."""
         costs = self.subject.cost
         return costs.total("macs", cost.keep_sizes(keep)) / max(costs.total("macs"), 1.0)
 
-    def try_cheap(self, choice: Choice) -> Trial:
+    def try_cheap(self, selection: Selection) -> Trial:
         """The plan after a quick recovery."""
-        key = key_of(choice.keep)
+        key = key_of(selection.keep)
         if key not in self.cheap:
-            how = self._how()
+            how = self.settings.recovery
             how = replace(how, level="reconstruct") if how.level == "finetune" else how
-            model, _ = self._recovered(choice.keep, how, Clock(), trial=True)
-            self.cheap[key] = self._measured(choice, model)
+            model = self._recovered(selection, how, Clock(), trial=True).model
+            self.cheap[key] = self._measured(selection, model)
             LOG.info("  quick recovery, %s lost", self.cheap[key])
         return self.cheap[key]
 
-    def try_full(self, choice: Choice) -> Trial:
+    def try_full(self, selection: Selection) -> Trial:
         """The plan after the recovery that the run carries out; the model is kept with it."""
-        key = key_of(choice.keep)
+        key = key_of(selection.keep)
         if key not in self.full:
-            how = replace(self._how(), resume=None)
-            model, history = self._recovered(choice.keep, how, Clock(self._seconds()))
-            found = self._measured(choice, model)
-            self.full[key] = replace(found, recovered=search.Recovered(model, history))
+            how = replace(self.settings.recovery, resume=None)
+            made = self._recovered(selection, how, Clock(self._seconds()))
+            self.full[key] = replace(self._measured(selection, made.model), recovered=made)
             LOG.info("  full recovery, %s lost", self.full[key])
         return self.full[key]
 
@@ -114,7 +123,7 @@ class Trials:
         """
         left = self.clock.left()
         if left is None:
-            return SECONDS / MOST_FULL if self.options.epochs is None else None
+            return SECONDS / MOST_FULL if self.settings.recovery.tuning.epochs is None else None
         return left / (MOST_FULL + 1 - min(len(self.full), MOST_FULL))
 
     def known(self, keep: Keep) -> Trial | None:
@@ -137,34 +146,28 @@ class Trials:
         Raises: BudgetError where the targets cannot be met.
         """
         low, high = 0.0, self.largest
-        self.choice(high)
+        self.at(high)
         while high - low > REACHED and high > LOWEST:
             middle = (low + high) / 2
             try:
-                self.choice(middle)
+                self.at(middle)
                 high = middle
             except BudgetError:
                 low = middle
         return min(max(high, LOWEST), self.largest)
 
-    def _how(self) -> levels.Recovery:
-        return asked.recovery_of(self.options)
+    def _recovered(self, selection: Selection, how: levels.Recovery, clock: Clock, *, trial: bool = False) -> Recovered:
+        model = surgery.cut(self.subject.coupling, selection.keep)
+        return Recovered(model, levels.recover(self.subject.given, selection, model, how, clock, trial=trial))
 
-    def _recovered(
-        self, keep: Keep, how: levels.Recovery, clock: Clock, *, trial: bool = False
-    ) -> tuple[ir.Model, Any]:
-        model = surgery.cut(self.subject.coupling, keep)
-        history = levels.recover(self.subject.given, keep, model, how, clock, self.outcome.zeros, trial=trial)
-        return model, history
-
-    def _measured(self, choice: Choice, model: ir.Model) -> Trial:
+    def _measured(self, selection: Selection, model: ir.Model) -> Trial:
         accuracy, rounded = self.judge.of(model), None
-        if quantize.parse(self.options.quantize) is not None:
-            rounded = self.judge.of(as_written(model, self.subject, self.options))
+        if self.settings.form.quantize is not None:
+            rounded = self.judge.of(as_written(model, self.subject, self.settings))
         lost = drop(self.judge.accuracy, rounded or accuracy)
         if lost is None:
-            raise UsageError(UNREADABLE if self.options.max_drop is None else f"--max-drop: {UNREADABLE}")
-        return Trial(choice, self.share_of(choice.keep), lost, cast("Accuracy", accuracy), rounded)
+            raise UsageError(UNREADABLE if self.settings.goal.max_drop is None else f"--max-drop: {UNREADABLE}")
+        return Trial(selection, self.share_of(selection.keep), lost, cast("Accuracy", accuracy), rounded)
 
 
 def key_of(keep: Keep) -> bytes:

@@ -22,6 +22,7 @@ from onnxprune.recover import constants
 from onnxprune.recover.levels import device
 from onnxprune.report import build
 from onnxprune.run import first_check, measuring
+from onnxprune.run.settings import widths_of
 from onnxprune.run.subject import Subject, prepare, scored_dims
 from onnxprune.system.clock import Clock
 
@@ -93,7 +94,7 @@ def context(subject: Subject, options: Options, chosen: base.Method) -> base.Con
     return base.Context(
         coupling=subject.coupling,
         cost=subject.cost,
-        dims=scored_dims(subject.coupling, options),
+        dims=scored_dims(subject.coupling, widths_of(options)),
         samples=subject.tune,
         seed=options.seed,
         device=device(options.device) if learns else "cpu",

@@ -13,6 +13,7 @@ from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
 from onnxprune.run import allocation, schedule, search
+from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
 
@@ -22,16 +23,18 @@ OPTIONS = Options(method="l1", target={"macs": 0.4}, data="digits", recover="rec
 @pytest.fixture(scope="module")
 def scored() -> tuple[Subject, Outcome]:
     subject = prepare(Path(DIGITS), OPTIONS, Clock())
-    return schedule.scored(subject, base.get("l1"), OPTIONS, Clock())
+    return schedule.scored(subject, resolved(OPTIONS), Clock())
 
 
 def kept(subject: Subject, outcome: Outcome, options: Options = OPTIONS) -> dict:
-    return dict(search.near_the_target(subject, outcome, options, {"macs": 0.4}).keep)
+    return dict(search.near_the_target(subject, outcome, resolved(options), {"macs": 0.4}).keep)
 
 
 def test_uniform_keeps_the_same_share_of_every_dimension_in_the_methods_order(scored):
     subject, outcome = scored
-    keep = kept(subject, allocation.allocated(subject, outcome, replace(OPTIONS, allocate="uniform"), Clock()))
+    keep = kept(
+        subject, allocation.allocated(subject, outcome, resolved(replace(OPTIONS, allocate="uniform")), Clock())
+    )
     shares = [mask.mean() for mask in keep.values()]
     assert max(shares) - min(shares) < 0.1  # what the budget leaves over is given back to some
     for dim, mask in keep.items():
@@ -63,12 +66,12 @@ def test_widths_of_one_method_with_the_order_of_another(scored):
 def test_measured_widths_lose_less_than_the_methods_own_and_the_same_seed_gives_the_same(scored):
     subject, outcome = scored
     options = replace(OPTIONS, allocate="measured", time=1.0)  # the fewest candidates
-    evaluate = allocation._evaluator(subject, options)
-    found = [allocation.allocated(subject, outcome, options, Clock()) for _ in range(2)]
+    evaluate = allocation._evaluator(subject, resolved(options))
+    found = [allocation.allocated(subject, outcome, resolved(options), Clock()) for _ in range(2)]
     one, two = (kept(subject, each) for each in found)
     assert all(np.array_equal(one[dim], two[dim]) for dim in one)
-    own = evaluate(search.near_the_target(subject, outcome, options, {"macs": 0.4})).mean()
-    new = evaluate(search.near_the_target(subject, found[0], options, {"macs": 0.4})).mean()
+    own = evaluate(search.near_the_target(subject, outcome, resolved(options), {"macs": 0.4})).mean()
+    new = evaluate(search.near_the_target(subject, found[0], resolved(options), {"macs": 0.4})).mean()
     assert new < 0.8 * own
     assert any("widths: measured" in note for note in found[0].notes)
 
@@ -76,8 +79,8 @@ def test_measured_widths_lose_less_than_the_methods_own_and_the_same_seed_gives_
 def test_magnitudes_order_units_and_the_loss_says_how_many_where_samples_repair(scored):
     """l1 ruined residual networks: 83.6 % where widths by the loss, in its own order of units, kept 90.2 %."""
     subject, outcome = scored
-    found = allocation.allocated(subject, outcome, replace(OPTIONS, allocate=None), Clock())
-    taylor = schedule.score(subject, base.get("taylor"), replace(OPTIONS, method="taylor"), Clock())
+    found = allocation.allocated(subject, outcome, resolved(replace(OPTIONS, allocate=None)), Clock())
+    taylor = schedule.score(subject, base.get("taylor"), resolved(replace(OPTIONS, method="taylor")), Clock())
     spared = allocation.without(taylor, subject.coupling.residual)
     keep = kept(subject, found)
     wanted = kept(subject, spared)
@@ -89,7 +92,7 @@ def test_magnitudes_order_units_and_the_loss_says_how_many_where_samples_repair(
 @pytest.mark.parametrize("given", [{"allocate": "method"}, {"allocate": None, "recover": "constants"}])
 def test_widths_stay_the_methods_where_nothing_repairs_or_it_was_asked_for(scored, given):
     subject, outcome = scored
-    assert allocation.allocated(subject, outcome, replace(OPTIONS, **given), Clock()) is outcome
+    assert allocation.allocated(subject, outcome, resolved(replace(OPTIONS, **given)), Clock()) is outcome
 
 
 def test_without_torch_the_widths_stay_the_methods_and_a_note_says_why(scored, monkeypatch):
@@ -98,7 +101,7 @@ def test_without_torch_the_widths_stay_the_methods_and_a_note_says_why(scored, m
 
     monkeypatch.setattr(schedule, "score", no_torch)
     subject, outcome = scored
-    found = allocation.allocated(subject, outcome, OPTIONS, Clock())
+    found = allocation.allocated(subject, outcome, resolved(OPTIONS), Clock())
     assert any("torch is not installed" in note for note in found.notes)
     assert found.scores
     for dim in found.scores:
@@ -108,8 +111,9 @@ def test_without_torch_the_widths_stay_the_methods_and_a_note_says_why(scored, m
 def test_methods_that_set_limits_or_learn_widths_keep_theirs(scored):
     subject, outcome = scored
     limited = replace(outcome, limits=dict.fromkeys(outcome.scores, 0.5))
-    assert allocation.allocated(subject, limited, replace(OPTIONS, allocate=None, method="snacs"), Clock()) is limited
-    learned = replace(OPTIONS, allocate=None, method="gss")
+    searching = resolved(replace(OPTIONS, allocate=None, method="snacs"))
+    assert allocation.allocated(subject, limited, searching, Clock()) is limited
+    learned = resolved(replace(OPTIONS, allocate=None, method="gss"))
     assert allocation.allocated(subject, outcome, learned, Clock()) is outcome
 
 
@@ -118,7 +122,7 @@ def test_streams_are_cut_as_well_where_the_inside_of_blocks_would_be_squeezed(sc
     streams = subject.coupling.residual & outcome.scores.keys()
     given = replace(OPTIONS, allocate=None, method="taylor", method_options={})
     compared = replace(outcome, comparable=True)
-    half = allocation.allocated(subject, compared, replace(given, target={"macs": 0.7}), Clock())
+    half = allocation.allocated(subject, compared, resolved(replace(given, target={"macs": 0.7})), Clock())
     assert streams
     assert not streams & half.scores.keys()
     spared = allocation.without(compared, subject.coupling.residual)
@@ -128,7 +132,7 @@ def test_streams_are_cut_as_well_where_the_inside_of_blocks_would_be_squeezed(sc
         if not reachable(subject, spared, replace(given, floor=allocation.LEAST_INSIDE), share)
     )
     assert reachable(subject, spared, given, low)
-    assert allocation.allocated(subject, compared, replace(given, target={"macs": low}), Clock()) is compared
+    assert allocation.allocated(subject, compared, resolved(replace(given, target={"macs": low})), Clock()) is compared
 
 
 @pytest.mark.parametrize("given", [{"target": {"latency": 0.3}}, {"target": {}, "front": True}, {"max_drop": 1.0}])
@@ -137,17 +141,17 @@ def test_searches_can_go_below_what_whole_streams_allow(scored, given):
     subject, outcome = scored
     streams = subject.coupling.residual & outcome.scores.keys()
     options = replace(OPTIONS, allocate=None, **{"latency": True, **given})
-    found = allocation.allocated(subject, outcome, options, Clock())
+    found = allocation.allocated(subject, outcome, resolved(options), Clock())
     assert streams <= found.scores.keys()
     assert reachable(subject, found, options, 0.1)
     plain = replace(found, prices={})
-    dear, cheap = (search.one_shot(subject, each, options, {"macs": 0.6}).keep for each in (found, plain))
+    dear, cheap = (search.one_shot(subject, each, resolved(options), {"macs": 0.6}).keep for each in (found, plain))
     assert sum(dear[dim].sum() for dim in streams) > sum(cheap[dim].sum() for dim in streams)
 
 
 def reachable(subject: Subject, outcome: Outcome, options: Options, share: float) -> bool:
     try:
-        search.one_shot(subject, outcome, options, {"macs": share})
+        search.one_shot(subject, outcome, resolved(options), {"macs": share})
     except BudgetError:
         return False
     return True
@@ -159,7 +163,7 @@ def test_measured_widths_that_are_not_clearly_better_are_not_taken(scored, monke
     options = replace(OPTIONS, allocate="measured", time=1.0)
     losses = iter([1.0, *[0.95] * 100])
     monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: np.full(8, next(losses)))
-    found = allocation.allocated(subject, outcome, options, Clock())
+    found = allocation.allocated(subject, outcome, resolved(options), Clock())
     assert found.scores is outcome.scores
     assert "and are kept: nothing is clearly better" in found.notes[-1]
 
@@ -167,16 +171,16 @@ def test_measured_widths_that_are_not_clearly_better_are_not_taken(scored, monke
 def test_without_samples_residual_streams_stay_whole_where_the_target_allows():
     options = Options(method="l1", target={"macs": 0.5}, latency=False, align=1)
     subject = prepare(Path(DIGITS), options, Clock())
-    subject, outcome = schedule.scored(subject, base.get("l1"), options, Clock())
+    subject, outcome = schedule.scored(subject, resolved(options), Clock())
     streams = subject.coupling.residual & outcome.scores.keys()
     assert streams
-    spared = allocation.allocated(subject, outcome, options, Clock())
+    spared = allocation.allocated(subject, outcome, resolved(options), Clock())
     assert not streams & spared.scores.keys()
     assert any("(residual connections) add into stay whole" in note for note in spared.notes)
     for other in (replace(options, target={"macs": 0.05}), replace(options, allocate="method")):
-        assert allocation.allocated(subject, outcome, other, Clock()) is outcome
+        assert allocation.allocated(subject, outcome, resolved(other), Clock()) is outcome
     with pytest.raises(UsageError, match="--allocate measured needs samples"):
-        allocation.allocated(subject, outcome, replace(options, allocate="measured"), Clock())
+        allocation.allocated(subject, outcome, resolved(replace(options, allocate="measured")), Clock())
 
 
 def test_distances_are_of_distributions_or_relative():

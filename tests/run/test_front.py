@@ -13,7 +13,7 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.recover import levels
-from onnxprune.run import front, trials
+from onnxprune.run import front, settings, trials
 from onnxprune.run.subject import parted, prepare
 from onnxprune.run.trials import Trial, Trials
 from onnxprune.system.clock import Clock
@@ -61,7 +61,7 @@ def test_max_drop_with_few_samples_says_that_it_flatters(digits, monkeypatch):
     options = Options(method="l1", data="digits", max_drop=1.0, recover="none", align=1)
     few = replace(subject, held=subject.held.subset(slice(0, 40)))
     assert parted(few.held, options) == (None, few.held)
-    notes = next(front.choices(few, outcome, options, Clock())).notes
+    notes = next(front.choices(few, outcome, settings.resolved(options), Clock())).selection.notes
     assert any("chose and promises on the same 40 samples, which flatters; give 200 or more" in n for n in notes)
 
 
@@ -86,14 +86,14 @@ def test_most_trials_are_cheap_and_few_are_full(digits, monkeypatch):
     subject, outcome = digits
     seen = []
 
-    def recover(given, keep, model, options, *_, trial=False):
-        seen.append((options.level, trial))
+    def recover(given, selection, model, how, clock, *, trial=False):
+        seen.append((how.level, trial))
 
     monkeypatch.setattr(levels, "recover", recover)
     monkeypatch.setattr(trials, "drop", lambda *_: 3.0)
     options = Options(method="l1", data="digits", max_drop=1.0, epochs=50)
     with pytest.raises(BudgetError, match=r"the nearest is 3\.00 points"):
-        next(front.choices(subject, outcome, options, Clock()))
+        next(front.choices(subject, outcome, settings.resolved(options), Clock()))
     assert set(seen) == {("reconstruct", True), ("finetune", False)}
     assert seen.count(("finetune", False)) <= trials.MOST_FULL
     assert seen.count(("reconstruct", True)) <= front.SEARCHED
@@ -104,19 +104,19 @@ def test_the_search_follows_what_the_full_recovery_brings(digits, monkeypatch):
     subject, outcome = digits
     costs = subject.cost
 
-    def measured(self, choice, model):
-        share = self.share_of(choice.keep)
+    def measured(self, selection, model):
+        share = self.share_of(selection.keep)
         cheap = 20 * (1 - share) ** 2
-        return Trial(choice, share, cheap / 5 if model == "full" else cheap, ACCURACY)
+        return Trial(selection, share, cheap / 5 if model == "full" else cheap, ACCURACY)
 
-    def recovered(self, keep, options, clock, *, trial=False):
-        return "cheap" if trial else "full", None
+    def recovered(self, selection, how, clock, *, trial=False):
+        return trials.Recovered("cheap" if trial else "full", None)
 
     monkeypatch.setattr(Trials, "_measured", measured)
     monkeypatch.setattr(Trials, "_recovered", recovered)
     options = Options(method="l1", data="digits", max_drop=1.0, epochs=50, align=1)
-    choice = next(front.choices(subject, outcome, options, Clock()))
-    share = costs.total("macs", {d: int(m.sum()) for d, m in choice.keep.items()}) / costs.total("macs")
+    choice = next(front.choices(subject, outcome, settings.resolved(options), Clock()))
+    share = costs.total("macs", {d: int(m.sum()) for d, m in choice.selection.keep.items()}) / costs.total("macs")
     assert 4 * (1 - share) ** 2 <= 1.0
     assert share < 1 - (front.aim_of(1.0, len(subject.held)) / 4) ** 0.5 + front.ENOUGH
     assert choice.recovered is not None
@@ -136,10 +136,10 @@ def test_the_result_is_what_its_trial_recovered(cli, tmp_path, monkeypatch):
     plans = []
     whole = levels.recover
 
-    def recover(given, keep, model, options, *rest, trial=False, **more):
+    def recover(given, selection, model, how, clock, *, trial=False):
         if not trial:
-            plans.append(trials.key_of(keep))
-        return whole(given, keep, model, options, *rest, trial=trial, **more)
+            plans.append(trials.key_of(selection.keep))
+        return whole(given, selection, model, how, clock, trial=trial)
 
     monkeypatch.setattr(levels, "recover", recover)
     words = (DIGITS, tmp_path / "o.onnx", *WORDS, "--data", "digits", "--recover", "constants")
@@ -152,8 +152,8 @@ def test_larger_plans_follow_when_the_result_misses(digits, monkeypatch):
     subject, outcome = digits
     monkeypatch.setattr(trials, "drop", lambda *_: 0.0)
     options = Options(method="l1", data="digits", max_drop=1.0, recover="none", align=1)
-    found = list(front.choices(subject, outcome, options, Clock()))
-    kept = [sum(int(mask.sum()) for mask in choice.keep.values()) for choice in found]
+    found = list(front.choices(subject, outcome, settings.resolved(options), Clock()))
+    kept = [sum(int(mask.sum()) for mask in choice.selection.keep.values()) for choice in found]
     assert len(found) == 1 + len(front.LARGER)
     assert kept == sorted(kept)
     assert kept[0] < kept[-1]
@@ -233,8 +233,11 @@ def test_front_that_cannot_be_is_refused(cli, tmp_path, words, message):
 def test_front_of_a_sparse_method_is_refused(digits):
     subject, outcome = digits
     sparse = replace(outcome, zeros={"w": np.ones(3, bool)})
+    asked = settings.resolved(Options(method="l1", data="digits", front=True))
     with pytest.raises(UsageError, match="--method l1 sets weights to zero for one size"):
-        next(front.choices(subject, sparse, Options(method="l1", data="digits", front=True), Clock()))
+        next(
+            front.choices(subject, sparse, settings.resolved(Options(method="l1", data="digits", front=True)), Clock())
+        )
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(cli, tmp_path):

@@ -11,8 +11,8 @@ from onnxprune.errors import BudgetError, GraphError, UsageError
 from onnxprune.measure import doubts, measure_latency, measure_settled, unsettled
 from onnxprune.measure import latency as timing
 from onnxprune.measure.records import Latency, LatencyRatio, LatencyTable, Measurement
-from onnxprune.options import Options
 from onnxprune.run import measuring, targets
+from onnxprune.run.settings import Goal
 
 GRAPH_NETWORK = (
     "(float[nodes,8] x, int64[edges] xe, float[8,64] w, float[64,4] v) => (float[edges,4] y) "
@@ -140,7 +140,7 @@ def test_a_ratio_that_is_uncertain_passes_no_gate():
 
     def check(found):
         models = [Measurement(name, latency=(found.latencies[name],)) for name in ("original", "pruned")]
-        return targets.check(*models, found.ratios, Options(method="l1", min_speedup=1.5))
+        return targets.check(*models, found.ratios, Goal(min_speedup=1.5))
 
     assert check(QUIET)
     with pytest.raises(BudgetError, match="too uncertain"):

@@ -17,7 +17,7 @@ from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, constants, levels
-from onnxprune.run import schedule
+from onnxprune.run import schedule, settings
 from onnxprune.run.subject import prepare
 from onnxprune.system.clock import Clock
 
@@ -76,7 +76,7 @@ def test_a_method_that_trains_does_not_see_the_samples_that_choose_the_epoch(tmp
     seen = []
     monkeypatch.setattr(base, "run", lambda chosen, context: seen.append(context.samples))
     for needs in (base.Needs(), base.Needs(training=True)):
-        schedule.score(subject, replace(base.get("l1"), needs=needs), options, Clock())
+        schedule.score(subject, replace(base.get("l1"), needs=needs), settings.resolved(options), Clock())
     choosing = levels._parts(subject, asked.recovery_of(options))[1].batch([0])["x"]
     everything, learned = (samples.batch(np.arange(len(samples)))["x"] for samples in seen)
     assert len(everything) == count

@@ -10,11 +10,11 @@ from networks import DIGITS
 from onnx_text import proto
 
 from onnxprune.errors import BudgetError
-from onnxprune.methods import base
 from onnxprune.options import Options
+from onnxprune.plan.select import Selection
 from onnxprune.recover import levels
 from onnxprune.report import LatencyRatio, LatencyTable
-from onnxprune.run import measuring, schedule, search
+from onnxprune.run import front, measuring, schedule, search, settings
 from onnxprune.system.clock import Clock
 
 WORDS = ("--method", "l1", "--align", 1, "--no-latency")
@@ -42,7 +42,7 @@ def test_biases_that_recovery_makes_count_in_the_budget(cli, tmp_path):
 def test_blocks_of_an_automatic_alignment_do_not_overshoot_a_target(digits, monkeypatch):
     """Two dimensions give all that is removed: in blocks of 16 they left 0.41 of the MACs where 0.5 was asked."""
     subject, outcome = digits
-    monkeypatch.setattr(search, "alignment_for", lambda align, provider: 16 if align == "auto" else align)
+    monkeypatch.setattr(settings, "alignment_for", lambda align, provider: 16 if align == "auto" else align)
     scores = {d: np.linspace(0.0, 1.0, d.size) if "body" in d.name else np.full(d.size, 9.0) for d in outcome.scores}
     only_two = replace(outcome, scores=scores, comparable=False, limits={})
     options = Options(method="l1", target={"macs": 0.5})
@@ -51,11 +51,12 @@ def test_blocks_of_an_automatic_alignment_do_not_overshoot_a_target(digits, monk
         sizes = {dim: int(mask.sum()) for dim, mask in choice.keep.items()}
         return subject.cost.total("macs", sizes) / subject.cost.total("macs")
 
-    assert left(search.one_shot(subject, only_two, options, {"macs": 0.5})) < 0.47
-    choice = search.near_the_target(subject, only_two, options, {"macs": 0.5})
+    assert left(search.one_shot(subject, only_two, settings.resolved(options), {"macs": 0.5})) < 0.47
+    choice = search.near_the_target(subject, only_two, settings.resolved(options), {"macs": 0.5})
     assert 0.47 <= left(choice) <= 0.5
     assert "multiples of" in choice.notes[-1]
-    asked = search.near_the_target(subject, only_two, replace(options, align=16), {"macs": 0.5})
+    strict = settings.resolved(replace(options, align=16))
+    asked = search.near_the_target(subject, only_two, strict, {"macs": 0.5})
     assert all(mask.sum() % 16 == 0 for mask in asked.keep.values())
 
 
@@ -98,17 +99,21 @@ def test_bisect_that_never_holds_tells_all_trials():
 # Results ------------------------------------------------------------------------------------------------------------
 
 
+def noted(*words):
+    """A choice for each word, which is its note."""
+    return (front.Choice(Selection({}, notes=(word,))) for word in words)
+
+
 def test_first_that_holds_goes_on_after_misses():
     made = []
 
     def make(choice):
-        made.append(choice.keep)
+        made.append(choice.selection.keep)
         if len(made) < 3:
             raise BudgetError(f"miss {len(made)}")
-        return choice.notes
+        return choice.selection.notes
 
-    choices = iter([search.Choice({}, ("a",)), search.Choice({}, ("b",)), search.Choice({}, ("c",))])
-    assert search.first_that_holds(choices, make, Clock()) == (
+    assert front.first_that_holds(noted("a", "b", "c"), make, Clock()) == (
         "c",
         "2 other results were tried before and missed what was asked",
     )
@@ -116,10 +121,10 @@ def test_first_that_holds_goes_on_after_misses():
 
 def test_first_that_holds_raises_the_last_miss():
     def make(choice):
-        raise BudgetError(choice.notes[0])
+        raise BudgetError(choice.selection.notes[0])
 
     with pytest.raises(BudgetError, match=r"^b$"):
-        search.first_that_holds(iter([search.Choice({}, ("a",)), search.Choice({}, ("b",))]), make, Clock())
+        front.first_that_holds(noted("a", "b"), make, Clock())
 
 
 # Latency ------------------------------------------------------------------------------------------------------------
@@ -162,7 +167,7 @@ def test_latency_search_ends_within_three_percent(digits, monkeypatch, wanted):
     subject, outcome = digits
     timed(monkeypatch, lambda macs: 0.2 + 0.8 * macs**0.7)
     options = Options(method="l1", align=1, target={"latency": wanted})
-    keep = next(search.choices(subject, outcome, options)).keep
+    keep = next(search.selections(subject, outcome, settings.resolved(options))).keep
     sizes = {dim: int(mask.sum()) for dim, mask in keep.items()}
     macs = subject.cost.total("macs", sizes) / subject.cost.total("macs")
     assert 0.97 * wanted <= 0.2 + 0.8 * macs**0.7 <= wanted
@@ -193,16 +198,16 @@ def test_steps_are_nested_and_keep_what_was_learned(digits, monkeypatch):
     subject, _ = digits
     steps = []
 
-    def recover(s, keep, model, *_):
-        steps.append({dim: mask.copy() for dim, mask in keep.items()})
+    def recover(given, selection, model, *_):
+        steps.append({dim: mask.copy() for dim, mask in selection.keep.items()})
         for value in model.graph.initializers.values():
             if value.name == "head.bias":
                 search.graph.set_constant(value, search.graph.array_of(value) + 1)
 
     monkeypatch.setattr(levels, "recover", recover)
     options = Options(method="l1", target={"macs": 0.3}, steps=3, align=1)
-    last, outcome = schedule.scored(subject, base.get("l1"), options, Clock())
-    final = next(search.choices(last, outcome, replace(options, steps=1))).keep
+    last, outcome = schedule.scored(subject, settings.resolved(options), Clock())
+    final = next(search.selections(last, outcome, settings.resolved(replace(options, steps=1)))).keep
     for before, after in zip(steps, [*steps[1:], final], strict=True):
         for dim, mask in before.items():
             assert not (after[dim] & ~mask).any()

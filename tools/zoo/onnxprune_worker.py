@@ -55,12 +55,11 @@ def main(file: str) -> dict[str, Any]:
     from onnxprune.coupling import analyze
     from onnxprune.errors import BudgetError
     from onnxprune.graph import shapes
-    from onnxprune.methods import base
     from onnxprune.options import Options
     from onnxprune.plan import cost
     from onnxprune.proof import comparison, normal_form
     from onnxprune.report import build
-    from onnxprune.run import schedule, search
+    from onnxprune.run import schedule, search, settings
     from onnxprune.run.subject import Subject
     from onnxprune.studies import inspection
 
@@ -78,11 +77,11 @@ def main(file: str) -> dict[str, Any]:
         costs = cost.of(coupling)
     feeds = comparison.random_feeds(model, observed)
     subject = Subject(Path(file), model, "", coupling, costs, None, None, feeds)
-    options = Options(method="random", target={"params": 0.5}, recover="none", align=1)
-    subject, outcome = schedule.scored(subject, base.get("random"), options, clock)  # type: ignore[arg-type]
+    found = settings.resolved(Options(method="random", target={"params": 0.5}, recover="none", align=1))
+    subject, outcome = schedule.scored(subject, found, clock)  # type: ignore[arg-type]
     with clock("select"):
         try:
-            keep = next(search.choices(subject, outcome, options)).keep
+            keep = next(search.selections(subject, outcome, found)).keep
         except BudgetError:  # the structure does not allow half: as much as it does
             keep = {dim: _first(dim.size) for dim in coupling.free}
     with clock("cut"):

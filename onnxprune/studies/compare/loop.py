@@ -23,6 +23,7 @@ from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
 from onnxprune.outputs import metrics
 from onnxprune.run import checks, first_check, measuring, pipeline
+from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare.grid import Run
 from onnxprune.studies.compare.store import Row, Store, file_name
@@ -171,7 +172,7 @@ def row_of(
         assert subject.held is not None
         cut.append(measuring.yardstick(subject, subject.held, options.metric).of(model))
 
-    result = pipeline.prune_subject(subject, out, options, clock, look)
+    result = pipeline.prune_subject(subject, out, resolved(options), clock, look)
     made = graph.load(out)
     row = measured(result.after, graph.normalize(made), original)
     row["cut"] = None if cut[-1] is None else cut[-1].value

@@ -32,9 +32,8 @@ def kept(subject: Subject, outcome: Outcome, options: Options = OPTIONS) -> dict
 
 def test_uniform_keeps_the_same_share_of_every_dimension_in_the_methods_order(scored):
     subject, outcome = scored
-    keep = kept(
-        subject, allocation.allocated(subject, outcome, resolved(replace(OPTIONS, allocate="uniform")), Clock())
-    )
+    uniform = resolved(replace(OPTIONS, allocate="uniform"))
+    keep = kept(subject, allocation.allocated(subject, outcome, uniform, Clock()))
     shares = [mask.mean() for mask in keep.values()]
     assert max(shares) - min(shares) < 0.1  # what the budget leaves over is given back to some
     for dim, mask in keep.items():

@@ -235,9 +235,7 @@ def test_front_of_a_sparse_method_is_refused(digits):
     sparse = replace(outcome, zeros={"w": np.ones(3, bool)})
     asked = settings.resolved(Options(method="l1", data="digits", front=True))
     with pytest.raises(UsageError, match="--method l1 sets weights to zero for one size"):
-        next(
-            front.choices(subject, sparse, settings.resolved(Options(method="l1", data="digits", front=True)), Clock())
-        )
+        next(front.choices(subject, sparse, asked, Clock()))
 
 
 def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(cli, tmp_path):

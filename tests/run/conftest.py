@@ -1,9 +1,9 @@
 import pytest
 from networks import DIGITS
 
-from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.run import schedule
+from onnxprune.run.settings import resolved
 from onnxprune.run.subject import prepare
 from onnxprune.system.clock import Clock
 
@@ -13,4 +13,4 @@ def digits():
     """(subject, outcome of l1) of the embedded model, with its samples."""
     options = Options(method="l1", data="digits")
     subject = prepare(DIGITS, options, Clock())
-    return schedule.scored(subject, base.get("l1"), options, Clock())
+    return schedule.scored(subject, resolved(options), Clock())

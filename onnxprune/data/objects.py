@@ -15,11 +15,10 @@ from onnxprune.data.fit import Target, by_input_name, check_labels, one_line
 from onnxprune.data.samples import ArraySamples, Samples
 from onnxprune.errors import DataError
 from onnxprune.graph.inputs import Feeds, InputInfo, batch_axes
+from onnxprune.system.memory import SAMPLES_BYTES, may_hold
 from onnxprune.system.plugins import STOPS
 
 LABEL_NAMES = ("y", "label", "labels")
-# A dataset up to this size is read once and kept; a larger one is read batch by batch.
-KEEP_BYTES = 1 << 29
 # An iterable must be kept whole; one that goes on beyond this is most likely endless.
 LIMIT_BYTES = 4 << 30
 
@@ -55,7 +54,8 @@ def _from_dataset(dataset: Any, target: Target) -> Samples:
     if count == 0:
         raise DataError(f"{target.where}: no samples; the dataset has length 0")
     feeds, _ = _element(_item(dataset, 0, target.where), target, 0)
-    if count * sum(array.nbytes for array in feeds.values()) <= KEEP_BYTES:
+    # A small dataset is read once and kept, a larger one is read batch by batch.
+    if count * sum(array.nbytes for array in feeds.values()) <= may_hold(SAMPLES_BYTES):
         return _collect((_item(dataset, k, target.where) for k in range(count)), target)
     return DatasetSamples(dataset, _dataset_labels(dataset, target), target)
 

@@ -23,8 +23,8 @@ from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.stored import Stored
 from onnxprune.graph.tensors import array_of, read_external, size_bytes, tie
 from onnxprune.system import atomic_files
+from onnxprune.system.memory import LARGE_MODEL_BYTES
 
-MEMORY_BYTES = 256_000_000  # external weights of larger models stay on disk until they are needed
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
 
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
@@ -96,7 +96,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     """
     model = extras.copy(model)
     states.drop_gates(model)
-    read_external(model, MEMORY_BYTES)
+    read_external(model, LARGE_MODEL_BYTES)
     outputs = [value.name for value in model.graph.outputs]
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)

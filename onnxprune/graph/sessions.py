@@ -19,10 +19,10 @@ from onnxprune.graph import extras, stored
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
 from onnxprune.graph.integrity import is_text
-from onnxprune.graph.simplify import HIDDEN_BYTES, skeleton
+from onnxprune.graph.simplify import skeleton
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.atomic_files import scratch
-from onnxprune.system.memory import out_of_memory
+from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, out_of_memory
 from onnxprune.system.streams import swallowed
 
 PROVIDERS = {
@@ -44,7 +44,6 @@ _ONLY_BATCH: weakref.WeakKeyDictionary[ort.InferenceSession, int] = weakref.Weak
 _ONLY_BATCH_FILES: dict[str, int] = {}  # the same of files
 _FOLDERS: weakref.WeakKeyDictionary[ort.SessionOptions, TemporaryDirectory[str]] = weakref.WeakKeyDictionary()
 FOLDER, PREPACKING = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
-LEAN_BYTES = 256_000_000  # larger models are given to onnxruntime without a copy of their weights
 ort.set_default_logger_severity(4)
 
 
@@ -275,9 +274,9 @@ def lean_proto(
     A message ends at 2 GiB, and each copy of the weights would cost as much memory as the model.
     weights: takes the arrays that must live as long as the session. always: so of every model, however small.
     """
-    if not always and size_bytes(model) <= LEAN_BYTES and not extras.of(model).external:
+    if not always and size_bytes(model) <= LARGE_MODEL_BYTES and not extras.of(model).external:
         return ir.to_proto(model)
-    proto, hidden = skeleton(model, HIDDEN_BYTES)
+    proto, hidden = skeleton(model, SMALL_WEIGHT_BYTES)
     inputs = [value for value in proto.graph.input if value.name not in hidden]
     del proto.graph.input[:]
     proto.graph.input.extend(inputs)

@@ -27,10 +27,8 @@ from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
-from onnxprune.system.memory import memory_limit
+from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, memory_limit
 
-MEMORY_BYTES = 256_000_000  # larger models are run without their weights
-FILLED_BYTES = 4096  # in these, larger initializers are filled with one number as they are needed
 SMALL = 4096  # integer tensors of up to this many elements are recorded: shapes, axes, indices
 
 MAX_SECONDS = 60.0  # for all tries together
@@ -228,7 +226,7 @@ def _attempt(
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:
     """`model` with its large weights filled in as it runs: sizes do not depend on their numbers, memory does."""
-    proto, hidden = graph.skeleton(model, FILLED_BYTES)
+    proto, hidden = graph.skeleton(model, SMALL_WEIGHT_BYTES)
     inputs = [value for value in proto.graph.input if value.name not in hidden]
     nodes = list(proto.graph.node)
     del proto.graph.input[:], proto.graph.node[:]
@@ -358,7 +356,7 @@ def _instrumented_session(model: ir.Model, choices: Mapping[str, bool] | None = 
     settings.intra_op_num_threads = sessions.few_threads()
     settings.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # shapes are taken at once, and values let go
     on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
-    proto = _without_weights(model) if on_disk or size_bytes(model) > MEMORY_BYTES else ir.to_proto(model)
+    proto = _without_weights(model) if on_disk or size_bytes(model) > LARGE_MODEL_BYTES else ir.to_proto(model)
     typed = graph.skeleton(model, 1024)[0]
     with contextlib.suppress(Exception):  # the inference of some operator: then the types that are written are known
         typed = onnx.shape_inference.infer_shapes(typed)

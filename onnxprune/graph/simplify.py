@@ -17,6 +17,7 @@ from onnxprune.graph import extras
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.tensors import size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
+from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES
 from onnxprune.system.streams import swallowed
 
 # In a network of these alone, without constant expressions, onnxsim finds nothing that would help the analysis.
@@ -26,8 +27,6 @@ PLAIN = frozenset(
     "Mish Softmax LRN Erf Sqrt Gelu".split()
 )
 LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
-HIDDEN_BYTES = 4096  # larger initializers are hidden: they would be copied a dozen times, and held at least twice
-SKELETON_BYTES = 256_000_000  # in larger models also those that stand in constant expressions
 
 
 def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.Model:
@@ -37,7 +36,7 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     """
     _import_onnxsim()
     shown: Collection[str] = ()
-    if size_bytes(model) <= SKELETON_BYTES:
+    if size_bytes(model) <= LARGE_MODEL_BYTES:
         shown = list(model.graph.initializers) if bake else _folded_away(model)
     proto, hidden = skeleton(model, shown=shown)
     _forget_placeholders(proto)
@@ -170,7 +169,7 @@ def _import_alone(name: str, package: str) -> ModuleType:
 
 
 def skeleton(
-    model: ir.Model, threshold: int = HIDDEN_BYTES, shown: Collection[str] = ()
+    model: ir.Model, threshold: int = SMALL_WEIGHT_BYTES, shown: Collection[str] = ()
 ) -> tuple[onnx.ModelProto, dict[str, ir.Value]]:
     """`model` as a protobuf message without the hidden initializers, which become inputs, and those by name.
 

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import onnx_ir as ir
 
-SMALL_BYTES = 4096  # external weights of this size are not worth a file access each
+from onnxprune.system.memory import SMALL_WEIGHT_BYTES
 
 
 def size_bytes(model: ir.Model) -> int:
@@ -82,6 +82,6 @@ def read_external(model: ir.Model, limit_bytes: int) -> None:
     for value in external:
         tensor = value.const_value
         assert isinstance(tensor, ir.ExternalTensor)
-        if few or tensor.nbytes <= SMALL_BYTES:
+        if few or tensor.nbytes <= SMALL_WEIGHT_BYTES:  # not worth a file access each
             value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name)
             tensor.release()

@@ -17,8 +17,8 @@ from onnxprune.graph.inputs import batch_size_of
 from onnxprune.outputs.decisions import behind
 from onnxprune.outputs.kinds import CLASSES, Outputs, Part
 from onnxprune.outputs.metrics import everything, mean_row
+from onnxprune.system.memory import ANSWERS_BYTES, may_hold
 
-MOST_BYTES = 1 << 30  # of the original's answers that are kept
 Values = Mapping[str, np.ndarray]
 
 
@@ -116,7 +116,7 @@ def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch:
     """What `model` says on `samples`, on fewer of them where that would not fit into memory; None where nothing is."""
     few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs, batch)
     size = sum(y.nbytes for y in few.values()) // max(1, min(2, len(samples)))
-    count = min(len(samples), max(2, MOST_BYTES // max(1, size)))
+    count = min(len(samples), max(2, may_hold(ANSWERS_BYTES) // max(1, size)))
     samples = samples if count == len(samples) else samples.subset(np.arange(count))
     said = answers(model, samples, outputs, batch)
     return Reference(samples, outputs, said) if said else None

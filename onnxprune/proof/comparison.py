@@ -23,7 +23,7 @@ from onnxprune.proof.evidence import Evidence, Verification, conclude, item, req
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
 from onnxprune.system.isolation import can_copy, isolated
-from onnxprune.system.memory import give_up, out_of_memory, smaller
+from onnxprune.system.memory import LARGE_MODEL_BYTES, halving
 
 __all__ = ["Verification", "compare", "compare_apart", "compare_file", "random_feeds", "require", "seeded"]
 
@@ -360,23 +360,16 @@ def _outputs_of_both(
 
     shown: the cut model as it will run.
     """
-    try:
-        return batches, _outputs(shown, batches), _outputs(masked, batches)
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        inputs = input_infos(masked)
-        fixed = batch_size_of(inputs)
-        if fixed is not None:
-            raise give_up(error, "the proof", fixed, fixed=True) from error
-        axes = batch_axes(inputs)
-        stacked = {name: axis for name, axis in axes.items() if axis is not None}
-        largest = max((_count(batch, stacked) for batch in batches), default=1)
-        if largest < 2:
-            raise give_up(error, "the proof", 1) from error
-        fewer = smaller(largest, "the proof")
-    parts = [part for batch in batches for part in _parts(batch, stacked, fewer)]
-    return _outputs_of_both(shown, masked, parts)
+    inputs = input_infos(masked)
+    stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
+    largest = max((_count(batch, stacked) for batch in batches), default=1)
+
+    def outputs(most: int) -> tuple[list[Feeds], list[dict], list[dict]]:
+        whole = most >= largest
+        parts = batches if whole else [part for batch in batches for part in _parts(batch, stacked, most)]
+        return parts, _outputs(shown, parts), _outputs(masked, parts)
+
+    return halving(outputs, largest, "the proof", fixed=batch_size_of(inputs) is not None)
 
 
 def _parts(batch: Feeds, stacked: Mapping[str, int], most: int) -> Iterator[Feeds]:
@@ -394,7 +387,7 @@ def _count(batch: Feeds, stacked: Mapping[str, int]) -> int:
 
 def _outputs(model: ir.Model | Path, batches: Sequence[Feeds], optimize: bool = True) -> list[dict[str, np.ndarray]]:
     """The outputs on each batch. The session ends here: two at a time would hold the weights of two models."""
-    large = isinstance(model, ir.Model) and size_bytes(model) > sessions.LEAN_BYTES
+    large = isinstance(model, ir.Model) and size_bytes(model) > LARGE_MODEL_BYTES
     entries = {"session.disable_prepacking": "1"} if large else {}  # which would copy the weights once more
     session = sessions.open_session(
         model, threads=sessions.few_threads(), session_options=entries, optimize=optimize, lean=True

@@ -8,11 +8,11 @@ import onnx_ir as ir
 from onnxprune.graph import extras
 from onnxprune.graph.half import HALVES
 from onnxprune.graph.tensors import array_of, set_constant, size_bytes
+from onnxprune.system.memory import LARGE_MODEL_BYTES
 
 MOVED = 2.0**-22  # share by which numbers in single precision are moved, up or down
 MOVED_HALF = 2.0**-11  # the same in half precision
-LARGE_BYTES = 256_000_000  # of larger models only the smaller weights are moved: these are held once more
-LARGE = 1 << 20
+LARGE = 1 << 20  # numbers; of large models only smaller weights are moved, for what is moved is held once more
 PATTERN = 65_537  # signs are repeated after that many numbers, a prime: no axis has a multiple of it
 # Operators of which the weights are numbers to reckon with, not settings, scales or thresholds.
 WEIGHTED = frozenset(
@@ -26,7 +26,7 @@ def moved(model: ir.Model, seed: int) -> ir.Model:
     """A copy of `model` with every weight moved by a rounding error; quantized weights are moved behind their scale."""
     model = extras.copy(model)
     rng = np.random.default_rng(seed)
-    large = size_bytes(model) > LARGE_BYTES
+    large = size_bytes(model) > LARGE_MODEL_BYTES
     for value in list(model.graph.initializers.values()):
         tensor = value.const_value
         if tensor is None or tensor.size < 2 or (large and tensor.size > LARGE):

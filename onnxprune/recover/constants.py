@@ -23,9 +23,8 @@ from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
-from onnxprune.system.memory import at_most
+from onnxprune.system.memory import VALUES_BYTES, at_most, may_hold
 
-VALUES_BYTES = 256_000_000  # what one batch may hold of observed values
 BATCH = 32
 
 
@@ -81,8 +80,9 @@ def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> I
         yield some.batch(block)
 
 
-def batch_within(coupling: Coupling, names: Iterable[str], budget: int = VALUES_BYTES) -> int:
-    """How many samples at a time keep the named values within `budget` bytes, 1 to 32."""
+def batch_within(coupling: Coupling, names: Iterable[str], budget: int | None = None) -> int:
+    """How many samples at a time keep the named values within `budget` bytes, 1 to 32; None: what a step may hold."""
+    budget = may_hold(VALUES_BYTES) if budget is None else budget
     sizes = (coupling.shapes.sizes.get(name, ()) for name in set(names))
     per_sample = 4 * sum(prod(shape[1:]) for shape in sizes if shape)
     return max(1, min(BATCH, budget // max(1, per_sample)))

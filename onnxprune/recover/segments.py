@@ -5,7 +5,6 @@ one forward pass. One front of the graph over all batches has to be kept; what d
 in files, of which the system keeps in memory what it has room for.
 """
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,8 +17,7 @@ import onnx_ir as ir
 from onnxprune.errors import GraphError
 from onnxprune.graph import bodies, half, sessions
 from onnxprune.system.atomic_files import scratch
-
-VALUES_BYTES, MEMORY_SHARE = 256 << 20, 0.2  # for the values of one walk, and at most this share of the memory
+from onnxprune.system.memory import VALUES_BYTES, may_hold
 
 
 class Walk:
@@ -31,7 +29,7 @@ class Walk:
         self.done: set[ir.Node] = set()
         self.asked = Counter(targets)
         self.needed = self._ancestors(self.asked)
-        self.shelf = _Shelf(min(VALUES_BYTES, memory_bytes() * MEMORY_SHARE))
+        self.shelf = _Shelf(may_hold(VALUES_BYTES))
         self.batches = 0
         for index, batch in enumerate(feeds):
             self.batches += 1
@@ -133,18 +131,10 @@ def _tensor(value: ir.Value) -> onnx.TensorProto:
     return proto
 
 
-def memory_bytes() -> float:
-    """Bytes of memory that this machine has; 4 GiB where it does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return float(4 << 30)
-
-
 class _Shelf:
     """Arrays by batch and name, in memory up to a limit, beyond it in files of a temporary folder."""
 
-    def __init__(self, limit_bytes: float) -> None:
+    def __init__(self, limit_bytes: int) -> None:
         self.limit = limit_bytes
         self.arrays: dict[tuple[int, str], np.ndarray] = {}
         self.files: dict[tuple[int, str], Path] = {}

@@ -14,9 +14,7 @@ from onnxprune.data import Samples, fixed_batch
 from onnxprune.data.samples import walk
 from onnxprune.outputs.losses import Task
 from onnxprune.recover.settings import Settings
-from onnxprune.system.memory import halving
-
-CACHE_BYTES = 1_000_000_000
+from onnxprune.system.memory import ANSWERS_BYTES, halving, may_hold
 
 
 def precision(settings: Settings, device: torch.device) -> contextlib.AbstractContextManager:
@@ -46,7 +44,7 @@ class Teacher:
     def remember(self, samples: Samples) -> None:
         """Runs all samples once, in order, where their targets do not change and fit in memory."""
         if not self.settings.augments and self.settings.loss is None:
-            self.remembered = self.all_on(samples, CACHE_BYTES)
+            self.remembered = self.all_on(samples, may_hold(ANSWERS_BYTES))
 
     def targets(self, feeds: Mapping[str, Tensor], numbers: np.ndarray) -> dict[str, Tensor]:
         """What the teacher says on the samples with these numbers, the inputs of which are `feeds`."""

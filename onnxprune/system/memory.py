@@ -1,11 +1,16 @@
-"""When memory runs out: the same work again in smaller batches, and in the end one clear line.
+"""The one policy for memory: how much a step may hold, and what is done when it does not do.
 
+What may be held is decided before: `may_hold` gives the bytes for observed values, answers and samples, and the sizes
+of weights and models below which another copy is of no account stand beside it.
+
+When memory runs out all the same, the work is done again in smaller batches, and in the end one clear line is given.
 torch, onnxruntime and numpy each say it in their own way; `out_of_memory` knows them all. `halving` repeats work that
 is given its batch; `retrying` repeats a whole step, in which every batch is chosen through `at_most`.
 """
 
 import gc
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,11 +22,32 @@ from onnxprune.errors import OutOfMemoryError
 
 LOG = logging.getLogger("onnxprune")
 T = TypeVar("T")
+# A larger model is never copied for convenience: its weights stay in their file, and go to native code by reference.
+LARGE_MODEL_BYTES = 256_000_000
+# A larger weight is left out of what is copied, or read from its file when it is needed.
+SMALL_WEIGHT_BYTES = 4096
+# What a step may keep at most, see `may_hold`: values that it observed on the way, what the original says on samples,
+# samples that could be read again.
+VALUES_BYTES, ANSWERS_BYTES, SAMPLES_BYTES = 256_000_000, 1_000_000_000, 512_000_000
+SHARE = 0.2  # of the machine's memory that any of these may take
 # RuntimeError of torch on the CPU and of CUDA, onnxruntime's arenas, C++ below both. numpy raises MemoryError.
 WORDS = (
     *("out of memory", "can't allocate memory", "failed to allocate memory", "bad_alloc", "bad allocation"),
     *("not enough memory", "cudnn_status_alloc_failed", "cublas_status_alloc_failed"),
 )
+
+
+def may_hold(most_bytes: int) -> int:
+    """Bytes that a step may keep in memory: `most_bytes`, or a share of what the machine has where that is less."""
+    return int(min(most_bytes, SHARE * machine_bytes()))
+
+
+def machine_bytes() -> int:
+    """Bytes of memory that this machine has; 4 GiB where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return 4 << 30
 
 
 def out_of_memory(error: BaseException | None) -> bool:

@@ -323,7 +323,7 @@ def test_a_large_dataset_is_read_when_asked_for(monkeypatch, targets):
     dataset = Large()
     if targets:
         dataset.targets = list(range(6))
-    monkeypatch.setattr(objects, "KEEP_BYTES", 10)
+    monkeypatch.setattr(objects, "SAMPLES_BYTES", 10)
     samples = load_samples(dataset, VECTOR)
     assert dataset.reads == (1 if targets else 7)
     feeds = samples.subset([4, 5, 0]).batch([2, 1])

@@ -319,7 +319,7 @@ def test_an_endless_iterable_ends_with_a_message(monkeypatch):
 
 
 def test_a_large_dataset_is_checked_batch_by_batch(monkeypatch):
-    monkeypatch.setattr(objects, "KEEP_BYTES", 10)
+    monkeypatch.setattr(objects, "SAMPLES_BYTES", 10)
     samples = load_samples(torch.utils.data.TensorDataset(torch.from_numpy(with_nan())), VECTOR)
     assert len(samples.batch([0, 1])["input"]) == 2
     with pytest.raises(DataError, match="NaN"):

@@ -90,7 +90,7 @@ def test_samples_of_one_length_do_not_make_the_rest_of_a_table_removable():
 def test_a_large_model_is_observed_without_its_weights(monkeypatch):
     text = "(float[n,3] x, float[3,400] w, float[400,4] v) => (float[n,4] y) { a = MatMul(x, w) y = MatMul(a, v) }"
     small = shapes.observe(model(text))
-    monkeypatch.setattr(shapes, "MEMORY_BYTES", 100)
+    monkeypatch.setattr(shapes, "LARGE_MODEL_BYTES", 100)
     large = shapes.observe(model(text))
     assert large.dynamic == small.dynamic
     assert {name: large.sizes[name] for name in ("a", "y", "w")} == {

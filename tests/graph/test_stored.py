@@ -15,8 +15,8 @@ from onnxprune.proof import comparison
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
     """A model of which all weights stay in the file beside it, as those of large models do."""
-    monkeypatch.setattr(files, "MEMORY_BYTES", 0)
-    monkeypatch.setattr("onnxprune.graph.tensors.SMALL_BYTES", 0)
+    monkeypatch.setattr(files, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr("onnxprune.graph.tensors.SMALL_WEIGHT_BYTES", 0)
     path = tmp_path / "model.onnx"
     onnx.save(filled(CNN), path, save_as_external_data=True, location="model.data", size_threshold=0)
     return path

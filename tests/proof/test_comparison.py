@@ -115,8 +115,8 @@ def test_values_inside_are_compared_at_the_kept_positions():
 
 def test_large_weights_stay_alive_with_their_session(monkeypatch):
     """onnxruntime reads them where they are; arrays that were freed too early once ended the process."""
-    monkeypatch.setattr(sessions, "LEAN_BYTES", 0)
-    monkeypatch.setattr(sessions, "HIDDEN_BYTES", 0)
+    monkeypatch.setattr(sessions, "LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr(sessions, "SMALL_WEIGHT_BYTES", 0)
     coupling = analyze(model(TEXT))
     keep = random_keep(coupling, 0)
     cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)

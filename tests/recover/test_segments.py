@@ -10,6 +10,7 @@ from onnxprune import graph
 from onnxprune.graph import sessions
 from onnxprune.recover import segments
 from onnxprune.recover.segments import Walk
+from onnxprune.system import memory
 
 BRANCHES = (
     "(float[N,3,6,6] x, float[4,3,3,3] w, float[4,4,3,3] v, float[2,4,1,1] u) => (float[N,2,6,6] y)"
@@ -25,7 +26,7 @@ def _feeds(count: int = 3):
 
 @pytest.mark.parametrize("share", [1.0, 0.0])
 def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(segments, "MEMORY_SHARE", share * segments.MEMORY_SHARE)
+    monkeypatch.setattr(memory, "SHARE", share * memory.SHARE)
     model, feeds = text_model(BRANCHES), _feeds()
     names = ["r", "b", "s", "t", "y"]
     session = sessions.open_session(model, extra_outputs=names, threads=1)
@@ -39,7 +40,7 @@ def test_pieces_give_what_the_whole_gives(share: float, monkeypatch: pytest.Monk
 
 def test_memory_does_not_grow_with_that_of_the_machine(monkeypatch: pytest.MonkeyPatch):
     """Each walk held a fifth of the machine's memory: 6.5 GB for a model of 10 MB and 200 samples."""
-    monkeypatch.setattr(segments, "memory_bytes", lambda: 1e15)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 10**15)
     monkeypatch.setattr(segments, "VALUES_BYTES", 5_000)
     with closing(Walk(text_model(BRANCHES), _feeds(8), ["y"])) as walk:
         list(walk.to(["b"]))

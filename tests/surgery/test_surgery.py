@@ -171,9 +171,9 @@ def test_a_quantized_table_is_silenced_behind_its_gather():
 
 def test_weights_on_disk_are_cut_as_they_are_read(tmp_path, monkeypatch):
     onnx.save(proto(CHAIN), tmp_path / "e.onnx", save_as_external_data=True, location="e.data", size_threshold=0)
-    monkeypatch.setattr("onnxprune.graph.files.MEMORY_BYTES", 0)
-    monkeypatch.setattr("onnxprune.graph.tensors.SMALL_BYTES", 0)
-    monkeypatch.setattr(simplify, "SKELETON_BYTES", 0)
+    monkeypatch.setattr("onnxprune.graph.files.LARGE_MODEL_BYTES", 0)
+    monkeypatch.setattr("onnxprune.graph.tensors.SMALL_WEIGHT_BYTES", 0)
+    monkeypatch.setattr(simplify, "LARGE_MODEL_BYTES", 0)
     coupling = analyze(graph.normalize(graph.load(tmp_path / "e.onnx")))
     keep = halves(coupling)
     cut = surgery.cut(coupling, keep)

@@ -21,6 +21,7 @@ from onnxprune.bridge import Network
 from onnxprune.errors import OutOfMemoryError
 from onnxprune.graph import sessions
 from onnxprune.recover.finetune import Settings, finetune
+from onnxprune.system import memory
 from onnxprune.system.memory import at_most, halving, out_of_memory, retrying
 
 # As torch 2, onnxruntime 1 and numpy 2 really say it.
@@ -196,8 +197,8 @@ def test_memory_that_really_runs_out(heaps):
 
 
 def test_a_session_opened_again_still_has_its_weights(monkeypatch):
-    monkeypatch.setattr(sessions, "LEAN_BYTES", 1)
-    monkeypatch.setattr(sessions, "HIDDEN_BYTES", 1)
+    monkeypatch.setattr(sessions, "LARGE_MODEL_BYTES", 1)
+    monkeypatch.setattr(sessions, "SMALL_WEIGHT_BYTES", 1)
     session = sessions.open_session(ir.from_proto(filled(CNN)))
     feeds = {"x": np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)}
     before = sessions.run(session, feeds)
@@ -207,3 +208,10 @@ def test_a_session_opened_again_still_has_its_weights(monkeypatch):
         after = sessions.run(session, feeds)
         assert session not in sessions._SPENT
         assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_step_holds_no_more_than_a_share_of_a_small_machine(monkeypatch):
+    assert memory.may_hold(memory.VALUES_BYTES) <= memory.VALUES_BYTES
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 1_000_000_000)
+    assert memory.may_hold(memory.VALUES_BYTES) == 200_000_000
+    assert memory.may_hold(1000) == 1000

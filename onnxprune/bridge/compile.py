@@ -202,8 +202,9 @@ class _Builder:
         slots = tuple(self.device_slot(value) for value in fused.inputs)
         function = functools.partial(fused.function, **fused.attributes) if fused.attributes else fused.function
         value = node.outputs[0]
-        place = f"{where(node)} (with {len(fused.nodes) - 1} nodes before it)"
-        self.steps.append(Step(function, slots, (self.define(value, "device"),), (), False, (value.name or "",), place))
+        place = " to ".join(where(end) for end in (fused.nodes[0], node))  # computed as one
+        outputs = (self.define(value, "device"),)
+        self.steps.append(Step(function, slots, outputs, (), fused.contextual, (value.name or "",), place))
 
     def foldable(self, entry: TorchFunction, inputs: list[ir.Value]) -> bool:
         if not entry.pure or "context" in entry.keywords:

@@ -1,8 +1,9 @@
 """Groups of nodes that torch computes in one call, as the code they were exported from did.
 
 Exporters write GELU, attention, a linear layer or layer normalization as several nodes. Walked one by one they take
-more memory traffic than the original, so a chain whose inner values nobody else reads becomes one step. The graph
-itself is not touched; where an inner value is captured or gated, the network walks the nodes one by one.
+more memory traffic than the original, so a chain whose inner values nobody else reads becomes one step. A convolution
+with its BatchNormalization is one, too: while the statistics are fixed both are one convolution. The graph itself is
+not touched; where an inner value is captured or gated, the network walks the nodes one by one.
 """
 
 import math
@@ -16,17 +17,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.bridge.ops.convolution import Conv
+from onnxprune.bridge.ops.normalization import batch_norm
 from onnxprune.graph import constant
 
 
 @dataclass(frozen=True)
 class Fused:
-    """One call in place of `nodes`, the last of which is where it stands."""
+    """One call in place of `nodes`, the last of which is where it stands.
+
+    contextual: the function takes the state of the forward pass as `context`.
+    """
 
     function: Callable[..., Any]
     inputs: tuple[ir.Value | None, ...]
     attributes: dict[str, Any]
     nodes: tuple[ir.Node, ...]
+    contextual: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ def find_fusions(graph: ir.Graph) -> Fusions:
     calls: dict[ir.Node, Fused] = {}
     taken: set[ir.Node] = set()
     nodes = list(graph)
-    for match in (_layer_norm, _gelu, _attention, _linear, _swish, _hard_swish):
+    for match in (_layer_norm, _gelu, _attention, _linear, _swish, _hard_swish, _normed_conv):
         for node in nodes:
             found = None if node in taken or node.domain not in ("", "ai.onnx") else match(node)
             if found is not None and not taken & set(found.nodes) and _is_closed(found):
@@ -273,12 +280,55 @@ def _gated(last: ir.Node, gate: str, function: Callable[..., Tensor]) -> Fused |
     return None
 
 
+def _normed_conv(last: ir.Node) -> Fused | None:
+    """Conv and the BatchNormalization behind it, in its inference form."""
+    conv = _behind(last.inputs[0], "Conv") if last.op_type == "BatchNormalization" else None
+    one_output = all(not value.name for value in last.outputs[1:])
+    spatial = last.attributes.get_int("spatial", 1)
+    if conv is None or not one_output or not spatial or last.attributes.get_int("training_mode", 0):
+        return None
+    attributes = {
+        "auto_pad": conv.attributes.get_string("auto_pad", "NOTSET"),
+        "group": conv.attributes.get_int("group", 1),
+        "epsilon": last.attributes.get_float("epsilon", 1e-5),
+        "momentum": last.attributes.get_float("momentum", 0.9),
+    }
+    for name in ("dilations", "pads", "strides"):
+        attributes[name] = list(conv.attributes.get_ints(name, ())) or None
+    b = conv.inputs[2] if len(conv.inputs) > 2 else None
+    return Fused(normed_conv, (*conv.inputs[:2], b, *last.inputs[1:]), attributes, (conv, last), contextual=True)
+
+
 # Functions ------------------------------------------------------------------------------------------------------
 
 
 def attention(q: Tensor, k_transposed: Tensor, v: Tensor, mask: Tensor | None, *, scale: float) -> Tensor:
     mask = mask if mask is None else mask.to(q.dtype)
     return F.scaled_dot_product_attention(q, k_transposed.transpose(-1, -2), v, mask, scale=scale)
+
+
+def normed_conv(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    gamma: Tensor,
+    beta: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    *,
+    context: Any,
+    epsilon: float,
+    momentum: float,
+    **attributes: Any,
+) -> Tensor:
+    """gamma (w x + b - mean) / sqrt(var + eps) + beta; with fixed statistics that is (s w) x + s (b - mean) + beta."""
+    types = {tensor.dtype for tensor in (w, gamma, beta, mean, var)}
+    if context.batch_statistics or len(types) > 1:
+        y = Conv(x, w, b, **attributes)
+        return batch_norm(y, gamma, beta, mean, var, context.batch_statistics, epsilon, momentum)
+    s = gamma * torch.rsqrt(var + epsilon)
+    shift = beta - mean * s if b is None else beta + (b - mean) * s
+    return Conv(x, w * s.reshape(-1, *[1] * (w.ndim - 1)), shift, **attributes)
 
 
 def linear(x: Tensor, w: Tensor, b: Tensor) -> Tensor:

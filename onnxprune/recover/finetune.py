@@ -108,7 +108,9 @@ def _told(run: Run) -> str:
         found = f"share kept between a model that answers all alike and the original on {run.judge.told}"
     if run.settings.metric is not None:
         found = f"{run.judge.name} on {run.judge.told}"
-    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} after {done} epoch{'s' if done != 1 else ''}"
+    passed = sum(epoch.share for epoch in run.epochs)
+    after = f"after {passed:.3g} epoch{'s' if passed != 1 else ''}"
+    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} {after}"
     if run.best_epoch == done:
         how = "better" if end.excess_over(start) < -CLEAR else "as good, within the noise"
         return f"fine-tuning was kept: the model after it is {how} ({numbers})"
@@ -221,7 +223,9 @@ def _decide(
         seconds = probe.step_seconds(network, feeds, fast, device)
         seconds += probe.forward_seconds(Network(teacher, trainable=()).to(device).eval(), feeds, device)
         pieces = (settings.batch_size or 1) / at_once
-        epochs, count = affordable(settings, asked.epochs, seconds * pieces / distributed.world()[1], count)
+        world = distributed.world()[1]
+        timed = asked.seconds is not None and world == 1
+        epochs, count = affordable(settings, asked.epochs, seconds * pieces / world, count, timed=timed)
     found = {"amp": fast.amp, "channels_last": fast.channels_last, "epochs": epochs}
     found, count = distributed.agreed([found, count], device)
     return found, count

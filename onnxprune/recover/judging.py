@@ -64,7 +64,10 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the samples came to; `metric` and `held_loss` are of the averaged weights, by the judge."""
+    """What one pass over the samples came to; `metric` and `held_loss` are of the averaged weights, by the judge.
+
+    share: of the samples that were seen before the time was over; 1 for a whole pass.
+    """
 
     epoch: int
     loss: float
@@ -72,6 +75,7 @@ class Epoch:
     held_loss: float
     lr: float
     seconds: float
+    share: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -173,11 +173,14 @@ def choose(
     )
 
 
-def affordable(settings: Settings, asked: int | None, step_seconds: float, count: int) -> tuple[int, int]:
+def affordable(
+    settings: Settings, asked: int | None, step_seconds: float, count: int, *, timed: bool = False
+) -> tuple[int, int]:
     """(epochs, samples of each) that the time is enough for, where a step takes `step_seconds` and there are `count`.
 
-    asked: the epochs that the user asked for, which only a time that was asked for as well cuts down. No samples where
-    there is no time for a few steps.
+    asked: the epochs that the user asked for, which only a time that was asked for as well cuts down. timed: training
+    ends by the clock, so that the last epoch may be one that it does not finish. No samples where there is no time for
+    a few steps.
     """
     assert settings.epochs is not None
     assert settings.batch_size is not None
@@ -188,7 +191,10 @@ def affordable(settings: Settings, asked: int | None, step_seconds: float, count
     if steps >= an_epoch * settings.epochs:
         return settings.epochs, count
     if steps >= an_epoch:
-        return max(n for n in LENGTHS if n <= steps // an_epoch), count
+        fit = max(n for n in LENGTHS if n <= steps // an_epoch)
+        if timed and steps > fit * an_epoch:
+            fit = min((n for n in LENGTHS if n > fit), default=fit)
+        return min(fit, settings.epochs), count
     return 1, steps * settings.batch_size if steps >= LEAST_STEPS else 0
 
 

@@ -29,6 +29,8 @@ from onnxprune.recover.teacher import Teacher, precision
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
 
+PACE_STEPS = 20  # from so many on they tell how long a step takes
+
 
 class Average:
     """An exponential moving average of tensors; young averages forget faster, so that the start leaves no trace."""
@@ -74,6 +76,8 @@ class Run:
     lost: float = 0.0  # sum of the losses of this epoch
     spent: float = 0.0  # seconds of this epoch before it was interrupted
     at_once: int | None = None  # samples that memory does for, or the model's fixed batch, where that is less
+    began: float = 0.0  # when training began or went on, by time.monotonic(), and the step that it began with
+    first: int = 0
 
     def __post_init__(self) -> None:
         self.at_once = fixed_batch(self.model)
@@ -106,17 +110,20 @@ def train(run: Run) -> str:
     assert settings.epochs is not None
     if not resume(run):
         run.initial = run.best_verdict = run.last = _verdict(run)
+    run.began, run.first = time.monotonic(), run.step
     with tqdm(
         total=settings.epochs * _steps(run), initial=run.step, disable=not _shows(run), file=sys.stderr, unit="step"
     ) as bar:
         for epoch in range(len(run.epochs), settings.epochs):
-            if _stale(run):
+            if _stale(run) or _out_of_time(run):
                 break
             _train_epoch(run, epoch, bar)
             keep(run)
     if not run.last.clearly_worse_than(run.best_verdict):
         run.best, run.best_verdict, run.best_epoch = run.average.tensors, run.last, len(run.epochs)
     run.load(run.best)
+    if _out_of_time(run):
+        return "time over"
     return "no improvement" if len(run.epochs) < settings.epochs else "all epochs done"
 
 
@@ -128,6 +135,23 @@ def _stale(run: Run) -> bool:
     """Whether the last `patience` epochs brought nothing."""
     patience = run.settings.patience
     return patience > 0 and len(run.epochs) - run.best_epoch >= patience
+
+
+def _steps_in_time(run: Run) -> float:
+    """The step at which the time that was given is over, by the pace of this session; infinite without such a time.
+
+    The learning rate falls towards that step, so a run that turns out slower than its first steps promised still ends
+    as one should, at the lowest rates. Several processes go by their number of epochs: they must take equal steps.
+    """
+    done = run.step - run.first
+    if run.settings.seconds is None or distributed.world()[1] > 1 or done < PACE_STEPS:
+        return math.inf
+    spent = time.monotonic() - run.began
+    return run.first + math.floor(done * run.settings.seconds / max(spent, 1e-9))
+
+
+def _out_of_time(run: Run) -> bool:
+    return run.step >= _steps_in_time(run)
 
 
 def _local_batch(run: Run) -> int:
@@ -142,9 +166,12 @@ def _steps(run: Run) -> int:
 def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
     started, saved = time.monotonic() - run.spent, time.monotonic()
     steps = _steps(run)
-    total = steps * (run.settings.epochs or 1)
+    total = planned = steps * (run.settings.epochs or 1)
     for feeds, numbers in batches_of(run, epoch, run.step - epoch * steps):
         run.module.train()
+        total = min(planned, _steps_in_time(run))
+        if run.step >= total:
+            break
         lr = rate(run.step, total, run.settings)
         run.lost += step_on(run, feeds, numbers, lr)
         run.step += 1
@@ -155,7 +182,7 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
         if run.place and time.monotonic() - saved >= run.settings.checkpoint_seconds and done < steps:
             run.spent, saved = time.monotonic() - started, time.monotonic()
             keep(run)
-    _end_epoch(run, epoch, rate(run.step - 1, total, run.settings), started)
+    _end_epoch(run, epoch, rate(run.step - 1, max(total, run.step), run.settings), started)
     bar.set_postfix_str(_postfix(run, run.epochs[-1].loss))
 
 
@@ -326,8 +353,10 @@ def _end_epoch(run: Run, epoch: int, lr: float, started: float) -> None:
             epoch + 1,
         )
     run.load(current)
-    loss, seconds = run.lost / _steps(run), time.monotonic() - started
-    run.epochs.append(Epoch(epoch + 1, loss, verdict.metric, verdict.loss, lr, seconds))
+    done = max(1, run.step - epoch * _steps(run))
+    loss, seconds = run.lost / done, time.monotonic() - started
+    share = done / _steps(run)
+    run.epochs.append(Epoch(epoch + 1, loss, verdict.metric, verdict.loss, lr, seconds, share))
     run.lost, run.spent = 0.0, 0.0
 
 

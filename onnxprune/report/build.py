@@ -76,7 +76,11 @@ def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:
     if history is None:
         return ()
     start = report.TuningPoint(0, None, history.initial)
-    return (start, *(report.TuningPoint(k + 1, e.loss, e.metric, e.lr) for k, e in enumerate(history.epochs)))
+    ends = (k + (1 if e.share == 1 else round(e.share, 3)) for k, e in enumerate(history.epochs))
+    return (
+        start,
+        *(report.TuningPoint(end, e.loss, e.metric, e.lr) for end, e in zip(ends, history.epochs, strict=True)),
+    )
 
 
 def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> tuple[report.Layer, ...]:

@@ -169,9 +169,9 @@ def test_a_norm_behind_a_graph_output_keeps_the_interface():
 
 def test_one_value_per_channel_takes_the_running_statistics():
     torch = pytest.importorskip("torch")
-    from onnxprune.bridge.ops.normalization import _batch_norm
+    from onnxprune.bridge.ops.normalization import batch_norm
 
     x, ones, zeros = torch.randn(1, 3, 1), torch.ones(3), torch.zeros(3)
     mean, var = torch.randn(3), torch.rand(3) + 0.5
-    y = _batch_norm(x, ones, zeros, mean.clone(), var.clone(), True, 1e-5, 0.9)
+    y = batch_norm(x, ones, zeros, mean.clone(), var.clone(), True, 1e-5, 0.9)
     torch.testing.assert_close(y, (x - mean[:, None]) / (var[:, None] + 1e-5).sqrt())

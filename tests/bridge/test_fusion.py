@@ -126,3 +126,46 @@ def test_a_chain_whose_inside_is_an_output_stays():
         run_bridge(model, {"x": random(4)}),
         {"y": random(4) / (1 + np.exp(-random(4))), "a": 1 / (1 + np.exp(-random(4)))},
     )
+
+
+def normed_conv(body: str):
+    arrays = {"w": random(6, 2, 3, 3), "b": random(6, seed=1), "gamma": random(6, seed=2), "beta": random(6, seed=3)}
+    arrays |= {"mean": random(6, seed=4), "var": np.abs(random(6, seed=5)) + 0.3}
+    names = {name: array for name, array in arrays.items() if name != "b" or "(x, w, b)" in body}
+    return parse(f"g (float[N, 4, 7, 7] x) => (float[N, 6, P, Q] y) {{ {body} }}", names)
+
+
+NORMED = [
+    "a = Conv <group=2, pads=[1, 1, 1, 1], strides=[2, 2]> (x, w) y = BatchNormalization (a, gamma, beta, mean, var)",
+    'a = Conv <auto_pad="SAME_LOWER", group=2> (x, w, b) '
+    "y = BatchNormalization <epsilon=0.5> (a, gamma, beta, mean, var)",
+]
+
+
+@pytest.mark.parametrize("body", NORMED)
+@pytest.mark.parametrize("mode", ["eval", "frozen", "batch"])
+def test_a_convolution_and_its_norm_are_one_step_in_every_mode(body, mode):
+    """Also the gradients, and the running statistics where those of the batch are used."""
+    x, found = torch.from_numpy(random(3, 4, 7, 7)), []
+    for fused in (True, False):
+        network = Network(normed_conv(body), freeze_norm=mode == "frozen").train(mode != "eval")
+        assert len(network.program.steps) == 1
+        if not fused:
+            network.program = network.plain_program
+        y = network({"x": x})["y"]
+        (y * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        grads = {name: p.grad for name, p in network.parameters_by_name.items()}
+        found.append([y.detach(), *(grads[name] for name in sorted(grads)), *network.statistics_by_name.values()])
+    assert len(found[0]) >= 6
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_onnxruntime_agrees_on_a_convolution_with_its_norm():
+    for body in NORMED:
+        compare(normed_conv(body), {"x": random(3, 4, 7, 7)})
+
+
+def test_a_norm_whose_convolution_is_read_elsewhere_stays_a_step():
+    body = "a = Conv <group=2> (x, w) c = BatchNormalization (a, gamma, beta, mean, var) y = Add (a, c)"
+    assert len(Network(normed_conv(body)).program.steps) == 3

@@ -173,7 +173,9 @@ def test_wrong_feeds_are_refused():
 
 
 def test_a_failing_node_is_named_with_its_shapes():
-    with pytest.raises(BridgeError, match=r"Conv 'Conv_0' fails on inputs float32 \(6, 2, 8, 8\)"):
+    with pytest.raises(
+        BridgeError, match=r"Conv 'Conv_0' to BatchNormalization '\w+' fails on inputs float32 \(6, 2, 8, 8\)"
+    ):
         Network(convnet())({"x": torch.zeros(6, 2, 8, 8)})
 
 

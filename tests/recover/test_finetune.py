@@ -15,7 +15,8 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs.describe import describe
 from onnxprune.outputs.losses import shared_points
-from onnxprune.recover import constants, reconstruct
+from onnxprune.recover import constants, reconstruct, training
+from onnxprune.recover import finetune as finetuning
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import CLEAR, Verdict
 
@@ -289,3 +290,44 @@ def test_a_difference_that_chance_makes_is_not_clear():
 def test_a_single_number_is_compared_as_it_is():
     assert Verdict(0.1, (0.2,)).clearly_worse_than(Verdict(0.2, (0.1,)))
     assert not Verdict(0.1, (0.1,)).clearly_worse_than(Verdict(0.2, (0.1,)))
+
+
+class Ticking:
+    """A clock that goes on by a second each time it is read."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_training_that_turns_out_slow_ends_in_time_at_the_lowest_rates(refitted, monkeypatch):
+    """The learning rate falls towards the end of the time, not of the epochs, and reports say how much was trained."""
+    digits, _, again = refitted
+    some, clock = digits.tune.subset(np.arange(640)), Ticking()
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(finetuning, "affordable", lambda settings, asked, *_, **__: (asked, len(some)))
+    history = finetune(again(), digits.model, some, digits.held, replace(QUICK, epochs=30, seconds=80.0, lr=0.01))
+    assert history.stopped == "time over"
+    assert 2 <= len(history.epochs) < 30
+    last = history.epochs[-1]
+    assert all(epoch.share == 1 for epoch in history.epochs[:-1])
+    assert 0 < last.share <= 1
+    assert last.lr <= 0.0005
+    assert max(epoch.lr for epoch in history.epochs) > 0.005
+    passed = sum(epoch.share for epoch in history.epochs)
+    assert f"after {passed:.3g} epochs" in history.told or history.best_epoch != len(history.epochs)
+
+
+def test_with_time_enough_the_clock_changes_nothing(refitted):
+    digits, _, again = refitted
+    few = digits.tune.subset(np.arange(256))
+    models = []
+    for seconds in (None, 1e6):
+        cut = again()
+        history = finetune(cut, digits.model, few, digits.held, replace(QUICK, seconds=seconds))
+        assert [epoch.share for epoch in history.epochs] == [1, 1]
+        models.append(graph.digest(cut))
+    assert models[0] == models[1]

@@ -108,6 +108,14 @@ def test_epochs_follow_from_the_time_of_a_step(folded: Digits):
     assert affordable(replace(chosen, epochs=9, seconds=2.5 * steps), 9, 1.0, count) == (2, count)
 
 
+def test_where_the_clock_ends_training_the_last_epoch_may_be_a_part():
+    steps = count = 100
+    chosen = Settings(epochs=9, batch_size=1, seconds=4.5 * steps)
+    assert affordable(chosen, 9, 1.0, count, timed=True) == (6, count)  # lengths are coarse
+    assert affordable(replace(chosen, epochs=5), 5, 1.0, count, timed=True) == (5, count)
+    assert affordable(replace(chosen, seconds=4.0 * steps), 9, 1.0, count, timed=True) == (4, count)
+
+
 def test_without_time_nothing_is_trained_and_the_start_is_kept(folded: Digits):
     cut = surgery.cut(folded.coupling, random_keep(folded.coupling, 0.5))
     history = finetune(cut, folded.model, folded.tune, folded.held, Settings(seconds=0.0))

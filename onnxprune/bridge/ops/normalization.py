@@ -28,7 +28,7 @@ def BatchNormalization_1(
     """Before opset 14 the attribute is_test (gone at 7) says nothing that an exported file means."""
     if not spatial:  # statistics for each position: (C, *D)
         return (x - mean) / torch.sqrt(var + epsilon) * scale + b
-    return _batch_norm(x, scale, b, mean, var, context.batch_statistics, epsilon, momentum)
+    return batch_norm(x, scale, b, mean, var, context.batch_statistics, epsilon, momentum)
 
 
 @torch_function("BatchNormalization", since=14, fixed=(3, 4))
@@ -47,10 +47,10 @@ def BatchNormalization(
     """Inference form; in train mode as torch.nn.BatchNorm: batch statistics, running ones updated in place."""
     if training_mode:
         return _training_form(x, scale, b, mean, var, epsilon, momentum)
-    return _batch_norm(x, scale, b, mean, var, context.batch_statistics, epsilon, momentum)
+    return batch_norm(x, scale, b, mean, var, context.batch_statistics, epsilon, momentum)
 
 
-def _batch_norm(
+def batch_norm(
     x: Tensor, scale: Tensor, b: Tensor, mean: Tensor, var: Tensor, training: bool, epsilon: float, momentum: float
 ) -> Tensor:
     # One value per channel has no variance: a sequence of one step, one at a time.

@@ -382,7 +382,7 @@ def make_optimizer(parameters: Mapping[str, Tensor], settings: Settings) -> torc
     return torch.optim.AdamW(groups, lr=settings.lr)
 
 
-def rate(step: int, total: int, settings: Settings) -> float:
+def rate(step: int, total: float, settings: Settings) -> float:
     """The learning rate of a step: linear warm-up, then half a cosine down to a hundredth of the peak."""
     assert settings.lr is not None
     warm = max(1, round(settings.warmup * total))

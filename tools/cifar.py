@@ -35,7 +35,7 @@ def load(model: str, split: str, start: int = 0, count: int | None = None) -> tu
         for k, name in enumerate(names)
         if start < (k + 1) * GRID and stop > k * GRID
     ]
-    x = np.concatenate(parts).transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
+    x = np.concatenate(parts).transpose(0, 3, 1, 2).astype(np.float32, order="C") / np.float32(255)
     with np.load(DATA / "cifar10" / "labels.npz") as labels:
         y = labels[split][start:stop].astype(np.int64)
     return (x - MEAN) / STD if model == "resnet" else x, y

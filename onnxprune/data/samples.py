@@ -110,7 +110,8 @@ class ArraySamples(Samples):
 
     def _part(self, name: str, positions: np.ndarray) -> np.ndarray:
         array, axis = self.arrays[name], self.axes[name]
-        part = np.asarray(array if axis is None else np.take(array, positions, axis))
+        # Not np.take: of an array that is not contiguous it copies the whole before it takes its part.
+        part = array if axis is None else array[(slice(None),) * axis + (positions,)]
         if self.scaling is not None and axis is not None:
             part = self.scaling(part)
         return np.ascontiguousarray(part, self.dtypes[name]).reshape(part.shape)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import ml_dtypes
@@ -401,3 +402,19 @@ def test_batches_of_a_fixed_size_are_full_and_keep_their_order():
     assert [b.tolist() for b in batches(samples, 64, fixed=4)] == [[0, 1, 2, 3], [4, 5, 6, 0]]
     assert [b.tolist() for b in batches(samples, 64, fixed=4, drop_last=True)] == [[0, 1, 2, 3]]
     assert [b.tolist() for b in batches(samples.subset([0, 1]), 64, fixed=5)] == [[0, 1, 0, 1, 0]]
+
+
+def test_a_batch_of_transposed_images_copies_no_more_than_the_batch():
+    """np.take made the whole array contiguous for every batch: half of the time of training on 50,000 images."""
+    images = np.random.default_rng(0).normal(size=(2000, 16, 16, 3)).astype(np.float32).transpose(0, 3, 1, 2)
+    samples = load_samples({"x": images}, [InputInfo("x", ("N", 3, 16, 16), F32)])
+    numbers = np.array([7, 3, 1999])
+    tracemalloc.start()
+    try:
+        batch = samples.batch(numbers)["x"]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(batch, images[numbers])
+    assert batch.flags.c_contiguous
+    assert peak < images.nbytes / 10

@@ -1,9 +1,14 @@
 """How long a fine-tuning step takes: each precision and memory layout, and several runs at once on one device.
 
     python tools/bench_finetune.py MODEL.onnx [--device cuda] [--batch 256] [--steps 32] [--processes 8]
+    python tools/bench_finetune.py MODEL.onnx --parts [--batch 128]
 
 The model is its own teacher and the images are random, flipped and shifted; a step is one of the second epoch. With
 --processes so many runs share the device, each in the fastest way; they take about as long as the slowest.
+
+--parts measures what a step consists of, in CPU seconds of this process, which busy neighbors disturb less than the
+clock on the wall: the teacher's answers, and forward and backward of what is trained, node by node and with the chains
+of nodes that the bridge computes as one.
 """
 
 import argparse
@@ -11,19 +16,25 @@ import json
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from onnxprune import graph
+from onnxprune.bridge import Network
 from onnxprune.data import Samples, input_infos, load_samples
 from onnxprune.recover.finetune import finetune
 from onnxprune.recover.settings import Settings
+from onnxprune.recover.teacher import precision
 
 CLASSES = 10
+ROUNDS = 3  # of each part, in turn; the least of them counts
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a Way as JSON: of one of several processes
+    parser.add_argument("--parts", action="store_true", help="measure what a step consists of, on the CPU")
     args = parser.parse_args()
+    if args.parts:
+        print_parts(args)
+        return
     if args.only:
         print(milliseconds(args, Way(**json.loads(args.only))))
         return
@@ -67,6 +82,45 @@ def milliseconds(args: argparse.Namespace, way: Way) -> float:
     tune, held = (random_samples(model, count) for count in (args.batch * args.steps, 2))
     history = finetune(model.clone(), model, tune, held, settings)
     return history.epochs[-1].seconds / args.steps * 1e3
+
+
+def print_parts(args: argparse.Namespace) -> None:
+    """A line for each part of a step, in both precisions, channels last."""
+    model = graph.normalize(graph.load(args.model))
+    (info,) = input_infos(model)
+    x = torch.randn(args.batch, *info.shape[1:], generator=torch.Generator().manual_seed(0))
+    feeds = {info.name: x.contiguous(memory_format=torch.channels_last)}
+    print("| part | precision | node by node, CPU ms | as one, CPU ms | ratio |\n|---|---|---:|---:|---:|")
+    for part in ("teacher's answers", "training, frozen statistics", "training, statistics of the batch"):
+        for amp in ("off", "bf16"):
+            one = [part_of(model, feeds, part, Settings(amp=amp), fused) for fused in (False, True)]
+            plain, fused = (
+                min(times) for times in zip(*[[cpu_ms(f) for f in one] for _ in range(ROUNDS)], strict=True)
+            )
+            print(f"| {part} | {amp} | {plain:.0f} | {fused:.0f} | {plain / fused:.2f} |", flush=True)
+
+
+def part_of(model, feeds: dict[str, torch.Tensor], part: str, settings: Settings, fused: bool) -> Callable[[], None]:
+    """A function that does the part once; it has been done once already."""
+    network = Network(model, freeze_norm="frozen" in part).to(memory_format=torch.channels_last)
+    network.train("training" in part)
+    if not fused:
+        network.program = network.plain_program
+
+    def once() -> None:
+        with torch.set_grad_enabled(network.training), precision(settings, torch.device("cpu")):
+            loss = torch.stack([y.float().square().mean() for y in network(feeds).values()]).sum()
+        if network.training:
+            loss.backward()
+
+    once()
+    return once
+
+
+def cpu_ms(function: Callable[[], None]) -> float:
+    start = time.process_time()
+    function()
+    return 1e3 * (time.process_time() - start)
 
 
 def random_samples(model, count: int) -> Samples:

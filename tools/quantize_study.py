@@ -7,7 +7,7 @@
 The digits are embedded; the other networks and their images are those of the shared data folder ($ONNXPRUNE_DATA, see
 tools/cifar.py). Every run is one call
 of onnxprune.prune with `quantize="int8"`: its report has the original, the pruned and the quantized file, with latency
-measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone. Least squares is the only recovery.
+measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone.
 A run that is finished is not made again; --table writes the table of those that there are.
 """
 
@@ -33,9 +33,9 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "digits": Network("digits.onnx", "digits", "digits:test"),
-    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train2000", "tools.cifar:test"),
-    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train2000", "tools.cifar:test"),
-    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train2000", "tools.cifar:vgg_test"),
+    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train2000", "tools.cifar:test4000"),
+    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train2000", "tools.cifar:test4000"),
+    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train1000", "tools.cifar:vgg_test2000"),
     "mobilenetv2": Network(
         "imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train1000", "tools.imagenet:val900"
     ),
@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--models", nargs="+", choices=sorted(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
-    parser.add_argument("--method", default="l1")
+    parser.add_argument("--method", default="taylor")
+    parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
     parser.add_argument("--table", action="store_true", help="write the table of finished runs only")
@@ -72,7 +73,7 @@ def run(name: str, budget: float, args: argparse.Namespace) -> None:
         target={"macs": budget},
         data=network.data,
         val=network.val,
-        recover="reconstruct",
+        recover=args.recover,
         quantize=args.quantize,
         allocate=args.allocate,
         threads=1,

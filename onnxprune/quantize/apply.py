@@ -12,13 +12,16 @@ import onnx_ir as ir
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.inputs import Feeds
-from onnxprune.quantize import biases, forms, prepare, proof
+from onnxprune.proof import differences
+from onnxprune.quantize import biases, equalize, forms, prepare, proof
 from onnxprune.quantize import floats as choice
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.ranges import Ranges, calibrated
 
 LOG = logging.getLogger("onnxprune")
 JUDGED = 64  # samples on which corrected biases have to help
+SHARES = (0.5, 0.75)  # of the range of a value that its weights take over, see equalize
+HELPS = 0.95  # share of the error that is left where equalizing is worth its while
 BATCH = 32  # samples that are calibrated on at a time
 WITHOUT_INTEGERS = {"cuda": "int8"}  # provider -> the kind for which it has no kernels
 
@@ -146,23 +149,24 @@ def told(made: Quantized, feeds: Sequence[Feeds]) -> dict[str, Any]:
 
 def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantized:
     asked = context.asked
-    ranges, notes = _ranges(floats, context)
     excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
 
-    def form(model: ir.Model, more: Sequence[str] = ()) -> ir.Model:
-        left = [*excluded, *more]
-        return forms.int8(model, asked, ranges, left, context.provider, asked["reduce_range"])
+    def form(model: ir.Model, ranges: Ranges, more: Sequence[str] = ()) -> ir.Model:
+        return forms.int8(model, asked, ranges, [*excluded, *more], context.provider, asked["reduce_range"])
 
-    made, rounded, few = form(floats), floats, context.samples
-    if few is not None:
-        few = drawn(few, asked["samples"], context.seed)
+    few = None if context.samples is None else drawn(context.samples, asked["samples"], context.seed)
+    pruned = floats
+    floats, exponents, notes = _equalized(pruned, few, form, context)
+    ranges, more = _ranges(floats, few, context)
+    made, notes = form(floats, ranges), (*notes, *more)
     if few is not None and asked["float"] == "auto" and "float" not in context.known:
         judged = list(in_batches(floats, drawn(few, JUDGED, 0)))
-        left, more = choice.chosen(floats, made, partial(form, floats), judged)
+        left, more = choice.chosen(floats, made, partial(form, floats, ranges), judged)
         excluded, notes = [*excluded, *left], (*notes, *more)
-        made = form(floats)
+        made = form(floats, ranges)
+    rounded = floats
     if few is not None and asked["biases"]:
-        rounded, made, more = _without_mean_errors(floats, made, form, few)
+        rounded, made, more = _without_mean_errors(floats, made, lambda model: form(model, ranges), few)
         notes = (*notes, *more)
     simulation = proof.require(proof.simulate(made, rounded, "int8", proof_feeds(context.feeds), ranges))
     record = {
@@ -170,7 +174,62 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
         "float": excluded,
         "ranges": {name: list(pair) for name, pair in sorted(ranges.items())},
     }
-    return Quantized(made, rounded, floats, record, simulation, notes)
+    if exponents:
+        record["exponents"] = {name: [int(k) for k in steps] for name, steps in sorted(exponents.items())}
+    return Quantized(made, rounded, pruned, record, simulation, notes)
+
+
+def _equalized(
+    floats: ir.Model, samples: Samples | None, form: Callable[..., ir.Model], context: Context
+) -> tuple[ir.Model, equalize.Exponents, tuple[str, ...]]:
+    """(`floats` with channels of more equal ranges, by which powers of two, notes); as a plan that is replayed says.
+
+    Raises: VerificationError where that changes what it computes.
+    """
+    if context.known:
+        exponents, notes = context.known.get("exponents", {}), ()
+    elif samples is None or not context.asked["equalize"]:
+        exponents, notes = {}, ()
+    else:
+        exponents, notes = _best_exponents(floats, samples, form, context)
+    if not exponents:
+        return floats, {}, notes
+    made = equalize.scaled(floats, exponents)
+    off = proof.error(made, floats, proof_feeds(context.feeds))
+    if not off <= differences.FLOOR:
+        raise VerificationError(
+            f"--quantize: bringing channels to more equal ranges moved the outputs by {off:.2g} of their size; give "
+            f"--quantize {context.asked.kind}:equalize=false, and please report this model"
+        )
+    return made, exponents, notes
+
+
+def _best_exponents(
+    floats: ir.Model, samples: Samples, form: Callable[..., ir.Model], context: Context
+) -> tuple[equalize.Exponents, tuple[str, ...]]:
+    """(the powers of two that bring the outputs nearest to those of floats, a note), nothing where none does."""
+    groups = equalize.groups(floats)
+    if not groups:
+        return {}, ()
+    picked = drawn(samples, 2 * JUDGED, 0)
+    # What is judged has to reach further than what was calibrated on, as it will.
+    first, judged = (list(in_batches(floats, picked.subset(half))) for half in _halves(len(picked)))
+    reached = equalize.reached(floats, groups, first)
+    ways = [(share, False) for share in SHARES] + ([] if context.asked["per_channel"] else [(0.5, True)])
+    tried = [equalize.exponents(groups, reached, share, by_rows) for share, by_rows in ways]
+    errors = []
+    for exponents in ({}, *filter(None, tried)):
+        model = equalize.scaled(floats, exponents) if exponents else floats
+        ranges = calibrated(prepare.proto_of(model), forms.op_types(context.provider), first, context.asked)
+        errors.append((proof.error(form(model, ranges), floats, judged), exponents))
+    (before, _), (after, best) = errors[0], min(errors, key=lambda found: found[0])
+    if after > HELPS * before:
+        return {}, ()
+    note = (
+        f"channels of {len(best)} values were brought to more equal ranges: outputs are off by {100 * after:.2g} % "
+        f"instead of {100 * before:.2g} %"
+    )
+    return best, (note,)
 
 
 def _without_mean_errors(
@@ -192,14 +251,19 @@ def _without_mean_errors(
     return changed, again, (note,)
 
 
-def _ranges(floats: ir.Model, context: Context) -> tuple[Ranges, tuple[str, ...]]:
-    """(what values reach, notes): on samples, else what the plan recorded."""
-    samples, asked = context.samples, context.asked
-    if samples is None:
+def _halves(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The even and the odd ones of `count` samples; of one sample, that one twice."""
+    numbers = np.arange(count)
+    return numbers[::2], numbers[1::2] if count > 1 else numbers
+
+
+def _ranges(floats: ir.Model, few: Samples | None, context: Context) -> tuple[Ranges, tuple[str, ...]]:
+    """(what values reach, notes): on the samples, else what the plan recorded."""
+    if few is None:
         known = {name: (float(pair[0]), float(pair[1])) for name, pair in context.known.get("ranges", {}).items()}
         return known, ("ranges of values are those that the plan recorded: there are no samples to measure them on",)
-    few = drawn(samples, asked["samples"], context.seed)
-    found = calibrated(prepare.proto_of(floats), forms.op_types(context.provider), in_batches(floats, few), asked)
+    batches = in_batches(floats, few)
+    found = calibrated(prepare.proto_of(floats), forms.op_types(context.provider), batches, context.asked)
     return found, tuple(_doubts(few))
 
 

@@ -29,6 +29,7 @@ FORMS: Mapping[str, Mapping[str, Key]] = {
         "symmetric": Key(False, SWITCH, "values as int8 around zero instead of uint8"),
         "reduce_range": Key(False, SWITCH, "weights in 7 bits, for CPUs whose 8-bit sums saturate"),
         "float": Key("none", ("none", "auto"), "auto: find by measuring which nodes stay in float, half a minute"),
+        "equalize": Key(True, SWITCH, "bring channels to ranges more alike before rounding, where it helps"),
         "biases": Key(True, SWITCH, "take out the mean error that rounded weights make in a channel, where it helps"),
         "exclude": EXCLUDE,
     },

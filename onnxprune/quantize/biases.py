@@ -17,7 +17,7 @@ from onnxprune.coupling.layers import Layer, layer_of
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import parts
-from onnxprune.quantize.prepare import drop_unused
+from onnxprune.quantize.prepare import drop_unused, reduced
 
 
 def corrected(floats: ir.Model, quantized: ir.Model, batches: Iterable[Feeds]) -> tuple[ir.Model, int]:
@@ -81,18 +81,8 @@ def _measuring(floats: ir.Model, quantized: ir.Model) -> tuple[ir.Model, dict[st
 
 def _mean(model: ir.Model, layer: Layer, rank: int, value: ir.Value) -> ir.Node:
     """The mean of `value`, like the output of `layer` with `rank` axes, over all axes but that of its channels."""
-    node = layer.node
     axes = [axis for axis in range(rank) if axis != layer.y_axis % rank]
-    keep = ir.AttrInt64("keepdims", 0)
-    if model.opset_imports.get("", 13) >= 18:
-        named = graph.add_constant(model.graph, f"{node.name}/axes", np.array(axes, np.int64))
-        mean = ir.Node("", "ReduceMean", [value, named], [keep], name=f"{node.name}/mean", num_outputs=1)
-    else:
-        attributes = [ir.AttrInt64s("axes", axes), keep]
-        mean = ir.Node("", "ReduceMean", [value], attributes, name=f"{node.name}/mean", num_outputs=1)
-    output = mean.outputs[0]
-    output.name, output.type = f"{node.name}/mean", ir.TensorType(ir.DataType.FLOAT)
-    return mean
+    return reduced(model, "ReduceMean", f"{layer.name}/mean", value, axes)
 
 
 def _bias_fits(node: ir.Node) -> bool:

@@ -101,6 +101,19 @@ def drop_unused(model: ir.Model) -> None:
             del model.graph.initializers[name]
 
 
+def reduced(model: ir.Model, op_type: str, name: str, value: ir.Value, axes: Sequence[int]) -> ir.Node:
+    """A node `name`, not yet in `model`, that reduces `value` over `axes`; its output, in floats, has the same name."""
+    keep = ir.AttrInt64("keepdims", 0)
+    if model.opset_imports.get("", 13) >= 18:
+        named = graph.add_constant(model.graph, f"{name}/axes", np.array(axes, np.int64))
+        node = ir.Node("", op_type, [value, named], [keep], name=name, num_outputs=1)
+    else:
+        node = ir.Node("", op_type, [value], [ir.AttrInt64s("axes", axes), keep], name=name, num_outputs=1)
+    output = node.outputs[0]
+    output.name, output.type = name, ir.TensorType(ir.DataType.FLOAT)
+    return node
+
+
 def proto_of(model: ir.Model) -> onnx.ModelProto:
     """`model` as a message with all weights inside."""
     copy = graph.copy(model)

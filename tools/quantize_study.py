@@ -33,11 +33,11 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "digits": Network("digits.onnx", "digits", "digits:test"),
-    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train2000", "tools.cifar:test4000"),
-    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train2000", "tools.cifar:test4000"),
-    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train1000", "tools.cifar:vgg_test2000"),
+    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train1000", "tools.cifar:test2000"),
+    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train1000", "tools.cifar:test2000"),
+    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train400", "tools.cifar:vgg_test1000"),
     "mobilenetv2": Network(
-        "imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train1000", "tools.imagenet:val900"
+        "imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train200", "tools.imagenet:val900"
     ),
 }
 

@@ -14,6 +14,7 @@ from onnxprune.system import streams
 
 LOG = logging.getLogger("onnxprune")
 EXIT_NOTHING = 1
+NONE = "none"  # results in floats
 METHODS, TARGETS, SEEDS = ["l1,fpgm,taylor,snacs"], ["macs=0.5"], (0,)
 DESCRIPTION = """Prunes a model by every method to every budget with every seed, all with the same recovery and
 measured on the same samples. Each finished run is a file in FOLDER/runs; the table (compare.md, .csv, .json) and the
@@ -28,6 +29,7 @@ sparse methods whose own option says how much stays (density, kept) run once per
 
 examples:
   onnxprune compare model.onnx --data train.npz --val test.npz --methods l1,fpgm,taylor,snacs --out compared/
+  onnxprune compare model.onnx --data train.npz --val test.npz --quantize none int8 --out compared/
   onnxprune compare model.onnx --data digits --methods snacs,paam,aswl:density=0.3,cci:kept=4 --seeds 0,1,2
       --targets macs=0.5 macs=0.75 --recover finetune --epochs 2 --out compared/
 """
@@ -46,6 +48,7 @@ def parser() -> cli.Parser:
     made.add_argument("--methods", nargs="+", metavar="NAME", help=f"see below (default: {METHODS[0]})")
     made.add_argument("--targets", nargs="+", metavar="KEY=FRACTION", help="see below (default: macs=0.5)")
     made.add_argument("--seeds", type=_seeds, metavar="N,N", help="of everything random (default: 0)")
+    made.add_argument("--quantize", nargs="+", metavar="KIND", help="none, int8, ...: each as a row (default: none)")
     made.add_argument("--keep-models", action="store_true", help="keep the results in FOLDER/models (default: off)")
     made.add_argument("--again", action="store_true", help="repeat runs that failed (default: off)")
     made.add_argument("--latency", action="store_true", help="measure latency, too (default: off)")
@@ -59,6 +62,7 @@ def parser() -> cli.Parser:
 def run(arguments: list[str]) -> int:
     """Runs what is missing and prints the table; 1 when no run gave a result."""
     settings = cli.settings_of(parser(), arguments)
+    forms = settings.pop("quantize", [NONE])
     common = cli.options_of(settings, shlex.join(["onnxprune", "compare", *arguments]))
     if common.data is None and common.val is None:
         raise no_samples("compare")
@@ -66,7 +70,7 @@ def run(arguments: list[str]) -> int:
     from onnxprune.studies.compare import tables
 
     entries = [_entry(text) for words in settings.get("methods", METHODS) for text in words.split(",") if text]
-    wanted = compare.runs(entries, settings.get("targets", TARGETS), settings.get("seeds", SEEDS))
+    wanted = compare.runs(entries, settings.get("targets", TARGETS), settings.get("seeds", SEEDS), forms)
     folder = settings["out"]
     head, rows = compare.compare(
         settings["model"],

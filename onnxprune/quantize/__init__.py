@@ -12,12 +12,13 @@ apply       all of it in order
 """
 
 from onnxprune.quantize.apply import Context, Quantized, check, file_bytes, kind_of, quantize, told, verify
-from onnxprune.quantize.asked import KINDS, Asked, parse
+from onnxprune.quantize.asked import KINDS, NONE, Asked, parse
 from onnxprune.quantize.parts import as_floats
 from onnxprune.quantize.prepare import check_model, folded
 
 __all__ = [
     "KINDS",
+    "NONE",
     "Asked",
     "Context",
     "Quantized",

@@ -5,6 +5,7 @@ import json
 import xml.etree.ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
 
 from onnxprune.cli import main
@@ -244,3 +245,26 @@ def test_the_joint_interval_holds_the_truth_as_often_as_it_promises():
         truth = float((1.2 + 0.15 * draws[0] + draws[1] > draws[2]).mean())
         trials += line.interval95[0] <= truth <= line.interval95[1]
     assert trials / 300 >= 0.95
+
+
+def test_results_are_compared_in_floats_and_quantized(command, cli, tmp_path):
+    words = ("--methods", "l1", "--quantize", "none", "int8", "int8:per_channel=false", "--keep-models")
+    ran = cli(*command(*words))
+    assert ran.code == 0, ran.err
+    rows = {row["method"]: row for row in rows_of(tmp_path / "out")}
+    assert set(rows) == {"l1", "l1 + int8", "l1 + int8:per_channel=false"}
+    floats, integers = rows["l1"], rows["l1 + int8"]
+    kept = [onnx.load(path) for path in (tmp_path / "out" / "models").iterdir()]
+    assert sorted(any(node.op_type == "QuantizeLinear" for node in m.graph.node) for m in kept) == [False, True, True]
+    assert integers["macs"] == floats["macs"]
+    assert integers["params"] == floats["params"]
+    assert "l1 + int8" in (tmp_path / "out" / "compare.md").read_text()
+    assert cli(*command(*words)).code == 0
+    assert {row["method"]: row for row in rows_of(tmp_path / "out")} == rows  # none was run again
+
+
+@pytest.mark.parametrize("form", ["int9", "int8:colour=red"])
+def test_a_form_that_there_is_not_is_refused_before_the_first_run(command, cli, tmp_path, form):
+    ran = cli(*command("--quantize", "none", form))
+    assert (ran.code, ran.err.count("\n"), (tmp_path / "out" / "runs").exists()) == (2, 1, False)
+    assert "--quantize" in ran.err

@@ -1,4 +1,5 @@
-"""What a comparison runs: every method at every budget with every seed, as options of the pipeline."""
+"""What a comparison runs: every method at every budget with every seed, in floats and quantized, as options of the
+pipeline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import base
 from onnxprune.methods import options as method_options
 from onnxprune.options import Options
+from onnxprune.quantize import NONE
 
 OWN = "own"  # a budget: the method decides, or one of its own options does
 NONZEROS = "nonzeros"  # a budget that sparse methods meet by zeros, others by parameters
@@ -36,16 +38,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class Run:
-    """One method at one budget with one seed."""
+    """One method at one budget with one seed; quantize: how its result is stored, None as floats."""
 
     entry: Entry
     target: str
     seed: int
+    quantize: str | None = None
 
     @property
     def key(self) -> str:
         """What tells it from all other runs of a folder."""
-        return f"{self.entry.text} {self.target} seed {self.seed}"
+        return f"{self.method} {self.target} seed {self.seed}"
+
+    @property
+    def method(self) -> str:
+        """The method as tables show it, with how its result is stored."""
+        return self.entry.text if self.quantize is None else f"{self.entry.text} + {self.quantize}"
 
     def options(self, common: Options) -> Options:
         """The pipeline's options. Raises: UsageError for a budget that is none."""
@@ -56,6 +64,7 @@ class Run:
             method_options={**self.entry.options, **more},
             target=target,
             seed=self.seed,
+            quantize=self.quantize,
         )
 
 
@@ -66,10 +75,19 @@ def entry_of(text: str, options: Mapping[str, Any]) -> Entry:
     return Entry(text, name, options)
 
 
-def runs(entries: Sequence[Entry], targets: Sequence[str], seeds: Sequence[int]) -> tuple[Run, ...]:
-    """All runs, seed by seed, so that a first table is whole early; what decides by itself runs once per seed."""
+def runs(
+    entries: Sequence[Entry], targets: Sequence[str], seeds: Sequence[int], forms: Sequence[str] = (NONE,)
+) -> tuple[Run, ...]:
+    """All runs, seed by seed, so that a first table is whole early; what decides by itself runs once per seed.
+
+    forms: how results are stored, as for --quantize; NONE is as floats.
+    """
     found = [
-        Run(entry, OWN if entry.decides else target, seed) for seed in seeds for target in targets for entry in entries
+        Run(entry, OWN if entry.decides else target, seed, None if form == NONE else form)
+        for seed in seeds
+        for target in targets
+        for entry in entries
+        for form in forms
     ]
     return tuple({run.key: run for run in found}.values())
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, report
+from onnxprune import graph, quantize, report
 from onnxprune.data import Samples
 from onnxprune.errors import OnnxPruneError, no_samples
 from onnxprune.measure import machine, measure_file
@@ -56,6 +56,8 @@ def compare(
     """
     checks.check_apart(folder, checks.read(path, common), "--out")
     planned = {run.key: (run, run.options(common)) for run in wanted}  # all are checked before the first one
+    for form in dict.fromkeys(run.quantize for run in wanted):
+        quantize.check(quantize.parse(form), provider_for(common), common.data is not None)
     checks.check_devices(common.device, provider_for(common) if common.latency else None)
     subject = prepare(path, replace(common, seed=0), Clock())
     if subject.held is None or not len(subject.held):
@@ -140,7 +142,7 @@ def _row(subject: Subject, run: Run, options: Options, original: Mapping[str, An
     """The row of a run; of one that was refused or failed, its reason."""
     start = perf_counter()
     clock = Clock()
-    told = {"key": run.key, "method": run.entry.text, "target": run.target, "seed": run.seed, "tool": "onnxprune"}
+    told = {"key": run.key, "method": run.method, "target": run.target, "seed": run.seed, "tool": "onnxprune"}
     try:
         with scratch() as folder:
             found = row_of(subject, Path(folder, "out.onnx"), options, original, clock, models, run.key)

@@ -6,6 +6,8 @@ ranges      what values reach on samples, by onnxruntime's calibrators
 forms       how it is stored and computed
 parts       a quantized file taken apart: what stands for which value, weights as floats again
 proof       quantized = simulated: the same rounding carried out apart from the quantizer
+equalize    channels brought to more equal ranges
+tuning      training with the rounding in place
 biases      the mean error of each channel taken out of its bias
 floats      which nodes stay in float: those that do not stand it
 apply       all of it in order

@@ -39,11 +39,13 @@ class Quantized:
     record: Mapping[str, Any]
     simulation: proof.Simulation
     notes: tuple[str, ...] = ()
+    trained: bool = False  # so that the weights of float_model are others than those of pruned
 
 
 @dataclass(frozen=True)
 class Context:
-    """What quantization is made with; known: the record of a plan that is replayed."""
+    """What quantization is made with; known: the record of a plan that is replayed. teacher: the model before it was
+    pruned, for training."""
 
     asked: Asked
     samples: Samples | None
@@ -51,6 +53,7 @@ class Context:
     provider: str = "cpu"
     seed: int = 0
     known: Mapping[str, Any] = field(default_factory=dict)
+    teacher: ir.Model | None = None
 
 
 def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: bool = False) -> None:
@@ -164,8 +167,15 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
         left, more = choice.chosen(floats, made, partial(form, floats, ranges), judged)
         excluded, notes = [*excluded, *left], (*notes, *more)
         made = form(floats, ranges)
-    rounded = floats
-    if few is not None and asked["biases"]:
+    rounded, trained = floats, None
+    if asked["finetune"]:
+        trained, more = _trained(floats, made, context)
+        notes = (*notes, *more)
+    if trained is not None:
+        rounded = trained
+        ranges, _ = _ranges(rounded, few, context)
+        made = form(rounded, ranges)
+    elif few is not None and asked["biases"]:
         rounded, made, more = _without_mean_errors(floats, made, lambda model: form(model, ranges), few)
         notes = (*notes, *more)
     simulation = proof.require(proof.simulate(made, rounded, "int8", proof_feeds(context.feeds), ranges))
@@ -176,7 +186,22 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
     }
     if exponents:
         record["exponents"] = {name: [int(k) for k in steps] for name, steps in sorted(exponents.items())}
-    return Quantized(made, rounded, pruned, record, simulation, notes)
+    return Quantized(made, rounded, pruned, record, simulation, notes, trained is not None)
+
+
+def _trained(floats: ir.Model, made: ir.Model, context: Context) -> tuple[ir.Model | None, tuple[str, ...]]:
+    """(`floats` with weights trained for the rounding of `made`, a note); None where that was not or did not help."""
+    if context.samples is None or context.teacher is None:
+        return None, ("training with the rounding in place was left out: there are no samples; give --data",)
+    from onnxprune.quantize import tuning
+
+    model, history = tuning.tuned(
+        floats, made, context.teacher, context.samples, context.asked["finetune"], context.seed
+    )
+    if history is None:
+        return None, (f"training with the rounding in place was left out: {len(context.samples)} samples are too few",)
+    note = f"with the rounding in place, {history.told}"
+    return (model if history.best_epoch else None), (note,)
 
 
 def _equalized(

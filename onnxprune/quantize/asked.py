@@ -31,6 +31,7 @@ FORMS: Mapping[str, Mapping[str, Key]] = {
         "float": Key("none", ("none", "auto"), "auto: find by measuring which nodes stay in float, half a minute"),
         "equalize": Key(True, SWITCH, "bring channels to ranges more alike before rounding, where it helps"),
         "biases": Key(True, SWITCH, "take out the mean error that rounded weights make in a channel, where it helps"),
+        "finetune": Key(0, (0, 1000), "epochs of training with the rounding in place, the original as teacher"),
         "exclude": EXCLUDE,
     },
     "dynamic": {
@@ -63,6 +64,12 @@ class Asked:
     @property
     def excluded(self) -> tuple[str, ...]:
         return tuple(filter(None, self["exclude"].split("+")))
+
+    @property
+    def quick(self) -> "Asked":
+        """The same without training, for trials."""
+        changed = {key: 0 if key == "finetune" else value for key, value in self.options.items()}
+        return Asked(self.kind, MappingProxyType(changed))
 
     def __str__(self) -> str:
         """What `parse` reads as this: the kind, and the keys that differ from their defaults."""

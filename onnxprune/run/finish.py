@@ -21,21 +21,23 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     return graph.finish(folded, rewrite=rewrite, join=join)
 
 
-def quantized(finished: ir.Model, subject: Subject, settings: Settings) -> quantize.Quantized | None:
-    """A finished model as --quantize asks, None where it stays in floats."""
+def quantized(
+    finished: ir.Model, subject: Subject, settings: Settings, *, trial: bool = False
+) -> quantize.Quantized | None:
+    """A finished model as --quantize asks, None where it stays in floats; trial: without training."""
     form = settings.form
     if form.quantize is None:
         return None
-    provider, seed = settings.timing.provider, settings.seed
-    return quantize.quantize(
-        finished, quantize.Context(form.quantize, subject.tune, subject.feeds, provider, seed, form.replayed)
-    )
+    asked = form.quantize.quick if trial else form.quantize
+    provider, teacher = settings.timing.provider, subject.given.original
+    context = quantize.Context(asked, subject.tune, subject.feeds, provider, settings.seed, form.replayed, teacher)
+    return quantize.quantize(finished, context)
 
 
 def as_written(model: ir.Model, subject: Subject, settings: Settings) -> ir.Model:
     """A trial of a search as the result of it will be: finished and quantized where that is asked for, else `model`."""
     if settings.form.quantize is None:
         return model
-    rounded = quantized(finish(model), subject, settings)
+    rounded = quantized(finish(model), subject, settings, trial=True)
     assert rounded is not None
     return rounded.model

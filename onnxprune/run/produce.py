@@ -24,7 +24,7 @@ from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import levels
 from onnxprune.report import build
-from onnxprune.run import front, measuring, narrowed, targets
+from onnxprune.run import front, measuring, narrowed, replay, targets
 from onnxprune.run.checks import file_sha256
 from onnxprune.run.finish import finish, quantized
 from onnxprune.run.front import Choice
@@ -93,6 +93,9 @@ def produce(
         finished = _finished(recovered.model, twin, subject, clock, proven, pack=settings.form.pack)
         with clock("quantize") if settings.form.quantize is not None else nullcontext():
             stored = quantized(finished.model, subject, settings)
+        if stored is not None and stored.trained:
+            with clock("verify the trained weights"):
+                replay.check_recovered(subject, selection.keep, stored.float_model, out, quantize.folded)
         results = _written(stored, proven, places[out])
         planned = _plan_of(subject, selection, settings)
         made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])

@@ -54,7 +54,7 @@ def check(
         return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:
         _check_weights(loaded, subject, source, out)
-    found, what = _check_recovered(subject, keep, result, out)
+    found, what = check_recovered(subject, keep, result, out)
     foreign = other or loaded.result_sha256 != file_sha256(out)
     return found, f"{what}{', which are not those that the plan was written with (--any-weights)' if foreign else ''}"
 
@@ -84,7 +84,7 @@ def _check_quantized(
     simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
     if not any_weights:
         _check_weights(loaded, subject, subject.path, out)
-    found, what = _check_recovered(subject, keep, floats, out, quantize.folded)
+    found, what = check_recovered(subject, keep, floats, out, quantize.folded)
     return found, f"{what}; {simulation}"
 
 
@@ -108,7 +108,7 @@ def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
             )
 
 
-def _check_recovered(
+def check_recovered(
     subject: Subject, keep: Keep, result: ir.Model, out: Path, rewritten: Callable[[ir.Model], ir.Model] = lambda m: m
 ) -> tuple[comparison.Verification, str]:
     """Compares `result` with the masked model into which its own weights were put back at the kept positions.

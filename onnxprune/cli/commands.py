@@ -195,6 +195,7 @@ def _bench(given: list[str]) -> int:
     parser.add_argument("--fp16", action="store_true", help="convert to half precision first (default: off)")
     parser.add_argument("--cuda-graph", action="store_true", help="capture and replay a CUDA graph (default: off)")
     parser.add_argument("--prefer-nhwc", action="store_true", help="let the CUDA provider use NHWC (default: off)")
+    parser.add_argument("--sparsity", action="store_true", help="let TensorRT use 2:4 zeros (default: off)")
     parser.add_argument("--report", type=Path, action="append", metavar="FILE", help=".json, .md or .html; repeatable")
     parser.add_argument("--export-json", type=Path, metavar="FILE", help="times as 'hyperfine --export-json' has them")
     json_argument(parser)
@@ -215,7 +216,7 @@ def _bench(given: list[str]) -> int:
         settings.get("threads", (None,)),
         reports,
         command=shlex.join(["onnxprune", "bench", *given]),
-        **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc")},
+        **{key: settings[key] for key in ("fp16", "cuda_graph", "prefer_nhwc", "sparsity")},
     )
     for path in exports:
         hyperfine.write(found, path)

@@ -39,6 +39,7 @@ def measure_latency(
     fp16: bool = False,
     cuda_graph: bool = False,
     prefer_nhwc: bool = False,
+    sparsity: bool = False,
     sizes: Mapping[str, int] | None = None,
     memory: bool = True,
     seed: int = 0,
@@ -52,7 +53,7 @@ def measure_latency(
     """
     if not models:
         raise UsageError("no model to time; give at least one")
-    options = {"fp16": fp16, "cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc}
+    options = {"fp16": fp16, "cuda_graph": cuda_graph, "prefer_nhwc": prefer_nhwc, "sparsity": sparsity}
     setting = setting_for(provider, threads or timing_threads(), batch, **options)
     ready = {name: _ready(model, setting, feeds_for, sizes, seed) for name, model in models.items()}
     plan, rng = rounds or Rounds(), np.random.default_rng(seed)

@@ -32,6 +32,7 @@ class Setting:
     fp16: bool = False
     cuda_graph: bool = False
     prefer_nhwc: bool = False
+    sparsity: bool = False
 
     @property
     def precision(self) -> str:
@@ -45,6 +46,8 @@ def check_setting(setting: Setting) -> None:
         raise UsageError(f"CUDA graphs need the provider cuda or tensorrt, not {setting.provider}")
     if setting.prefer_nhwc and setting.provider != CUDA:
         raise UsageError(f"prefer_nhwc is an option of the provider cuda, not of {setting.provider}")
+    if setting.sparsity and setting.provider != TENSORRT:
+        raise UsageError(f"sparsity is an option of the provider tensorrt, not of {setting.provider}")
     if min(setting.batch, setting.threads) < 1:
         raise UsageError(f"batch {setting.batch} and threads {setting.threads} must be 1 or more")
 
@@ -80,7 +83,11 @@ def provider_options(setting: Setting) -> dict[str, str]:
     """The provider's own options for `setting`."""
     wanted = {
         CUDA: {"enable_cuda_graph": setting.cuda_graph, "prefer_nhwc": setting.prefer_nhwc},
-        TENSORRT: {"trt_cuda_graph_enable": setting.cuda_graph, "trt_fp16_enable": setting.fp16},
+        TENSORRT: {
+            "trt_cuda_graph_enable": setting.cuda_graph,
+            "trt_fp16_enable": setting.fp16,
+            "trt_sparsity_enable": setting.sparsity,
+        },
     }
     return {key: "1" for key, on in wanted.get(setting.provider, {}).items() if on}
 

@@ -10,6 +10,7 @@ from onnxprune import graph
 from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import fixed_batch
 from onnxprune.graph.sessions import provider_name
+from onnxprune.measure import sparsity
 from onnxprune.measure.files import measure_file
 from onnxprune.measure.host import machine, tool
 from onnxprune.measure.latency import doubts, measure_latency
@@ -37,7 +38,8 @@ def run_bench(
     """Times `models`, writes `reports`, and returns the report; the first model is what ratios refer to.
 
     batches: None takes 1, or the batch that the models are fixed to. measure: cost of a named file, `measure_file`
-    unless given. options: those of `measure_latency` (fp16, cuda_graph, prefer_nhwc, sizes, sessions, memory, seed).
+    unless given. options: those of `measure_latency` (fp16, cuda_graph, prefer_nhwc, sparsity, sizes, sessions,
+    memory, seed).
     """
     if not models:
         raise UsageError("bench needs at least one model; give the path of an .onnx file")
@@ -54,6 +56,8 @@ def run_bench(
         where += _profiles(paths, setting, options) if profiles else []
         steps.append(Step(f"time on {provider}, batch {batch}", perf_counter() - start))
     report = _report(command, measured, tables, where, steps)
+    if options.get("sparsity"):
+        report = replace(report, notes=(*report.notes, *(sparsity.told(name, path) for name, path in paths.items())))
     for path in targets:
         write_report(report, path)
     return report

@@ -236,6 +236,7 @@ def test_cuda_latency(options):
     [
         ({"cuda_graph": True}, "CUDA graphs need the provider cuda"),
         ({"prefer_nhwc": True}, "prefer_nhwc is an option of the provider cuda"),
+        ({"sparsity": True}, "sparsity is an option of the provider tensorrt"),
         ({"batch": 0}, "batch 0"),
         ({"threads": -1}, "threads -1"),
     ],

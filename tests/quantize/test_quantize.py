@@ -12,6 +12,16 @@ from networks import CNN, CONCAT, DIGITS, MLP, filled
 from onnxprune.report import schema
 
 COMMON = ("--method", "l1", "--target", "macs=0.5", "--recover", "reconstruct")
+# onnxruntime runs Affine up to opset 10, and onnx has no way to raise it.
+OLD = """<ir_version: 4, opset_import: ["" : 9]>
+old (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y) <float[6, 3, 3, 3] w, float[6] b, float[6, 6, 1, 1] v>
+{
+  [conv] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+  [relu] r = Relu (a)
+  [next] c = Conv (r, v)
+  [affine] y = Affine <alpha = 2.0, beta = 1.0> (c)
+}
+"""
 QUIET = ("--no-latency",)
 
 
@@ -123,6 +133,7 @@ def bad(tmp_path):
     onnx.save(filled(CNN), tmp_path / "cnn.onnx")
     onnx.save(filled(MLP), tmp_path / "mlp.onnx")
     onnx.save(filled(CONCAT), tmp_path / "conv.onnx")
+    onnx.save(filled(OLD), tmp_path / "old.onnx")
     return tmp_path
 
 
@@ -130,6 +141,8 @@ def bad(tmp_path):
     ("words", "told"),
     [
         ("cnn.onnx --quantize int8", "calibrates on samples, and there are none"),
+        ("cnn.onnx --quantize int8 --provider cuda --data all.npz", "cuda provider has no integer kernels"),
+        ("old.onnx --quantize int8 --data all.npz", "needs opset 13 and the model has 9, which onnx cannot convert"),
         ("cnn.onnx --quantize int9", "unknown; choose of int8"),
         ("cnn.onnx --quantize int8:x=1 --data all.npz", "'x' is no key of int8"),
         ("cnn.onnx --quantize int8 --data all.npz --pack", "give one of them"),

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import bodies, dims, silence
-from onnxprune.coupling import rules as _rules  # noqa: F401  (fills the table)
+from onnxprune.coupling import rules as _rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
 from onnxprune.coupling.layers import layer_of
 from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
@@ -18,6 +18,8 @@ from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies as graph_bodies
 from onnxprune.graph import probes, shapes, states
+
+Contraction = tuple[ir.Node, Axis, tuple[int, ...]]  # a node, the axis it sums over, the inputs that have it
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Coupling:
         for node in self.model.graph.all_nodes():
             if node.op_type in ("Add", "Sum") and sum(_computed(value) for value in node.inputs) > 1:
                 axes = [self.axes.get(value.name or "", ()) for value in (*node.inputs, *node.outputs) if value]
-                found.update(set.intersection(*(set(dims.all_leaves(some)) for some in axes)))
+                first, *rest = (set(dims.all_leaves(some)) for some in axes)
+                found |= first.intersection(*rest)
         return frozenset(found)
 
     def sees(self, body: ir.Graph) -> bool:
@@ -132,17 +135,17 @@ class Analysis:
 
     model: ir.Model
     shapes: shapes.Shapes
-    axes: dict[ir.Value, Axes] = field(default_factory=dict)
-    roles: dict[tuple[str, int, int], Role] = field(default_factory=dict)
-    lengths: list[Length] = field(default_factory=list)
-    lifts: set[tuple[str, int, int]] = field(default_factory=set)
-    local: set[str] = field(default_factory=set)
-    pins: list[tuple[str, str, float]] = field(default_factory=list)
-    sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list)
-    ranges: list[Range] = field(default_factory=list)
-    read: set[ir.Value] = field(default_factory=set)  # values read as numbers: shapes, axes, indices
+    axes: dict[ir.Value, Axes] = field(default_factory=dict[ir.Value, Axes])
+    roles: dict[tuple[str, int, int], Role] = field(default_factory=dict[tuple[str, int, int], Role])
+    lengths: list[Length] = field(default_factory=list[Length])
+    lifts: set[tuple[str, int, int]] = field(default_factory=set[tuple[str, int, int]])
+    local: set[str] = field(default_factory=set[str])
+    pins: list[tuple[str, str, float]] = field(default_factory=list[tuple[str, str, float]])
+    sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list[tuple[str, int, Axis]])
+    ranges: list[Range] = field(default_factory=list[Range])
+    read: set[ir.Value] = field(default_factory=set[ir.Value])  # values read as numbers: shapes, axes, indices
     steps: bodies.Steps = field(default_factory=bodies.Steps)
-    contractions: list[tuple[ir.Node, Axis, tuple[int, ...]]] = field(default_factory=list)
+    contractions: list[Contraction] = field(default_factory=list[Contraction])
 
     def opset(self, domain: str) -> int:
         return self.model.opset_imports.get(domain, self.model.opset_imports.get("", 1))

@@ -48,8 +48,8 @@ OF_SETTINGS = frozenset("Reshape Expand Slice Pad Tile Resize Upsample Split Top
 class Steps:
     """Values in bodies that run in steps of which the numbers, or the sizes, may differ from step to step."""
 
-    numbers: set[ir.Value] = field(default_factory=set)
-    sizes: set[ir.Value] = field(default_factory=set)
+    numbers: set[ir.Value] = field(default_factory=set[ir.Value])
+    sizes: set[ir.Value] = field(default_factory=set[ir.Value])
 
     def resizes(self, node: ir.Node) -> bool:
         """Whether `node` gives sizes that depend on numbers of the step."""

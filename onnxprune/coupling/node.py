@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Role = Literal["produces", "consumes", "scales", "follows"]
 Axes = list[Axis]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,12 @@ class NodeAxes:
         if value is not None:
             self.analysis.read.add(value)
         return self.analysis.numbers_of(value, again=again)
+
+    @overload
+    def attribute(self, name: str) -> Any: ...
+
+    @overload
+    def attribute(self, name: str, default: T) -> T: ...
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """The value of attribute `name`; lists come as tuples."""
@@ -174,7 +181,7 @@ class NodeAxes:
 
     def fixed_outputs(self, text: str) -> None:
         """Every output frozen whole."""
-        outputs = []
+        outputs: list[list[Axis]] = []
         for index, value in enumerate(self.node.outputs):
             sizes = self.analysis.sizes_of(value)
             outputs.append([self.fixed_output(index, k, text) for k in range(len(sizes or ()))])

@@ -9,6 +9,7 @@ Dim is marked `reduced`, and the masked twin computes that node over kept positi
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -126,9 +127,8 @@ class _Walk:
             for branch in branches:
                 self._walk(branch)
             for index, output in enumerate(node.outputs):
-                self.silent[output] = frozenset.intersection(
-                    *(self.of_value(branch.outputs[index]) for branch in branches)
-                )
+                first, *rest = (self.of_value(branch.outputs[index]) for branch in branches)
+                self.silent[output] = first.intersection(*rest)
             return
         body = bodies.of(node)[0]
         skipped = 2 if node.op_type == "Loop" else 0  # the number of the step and a condition
@@ -189,7 +189,7 @@ class _Walk:
         return NOTHING
 
     def _union(self, node: ir.Node, out: Silent, inputs: Iterable[int]) -> Silent:
-        return frozenset().union(*(self.of(node, index) for index in inputs)) & out
+        return out.intersection(chain.from_iterable(self.of(node, index) for index in inputs))
 
     def _all(self, node: ir.Node, out: Silent) -> Silent:
         """Silent in every floating input: in one that lacks the Dim it would be broadcast, unless it is zero."""
@@ -223,7 +223,7 @@ class _Walk:
         contracted = frozenset(_free(axis for index in operands for axis in self.axes(node, index))) - out
         for dim in contracted:
             self.require(node, ((dim,),), *silent)
-        result = frozenset().union(*silent) & out
+        result = out.intersection(chain.from_iterable(silent))
         if node.op_type in ("Gemm", "FusedGemm") and len(node.inputs) > 2 and node.inputs[2] is not None:
             result &= self.of(node, 2)
         return result

@@ -30,7 +30,7 @@ class Selection:
 
     keep: Keep
     method: str = ""
-    zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
+    zeros: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     notes: tuple[str, ...] = ()
 
     def noted(self, *notes: str) -> "Selection":
@@ -52,9 +52,9 @@ class Budget:
     floor: float = 0.05
     align: int = 1
     strict: bool = False
-    limits: Mapping[Dim, float] = field(default_factory=dict)
-    whole: Mapping[Kind, float] = field(default_factory=dict)
-    fixed: Mapping[Kind, float] = field(default_factory=dict)
+    limits: Mapping[Dim, float] = field(default_factory=dict[Dim, float])
+    whole: Mapping[Kind, float] = field(default_factory=dict[Kind, float])
+    fixed: Mapping[Kind, float] = field(default_factory=dict[Kind, float])
 
     def limit(self, kind: Kind, cost: Cost) -> float:
         """What `cost.total(kind)` may be at most."""

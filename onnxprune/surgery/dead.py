@@ -34,7 +34,7 @@ def cut_zeros(
     coupling: Coupling, keep: Mapping[Dim, np.ndarray], zeros: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The positions in `zeros` (initializer -> booleans of its shape) that are left after a cut by `keep`."""
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for name, mask in zeros.items():
         for position, axis in enumerate(coupling.axes.get(name, ())):
             mask = np.compress(dims.keep_mask(axis, keep), mask, axis=position)

@@ -40,10 +40,11 @@ Parts = Sequence[Part]
 
 def parts_of(axis: Axis, keep: Mapping[Dim, np.ndarray]) -> Parts | None:
     """The segments of a dynamic `axis`, or None where it is not dynamic, or its lengths do not follow from one D."""
-    found, dynamic = [], set()
+    found: list[Part] = []
+    dynamic: set[tuple[Dim, ...]] = set()
     for segment in dims.resolve(axis):
         factors: list[np.ndarray | None] = []
-        moving = []
+        moving: list[Dim] = []
         for dim in segment:
             if not dims.is_dynamic(((dim,),)):
                 factors.append(dims.keep_mask(((dim,),), keep))
@@ -70,7 +71,7 @@ def _line(parts: Parts, *, kept: bool) -> tuple[int, int]:
 def kept_at(parts: Parts, length: int) -> np.ndarray:
     """The kept positions (K,) of an axis that has `length` now."""
     a, b = _line(parts, kept=False)
-    masks = []
+    masks: list[np.ndarray] = []
     for part in parts:
         mask = np.ones(1, bool)
         for factor in part.factors:
@@ -106,7 +107,7 @@ def _length(add: Add, d: ir.Value, line: tuple[int, int]) -> ir.Value:
 def _joined(add: Add, d: ir.Value, parts: Parts, *, kept: bool, removed: ir.Value | None = None) -> ir.Value:
     """Indices into an axis that holds all positions, of the kept ones; or (kept) into one that holds the kept ones
     alone, of all positions, with `removed` for those that are not there."""
-    found = []
+    found: list[ir.Value] = []
     for number, part in enumerate(parts):
         count = _length(add, d, (0, n) if part.dynamic else (n, 0)) if (n := part.count(kept=kept)) else None
         if count is None:

@@ -12,6 +12,7 @@ Do not simplify a packed model afterwards: constant folding is what unpacks it.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -52,7 +53,7 @@ def pack(model: ir.Model) -> ir.Model:
     outputs = set(packed.graph.outputs)
     for name, value in list(packed.graph.initializers.items()):
         array = graph.constant(value)
-        if array is None or value in outputs or array.dtype not in FLOATS:
+        if array is None or value in outputs or array.dtype.type not in FLOATS:
             continue
         form = smallest(array)
         if form is not None:
@@ -81,7 +82,7 @@ def density_for(model: ir.Model, wanted_bytes: float) -> float:
 
 
 def _is_weight(array: np.ndarray) -> bool:
-    return array.ndim > 1 and array.nbytes > LEAST_SAVED_BYTES and array.dtype in FLOATS
+    return array.ndim > 1 and array.nbytes > LEAST_SAVED_BYTES and array.dtype.type in FLOATS
 
 
 def _bitmap(array: np.ndarray) -> Form:
@@ -89,7 +90,7 @@ def _bitmap(array: np.ndarray) -> Form:
 
 
 def _groups(array: np.ndarray) -> list[Form]:
-    found = []
+    found: list[Form] = []
     for axis in range(min(2, array.ndim)):
         for size in GROUP_SIZES:
             if array.shape[axis] % size == 0:
@@ -191,7 +192,7 @@ class _Decoder:
 
 def _attribute(name: str, value: object) -> ir.Attr:
     if isinstance(value, np.ndarray):
-        return ir.AttrTensor(name, ir.tensor(value))
+        return ir.AttrTensor(name, ir.tensor(cast(np.ndarray, value)))
     if isinstance(value, str):
         return ir.AttrString(name, value)
     return ir.AttrInt64s(name, value) if isinstance(value, list) else ir.AttrInt64(name, value)  # type: ignore[arg-type]

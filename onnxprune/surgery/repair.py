@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import gcd
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,7 @@ from onnxprune.errors import CouplingError
 from onnxprune.graph import states
 from onnxprune.surgery import dynamic_positions
 
-Record = TypeVar("Record", bound=tuple)
+Record = TypeVar("Record", bound=tuple[Any, ...])
 
 
 class Surgeon:
@@ -315,7 +315,7 @@ class Surgeon:
         """The nodes that `build` adds, in order."""
         nodes: list[ir.Node] = []
 
-        def add(op_type: str, *inputs: ir.Value | np.ndarray, **attributes: int | ir.Tensor) -> ir.Value:
+        def add(op_type: str, *inputs: ir.Value | np.ndarray, **attributes: int | ir.TensorProtocol) -> ir.Value:
             own = f"{name}.{len(nodes)}"
             values = [
                 self._constant(f"{own}.{k}", x if x.dtype == bool else x.astype(np.int64))
@@ -354,5 +354,5 @@ def graph_of(node: ir.Node) -> ir.Graph:
 def _by_node(records: Iterable[Record]) -> dict[str, list[Record]]:
     found: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record[0], []).append(record)
+        found.setdefault(str(record[0]), []).append(record)
     return found

@@ -22,29 +22,29 @@ def Attention(n: NodeAxes) -> None:
     flat = len(q) == 3
     if flat:
         heads, kv = n.attribute("q_num_heads"), n.attribute("kv_num_heads")
-        Q = n.split(q[2], [kv, heads // kv, length(q[2]) // heads])
-        K = n.split(k[2], [kv, length(k[2]) // kv])
-        V = n.split(v[2], [kv, length(v[2]) // kv])
-        L, S = q[1], k[1]
+        qs = n.split(q[2], [kv, heads // kv, length(q[2]) // heads])
+        ks = n.split(k[2], [kv, length(k[2]) // kv])
+        vs = n.split(v[2], [kv, length(v[2]) // kv])
+        rows, keys = q[1], k[1]
     else:
         kv = length(k[1])
-        Q = [*n.split(q[1], [kv, length(q[1]) // kv]), q[3]]
-        K, V, L, S = [k[1], k[3]], [v[1], v[3]], q[2], k[2]
-    n.unify(Q[0], K[0])
-    n.unify(K[0], V[0])
-    n.unify(Q[2], K[1])
-    n.analysis.contract(n.node, Q[2], inputs=(0, 1))
-    n.freeze(S, "softmax runs over keys")
-    pin_scale(n, length(Q[2]))
-    heads_axis = n.merge([Q[0], Q[1]])
-    past_and_mask(n, heads_axis, K, V)
+        qs = [*n.split(q[1], [kv, length(q[1]) // kv]), q[3]]
+        ks, vs, rows, keys = [k[1], k[3]], [v[1], v[3]], q[2], k[2]
+    n.unify(qs[0], ks[0])
+    n.unify(ks[0], vs[0])
+    n.unify(qs[2], ks[1])
+    n.analysis.contract(n.node, qs[2], inputs=(0, 1))
+    n.freeze(keys, "softmax runs over keys")
+    pin_scale(n, length(qs[2]))
+    heads_axis = n.merge([qs[0], qs[1]])
+    past_and_mask(n, heads_axis, ks, vs)
     if flat:
         n.length_attribute("q_num_heads", heads_axis)
-        n.length_attribute("kv_num_heads", Q[0])
-        y: Axes = [q[0], L, n.merge([Q[0], Q[1], V[1]])]
+        n.length_attribute("kv_num_heads", qs[0])
+        y: Axes = [q[0], rows, n.merge([qs[0], qs[1], vs[1]])]
     else:
-        y = [q[0], resolve(heads_axis), L, resolve(V[1])]
-    n.give(y, *attention_extras(n, q[0], K, V, heads_axis))
+        y = [q[0], resolve(heads_axis), rows, resolve(vs[1])]
+    n.give(y, *attention_extras(n, q[0], ks, vs, heads_axis))
 
 
 def past_and_mask(n: NodeAxes, heads: Axis, K: Axes, V: Axes) -> None:

@@ -16,7 +16,7 @@ def Reshape(n: NodeAxes) -> None:
     for position, axis in enumerate(y):
         if n.analysis.changes(n.node.outputs[0], position) and not is_dynamic(axis):
             n.analysis.mark_dynamic(axis)
-    given = n.probed(1) if n.has(1) else np.array(n.attribute("shape", ()))
+    given = n.probed(1) if n.has(1) else np.array(n.attribute("shape", ()), np.int64)
     again = n.probed(1, again=True) if n.has(1) else given
     for entry, axis in enumerate(y):
         if given is not None and again is not None and given[entry] <= 0 and again[entry] <= 0:

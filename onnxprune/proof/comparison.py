@@ -18,7 +18,7 @@ from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.proof import decisions, inside, pieces
-from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Tally, telling
+from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Arrays, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
@@ -165,7 +165,7 @@ def _compare_read(file: Path, masked: ir.Model, batches: list[Feeds]) -> Verific
 
 
 def _outputs_judged(
-    sides: _Sides, batches: list[Feeds], ours: Sequence[Mapping], theirs: Sequence[Mapping], looked: Looked
+    sides: _Sides, batches: list[Feeds], ours: Sequence[Arrays], theirs: Sequence[Arrays], looked: Looked
 ) -> tuple[dict[str, Tally], list[str]]:
     """(tallies of the outputs, what a reader should know): as both models run, else as they run unoptimized, else with
     decisions replayed on all batches."""
@@ -186,7 +186,7 @@ def _outputs_judged(
     for output, tally in found.outputs.items():
         tally.noise_as(looked.outputs[output])
     looked.decisions.update(found.decisions)
-    notes = []
+    notes: list[str] = []
     if half_way:
         notes.append(f"compared in single precision: half moves '{name}' by {place.difference:.2g}")
     if looked.points:
@@ -200,7 +200,7 @@ def _outputs_judged(
 
 
 def _tallied(
-    sides: _Sides, ours: Sequence[Mapping], theirs: Sequence[Mapping], looked: Looked | None = None
+    sides: _Sides, ours: Sequence[Arrays], theirs: Sequence[Arrays], looked: Looked | None = None
 ) -> dict[str, Tally]:
     tallies = {value.name or "": Tally(sides.floor) for value in sides.masked.graph.outputs}
     for a, b in zip(ours, theirs, strict=True):
@@ -217,7 +217,7 @@ def _hold(tallies: Mapping[str, Tally]) -> bool:
 
 
 def _output_evidence(
-    masked: ir.Model, outputs: Mapping[str, Tally], looked: Looked, theirs: Sequence[Mapping]
+    masked: ir.Model, outputs: Mapping[str, Tally], looked: Looked, theirs: Sequence[Arrays]
 ) -> Iterator[Evidence]:
     """One item for each output as a whole, for the position that differs most, and for each part of a joint one."""
     for value in masked.graph.outputs:
@@ -235,7 +235,8 @@ def _output_evidence(
 
 def joined(value: ir.Value) -> Iterator[tuple[int, int, int, str]]:
     """(axis, start, stop, name) of each part of an output that a Concat joins at the end."""
-    node, moves = value.producer(), []
+    node = value.producer()
+    moves: list[list[int]] = []
     while node is not None and node.op_type in ("Identity", "Cast", "Transpose"):
         if node.op_type == "Transpose" and "perm" in node.attributes:
             moves.append(list(node.attributes["perm"].as_ints()))
@@ -297,7 +298,7 @@ def _piece_evidence(
     masked: ir.Model,
     few: Sequence[Feeds],
     looked: Looked,
-    theirs: Sequence[Mapping],
+    theirs: Sequence[Arrays],
     floor: float,
 ) -> Iterator[Evidence]:
     """Tables as a whole, and each piece of the models on random numbers of its own."""
@@ -315,7 +316,7 @@ def _piece_evidence(
             yield Evidence("output", name, untested=f"it varies too little to show an error, {NOTHING_SHOWS}")
 
 
-def blind_outputs(masked: ir.Model, theirs: Sequence[Mapping]) -> list[str]:
+def blind_outputs(masked: ir.Model, theirs: Sequence[Arrays]) -> list[str]:
     """The outputs of which no number would change by a small error in front of them."""
     names = [value.name or "" for value in masked.graph.outputs]
     return [name for name in names if not telling([output[name] for output in theirs])]
@@ -355,7 +356,7 @@ def _parts_of(model: ir.Model, batch: Feeds) -> Iterator[Feeds]:
 
 def _outputs_of_both(
     shown: ir.Model | Path, masked: ir.Model, batches: list[Feeds]
-) -> tuple[list[Feeds], list[dict], list[dict]]:
+) -> tuple[list[Feeds], list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
     """(the batches, what both models give on each); batches are halved until memory does.
 
     shown: the cut model as it will run.
@@ -364,7 +365,7 @@ def _outputs_of_both(
     stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
     largest = max((_count(batch, stacked) for batch in batches), default=1)
 
-    def outputs(most: int) -> tuple[list[Feeds], list[dict], list[dict]]:
+    def outputs(most: int) -> tuple[list[Feeds], list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
         whole = most >= largest
         parts = batches if whole else [part for batch in batches for part in _parts(batch, stacked, most)]
         return parts, _outputs(shown, parts), _outputs(masked, parts)

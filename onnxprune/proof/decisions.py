@@ -34,6 +34,9 @@ class Point:
     feed: str
 
 
+Numbered = tuple[int, ir.Node]  # a node and its number in the order of the graph
+
+
 def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
     """(the points at which decisions are made in both models, the names of deciding nodes that only `masked` has).
 
@@ -42,14 +45,15 @@ def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
     """
     ours, theirs = (_deciding(model) for model in (cut, masked))
     left = {(node.op_type, first_output(node)): (number, node) for number, node in ours}
-    matched, lone = [], []
+    matched: list[tuple[Numbered, Numbered]] = []
+    lone: list[Numbered] = []
     for number, node in theirs:
         other = left.pop((node.op_type, first_output(node)), None)
         if other is None:
             lone.append((number, node))
         else:
             matched.append((other, (number, node)))
-    missing = []
+    missing: list[str] = []
     for op_type in dict.fromkeys(node.op_type for _, node in lone):
         rest = [pair for pair in lone if pair[1].op_type == op_type]
         others = sorted((pair for (kind, _), pair in left.items() if kind == op_type), key=lambda pair: pair[0])
@@ -57,7 +61,7 @@ def pairs(cut: ir.Model, masked: ir.Model) -> tuple[list[Point], list[str]]:
             matched += zip(others, rest, strict=True)
         else:
             missing += [node.name or node.op_type for _, node in rest]
-    points = []
+    points: list[Point] = []
     for (our_number, our_node), (their_number, their_node) in sorted(matched, key=lambda pair: pair[1][0]):
         points += points_of(our_number, our_node, their_number, their_node)
     return points, missing
@@ -73,7 +77,7 @@ def in_bodies(model: ir.Model) -> Iterator[tuple[str, str]]:
 
 def points_of(ours: int, our_node: ir.Node, theirs: int, their_node: ir.Node) -> list[Point]:
     """The computed floats that a node reads in both models."""
-    found = []
+    found: list[Point] = []
     for index, (a, b) in enumerate(zip(our_node.inputs, their_node.inputs, strict=False)):
         if is_computed_float(a) and is_computed_float(b):
             assert a is not None
@@ -89,7 +93,7 @@ def first_output(node: ir.Node) -> str:
     return next((value.name for value in node.outputs if value.name), "")
 
 
-def _deciding(model: ir.Model) -> list[tuple[int, ir.Node]]:
+def _deciding(model: ir.Model) -> list[Numbered]:
     return [(number, node) for number, node in enumerate(model.graph) if decides(node)]
 
 

@@ -4,8 +4,9 @@ What is allowed at a position is derived from the model itself: how far its twin
 weights are moved by a rounding error, times MARGIN, and a small share of the size of that position.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 import numpy as np
 
@@ -37,6 +38,14 @@ class Place:
         if self.difference <= self.allowed:
             return self.difference / self.allowed if self.allowed else 0.0
         return self.difference / self.allowed if self.allowed else np.inf
+
+
+Arrays = Mapping[str, np.ndarray]  # what a model gives, by the names of its outputs
+
+
+def is_array(value: object) -> TypeGuard[np.ndarray]:
+    """Whether a value of a model is an array, and no sequence or map of some."""
+    return isinstance(value, np.ndarray)
 
 
 class Tally:
@@ -165,11 +174,11 @@ def deviation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return difference
 
 
-def _parts(ours: object, theirs: object, noisy: Sequence[object]):
+def _parts(
+    ours: object, theirs: object, noisy: Sequence[object]
+) -> Iterator[tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]]:
     """Arrays side by side; sequences and maps are taken apart."""
-    if isinstance(theirs, dict) or isinstance(ours, dict):
-        ours, theirs, noisy = _listed(ours), _listed(theirs), [_listed(n) for n in noisy]
-    if isinstance(theirs, (list, tuple)) or isinstance(ours, (list, tuple)):
+    if any(isinstance(value, (dict, list, tuple)) for value in (ours, theirs)):
         left, right = _listed(ours), _listed(theirs)
         if len(left) != len(right):
             yield np.zeros(0), np.zeros(1), ()
@@ -183,8 +192,8 @@ def _parts(ours: object, theirs: object, noisy: Sequence[object]):
 
 def _listed(value: object) -> list[object]:
     if isinstance(value, dict):
-        return list(value.values())
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+        return list(cast("dict[str, object]", value).values())
+    return list(cast("Sequence[object]", value)) if isinstance(value, (list, tuple)) else [value]
 
 
 def _far(sizes: np.ndarray) -> np.ndarray | None:
@@ -201,10 +210,10 @@ def telling(arrays: Sequence[object]) -> bool:
 
     Decisions (classes, indices) and saturated numbers hide small errors; no numbers, or one and the same, hide all.
     """
-    found = [_some(array) for array in arrays if isinstance(array, np.ndarray) and array.dtype.kind == "f"]
-    numbers = np.concatenate([*found, np.zeros(0)])
+    found = [_some(array) for array in arrays if is_array(array) and array.dtype.kind == "f"]
+    numbers: np.ndarray = np.concatenate([*found, np.zeros(0)])
     largest = np.abs(numbers).max(initial=0.0)
-    return largest > 0 and len(np.unique(np.round(numbers / (largest * STEP)))) >= LEVELS
+    return largest > 0 and len(np.unique(np.rint(numbers / (largest * STEP)))) >= LEVELS
 
 
 def _some(array: np.ndarray) -> np.ndarray:

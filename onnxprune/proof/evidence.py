@@ -102,7 +102,7 @@ def _relative(found: Evidence) -> float:
 def _summary(evidence: Sequence[Evidence], replayed: Sequence[str]) -> list[str]:
     """What a reader should know beyond the outputs, in words."""
     inside = [found for found in evidence if found.kind not in ("output", "part") and not found.untested]
-    told = []
+    told: list[str] = []
     if inside:
         many = f"{len(inside)} values inside agree" if len(inside) > 1 else "1 value inside agrees"
         told.append(many if all(found.ok for found in inside) else "values inside differ")

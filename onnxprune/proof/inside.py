@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from typing import TypeGuard
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +16,7 @@ from onnxprune.graph.stored import is_stored
 from onnxprune.graph.tensors import constant
 from onnxprune.proof import decisions, noise
 from onnxprune.proof.decisions import Point, at_kept, first_output
-from onnxprune.proof.differences import FLOOR, Tally, telling
+from onnxprune.proof.differences import FLOOR, Arrays, Tally, is_array, telling
 
 NUMBERS = 1 << 25  # of all values inside that are held at a time, of one row
 UNKNOWN = 16  # taken for the size of an axis that is not known
@@ -38,12 +39,13 @@ class Looked:
     decisions: dict[Value, Tally]
     outputs: dict[str, Tally]
     points: list[Point]  # that were replayed
-    lost: list[str] = field(default_factory=list)  # decisions that could not be
-    silent: set[str] = field(default_factory=set)  # of the twin's values: those that never vary, as a whole
-    alike: list[str] = field(default_factory=list)  # values at which both models can be cut into pieces, see pieces.py
-    twins: dict[str, np.ndarray] = field(default_factory=dict)  # what stands for an array: its shape and type, twin's
-    owns: dict[str, np.ndarray] = field(default_factory=dict)  # and those of the cut model, at the first batch
-    sizes: dict[str, float] = field(default_factory=dict)  # how large the twin's numbers are there
+    lost: list[str] = field(default_factory=list[str])  # decisions that could not be
+    silent: set[str] = field(default_factory=set[str])  # of the twin's values: those that never vary, as a whole
+    alike: list[str] = field(default_factory=list[str])  # where both models can be cut into pieces, see pieces.py
+    # What stands for an array, its shape and type, at the first batch: the twin's and those of the cut model.
+    twins: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    owns: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
+    sizes: dict[str, float] = field(default_factory=dict[str, float])  # how large the twin's numbers are there
 
     def holds(self) -> bool:
         """Whether nothing inside differs, nor what decisions are made on."""
@@ -85,7 +87,8 @@ def _holds_weights(kind: ir.DataType) -> bool:
 def affordable(masked: ir.Model, values: Sequence[Value]) -> tuple[list[Value], list[Value]]:
     """(the values that can be held, those that are too many); the smaller first, so that few are left out."""
     sizes = {value.name or "": _size(value) for node in masked.graph for value in node.outputs}
-    held, total = set(), 0
+    held: set[Value] = set()
+    total = 0
     for value in sorted(values, key=lambda pair: sizes.get(pair[1], 0)):
         total += sizes.get(value[1], 0)
         if total > NUMBERS:
@@ -102,9 +105,10 @@ def _size(value: ir.Value) -> int:
 def behind(masked: ir.Model, name: str) -> list[str]:
     """The values that follow from a value alone: what a node may give into which those behind it were folded."""
     values = {value.name: value for node in masked.graph for value in node.outputs}
-    value, found = values.get(name), []
+    value: ir.Value | None = values.get(name)
+    found: list[str] = []
     while value is not None and len(found) < NEXT:
-        users = {user for user, _ in value.uses()}
+        users: set[ir.Node] = {user for user, _ in value.uses()}
         if len(users) != 1:
             break
         value = next((v for v in next(iter(users)).outputs if v.name), None)
@@ -143,9 +147,10 @@ def look(
         points,
         lost,
     )
-    ahead = [sessions.run(base, batch) for batch in batches[1:]] if _stays_on_disk(masked) else None
-    if ahead is not None:
-        del base  # before the other is opened: two sessions would hold two models
+    rest: Iterator[Arrays] = map(partial(sessions.run, base), batches[1:])
+    if _stays_on_disk(masked):
+        rest = iter(list(rest))  # before the other is opened: two sessions would hold two models
+    del base
     fed_cut = decisions.fed(cut, points, attrgetter("ours"), first)
     ours = open_inside(fed_cut, list(dict.fromkeys([*owns, *(p.own for p in weighing)])))
     fed = decisions.fed(masked, points, attrgetter("theirs"), first)
@@ -155,7 +160,7 @@ def look(
     near: set[str] = set()
     compared = [*found.values.items(), *found.decisions.items()]
     for number, batch in enumerate(batches):
-        theirs = first if number == 0 else sessions.run(base, batch) if ahead is None else ahead[number - 1]
+        theirs = first if number == 0 else next(rest)
         full = {p.feed: theirs[p.twin] for p in points}
         others = [
             sessions.run(session, {**noise.moved_feeds(batch, seed), **full}) for seed, session in enumerate(noisy)
@@ -185,7 +190,7 @@ def _holds(tally: Tally) -> bool:
 
 def _size_of(array: object) -> float:
     """The root of the mean square of the finite numbers, 1 where all are zero."""
-    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+    if not is_array(array) or array.dtype.kind != "f":
         return 1.0
     some = array.ravel()[:: max(1, array.size // SAMPLED)].astype(np.float64)
     some = some[np.isfinite(some)]
@@ -194,7 +199,7 @@ def _size_of(array: object) -> float:
 
 def _near(own: object, theirs: object, name: str, kept: Kept) -> bool:
     """Whether both are the same value: the simplifier may have given a name to what follows it."""
-    if not isinstance(own, np.ndarray) or not _is_float(theirs) or not isinstance(theirs, np.ndarray):
+    if not is_array(own) or not _is_float(theirs):
         return False
     twin = at_kept(theirs, name, kept, own.shape)
     if twin is None or not twin.size:
@@ -209,7 +214,7 @@ def _stays_on_disk(model: ir.Model) -> bool:
 
 def _hollow(array: object) -> np.ndarray:
     """An array of the same shape and type that takes no memory."""
-    like = np.asarray(array) if isinstance(array, np.ndarray) else np.zeros(())
+    like = np.asarray(array) if is_array(array) else np.zeros(())
     return np.broadcast_to(np.zeros((), like.dtype), like.shape)
 
 
@@ -234,8 +239,8 @@ def _usable(
     return fits, lost, shapes_at
 
 
-def _is_float(array: object) -> bool:
-    return isinstance(array, np.ndarray) and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+def _is_float(array: object) -> TypeGuard[np.ndarray]:
+    return is_array(array) and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
 
 
 def _given(
@@ -262,13 +267,13 @@ def _at_kept_of_any_length(array: np.ndarray, name: str, kept: Kept) -> np.ndarr
 
 
 def add_to(found: Tally, own: object, theirs: object, others: Sequence[object], name: str, kept: Kept) -> None:
-    if not isinstance(own, np.ndarray) or not isinstance(theirs, np.ndarray):
+    if not is_array(own) or not is_array(theirs):
         found.add(own, theirs, others)
         return
     own = decisions.at_counted(own, name, kept, theirs.shape)
     choose = partial(at_kept, name=name, kept=kept, shape=own.shape)
     twin = choose(theirs)
-    chosen = [choose(other) for other in others if isinstance(other, np.ndarray)]
+    chosen = [choose(other) for other in others if is_array(other)]
     found.add(own, theirs if twin is None else twin, [other for other in chosen if other is not None])
 
 
@@ -285,7 +290,7 @@ def _softened(
 
 def _comparable(a: object, b: object) -> bool:
     """Whether both are finite floats of one shape, and close."""
-    if not isinstance(a, np.ndarray) or not isinstance(b, np.ndarray) or a.dtype.kind != "f" or b.dtype.kind != "f":
+    if not is_array(a) or not is_array(b) or a.dtype.kind != "f" or b.dtype.kind != "f":
         return False
     if a.shape != b.shape or not (np.isfinite(a).all() and np.isfinite(b).all()):
         return False
@@ -294,7 +299,7 @@ def _comparable(a: object, b: object) -> bool:
 
 
 def _varies(array: object) -> bool:
-    return not isinstance(array, np.ndarray) or array.dtype.kind != "f" or telling([array])
+    return not is_array(array) or array.dtype.kind != "f" or telling([array])
 
 
 def read_by_weighted(cut: ir.Model, masked: ir.Model) -> list[Point]:

@@ -18,7 +18,7 @@ from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import decisions, inside, noise
 from onnxprune.proof.decisions import at_kept
-from onnxprune.proof.differences import FLOOR, Tally
+from onnxprune.proof.differences import FLOOR, Arrays, Tally
 from onnxprune.proof.inside import Looked
 
 SHIFTS = np.array([-3, 0, 0, 3], np.float32)  # of whole channels, in units of their size
@@ -62,7 +62,8 @@ def compared(
 
 def _cuts(masked: ir.Model, looked: Looked, seed: int) -> _Cuts:
     kept = extras.of(masked).kept
-    full, few = {}, {}
+    full: dict[str, np.ndarray] = {}
+    few: dict[str, np.ndarray] = {}
     for name in looked.alike:
         like = looked.twins.get(name)
         if like is None or like.dtype.kind != "f" or not like.ndim:
@@ -110,7 +111,8 @@ def _ends(cut: ir.Model, masked: ir.Model, cuts: _Cuts) -> Iterator[str]:
 
 def _is_repeatable(value: ir.Value, cuts: _Cuts) -> bool:
     """Whether all decisions of the piece that gives `value` are made on numbers that are fed, or on stored ones."""
-    left, seen = [value.producer()], set()
+    left: list[ir.Node | None] = [value.producer()]
+    seen: set[ir.Node] = set()
     while left:
         node = left.pop()
         if node is None or node in seen:
@@ -142,15 +144,13 @@ def _feed(name: str) -> str:
     return f"piece:{name}"
 
 
-def _run(
-    model: ir.Model, names: Sequence[str], batch: Feeds, fed: Mapping[str, np.ndarray]
-) -> Mapping[str, np.ndarray]:
+def _run(model: ir.Model, names: Sequence[str], batch: Feeds, fed: Mapping[str, np.ndarray]) -> Arrays:
     given = {_feed(name): array for name, array in fed.items()}
     return sessions.run(inside.open_inside(model, names), {**batch, **given})
 
 
 def _tallied(
-    names: Sequence[str], ours: Mapping, theirs: Mapping, noisy: Sequence[Mapping], kept: Kept, floor: float
+    names: Sequence[str], ours: Arrays, theirs: Arrays, noisy: Sequence[Arrays], kept: Kept, floor: float
 ) -> dict[str, Tally]:
     found = {name: Tally(floor) for name in names}
     for name, tally in found.items():

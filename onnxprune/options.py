@@ -310,10 +310,11 @@ class Options:
     inner_only: bool = option(
         False, SWITCH, REMOVE, "cut inside residual blocks only")
     allocate: str | None = option(
-        None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, or measured on the "
-        "whole model", "NAME", shown="method; of methods that see weights alone what the loss loses where there are "
-        "samples, and residual streams stay whole where they can",
-        choices=("measured", "method", "uniform"))
+        None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, what is lost after "
+        "least squares (which then decides the order of units too), or measured on the whole model", "NAME",
+        shown="refit where no method was asked for and it is clearly better; else the method's, of methods that see "
+        "weights alone what the loss loses; residual streams stay whole where they can",
+        choices=("measured", "method", "refit", "uniform"))
     method_options: Mapping[str, Any] = option(
         {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")
 

@@ -5,6 +5,7 @@ instead: what counts is what the whole model loses at the size that was asked fo
 
     method     the method's own global order
     uniform    every dimension keeps the same share
+    refit      what a dimension loses alone once its readers are refitted (widths.py); so is the order of units
     measured   the best of several priors, then dimensions made dearer or cheaper, group by group, where that helps
 
 Each candidate is cut, its constants are pushed, it is refitted on a few samples, and its answers are compared with the
@@ -28,7 +29,7 @@ from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
 from onnxprune.plan.select import Selection
 from onnxprune.recover import constants, fair, levels, reconstruct
-from onnxprune.run import schedule, search
+from onnxprune.run import schedule, search, widths
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import key_of
@@ -43,6 +44,8 @@ FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fi
 LEAST_INSIDE = 0.25  # of every dimension inside blocks: where less would stay, streams are cut as well
 INSIDE = "because what is inside blocks can be repaired best"
 LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
+FEWEST_COMPARED = 32  # samples from which on widths by refit are tried without being asked for
+BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
@@ -72,16 +75,20 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
         return outcome
     if settings.widths.allocate == "uniform":
         return uniform(outcome)
-    if settings.widths.allocate == "measured":
-        if subject.tune is None or len(subject.tune) < levels.FEWEST_TRAINED:
-            raise UsageError("--allocate measured needs samples; give --data, or choose method or uniform")
+    asked = settings.widths.allocate
+    if asked in ("measured", "refit") and (subject.tune is None or len(subject.tune) < levels.FEWEST_TRAINED):
+        raise UsageError(f"--allocate {asked} needs samples; give --data, or choose method or uniform")
+    if asked == "refit":
+        with clock("allocate"):
+            return _refit(subject, outcome, settings)
+    if asked == "measured":
         with clock("allocate"):
             return _measured(subject, outcome, settings)
-    if settings.widths.allocate is None and subject.tune is None:
+    if asked is None and subject.tune is None:
         return _streams_whole(subject, outcome, settings, "because nothing can be repaired without samples")
-    if settings.widths.allocate is None and settings.recovery.level in ("reconstruct", "finetune"):
+    if asked is None and settings.recovery.level in ("reconstruct", "finetune"):
         with clock("allocate"):
-            return _repairable(subject, outcome, settings)
+            return _better_by_refit(subject, outcome, _repairable(subject, outcome, settings), settings)
     return outcome
 
 
@@ -99,32 +106,55 @@ def _repairable(subject: Subject, outcome: Outcome, settings: Settings) -> Outco
     return _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
 
 
+def _refit(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
+    """Order and widths by what is lost after the refit of what reads the units (widths.py), streams whole."""
+    spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
+    found = widths.by_refit(subject, spared, settings.seed, reorder=True)
+    return replace(found, notes=(*spared.notes, BY_REFIT))
+
+
+def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings) -> Outcome:
+    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for."""
+    assert subject.tune is not None
+    if not settings.method_found or len(subject.tune) < FEWEST_COMPARED or settings.goal.searched:
+        return plain
+    found = _refit(subject, outcome, settings)
+    if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks
+        return plain
+    evaluate = _evaluator(subject, settings)
+    tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("refit", found))]
+    if not all(tried) or tried[1][0].loss > CLEARLY * tried[0][0].loss:
+        return plain
+    note = f"{BY_REFIT}: {tried[1][0].loss:.4f} instead of {tried[0][0].loss:.4f} by {settings.method.name}"
+    return replace(found, notes=(*found.notes[:-1], note))
+
+
 def _by_taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     """The method's order in the widths that taylor would choose, residual streams whole where the target allows."""
-    widths = _taylor(subject, outcome, settings)
-    if isinstance(widths, str):
-        note = f"how many units of each dimension go is as {settings.method.name} says, not as the loss does: {widths}"
+    by_loss = _taylor(subject, outcome, settings)
+    if isinstance(by_loss, str):
+        note = f"how many units of each dimension go is as {settings.method.name} says, not as the loss does: {by_loss}"
         outcome = replace(outcome, notes=(*outcome.notes, note))
         return _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     note = (
         f"{settings.method.name} says which units go, and how much the loss grows (taylor) how many of each dimension; "
         f"--allocate method leaves both to {settings.method.name}"
     )
-    widths = replace(widths, notes=(*outcome.notes, note))
-    return _streams_whole(subject, widths, settings, INSIDE, least=LEAST_INSIDE)
+    by_loss = replace(by_loss, notes=(*outcome.notes, note))
+    return _streams_whole(subject, by_loss, settings, INSIDE, least=LEAST_INSIDE)
 
 
 def _taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome | str:
     """The method's order in taylor's widths, or why there are none: no gradient reaches the weights, or no torch."""
     try:
-        widths = schedule.score(subject, base.get("taylor"), settings, Clock(), method_options={})
+        scored = schedule.score(subject, base.get("taylor"), settings, Clock(), method_options={})
     except (UsageError, BridgeError, ModuleNotFoundError) as error:
         told = missing(error) if isinstance(error, ModuleNotFoundError) else error
         if told is None:
             raise
         LOG.info("  no widths by taylor: %s", told)
         return str(told)
-    return reordered(widths, outcome)
+    return reordered(scored, outcome)
 
 
 def _streams_whole(subject: Subject, outcome: Outcome, settings: Settings, why: str, least: float = 0.0) -> Outcome:
@@ -244,12 +274,15 @@ def _tried(
 def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:
     streams = subject.coupling.residual & outcome.scores.keys()
     found = {"method": outcome, "uniform": uniform(outcome)}
-    if settings.method.name != "taylor" and not isinstance(widths := _taylor(subject, outcome, settings), str):
-        found["taylor"] = widths
+    if settings.method.name != "taylor" and not isinstance(by_loss := _taylor(subject, outcome, settings), str):
+        found["taylor"] = by_loss
     for name, ranking in found.items():
         yield name, ranking
         if streams and len(streams) < len(outcome.scores):
             yield f"{name}, streams whole", without(ranking, frozenset(streams))
+    inside = without(outcome, frozenset(streams))
+    if inside.scores:
+        yield "refit, streams whole", widths.by_refit(subject, inside, settings.seed, reorder=settings.method_found)
 
 
 def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:

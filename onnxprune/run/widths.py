@@ -1,0 +1,140 @@
+"""Widths from what the whole model loses when a dimension is narrowed alone and the layers that read it are refitted.
+
+    loss(d, k) ~ c errors(d, k)^b      errors: what is left behind the readers when k units of d have gone
+
+The errors of all k come of one walk of the model (recover/leftover.py). What they do to the answers is measured at a
+few k, by the divergence from the original's on mixtures of samples; between these it follows the errors. The price of a
+unit is what the loss grows by when it goes. Such losses add up where each of them is more than noise.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxprune import surgery
+from onnxprune.coupling import Dim
+from onnxprune.data import Samples, batch_axes, input_infos, split
+from onnxprune.graph import sessions
+from onnxprune.methods.base import Outcome
+from onnxprune.outputs import metrics
+from onnxprune.recover import fair, leftover, levels
+from onnxprune.recover.biases import add_to_bias
+from onnxprune.recover.leftover import Order
+from onnxprune.recover.linear import linears, read_weights, write_weights
+from onnxprune.run.curve import falling
+from onnxprune.run.subject import Subject
+
+LOG = logging.getLogger("onnxprune")
+SHARES = (0.25, 0.5, 0.75)  # of a Dim that go when its loss is measured
+WALKED = 256  # samples of which the covariances are taken
+LEAST_SAMPLES, MOST_SAMPLES, MACS = 8, 64, 2_000_000_000_000  # that a loss is measured on, and what all may cost
+NOISE = 1e-5  # a divergence below it is none
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One Dim: its units in the order in which they go, and the losses measured, by the number that had gone."""
+
+    order: Order
+    losses: Mapping[int, float]
+
+
+def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool) -> Outcome:
+    """`outcome` with widths by what is lost after the refit.
+
+    A Dim that is read otherwise than by stored weights keeps its order of units; it is measured without a refit.
+    reorder: whether the units of others go in the order of what they cost after the refit, not in that of `outcome`.
+    """
+    assert subject.tune is not None
+    found = leftover.readers(subject.coupling, outcome.scores)
+    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), seed)
+    seen = leftover.moments(
+        subject.coupling, [r for each in found.values() for r in each], learned, limit=WALKED, seed=seed
+    )
+    judge = _Judge.of(subject, judged, len(outcome.scores) * len(SHARES), seed)
+    scores = {}
+    for dim, values in outcome.ranking.items():
+        readers = found.get(dim, ())
+        steps = sorted({max(1, min(dim.size - 1, round(share * dim.size))) for share in SHARES})
+        if reorder and readers:
+            order = leftover.cheapest_first(readers, seen, dim.size)
+        else:
+            order = leftover.in_order(np.argsort(values, kind="stable"), readers, seen, steps)
+        losses = {}
+        for count in steps:
+            gone = np.isin(np.arange(dim.size), order.units[:count])
+            losses[count] = judge.loss(_narrowed(subject, dim, readers, seen, gone))
+        LOG.debug("  %s: %s", dim.name, ", ".join(f"{k} units lose {loss:.4f}" for k, loss in losses.items()))
+        scores[dim] = prices(Measured(order, losses))
+    return replace(outcome, scores=scores, comparable=True, losses=False, limits={}, keep=None)
+
+
+def prices(measured: Measured) -> np.ndarray:
+    """What the loss grows by with each unit (size,), when all that go before it have gone."""
+    order = measured.order
+    errors = np.log(np.maximum(order.errors, 1e-9))
+    counts = sorted(measured.losses)
+    x = errors[np.array(counts) - 1]
+    y = np.maximum.accumulate(np.log([max(measured.losses[count], NOISE) for count in counts]))
+    # Between the measured points losses follow the errors, beyond them in proportion.
+    losses = np.exp(np.interp(errors, x, y) + np.minimum(errors - x[0], 0) + np.maximum(errors - x[-1], 0))
+    # Units are removed by rising price: where a later one costs less, both cost their mean.
+    rising = -np.array(falling(list(-np.diff(losses, prepend=0.0))))
+    values = np.empty(len(rising))
+    values[order.units] = rising * (1 + 1e-9 * np.arange(len(rising)))  # ties stay in order
+    return values
+
+
+def _narrowed(subject: Subject, dim: Dim, readers: Sequence[leftover.Reader], seen, gone: np.ndarray):
+    """The model without the units `gone` (size,) of one Dim, its readers refitted."""
+    model = surgery.cut(subject.coupling, {dim: ~gone})
+    nodes = linears(model)
+    for reader in readers:
+        w, b = leftover.refitted(reader, seen[reader.linear.name], gone)
+        mine = nodes[reader.linear.name]
+        write_weights(mine, w[:, ~gone[reader.units]].reshape(read_weights(mine).shape).astype(np.float32))
+        add_to_bias(model, mine, b.astype(np.float32))
+    return model
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Compares answers with the original's on samples that nothing was fitted to."""
+
+    samples: Samples
+    original: Mapping[str, np.ndarray]
+
+    @staticmethod
+    def of(subject: Subject, judged: Samples, models: int, seed: int) -> "_Judge":
+        macs = max(1, subject.cost.totals()["macs"]) * models
+        count = min(MOST_SAMPLES, max(LEAST_SAMPLES, MACS // macs))
+        mixed = fair.mixed(judged, batch_axes(input_infos(subject.model)), count, seed)
+        few = mixed.subset(np.linspace(0, len(mixed) - 1, min(count, len(mixed))).astype(int))
+        return _Judge(few, metrics.outputs_on(sessions.open_session(subject.model), few))
+
+    def loss(self, model) -> float:
+        """The mean divergence over all outputs of floats."""
+        found = metrics.outputs_on(sessions.open_session(model), self.samples)
+        losses = [divergence(found[name], t) for name, t in self.original.items() if t.dtype.kind == "f" and t.ndim]
+        return float(np.mean(losses)) if losses else 0.0
+
+
+def divergence(y: np.ndarray, t: np.ndarray) -> float:
+    """Between distributions over classes the mean Kullback-Leibler divergence from t, else the squared error as a share
+    of the variance of t."""
+    y, t = y.astype(np.float64), t.astype(np.float64)
+    if metrics.is_classes(t):
+        p, q = _logs(t), _logs(y)
+        return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+    return float(np.mean(np.square(y - t)) / max(float(t.var()), 1e-30))
+
+
+def _logs(z: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities (N, C), from these or from logits."""
+    z = z.reshape(len(z), -1)
+    if (z >= 0).all() and np.allclose(z.sum(axis=1), 1, atol=1e-3):
+        return np.log(np.maximum(z, 1e-12))
+    z = z - z.max(axis=1, keepdims=True)
+    return z - np.log(np.exp(z).sum(axis=1, keepdims=True))

@@ -1,0 +1,119 @@
+"""Widths by what the whole model loses when a dimension is narrowed alone and its readers are refitted."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import DIGITS
+
+from onnxprune.errors import UsageError
+from onnxprune.methods.base import Outcome
+from onnxprune.options import Options
+from onnxprune.plan import cost
+from onnxprune.recover.leftover import Order
+from onnxprune.run import allocation, schedule, search, widths
+from onnxprune.run.settings import resolved
+from onnxprune.run.subject import Subject, prepare
+from onnxprune.run.widths import Measured
+from onnxprune.system.clock import Clock
+
+OPTIONS = Options(method="random", target={"macs": 0.4}, data="digits", recover="reconstruct", latency=False, align=1)
+
+
+@pytest.fixture(scope="module")
+def scored() -> tuple[Subject, Outcome]:
+    subject = prepare(Path(DIGITS), OPTIONS, Clock())
+    return schedule.scored(subject, resolved(OPTIONS), Clock())
+
+
+@pytest.fixture(scope="module")
+def by_refit(scored) -> Outcome:
+    subject, outcome = scored
+    return allocation.allocated(subject, outcome, resolved(replace(OPTIONS, allocate="refit")), Clock())
+
+
+def kept(subject: Subject, outcome: Outcome) -> dict:
+    return dict(search.near_the_target(subject, outcome, resolved(OPTIONS), {"macs": 0.4}).keep)
+
+
+def test_prices_add_up_to_the_losses_measured_and_rise_in_the_order():
+    order = Order(np.array([2, 0, 3, 1]), np.array([0.01, 0.04, 0.09, 0.3]))
+    found = widths.prices(Measured(order, {1: 0.001, 3: 0.05}))
+    assert (np.diff(found[order.units]) > 0).all()
+    assert found[order.units][0] == pytest.approx(0.001)
+    assert found[order.units][:3].sum() == pytest.approx(0.05)
+    assert found.sum() == pytest.approx(0.05 * 0.3 / 0.09)  # beyond what was measured, in proportion to the errors
+
+
+def test_losses_that_fall_by_noise_give_prices_that_do_not():
+    order = Order(np.arange(6), np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.5]))
+    found = widths.prices(Measured(order, {2: 0.08, 3: 0.02, 5: 0.3}))
+    assert (found >= 0).all()
+    assert np.array_equal(np.argsort(found, kind="stable"), order.units)
+
+
+def test_divergence_is_of_distributions_or_a_share_of_the_variance():
+    t = np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32))
+    y = np.log(np.array([[0.5, 0.5], [0.4, 0.6]], np.float32))
+    wanted = 0.5 * (0.9 * np.log(0.9 / 0.4) + 0.1 * np.log(0.1 / 0.6))
+    assert widths.divergence(y, t) == pytest.approx(wanted, rel=1e-5)
+    assert widths.divergence(np.exp(y), np.exp(t)) == pytest.approx(wanted, rel=1e-4)
+    x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
+    assert widths.divergence(x + 1, x) == pytest.approx(1 / x.var(), rel=1e-4)
+
+
+def test_random_units_in_random_widths_become_those_that_cost_least_after_the_refit(scored, by_refit):
+    subject, outcome = scored
+    evaluate = allocation._evaluator(subject, resolved(OPTIONS))
+    own, found = (
+        evaluate(search.near_the_target(subject, each, resolved(OPTIONS), {"macs": 0.4})).mean()
+        for each in (allocation.without(outcome, subject.coupling.residual), by_refit)
+    )
+    assert found < 0.7 * own
+    assert by_refit.comparable
+    assert allocation.BY_REFIT in by_refit.notes
+    keep = kept(subject, by_refit)
+    assert subject.cost.total("macs", cost.keep_sizes(keep)) <= 0.4 * subject.cost.total("macs")
+
+
+def test_the_methods_order_can_stay(scored):
+    subject, outcome = scored
+    spared = allocation.without(outcome, subject.coupling.residual)
+    found = widths.by_refit(subject, spared, 0, reorder=False)
+    for dim, values in spared.scores.items():
+        assert np.array_equal(np.argsort(found.scores[dim], kind="stable"), np.argsort(values, kind="stable"))
+
+
+def test_a_dimension_that_no_stored_weight_reads_is_measured_in_the_methods_order(scored, monkeypatch):
+    subject, outcome = scored
+    monkeypatch.setattr(widths.leftover, "readers", lambda *_: {})
+    found = widths.by_refit(subject, outcome, 0, reorder=True)
+    for dim, values in outcome.scores.items():
+        assert np.array_equal(np.argsort(found.scores[dim], kind="stable"), np.argsort(values, kind="stable"))
+
+
+def test_without_a_method_asked_for_they_are_taken_where_they_are_clearly_better(scored):
+    subject, outcome = scored
+    plain = allocation.allocated(subject, outcome, resolved(OPTIONS), Clock())
+    assert not any(allocation.BY_REFIT in note for note in plain.notes)  # random was asked for
+    found = allocation.allocated(subject, outcome, replace(resolved(OPTIONS), method_found=True), Clock())
+    (note,) = (note for note in found.notes if note.startswith(allocation.BY_REFIT))
+    new, old = (float(word) for word in note.split() if word.startswith("0."))
+    assert new < allocation.CLEARLY * old
+
+
+def test_what_is_not_clearly_better_is_not_taken(scored, monkeypatch):
+    subject, outcome = scored
+    losses = iter([1.0, 0.95])
+    monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: np.full(8, next(losses)))
+    found = allocation.allocated(subject, outcome, replace(resolved(OPTIONS), method_found=True), Clock())
+    assert not any(allocation.BY_REFIT in note for note in found.notes)
+
+
+def test_they_need_samples(scored):
+    subject, outcome = scored
+    with pytest.raises(UsageError, match="--allocate refit needs samples"):
+        allocation.allocated(
+            replace(subject, tune=None), outcome, resolved(replace(OPTIONS, allocate="refit")), Clock()
+        )

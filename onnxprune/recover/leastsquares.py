@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-RIDGES = (1.0, 10.0, 100.0, 1000.0)  # times the ridge that was asked for; held-out rows choose
+RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # times the ridge that was asked for; held-out rows choose
 HELD = 5  # every fifth sample is held out
 
 

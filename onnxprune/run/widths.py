@@ -2,7 +2,7 @@
 
     loss(d, k) ~ c errors(d, k)^b      errors: what is left behind the readers when k units of d have gone
 
-The errors of all k come of one walk of the model (recover/leftover.py). What they do to the answers is measured at a
+The errors of all k come of one walk of the model (leftover.py). What they do to the answers is measured at a
 few k, by the divergence from the original's on mixtures of samples; between these it follows the errors. The price of a
 unit is what the loss grows by when it goes. Such losses add up where each of them is more than noise.
 """
@@ -19,11 +19,12 @@ from onnxprune.data import Samples, batch_axes, input_infos, split
 from onnxprune.graph import sessions
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
-from onnxprune.recover import fair, leftover, levels
+from onnxprune.recover import fair, levels
 from onnxprune.recover.biases import add_to_bias
-from onnxprune.recover.leftover import Order
 from onnxprune.recover.linear import linears, read_weights, write_weights
+from onnxprune.run import leftover
 from onnxprune.run.curve import falling
+from onnxprune.run.leftover import Order
 from onnxprune.run.subject import Subject
 
 LOG = logging.getLogger("onnxprune")

@@ -8,8 +8,8 @@ import pytest
 from networks import DIGITS
 
 from onnxprune.options import Options
-from onnxprune.recover import leftover
-from onnxprune.recover.leftover import Moments, Reader
+from onnxprune.run import leftover
+from onnxprune.run.leftover import Moments, Reader
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
 

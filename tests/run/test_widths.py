@@ -11,8 +11,8 @@ from onnxprune.errors import UsageError
 from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
-from onnxprune.run.leftover import Order
 from onnxprune.run import allocation, schedule, search, widths
+from onnxprune.run.leftover import Order
 from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.run.widths import Measured

@@ -3,7 +3,8 @@
     python tools/allocation_study.py --model cifar10-resnet20-bn --methods l1 taylor snacs --macs 0.5
 
 Least squares only, no labels, kept sizes in multiples of one. The models and images are those of $ONNXPRUNE_DATA, see
-cifar.py.
+cifar.py and, for a model whose name begins with imagenet, imagenet.py. A method 'auto' is what the command takes where
+nobody asks for one. --original adds a row of the original.
 """
 
 import argparse
@@ -13,10 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cifar
+import imagenet
 
 from onnxprune import surgery
 from onnxprune.data import Samples, input_infos, load_samples
@@ -43,6 +46,7 @@ def main() -> None:
     parser.add_argument("--time", type=float, help="seconds of a run, of which the allocation takes its part")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--original", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print("| method | widths | seed | MACs | parameters | top-1 | 95 % interval | seconds | what was tried |")
@@ -53,25 +57,42 @@ def main() -> None:
                 print(row, flush=True)
 
 
+def images(model: str, count: int, test: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """`count` training images, and `test` others with their labels, as `model` wants them."""
+    if not model.startswith("imagenet"):
+        kind = "vgg" if "vgg" in model else "resnet"
+        return cifar.load(kind, "train", 0, count)[0], cifar.load(kind, "test", 0, test)
+    learned, held = imagenet.Images("train1000"), imagenet.Images("val900")
+    step = max(1, len(learned) // count)  # all kinds of classes
+    x = np.stack([learned[k][0] for k in range(0, len(learned), step)][:count])
+    y = np.stack([held[k][0] for k in range(min(test, len(held)))])
+    return x, (y, held.targets[: len(y)])
+
+
 def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
     """A line of the table for each target and kind of widths, from one scoring per target."""
-    kind = "vgg" if "vgg" in args.model else "resnet"
-    images, _ = cifar.load(kind, "train", 0, args.samples)
+    x, tested = images(args.model, args.samples, args.test)
     for macs in args.macs:
-        given = {"data": images, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
-        options = Options(method=method, seed=seed, time=args.time, **given)
+        given = {"data": x, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
+        given |= {"method": method, "seed": seed, "time": args.time}
+        options = Options(**given)
         subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
         subject, outcome = schedule.scored(subject, resolved(options), Clock())
-        test = load_samples(cifar.load(kind, "test", 0, args.test), input_infos(subject.model))
+        test = load_samples(tested, input_infos(subject.model))
+        if args.original:
+            yield "| " + " | ".join(("original", "", "", "1", "1", *shown(subject.model, test), "", "")) + " |"
         for name in args.allocate:
-            yield row(
-                subject,
-                outcome,
-                Options(
-                    method=method, seed=seed, time=args.time, allocate=None if name == "default" else name, **given
-                ),
-                test,
-            )
+            widths = None if name == "default" else name
+            yield row(subject, outcome, Options(**given, allocate=widths), test)
+
+
+def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
+    """Accuracy on `test` and its interval."""
+    found = metrics.evaluate(sessions.open_session(model), test)
+    assert found is not None
+    assert found.interval95 is not None
+    low, high = found.interval95
+    return f"{100 * found.value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
 def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> str:
@@ -83,21 +104,11 @@ def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> 
     choice = next(search.selections(subject, chosen, settings))
     model = surgery.cut(subject.coupling, choice.keep)
     levels.recover(subject.given, choice, model, settings.recovery, Clock())
-    found = metrics.evaluate(sessions.open_session(model), test)
-    assert found is not None
-    assert found.interval95 is not None
     sizes = cost.keep_sizes(choice.keep)
     shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
-    low, high = found.interval95
-    tried = next((note for note in chosen.notes if note.startswith("widths: ")), "")
-    numbers = (*(f"{share:.3f}" for share in shares), f"{100 * found.value:.2f} %")
-    cells = (
-        options.method,
-        options.allocate or "default",
-        options.seed,
-        *numbers,
-        f"{100 * low:.2f} to {100 * high:.2f} %",
-    )
+    tried = next((note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT))), "")
+    numbers = (*(f"{share:.3f}" for share in shares), *shown(model, test))
+    cells = (options.method, options.allocate or "default", options.seed, *numbers)
     return "| " + " | ".join(map(str, (*cells, f"{spent:.0f}", tried.removeprefix("widths: ")))) + " |"
 
 

@@ -27,6 +27,7 @@ from onnxprune.recover.segments import Walk
 RIDGE = 1e-3  # of the features' mean variance, as least squares begin with
 ROWS = 16_000  # output positions that a layer is looked at
 MOST_FEATURES = 2500  # of a layer: one step of the order costs their square
+CARRIED = 0.2  # share of units that have gone and are still carried along
 DEEPEST = 0.95  # share of the units that are put in order; the floor keeps the others
 
 
@@ -162,18 +163,23 @@ class Order:
 def cheapest_first(found: Sequence[Reader], seen: Mapping[str, Moments], size: int) -> Order:
     """The order in which units go where each is the one that costs least once its readers are refitted."""
     states = [_State.of(reader, seen[reader.linear.name], size) for reader in found]
-    alive, order, errors, error = np.ones(size, bool), [], [], 0.0
+    left, order, errors, error = np.arange(size), [], [], 0.0  # left: the units that the states still hold
+    gone = np.zeros(size, bool)  # among these
     for _ in range(max(1, min(size - 1, round(DEEPEST * size)))):
-        prices = np.sum([state.prices() for state in states], axis=0)
-        prices[~alive] = np.inf
+        prices = np.sum([state.prices(gone) for state in states], axis=0)
+        prices[gone] = np.inf
         unit = int(np.argmin(prices))
         error += float(prices[unit])
-        order.append(unit)
+        order.append(int(left[unit]))
         errors.append(error)
-        alive[unit] = False
+        gone[unit] = True
         for state in states:
             state.remove(unit)
-    rest = np.flatnonzero(alive)  # as dear as is needed to go last
+        if gone.mean() > CARRIED:
+            for state in states:
+                state.forget(gone)
+            left, gone = left[~gone], gone[~gone]
+    rest = left[~gone]  # as dear as is needed to go last
     return Order(
         np.concatenate([order, rest]).astype(int), np.concatenate([errors, error * (2 + np.arange(len(rest)))])
     )
@@ -212,23 +218,21 @@ class _State:
     w: np.ndarray
     inverse: np.ndarray
     variance: float
-    alive: np.ndarray
 
     @staticmethod
     def of(reader: Reader, seen: Moments, size: int) -> "_State":
         features = np.argsort(reader.units, kind="stable").reshape(size, -1)
         damped = seen.covariance + _penalty(seen.covariance) * np.eye(len(seen.covariance))
-        w, variance = reader.matrix.copy(), _variance(reader, seen)
-        return _State(features, w, np.linalg.inv(damped), variance, np.ones(size, bool))
+        return _State(features, reader.matrix.copy(), np.linalg.inv(damped), _variance(reader, seen))
 
-    def prices(self) -> np.ndarray:
-        """What the error grows by when each unit goes next (U,); of units that have gone it means nothing."""
+    def prices(self, gone: np.ndarray) -> np.ndarray:
+        """What the error grows by when each unit goes next (U,); of units that have `gone` it means nothing."""
         f = self.features
         if f.shape[1] == 1:
-            diagonal = np.where(self.alive, np.diagonal(self.inverse)[f[:, 0]], 1.0)
+            diagonal = np.where(gone, 1.0, np.diagonal(self.inverse)[f[:, 0]])
             return np.square(self.w[:, f[:, 0]]).sum(axis=0) / np.maximum(diagonal, 1e-30) / self.variance
         blocks = self.inverse[f[:, :, None], f[:, None, :]]
-        blocks[~self.alive] = np.eye(f.shape[1])
+        blocks[gone] = np.eye(f.shape[1])
         w = self.w[:, f].transpose(1, 2, 0)  # (U, K, O)
         return np.einsum("ukl,ulk->u", np.linalg.inv(blocks), w @ w.transpose(0, 2, 1)) / self.variance
 
@@ -238,7 +242,13 @@ class _State:
         self.w -= self.w[:, f] @ across
         self.inverse -= self.inverse[:, f] @ across
         self.w[:, f] = self.inverse[f] = self.inverse[:, f] = 0.0
-        self.alive[unit] = False
+
+    def forget(self, gone: np.ndarray) -> None:
+        """Leaves out the rows and columns of units that have `gone`: each step costs the square of what is there."""
+        alive = self.features[~gone]
+        flat = np.sort(alive.ravel())
+        self.w, self.inverse = self.w[:, flat], self.inverse[np.ix_(flat, flat)]
+        self.features = np.searchsorted(flat, alive)
 
 
 def _penalty(covariance: np.ndarray) -> float:

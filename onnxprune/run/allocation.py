@@ -45,6 +45,8 @@ LEAST_INSIDE = 0.25  # of every dimension inside blocks: where less would stay, 
 INSIDE = "because what is inside blocks can be repaired best"
 LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
 FEWEST_COMPARED = 32  # samples from which on widths by refit are tried without being asked for
+PASSES, MOST_MACS = 3000, 5_000_000_000_000  # samples that go through the model for it, and what they may cost
+MOST_WORK = 1e11  # multiplications to put units in order, about two minutes
 BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
@@ -114,9 +116,14 @@ def _refit(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
 
 
 def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings) -> Outcome:
-    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for."""
+    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for.
+
+    Where that would take longer than some minutes it is not tried.
+    """
     assert subject.tune is not None
     if not settings.method_found or len(subject.tune) < FEWEST_COMPARED or settings.goal.searched:
+        return plain
+    if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
         return plain
     found = _refit(subject, outcome, settings)
     if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks

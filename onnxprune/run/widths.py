@@ -72,6 +72,12 @@ def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool) ->
     return replace(outcome, scores=scores, comparable=True, losses=False, limits={}, keep=None)
 
 
+def work(subject: Subject, outcome: Outcome) -> float:
+    """Multiplications that it takes to put the units of all Dims in order."""
+    found = leftover.readers(subject.coupling, outcome.scores)
+    return float(sum(dim.size * len(reader.units) ** 2 for dim, each in found.items() for reader in each))
+
+
 def prices(measured: Measured) -> np.ndarray:
     """What the loss grows by with each unit (size,), when all that go before it have gone."""
     order = measured.order

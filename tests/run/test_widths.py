@@ -111,6 +111,15 @@ def test_what_is_not_clearly_better_is_not_taken(scored, monkeypatch):
     assert not any(allocation.BY_REFIT in note for note in found.notes)
 
 
+@pytest.mark.parametrize("limit", ["MOST_MACS", "MOST_WORK"])
+def test_they_are_not_tried_where_that_would_take_long(scored, monkeypatch, limit):
+    subject, outcome = scored
+    monkeypatch.setattr(allocation, limit, 1.0)
+    monkeypatch.setattr(widths, "by_refit", lambda *_, **__: pytest.fail("tried"))
+    found = allocation.allocated(subject, outcome, replace(resolved(OPTIONS), method_found=True), Clock())
+    assert found.scores
+
+
 def test_they_need_samples(scored):
     subject, outcome = scored
     with pytest.raises(UsageError, match="--allocate refit needs samples"):

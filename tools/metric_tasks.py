@@ -31,7 +31,9 @@ FONTS = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "LiberationS
 class Task:
     """samples(path) -> (to score and tune on, to measure on); truth(path) -> a function of answers, larger is better.
 
-    answers: of a file, so many samples a run. labels: what the true metric takes for right.
+    answers: of a file, so many samples a run. labels: what the true metric takes for right. reads: the one of several
+    outputs that the true metric reads, so that the figure of that output is what it is compared with. more: variants
+    beside those of all tasks, (method, recovery, share of the MACs).
     """
 
     file: str
@@ -42,12 +44,14 @@ class Task:
     truth: Callable[[Path], Callable[[Answers], float]]
     batch: int = 16
     answers: Callable[[Path, int], Answers] | None = None
+    reads: str = ""
+    more: tuple[tuple[str, str, float], ...] = ()
 
 
 def answers_of(path: Path, batch: int) -> Answers:
     """What a file answers, `batch` samples a run."""
     options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [value.name for value in session.get_outputs()]
 
@@ -260,10 +264,16 @@ SLOTS = (
     "bread car house book apple horse ship picture song flower".split(),
     "city forest garden school church kitchen market station river mountain".split(),
 )
+SAME = (  # other words for those
+    "guy lady kid puppy kitten pupil peasant physician monarch warrior".split(),
+    "tastes notices purchases trades draws likes brings discovers prepares observes".split(),
+    "toast automobile home novel fruit pony boat photograph tune rose".split(),
+    "town woods yard academy chapel cafe shop depot stream hill".split(),
+)
 
 
-def sentence(slots: Sequence[int]) -> str:
-    who, does, what, where = (words[k] for words, k in zip(SLOTS, slots, strict=True))
+def sentence(slots: Sequence[int], words: Sequence[Sequence[str]] = SLOTS) -> str:
+    who, does, what, where = (row[k] for row, k in zip(words, slots, strict=True))
     return f"the {who} {does} a {what} near the {where}"
 
 
@@ -276,40 +286,41 @@ def tokens(sentences: Sequence[str], path: Path) -> Feeds:
 
 def sentence_samples(path: Path) -> tuple[Feeds, Feeds]:
     rng = np.random.default_rng(6)
-    return halves(tokens([sentence(rng.integers(0, 10, 4)) for _ in range(160)], path), 80)
+    said = [sentence(rng.integers(0, 10, 4), SLOTS if k % 2 else SAME) for k in range(160)]
+    return halves(tokens(said, path), 80)
 
 
 def sentence_truth(path: Path) -> Callable[[Answers], float]:
-    """Rank correlation of cosines with how many of four words pairs of sentences share."""
-    rng = np.random.default_rng(7)
-    first, shared = rng.integers(0, 10, (150, 4)), rng.integers(0, 5, 150)
+    """Rank correlation of cosines with how many of four meanings pairs of sentences share, told in other words."""
+    rng, count = np.random.default_rng(7), 1000
+    first, shared = rng.integers(0, 10, (count, 4)), rng.integers(0, 5, count)
     second = (first + rng.integers(1, 10, first.shape)) % 10
-    for row, own, count in zip(second, first, shared, strict=True):
-        same = rng.permutation(4)[:count]
-        row[same] = own[same]
-    feeds = tokens([sentence(row) for row in np.concatenate([first, second])], path)
+    for row, own, same in zip(second, first, shared, strict=True):
+        kept = rng.permutation(4)[:same]
+        row[kept] = own[kept]
+    feeds = tokens([*(sentence(row) for row in first), *(sentence(row, SAME) for row in second)], path)
 
     def correlation(answers: Answers) -> float:
         y = answers(feeds)["last_hidden_state"].mean(1)
         y = y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
-        cosines = (y[:150] * y[150:]).sum(1)
+        cosines = (y[:count] * y[count:]).sum(1)
         return 0.0 if np.ptp(cosines) < 1e-6 else float(spearmanr(cosines, shared).statistic)
 
     return correlation
 
 
 def copies(count: int, start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Crops of photographs (N, 3, 112, 112), and the same shifted, darkened and noisy."""
+    """Crops of photographs (N, 3, 112, 112), and the same turned, shifted, darkened and noisy."""
     rng, photos = np.random.default_rng(start), imagenet.Images("train1000", start, count)
     one, two = [], []
     for k in range(count):
         with Image.open(io.BytesIO(photos.zip.read(photos.names[k]))) as photo:
-            pixels = np.asarray(photo.convert("RGB").resize((124, 124)), np.float32)
+            image = photo.convert("RGB").resize((124, 124))
+        turned = image.rotate(float(rng.uniform(-12, 12)), Image.Resampling.BILINEAR)
+        pixels, other = (np.asarray(x, np.float32) for x in (image, turned))
         top, left = rng.integers(0, 12, 2)
         one.append(pixels[6:118, 6:118])
-        two.append(
-            pixels[top : top + 112, left : left + 112] * rng.uniform(0.6, 1.1) + rng.normal(0, 14, (112, 112, 3))
-        )
+        two.append(other[top : top + 112, left : left + 112] * rng.uniform(0.4, 1.1) + rng.normal(0, 24, (112, 112, 3)))
     return tuple(((np.stack(x).transpose(0, 3, 1, 2) - 127.5) / 127.5).astype(np.float32) for x in (one, two))  # type: ignore[return-value]
 
 
@@ -318,8 +329,8 @@ def copy_samples(path: Path) -> tuple[Feeds, Feeds]:
 
 
 def copy_truth(path: Path) -> Callable[[Answers], float]:
-    """Share of changed copies of which the nearest of 100 images is the one that they were made of."""
-    one, two = copies(100, 300)
+    """Share of changed copies of which the nearest of 150 images is the one that they were made of."""
+    one, two = copies(150, 300)
 
     def found(answers: Answers) -> float:
         a, b = (answers({"input.1": x})["516"] for x in (one, two))

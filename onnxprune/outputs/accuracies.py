@@ -44,7 +44,7 @@ class Group:
     """Parts that are measured together: one, or boxes with their scores."""
 
     parts: tuple[Part, ...]
-    beside: Part | None = None  # scores that weigh the places of boxes
+    beside: Part | None = None  # scores that weigh the places of boxes or landmarks
 
     @property
     def name(self) -> str:
@@ -55,23 +55,31 @@ def _groups(original: Reference) -> Iterator[Group]:
     parts = [part for part in original.outputs.parts if part.value in original.said]
     joint = {entry.name for entry in original.outputs.entries if entry.kind == kinds.JOINT}
     pairs: dict[Part, tuple[Part, ...]] = {}
-    for boxes in (part for part in parts if part.kind == kinds.BOXES):
-        places = numbers_of(boxes, original.said[boxes.value]).shape[1]
-        near = tuple(
-            s for s in parts
-            if s.kind == kinds.SCORES and numbers_of(s, original.said[s.value]).shape[1] == places
-        )  # fmt: skip
-        decoded = boxes.value in joint or boxes.value in original.outputs.inner
-        if near and decoded:
-            pairs[boxes] = near
-        elif near:
-            yield Group((boxes,), near[0])
+    for part in parts:
+        near = _scores_beside(part, parts, original.said)
+        if not near:
+            continue
+        if part.kind == kinds.BOXES and (part.value in joint or part.value in original.outputs.inner):
+            pairs[part] = near
         else:
-            yield Group((boxes,))
+            yield Group((part,), near[0])
     taken = {part for near in pairs.values() for part in near}
     for boxes, near in pairs.items():
         yield Group((boxes, *near))
-    yield from (Group((part,)) for part in parts if part.kind != kinds.BOXES and part not in taken)
+    for part in parts:
+        if part not in taken and not _scores_beside(part, parts, original.said):
+            yield Group((part,))
+
+
+def _scores_beside(part: Part, parts: Sequence[Part], said: Values) -> tuple[Part, ...]:
+    """Scores at the places of boxes, or of other numbers that stand at several places of a sample, as landmarks do."""
+    if part.kind not in (kinds.BOXES, kinds.SIGNAL):
+        return ()
+    y = said[part.value]
+    count = numbers_of(part, y).shape[1]
+    if part.kind == kinds.SIGNAL and (count == 1 or y.ndim != 3):
+        return ()
+    return tuple(s for s in parts if s.kind == kinds.SCORES and numbers_of(s, said[s.value]).shape[1] == count)
 
 
 def _accuracy(group: Group, said: Values, original: Reference) -> PartAccuracy:

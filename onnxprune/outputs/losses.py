@@ -174,9 +174,11 @@ def classification(z: Tensor, labels: Tensor, others: Tensor | None = None, weig
     return (weight * own + (1 - weight) * other).mean()
 
 
-def part_scales(task: Task, values: Values) -> dict[str, float]:
-    """The variance of each part, by its name."""
-    return {part.name: parts.scale_of(part, task.parts, values) for part in task.parts}
+def scaled(task: Task, values: Values) -> Task:
+    """`task` with the units of what it compares, and what boxes are, as seen on the original's `values`."""
+    task = replace(task, parts=parts.with_forms(task.parts, values))
+    units = {part.name: parts.scale_of(part, task.parts, values) for part in task.parts}
+    return replace(task, scales={**scales_of(values, task.wanted), **units})
 
 
 def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:

@@ -4,6 +4,7 @@ Letters: N samples, P places, C classes or features; y a model's numbers, t the 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from onnxprune.outputs.kinds import Part
 Values = Mapping[str, Tensor]
 TINY = 1e-12
 SMALL = 1e-6
+LEAST_SURE = 1 / 16  # of scores in a sample: where less is found, nothing is
+FORMS = ("corners", "centers", "distances")  # of boxes
+MOSTLY = 0.98  # of the places of boxes, by how sure they are
 IGNORED = -100  # what torch leaves out of a cross-entropy
 
 
@@ -53,17 +57,53 @@ def labels_of(part: Part, y: Tensor, labels: Tensor | None) -> Tensor | None:
     return torch.where((wanted < 0) | (wanted >= y.shape[-1]), IGNORED, wanted)  # as masks name what is not judged
 
 
-def weights(part: Part, parts: Sequence[Part], values: Values) -> Tensor | None:
-    """How sure scores at the places of boxes are (..., 1), sum 1; None for other kinds and boxes without scores."""
-    if part.kind != kinds.BOXES:
+def beside(part: Part, parts: Sequence[Part], values: Values) -> Part | None:
+    """The scores that stand at the places of `part`: of boxes, and of numbers such as landmarks at several places.
+
+    What a detector says of places where nothing is, nobody reads.
+    """
+    if part.kind not in (kinds.BOXES, kinds.SIGNAL) or values[part.value].ndim < 2:
         return None
-    places = rows(part, values).shape[:-1]
+    y = rows(part, values)
+    if part.kind == kinds.SIGNAL and (y.ndim != 2 + part.rows or y.shape[:-1].numel() <= len(y) * part.rows):
+        return None
+    places = y.shape[:-1].numel()
+    scores = (other for other in parts if other.kind == kinds.SCORES and values[other.value].ndim > 1)
+    return next((s for s in scores if rows(s, values).shape[:-1].numel() == places), None)
+
+
+def certainty(scores: Part, values: Values) -> Tensor:
+    """The largest score (...) at each place, 0 to 1."""
+    s = rows(scores, values).detach().amax(-1)
+    return s.sigmoid() if s.min() < 0 or s.max() > 1 else s
+
+
+def weights(part: Part, parts: Sequence[Part], values: Values) -> Tensor | None:
+    """How sure the scores at the places of a part are (..., 1), sum 1; None where no scores stand beside it."""
+    scores = beside(part, parts, values)
+    if scores is None:
+        return None
+    w = certainty(scores, values).reshape(rows(part, values).shape[:-1])
+    return (w / w.sum().clamp_min(TINY)).unsqueeze(-1)
+
+
+def things(scores: Part, parts: Sequence[Part], values: Values) -> float:
+    """How much a sample has of what scores are sure of, mean over samples and over the heads of a detector.
+
+    Heads are those for things of one size each: their sum is divided by their number, so that each thing counts alike,
+    not each head, and losses of all heads stay comparable with those of other outputs.
+    """
+    sums: dict[int, float] = {}
     for other in parts:
-        if other.kind == kinds.SCORES and (s := rows(other, values)).shape[:-1].numel() == places.numel():
-            w = s.detach().amax(-1).reshape(places)
-            w = w.sigmoid() if w.min() < 0 or w.max() > 1 else w
-            return (w / w.sum().clamp_min(TINY)).unsqueeze(-1)
-    return None
+        if other.kind == kinds.SCORES and values[other.value].ndim > 1:
+            sure = certainty(other, values)
+            sums[sure.numel()] = max(sums.get(sure.numel(), 0.0), float(sure.sum()))
+    return max(sum(sums.values()) / max(1, len(sums)) / count_of(scores, values), LEAST_SURE)
+
+
+def count_of(part: Part, values: Values) -> int:
+    """The samples of which a part's numbers are."""
+    return len(values[part.value]) if part.rows else 1
 
 
 def own_loss(part: Part, parts: Sequence[Part], values: Values, labels: Tensor | None = None) -> Tensor:
@@ -106,25 +146,98 @@ def sampled_loss(part: Part, values: Values, generator: torch.Generator) -> Tens
 def distance(
     part: Part, parts: Sequence[Part], values: Values, targets: Values, *, temperature: float = 1.0, scale: float = 0.0
 ) -> Tensor:
-    """How far a part is from the original's, 0 where they are equal.
+    """How far a part is from the original's, 0 where they are equal; in units of `scale`, see `scale_of`.
 
-    classes: T^2 KL(softmax(t / T) || softmax(y / T)) (Hinton et al. 2015, section 2). scores: their binary divergence
-    in units of the original's sum. Others: squared error in units of the variance, by `scale` where that is given;
-    boxes weighted by the original's scores.
+    classes: T^2 KL(softmax(t / T) || softmax(y / T)) (Hinton et al. 2015, section 2). scores: their binary divergence.
+    boxes: 1 - their generalized overlap, where the 4 numbers say a size. Others: the squared error. Boxes and other
+    numbers at places that have scores count as much as the original is sure of something there.
     """
     y, t = rows(part, values), rows(part, targets)
     if part.kind in kinds.CHOSEN:
         log_y, log_t = (F.log_softmax(log_probabilities(part, x) / temperature, -1) for x in (y, t))
         flat_y, flat_t = (x.reshape(-1, x.shape[-1]) for x in (log_y, log_t))
         return temperature**2 * F.kl_div(flat_y, flat_t, reduction="batchmean", log_target=True)
+    scale, count = scale or scale_of(part, parts, targets), count_of(part, targets)
     if part.kind == kinds.SCORES and _shares(t):
-        return _binary(y.clamp(SMALL, 1 - SMALL), t.clamp(SMALL, 1 - SMALL)) / t.sum().clamp_min(1.0)
-    w = weights(part, parts, targets)
-    error = (y - t).square()
-    if w is None:
-        return error.mean() / (scale or max(float(t.var(correction=0)), SMALL))
+        return _binary(y.clamp(SMALL, 1 - SMALL), t.clamp(SMALL, 1 - SMALL)) / count / scale
+    scores, error = beside(part, parts, targets), (y - t).square()
+    if scores is None:
+        return error.mean() / scale
+    w = certainty(scores, targets).reshape(t.shape[:-1])
+    if has_sizes(part):
+        return (w * (1 - overlap(corners(y, part.form), corners(t, part.form)))).sum() / count / scale
+    return (w[..., None] * error).sum() / count / scale
+
+
+@torch.no_grad()
+def scale_of(part: Part, parts: Sequence[Part], targets: Values) -> float:
+    """The unit of `distance`, never zero: a variance, the sum of scores of a sample, or the product of both."""
+    t = rows(part, targets)
+    if part.kind == kinds.SCORES and _shares(t):
+        return things(part, parts, targets) if t.ndim > 1 else max(float(t.mean()), LEAST_SURE)
+    scores = beside(part, parts, targets)
+    if scores is None:
+        return max(float(t.var(correction=0)), SMALL)
+    w = certainty(scores, targets).reshape(t.shape[:-1])
+    unit = things(scores, parts, targets)
+    if has_sizes(part):
+        return unit
+    w = (w / w.sum().clamp_min(TINY)).unsqueeze(-1)
     center = (w * t).sum(tuple(range(t.ndim - 1)), keepdim=True)
-    return (w * error).sum() / (scale or max(float((w * (t - center).square()).sum()), SMALL))
+    return unit * max(float((w * (t - center).square()).sum()), SMALL)
+
+
+def has_sizes(part: Part) -> bool:
+    """Whether it is known what the 4 numbers of boxes are, so that their overlap is."""
+    return part.kind == kinds.BOXES and part.form in FORMS
+
+
+@torch.no_grad()
+def with_forms(parts: Sequence[Part], values: Values) -> tuple[Part, ...]:
+    """The parts, boxes with what their 4 numbers are by what the original says at places that it is sure of.
+
+    Corners, a center and a size, or the distances from a place to its four sides; unknown where they are offsets from
+    anchors, which tell no size.
+    """
+    return tuple(
+        replace(part, form=_box_form(part, parts, values)) if part.kind == kinds.BOXES else part for part in parts
+    )
+
+
+def _box_form(part: Part, parts: Sequence[Part], values: Values) -> str:
+    t, scores = rows(part, values), beside(part, parts, values)
+    if part.form or scores is None or t.shape[-1] != 4:
+        return part.form
+    w = certainty(scores, values).reshape(t.shape[:-1])
+
+    def mostly(true: Tensor) -> bool:
+        return float((true.all(-1) * w).sum()) > MOSTLY * float(w.sum())
+
+    if part.along is None:  # a head of its own
+        return "distances" if mostly(t > 0) else ""
+    if mostly(t[..., 2:] > t[..., :2]):
+        return "corners"
+    return "centers" if mostly(t[..., 2:] > 0) else ""
+
+
+def corners(y: Tensor, form: str) -> tuple[Tensor, Tensor]:
+    """The two corners (..., 2) of boxes (..., 4); those of distances are relative to their place."""
+    one, two = y[..., :2], y[..., 2:]
+    if form == "distances":
+        return -one, two
+    return (one - two / 2, one + two / 2) if form == "centers" else (one, two)
+
+
+def overlap(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> Tensor:
+    """Generalized intersection over union (...) of boxes by their corners (Rezatofighi et al. 2019, eq. 1).
+
+    1 for equal boxes; below 0, and still with a gradient, for those that do not meet.
+    """
+    area_a, area_b = ((high - low).clamp_min(0).prod(-1) for low, high in (a, b))
+    both = (torch.minimum(a[1], b[1]) - torch.maximum(a[0], b[0])).clamp_min(0).prod(-1)
+    union = (area_a + area_b - both).clamp_min(SMALL)
+    hull = (torch.maximum(a[1], b[1]) - torch.minimum(a[0], b[0])).prod(-1).clamp_min(SMALL)
+    return both / union - (hull - union) / hull
 
 
 @torch.no_grad()
@@ -135,15 +248,6 @@ def _shares(t: Tensor) -> bool:
 def _binary(y: Tensor, t: Tensor) -> Tensor:
     """sum of t log(t / y) + (1 - t) log((1 - t) / (1 - y)), over everything."""
     return (t * (t / y).log() + (1 - t) * ((1 - t) / (1 - y)).log()).sum()
-
-
-def scale_of(part: Part, parts: Sequence[Part], values: Values) -> float:
-    """The variance by which squared errors of a part are divided, never zero."""
-    t, w = rows(part, values), weights(part, parts, values)
-    if w is None:
-        return max(float(t.var(correction=0)), SMALL)
-    center = (w * t).sum(tuple(range(t.ndim - 1)), keepdim=True)
-    return max(float((w * (t - center).square()).sum()), SMALL)
 
 
 def mean(losses: Sequence[Tensor]) -> Tensor:

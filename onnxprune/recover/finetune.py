@@ -1,7 +1,7 @@
 """Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from onnxprune.bridge import Network
 from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import DataError, UsageError
-from onnxprune.outputs.losses import part_scales, scales_of, shared_points, task_of, with_points
+from onnxprune.outputs.losses import scaled, shared_points, task_of, with_points
 from onnxprune.outputs.metrics import AGREEMENT, SHARE_KEPT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
@@ -23,6 +23,7 @@ from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Run, train
 from onnxprune.system.memory import halving
 
+SCALED_ON = 32  # samples on which the spread of what is compared is seen
 OTHER = {"sgd": "adamw", "adamw": "sgd"}
 NO_TIME = "fine-tuning: left out, for no time is left for it; give more with --time"
 
@@ -258,7 +259,18 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
         ours = cut(feeds, capture=points)
         equal = [name for name in points if values[name].shape == ours[name].shape]  # sizes that move may differ
         task = with_points(task, equal, positions)
-    return replace(task, scales={**scales_of(values, task.wanted), **part_scales(task, values)})
+    values = _several(lambda few: task.compared(network(few, capture=task.captured)), samples, count, device)
+    return scaled(task, values)
+
+
+def _several(
+    said: Callable[..., Mapping[str, torch.Tensor]], samples: Samples, batch: int, device
+) -> dict[str, torch.Tensor]:
+    """What is said of some samples, a batch at a time; values without a row per sample are those of the first."""
+    spread = np.linspace(0, len(samples) - 1, max(batch, min(SCALED_ON, len(samples)) // batch * batch)).astype(int)
+    runs = [said(tensors_of(samples.batch(spread[k : k + batch]), device)) for k in range(0, len(spread), batch)]
+    whole = [name for name, y in runs[0].items() if y.ndim and all(len(run[name]) == batch for run in runs)]
+    return {**runs[0], **{name: torch.cat([run[name] for run in runs]) for name in whole}}
 
 
 def _first(samples: Samples, count: int) -> np.ndarray:

@@ -318,3 +318,21 @@ def test_shares_by_sample_are_none_of_the_null_model_and_all_of_the_original():
 def test_there_are_no_shares_by_sample_where_all_samples_are_answered_alike():
     y = np.ones((40, 6), np.float32)
     assert accuracies.by_sample({"y": y}, original({"y": y}, Part("y", "classes", 1))) is None
+
+
+def test_landmarks_are_judged_where_the_original_finds_something():
+    """Landmarks of a place without a face are noise, and the worst share was theirs."""
+    scores = np.full((10, 20, 1), 1e-4, np.float32)
+    scores[:, 3] = 0.9
+    marks = RNG.normal(size=(10, 20, 10)).astype(np.float32)
+    parts = (Part("s", "scores", 2), Part("k", "signal"))
+    outputs = Outputs(tuple(Output(p.value, p.kind, 2, (p,), "said here") for p in parts))
+    reference = Reference(original({"s": scores}, parts[0]).samples, outputs, {"s": scores, "k": marks})
+    elsewhere, there = marks.copy(), marks.copy()
+    elsewhere[:, 4:] = 0
+    there[:, 3] = 0
+    values = [
+        {p.part: p.value for p in accuracies.judged({"s": scores, "k": y}, reference)}["k"] for y in (elsewhere, there)
+    ]
+    assert values[0] > 0.99
+    assert values[1] < 0.2

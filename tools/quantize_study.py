@@ -33,9 +33,9 @@ class Network(NamedTuple):
 
 NETWORKS = {
     "digits": Network("digits.onnx", "digits", "digits:test"),
-    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train500", "tools.cifar:test1000"),
-    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train500", "tools.cifar:test1000"),
-    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train200", "tools.cifar:vgg_test400"),
+    "resnet20": Network("cifar10-resnet20-folded.onnx", "tools.cifar:train300", "tools.cifar:test600"),
+    "resnet56": Network("cifar10-resnet56-folded.onnx", "tools.cifar:train300", "tools.cifar:test600"),
+    "vgg16": Network("cifar10-vgg16-fp16weights.onnx", "tools.cifar:vgg_train100", "tools.cifar:vgg_test300"),
     "mobilenetv2": Network("imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train200", "tools.imagenet:val200"),
 }
 

@@ -159,7 +159,8 @@ class FrontPoint:
     """One size of a front; costs and latency as shares of the original's.
 
     quick: the metric after a quick recovery. value, lost: the metric and the points lost after the full one, measured
-    or predicted. quantized: the metric of the quantized file. plan: its file. chosen: whether it became the result.
+    or predicted. quantized: the metric of the quantized file, of which `bytes` is the size. plan: its file.
+    chosen: whether it became the result.
     """
 
     macs: float
@@ -171,6 +172,7 @@ class FrontPoint:
     measured: bool
     latency: float | None = None
     quantized: float | None = None
+    bytes: float | None = None
     plan: str | None = None
     chosen: bool = False
 

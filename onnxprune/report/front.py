@@ -17,7 +17,7 @@ def header(points: Sequence[FrontPoint]) -> list[str]:
         *(["latency"] if _timed(points) else []),
         f"{metric}, quick recovery",
         "full recovery",
-        *(["quantized"] if _rounded(points) else []),
+        *(["quantized", "its file"] if _rounded(points) else []),
         "",
         "plan",
     ]
@@ -33,7 +33,7 @@ def lines(points: Sequence[FrontPoint]) -> list[list[str]]:
             *([text.times(point.latency)] if timed else []),
             text.of_metric(point.metric, point.quick),
             text.of_metric(point.metric, point.value),
-            *([_quantized(point)] if rounded else []),
+            *([_quantized(point), text.times(point.bytes)] if rounded else []),
             f"{MEASURED if point.measured else PREDICTED}{', the result' if point.chosen else ''}",
             point.plan or text.DASH,
         ]

@@ -16,16 +16,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import surgery
+from onnxprune import quantize, surgery
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.measure import measure_settled
+from onnxprune.measure import measure_file, measure_settled
 from onnxprune.measure.records import ORIGINAL, FrontPoint
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.plan import cost
 from onnxprune.plan.plan import Plan, save
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import knee
-from onnxprune.run.finish import as_written
+from onnxprune.run.finish import as_written, finish
 from onnxprune.run.subject import FEWEST_PROMISED
 from onnxprune.run.targets import drop, within
 from onnxprune.run.trials import MOST_FULL, Recovered, Trial, Trials, key_of
@@ -52,11 +52,15 @@ LARGER = (0.3, 0.6)  # where a result misses: how far to go from its size toward
 
 @dataclass(frozen=True)
 class Front:
-    """Trials from large to small, their latencies as shares of the original's, and what the rest is predicted by."""
+    """Trials from large to small, and what the rest is predicted by.
+
+    latencies, sizes: times of the results and bytes of quantized files, as shares of the original's, by plan.
+    """
 
     trials: Trials
     points: tuple[Trial, ...]
     latencies: Mapping[bytes, float]
+    sizes: Mapping[bytes, float]
 
     def lost(self, point: Trial) -> tuple[float, bool]:
         """(points lost after the full recovery, whether they were measured rather than predicted)."""
@@ -82,6 +86,7 @@ class Front:
             lost=lost,
             measured=measured,
             quantized=None if (found := rounded or point.rounded) is None else found.value,
+            bytes=self.sizes.get(key_of(point.keep)),
             plan=name_of(number, point),
             chosen=key_of(point.keep) == key_of(chosen.keep),
         )
@@ -209,7 +214,7 @@ def made(trials: Trials) -> Front:
     if trials.settings.recovery.level not in ("none", "constants"):
         for part in FULL_OF_FRONT:
             trials.try_full(points[round((1 - part) * (len(points) - 1))].selection)
-    return Front(trials, tuple(points), _latencies(trials, points))
+    return Front(trials, tuple(points), _latencies(trials, points), _sizes(trials, points))
 
 
 def _spread(trials: Trials) -> list[Trial]:
@@ -240,6 +245,17 @@ def _latencies(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
         models[str(number)] = as_written(surgery.cut(subject.coupling, point.keep), subject, settings)
     table = measure_settled(models, feeds, **settings.timing.at(batch))
     return {key_of(points[int(ratio.model)].keep): ratio.median for ratio in table.ratios}
+
+
+def _sizes(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
+    """The bytes of each plan's file as a share of the original's, where it is quantized."""
+    asked, subject = trials.settings.form.quantize, trials.subject
+    if asked is None:
+        return {}
+    whole = measure_file(ORIGINAL, subject.path, subject.cost.totals()).bytes or 1
+    provider = trials.settings.timing.provider
+    models = {key_of(point.keep): finish(surgery.cut(subject.coupling, point.keep)) for point in points}
+    return {key: quantize.file_bytes(model, asked, provider) / whole for key, model in models.items()}
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------

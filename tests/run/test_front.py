@@ -205,8 +205,13 @@ def test_front_with_quantize_tells_what_the_rounded_files_give(cli, tmp_path, mo
     monkeypatch.setattr(front, "SIZES", 2)
     words = ("--quantize", "int8", "--report", tmp_path / "r.json")
     assert cli(DIGITS, tmp_path / "o.onnx", *WORDS, *FRONT, *words).code == 0
-    points = json.loads((tmp_path / "r.json").read_text())["front"]
+    found = json.loads((tmp_path / "r.json").read_text())
+    points = found["front"]
     assert all(0 <= p["quantized"] <= 1 for p in points)
+    sizes = [p["bytes"] for p in points]
+    assert sizes == sorted(sizes, reverse=True)
+    (chosen,) = (p for p in points if p["chosen"])
+    assert chosen["bytes"] == pytest.approx(found["ratios"]["bytes"], abs=0.01)
     assert any(p["quantized"] != p["quick"] for p in points)
 
 

@@ -2,19 +2,22 @@
 
     PYTHONPATH=. python tools/quantize_study.py --out study --models digits
     python tools/quantize_study.py --out study --models resnet56 vgg16 mobilenetv2
+    python tools/quantize_study.py --out study --models recognizer detector files --wild WILD
     python tools/quantize_study.py --out study --table
 
 The digits are embedded; the other networks and their images are those of the shared data folder ($ONNXPRUNE_DATA, see
 tools/cifar.py). Every run is one call
 of onnxprune.prune with `quantize="int8"`: its report has the original, the pruned and the quantized file, with latency
 measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone.
+WILD is the folder that tools/zoo/wild.py filled; samples are those of tools/metric_tasks.py, without
+labels, and their accuracy is what is kept of the original's answers.
 A run that is finished is not made again; --table writes the table of those that there are.
 """
 
 import argparse
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import onnxprune
 from tools.cifar import DATA
@@ -39,16 +42,20 @@ NETWORKS = {
     "mobilenetv2": Network("imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train200", "tools.imagenet:val200"),
 }
 
+# Networks of packages: the task of tools/metric_study.py that each solves.
+WILD = {"recognizer": "text recognition", "detector": "text places", "files": "file types"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--models", nargs="+", choices=sorted(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--models", nargs="+", choices=sorted({**NETWORKS, **WILD}), default=list(NETWORKS))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
     parser.add_argument("--method", default="taylor")
     parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
+    parser.add_argument("--wild", type=Path, help="folder of the networks of packages")
     parser.add_argument("--table", action="store_true", help="write the table of finished runs only")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -60,23 +67,37 @@ def main() -> None:
 
 def run(name: str, budget: float, args: argparse.Namespace) -> None:
     """One run into the folder, unless its report is there."""
-    network, stem = NETWORKS[name], f"{name}-{budget:g}"
+    stem = f"{name}-{budget:g}"
     report = args.out / f"{stem}.json"
     if report.exists():
         return
+    path, data, val = source(name, args.wild)
     onnxprune.prune(
-        (MODELS if name == "digits" else DATA / "models") / network.file,
+        path,
         args.out / f"{stem}.onnx",
         method=args.method,
         target={"macs": budget},
-        data=network.data,
-        val=network.val,
+        data=data,
+        val=val,
         recover=args.recover,
         quantize=args.quantize,
         allocate=args.allocate,
         threads=1,
         report=report,
     )
+
+
+def source(name: str, wild: Path | None) -> tuple[Path, Any, Any]:
+    """(the file, samples to score and tune and calibrate on, others to measure on) of a network."""
+    if name in NETWORKS:
+        network = NETWORKS[name]
+        return (MODELS if name == "digits" else DATA / "models") / network.file, network.data, network.val
+    if wild is None:
+        raise SystemExit(f"{name} comes from a package: fill a folder with tools/zoo/wild.py and give --wild")
+    from tools.metric_study import TASKS
+
+    task = TASKS[WILD[name]]
+    return wild / task.file, *task.samples(wild / task.file)
 
 
 def table(folder: Path, names: list[str]) -> str:
@@ -94,18 +115,25 @@ def table(folder: Path, names: list[str]) -> str:
 
 def rows(name: str, found: dict) -> list[str]:
     models = {model["name"]: model for model in found["models"]}
-    first = models["original"]["accuracy"]["value"]
     lines = []
     for kind, told in (("pruned", "pruned"), ("quantized", "pruned and int8")):
-        model = models[kind]
-        ratios, accuracy = model["ratios"], model["accuracy"]["value"]
+        ratios, (kept, lost) = models[kind]["ratios"], accuracies(models, kind)
         if ratios["macs"] == 1:
             told = {"pruned": "original in floats", "quantized": "int8 alone"}[kind]
         latency = ratios["latency"][0]["median"] if ratios["latency"] else None
         cells = [name, f"{ratios['macs']:.2f}", told, f"{ratios['bytes']:.3f}"]
-        cells += [f"{latency:.3f}" if latency else "–", f"{100 * accuracy:.2f} %", f"{100 * (first - accuracy):.2f}"]
+        cells += [f"{latency:.3f}" if latency else "–", f"{kept:.2f} %", f"{lost:.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def accuracies(models: dict, kind: str) -> tuple[float, float]:
+    """(accuracy, points lost) in percent; without labels, of what lies between a model that answers all alike and the
+    original."""
+    first, own = models["original"]["accuracy"], models[kind]["accuracy"]
+    if first is not None:
+        return 100 * own["value"], 100 * (first["value"] - own["value"])
+    return 100 * own["share"], 100 * (1 - own["share"])
 
 
 if __name__ == "__main__":

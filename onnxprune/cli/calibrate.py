@@ -1,6 +1,7 @@
 """`onnxprune calibrate`: what multiple of channels this machine likes, measured and kept for `--align calibrated`."""
 
 import logging
+from typing import Any
 
 from onnxprune import cli
 from onnxprune.errors import UsageError
@@ -18,6 +19,7 @@ def parser() -> cli.Parser:
     )
     made.add_argument("--provider", default="cpu", help="cpu, cuda or tensorrt (default: cpu)")
     made.add_argument("--threads", type=int, default=1, help="intra-op threads (default: 1)")
+    made.add_argument("--quantize", choices=["int8"], help="for runs with --quantize int8 (default: models in floats)")
     cli.verbosity(made)
     return made
 
@@ -30,12 +32,25 @@ def run(arguments: list[str]) -> int:
         raise UsageError(f"--threads {threads}: give 1 or more")
     from onnxprune.measure import alignment, calibrations
 
-    found = alignment.calibrate(provider, threads, say=LOG.info)
-    path = calibrations.store(provider, found)
+    form = settings.get("quantize", "")
+    found = alignment.calibrate(provider, threads, quantize=_stored(form, provider) if form else None, say=LOG.info)
+    path = calibrations.store(provider, found, form)
     streams.say(table(found).rstrip("\n"))
-    streams.say(f"--align calibrated on {provider}: multiples of {found.multiple}")
+    streams.say(f"--align calibrated on {provider}{form and f' with {form}'}: multiples of {found.multiple}")
     LOG.info("kept in %s", path)
     return 0
+
+
+def _stored(form: str, provider: str) -> Any:
+    """What turns a probe model into one that is quantized as `form`."""
+    import onnx_ir as ir
+
+    from onnxprune import graph, quantize
+
+    asked = quantize.parse(form)
+    assert asked is not None
+    quantize.check(asked, provider, has_samples=True)
+    return lambda proto: quantize.as_stored(graph.normalize(ir.from_proto(proto)), asked, provider)
 
 
 def table(found) -> str:

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxprune.graph.sessions import provider_name
 from onnxprune.measure.latency import measure_latency
+from onnxprune.measure.sessions import Model
 from onnxprune.measure.timing import Rounds
 
 FULL = (64, 128)
@@ -26,6 +27,9 @@ WIDTHS = {1: (113, 127), 2: (114, 126), 4: (116, 124), 8: (120, 104), 16: (112, 
 TOLERANCE = 0.08
 DEPTH = 4  # layers of a probe model: conversions at its ends must not count for much
 ROUNDS = Rounds(runs=60, min_seconds=1.0, max_seconds=6.0)
+
+
+Quantize = Callable[[onnx.ModelProto], Model]
 
 
 @dataclass(frozen=True)
@@ -46,20 +50,31 @@ class Alignment:
 
 
 def calibrate(
-    provider: str = "cpu", threads: int = 1, *, rounds: Rounds = ROUNDS, say: Callable[[str], None] = lambda _: None
+    provider: str = "cpu",
+    threads: int = 1,
+    *,
+    quantize: Quantize | None = None,
+    rounds: Rounds = ROUNDS,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Alignment:
-    """Measures on `provider`, about half a minute. Raises: ProviderError when the provider did not load."""
+    """Measures on `provider`, about half a minute; quantize: what models are turned to before they are timed.
+
+    Raises: ProviderError when the provider did not load.
+    """
     found: dict[str, dict[int, float]] = {}
     for kind in KINDS:
         say(f"{kind.name} ...")
-        found[kind.name] = efficiencies(times(kind, provider, threads, rounds), kind.power)
+        found[kind.name] = efficiencies(times(kind, provider, threads, rounds, quantize), kind.power)
     return Alignment(choose(found), found)
 
 
-def times(kind: Kind, provider: str, threads: int, rounds: Rounds) -> dict[int, float]:
+def times(
+    kind: Kind, provider: str, threads: int, rounds: Rounds, quantize: Quantize | None = None
+) -> dict[int, float]:
     """Time by width, in units of that of the widest, from ratios of neighbors in interleaved rounds."""
     widths = sorted({*FULL, *(w for row in WIDTHS.values() for w in row)}, reverse=True)
-    models = {str(width): kind.build(width) for width in widths}
+    built = {str(width): kind.build(width) for width in widths}
+    models = built if quantize is None else {width: quantize(model) for width, model in built.items()}
     setting = {"provider": provider_name(provider), "threads": threads, "rounds": rounds}
     table = measure_latency(models, lambda session, batch: _feeds(session), **setting, sessions=1, memory=False)
     return {widths[0]: 1.0, **{int(ratio.model): ratio.median for ratio in table.ratios}}

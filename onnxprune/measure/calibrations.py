@@ -1,6 +1,7 @@
 """The multiple that kept sizes are held to, and the calibrations of this machine that may decide it.
 
-Calibrations are kept in the user's cache folder: one JSON file, an entry per machine and provider.
+Calibrations are kept in the user's cache folder: one JSON file, an entry per machine, provider and form (floats: "",
+or what models are quantized as).
 """
 
 import json
@@ -28,8 +29,8 @@ MULTIPLES = {"cpu": 16, "CPUExecutionProvider": 16}  # onnxruntime's channel blo
 ELSEWHERE = 8  # tensor cores
 
 
-def alignment_for(align: Align, provider: str) -> int:
-    """The multiple that kept sizes are held to on `provider`.
+def alignment_for(align: Align, provider: str, form: str = "") -> int:
+    """The multiple that kept sizes are held to on `provider`, for models quantized as `form`.
 
     auto: the same on every machine, so that a command and a seed give one plan. calibrated: what 'onnxprune calibrate'
     measured on this one. Raises: UsageError where it measured nothing for `provider`.
@@ -38,11 +39,12 @@ def alignment_for(align: Align, provider: str) -> int:
         return MULTIPLES.get(provider, ELSEWHERE)
     if align != "calibrated":
         return int(align)
-    measured = cached_multiple(provider)
+    measured = cached_multiple(provider, form)
     if measured is None:
+        what, more = (f"{provider} with {form}", f" --quantize {form}") if form else (provider, "")
         raise UsageError(
-            f"--align calibrated: {cache_file()} holds no calibration of this machine for {provider}; "
-            f"run 'onnxprune calibrate --provider {provider}', or give --align auto"
+            f"--align calibrated: {cache_file()} holds no calibration of this machine for {what}; "
+            f"run 'onnxprune calibrate --provider {provider}{more}', or give --align auto"
         )
     return measured
 
@@ -60,10 +62,10 @@ def cache_file() -> Path:
     return cache_folder() / "alignment.json"
 
 
-def key(provider: str) -> str:
-    """What an entry holds for: the processor that computes, the provider, and onnxruntime's version."""
+def key(provider: str, form: str = "") -> str:
+    """What an entry holds for: the processor that computes, the provider, onnxruntime's version, and the form."""
     name = provider_name(provider)
-    return " | ".join((_processor(name), name, _onnxruntime()))
+    return " | ".join((_processor(name), name, _onnxruntime(), *([form] if form else [])))
 
 
 @cache
@@ -78,13 +80,13 @@ def _onnxruntime() -> str:
     return f"onnxruntime {found.get('onnxruntime-gpu') or found.get('onnxruntime')}"
 
 
-def cached_multiple(provider: str) -> int | None:
+def cached_multiple(provider: str, form: str = "") -> int | None:
     """The multiple measured on this machine for `provider`, or None where it was not, or the file is damaged."""
-    multiple = _entries().get(key(provider), {}).get("multiple")
+    multiple = _entries().get(key(provider, form), {}).get("multiple")
     return multiple if multiple in WIDTHS else None
 
 
-def store(provider: str, found: Alignment) -> Path:
+def store(provider: str, found: Alignment, form: str = "") -> Path:
     """Adds the calibration to the cache file; its path. Raises: UsageError where it cannot be written."""
     path = cache_file()
     rows = {kind: {str(m): round(value, 3) for m, value in row.items()} for kind, row in found.efficiency.items()}
@@ -93,7 +95,7 @@ def store(provider: str, found: Alignment) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"{path.parent}: cannot be made ({error.strerror}); set XDG_CACHE_HOME") from error
-    whole = {"format": FORMAT, "entries": {**_entries(), key(provider): entry}}
+    whole = {"format": FORMAT, "entries": {**_entries(), key(provider, form): entry}}
     replace_text(path, json.dumps(whole, indent=1) + "\n")
     return path
 

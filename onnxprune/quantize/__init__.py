@@ -13,7 +13,7 @@ floats      which nodes stay in float: those that do not stand it
 apply       all of it in order
 """
 
-from onnxprune.quantize.apply import Context, Quantized, check, file_bytes, kind_of, quantize, told, verify
+from onnxprune.quantize.apply import Context, Quantized, as_stored, check, file_bytes, kind_of, quantize, told, verify
 from onnxprune.quantize.asked import KINDS, NONE, Asked, parse
 from onnxprune.quantize.parts import as_floats
 from onnxprune.quantize.prepare import check_model, folded
@@ -25,6 +25,7 @@ __all__ = [
     "Context",
     "Quantized",
     "as_floats",
+    "as_stored",
     "check",
     "check_model",
     "file_bytes",

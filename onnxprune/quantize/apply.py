@@ -86,15 +86,18 @@ def quantize(model: ir.Model, context: Context) -> Quantized:
 
 def file_bytes(model: ir.Model, asked: Asked, provider: str) -> int:
     """Bytes of the file that `model`, finished and in floats, becomes when it is quantized: no sample changes them."""
+    return len(ir.to_proto(as_stored(model, asked, provider)).SerializeToString())
+
+
+def as_stored(model: ir.Model, asked: Asked, provider: str) -> ir.Model:
+    """`model` in the form asked for, with ranges of values that nothing was measured for: for sizes and times."""
     floats, _ = _prepared(model, asked.kind)
     excluded = prepare.excluded(floats, asked.excluded)
     if asked.kind == "int8":
         ranges = {value.name or "": (-1.0, 1.0) for node in floats.graph for value in node.outputs}
         ranges |= {value.name or "": (-1.0, 1.0) for value in floats.graph.inputs}
-        made = forms.int8(floats, asked, ranges, excluded, provider, asked["reduce_range"])
-    else:
-        made = _form(floats, asked, excluded)
-    return len(ir.to_proto(made).SerializeToString())
+        return forms.int8(floats, asked, ranges, excluded, provider, asked["reduce_range"])
+    return _form(floats, asked, excluded)
 
 
 def _form(floats: ir.Model, asked: Asked, excluded: Sequence[str]) -> ir.Model:

@@ -188,7 +188,9 @@ def goal_of(options: Options) -> Goal:
 def widths_of(options: Options) -> Widths:
     """Which dimensions may lose units, and how many. Raises: UsageError for an alignment that was never measured."""
     return Widths(
-        alignment_for(options.align, provider_for(options)),
+        alignment_for(
+            options.align, provider_for(options), "int8" if (options.quantize or "").startswith("int8") else ""
+        ),
         is_number(options.align),
         options.floor,
         options.include,

@@ -11,6 +11,8 @@ from onnxprune.errors import UsageError
 from onnxprune.measure import Rounds, alignment, calibrations
 from onnxprune.measure.alignment import KINDS, WIDTHS, Alignment, choose, efficiencies
 from onnxprune.measure.calibrations import alignment_for
+from onnxprune.options import options_of
+from onnxprune.run.settings import widths_of
 
 SHORT = Rounds(runs=2, min_seconds=0.0, max_seconds=0.2, least=2)
 
@@ -105,7 +107,7 @@ def test_multiples_that_no_calibration_gives_are_not_believed(folder, multiple):
 
 def test_the_command_prints_the_table_and_stores_it(folder, monkeypatch, capsys):
     found = Alignment(16, {"dense 3x3": {1: 0.77, 16: 1.0}})
-    monkeypatch.setattr(alignment, "calibrate", lambda provider, threads, say: found)
+    monkeypatch.setattr(alignment, "calibrate", lambda *_, **__: found)
     assert cli.main(["calibrate"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].split() == ["multiples", "of", "1", "16"]
@@ -123,3 +125,32 @@ def test_a_provider_that_is_not_there_is_an_error(capsys):
 def test_threads_below_one_are_refused(capsys):
     assert cli.main(["calibrate", "--threads", "0"]) == 2
     assert "give 1 or more" in capsys.readouterr().err
+
+
+def test_int8_is_measured_and_kept_apart_from_floats(cli, monkeypatch, folder):
+    quantized = []
+    times = alignment.times
+
+    def seen(kind, provider, threads, rounds, quantize):
+        model = quantize(kind.build(64))
+        quantized.append(any(node.op_type == "QuantizeLinear" for node in model.graph))
+        return times(kind, provider, threads, SHORT, quantize)
+
+    monkeypatch.setattr(alignment, "times", seen)
+    monkeypatch.setattr(alignment, "KINDS", KINDS[1:2])
+    ran = cli("calibrate", "--quantize", "int8")
+    assert ran.code == 0, ran.err
+    assert "--align calibrated on cpu with int8: multiples of" in ran.out
+    assert quantized == [True]
+    assert alignment_for("calibrated", "cpu", "int8") in WIDTHS
+    with pytest.raises(UsageError, match="no calibration of this machine for cpu; run 'onnxprune calibrate"):
+        alignment_for("calibrated", "cpu")
+
+
+def test_the_alignment_of_a_run_with_int8_is_that_of_int8(folder):
+    calibrations.store("cpu", Alignment(8, {}))
+    calibrations.store("cpu", Alignment(32, {}), "int8")
+    common = {"align": "calibrated", "provider": "cpu"}
+    forms = (None, "int8:per_channel=false", "fp16")
+    found = [widths_of(options_of({**common, "quantize": form})).align for form in forms]
+    assert found == [8, 32, 8]

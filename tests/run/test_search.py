@@ -42,7 +42,7 @@ def test_biases_that_recovery_makes_count_in_the_budget(cli, tmp_path):
 def test_blocks_of_an_automatic_alignment_do_not_overshoot_a_target(digits, monkeypatch):
     """Two dimensions give all that is removed: in blocks of 16 they left 0.41 of the MACs where 0.5 was asked."""
     subject, outcome = digits
-    monkeypatch.setattr(settings, "alignment_for", lambda align, provider: 16 if align == "auto" else align)
+    monkeypatch.setattr(settings, "alignment_for", lambda align, provider, form: 16 if align == "auto" else align)
     scores = {d: np.linspace(0.0, 1.0, d.size) if "body" in d.name else np.full(d.size, 9.0) for d in outcome.scores}
     only_two = replace(outcome, scores=scores, comparable=False, limits={})
     options = Options(method="l1", target={"macs": 0.5})

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from onnxprune.errors import VerificationError
 from onnxprune.proof.differences import Place
 
+# What ends the message of a proof that does not hold: of our own work, and of a file that a user gave.
+REPORT = "nothing was written. Please report this model"
+NOT_BY_PLAN = "it was not made from this model by this plan, or it was changed since"
 KINDS = {  # as a reader is told
     "output": "output",
     "part": "part of an output",
@@ -116,14 +119,11 @@ def _summary(evidence: Sequence[Evidence], replayed: Sequence[str]) -> list[str]
     return told
 
 
-def require(verification: Verification) -> Verification:
-    """`verification`, when it holds. Raises: VerificationError otherwise."""
+def require(verification: Verification, what: str = "the cut model", advice: str = REPORT) -> Verification:
+    """`verification` of `what`, when it holds. Raises: VerificationError otherwise, which ends with `advice`."""
     if verification.ok:
         return verification
-    raise VerificationError(
-        f"the cut model differs from the masked model {failure(verification)}; nothing was written. "
-        "Please report this model"
-    )
+    raise VerificationError(f"{what} differs from the masked model {failure(verification)}; {advice}")
 
 
 def failure(verification: Verification) -> str:

@@ -13,6 +13,7 @@ from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import differences
+from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.quantize import biases, equalize, forms, prepare, proof
 from onnxprune.quantize import floats as choice
 from onnxprune.quantize.asked import Asked
@@ -131,7 +132,7 @@ def verify(
     simulation = proof.simulate(model, own, kind, proof_feeds(feeds), record.get("ranges"))
     if not simulation.weights:
         raise VerificationError(f"{where}: its weights are floats, and the plan says that it was quantized as {kind}")
-    return proven(proof.require(simulation, where))
+    return proven(proof.require(simulation, where, NOT_BY_PLAN))
 
 
 def proven(found: proof.Simulation) -> str:

@@ -23,6 +23,7 @@ from onnxprune.graph import bodies, sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import comparison
 from onnxprune.proof.differences import TOLERANCE
+from onnxprune.proof.evidence import REPORT
 from onnxprune.quantize import parts
 from onnxprune.quantize.parts import Grid
 from onnxprune.quantize.ranges import Ranges
@@ -89,15 +90,13 @@ def simulate(
     return Simulation(len(twins.compared), len(twins.weights), ratio, worst, tuple(faults))
 
 
-def require(found: Simulation, where: str = "the quantized model") -> Simulation:
-    """`found`, when it holds. Raises: VerificationError otherwise."""
+def require(found: Simulation, where: str = "the quantized model", advice: str = REPORT) -> Simulation:
+    """`found`, when it holds. Raises: VerificationError otherwise, which ends with `advice`."""
     if found.ok:
         return found
     first, *rest = found.faults
     more = f" (and {len(rest)} more)" if rest else ""
-    raise VerificationError(
-        f"{where} is not the pruned model rounded: {first}{more}; nothing was written. Please report this model"
-    )
+    raise VerificationError(f"{where} is not the pruned model rounded: {first}{more}; {advice}")
 
 
 def error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:

@@ -33,7 +33,7 @@ class Curve:
             return quick - LEAST
         known = sorted(self.full)
         ratios = [np.log((max(lost, 0.0) + LEAST) / (self._quick(at) + LEAST)) for at, lost in known]
-        return float(quick * np.exp(np.interp(share, [at for at, _ in known], ratios))) - LEAST
+        return max(0.0, float(quick * np.exp(np.interp(share, [at for at, _ in known], ratios))) - LEAST)
 
     def smallest(self, allowed: float, low: float, high: float) -> float | None:
         """The smallest share from which on, up to `high`, at most `allowed` points are lost; None where `high` is

@@ -14,6 +14,7 @@ from onnxprune.graph import shapes
 from onnxprune.options import Options
 from onnxprune.plan import plan
 from onnxprune.proof import comparison
+from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.recover import biases
 from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
@@ -48,7 +49,7 @@ def check(
     if found.ok:
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
-        return comparison.require(found), "cut = mask"
+        return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
     with_constants = comparison.compare(result, _with_constants(subject, keep), subject.feeds, file=file)
     if with_constants.ok:
         return with_constants, f"cut = mask with the constants of removed units{other}"
@@ -127,7 +128,7 @@ def check_recovered(
             coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
             kept = same_positions(subject.coupling, keep, coupling)
             twin = surgery.mask(replace(coupling, model=_put_back(coupling, kept, tuned, out)), kept)
-            found = comparison.require(comparison.compare(result, twin, subject.feeds))
+            found = comparison.require(comparison.compare(result, twin, subject.feeds), str(out), NOT_BY_PLAN)
             return found, "cut = mask with the recovered weights"
         except VerificationError as error:
             failed = failed or error

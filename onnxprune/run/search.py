@@ -114,11 +114,11 @@ def one_shot(
     budget = budget if floor is None else replace(budget, floor=floor)
     tries: list[tuple[Budget, tuple[str, ...]]] = [(budget, ())]
     if budget.limits:
-        note = "the target asks for more than the method thinks harmless; it was removed all the same"
+        note = "this size asks for more than the method thinks harmless; it was removed all the same"
         tries.append((replace(budget, limits={}), (note,)))
     if budget.align > 1 and not budget.strict:
         note = (
-            f"sizes that stay are no multiples of {budget.align}, the fastest here: the target cannot be met with these"
+            f"sizes that stay are no multiples of {budget.align}, the fastest here: this size cannot be met with these"
         )
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:

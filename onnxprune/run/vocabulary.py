@@ -43,6 +43,7 @@ class Restricted:
     model: ir.Model
     vocabulary: Vocabulary
     macs: int
+    sha256: str  # of the normal form of the whole model
 
 
 def read_ids(path: Path) -> tuple[int, ...]:
@@ -75,7 +76,7 @@ def restricted(loaded: ir.Model, keep: Sequence[int], seed: int = 0) -> Restrict
             "made from, with all tokens that shall stay"
         )
     model, observed = normal_form.observed_form(loaded, graph.normalize(loaded))
-    original = graph.copy(model)
+    original, sha256 = graph.copy(model), graph.digest(model)
     states.drop_gates(original)
     tables = _tables(model, observed)
     if not tables:
@@ -100,7 +101,7 @@ def restricted(loaded: ir.Model, keep: Sequence[int], seed: int = 0) -> Restrict
         f"{len(keep)} of {size} tokens are kept; the logits of the others are {LOWEST:.0f}, and as inputs they read as "
         f"token {keep[0]}",
     )
-    return Restricted(cut_model, Vocabulary(size, tuple(keep)), macs)
+    return Restricted(cut_model, Vocabulary(size, tuple(keep)), macs, sha256)
 
 
 def _tables(model: ir.Model, observed: shapes.Shapes) -> dict[ir.Node, int]:

@@ -183,3 +183,14 @@ def test_a_result_with_fewer_tokens_is_pruned_again(name, files, cli, tmp_path):
     assert cli("verify", out, again, "--plan", plan, "-q").code == 0
     ran = cli(out, again, "--keep-tokens", ids, *words)
     assert (ran.code, "has fewer tokens already" in ran.err) == (2, True), ran.err
+
+
+def test_the_plan_names_the_whole_model_by_its_normal_form(files, cli, tmp_path):
+    """interfaces.md: the sha256 of the normalized file, whatever part of its vocabulary is kept."""
+    source, out, ids = files("tied")
+    plans = []
+    for words in ((), ("--keep-tokens", ids)):
+        plan = tmp_path / f"{len(words)}.json"
+        assert cli(source, out, *words, "--plan", plan, "--align", 1, "--recover", "none", "-q").code == 0
+        plans.append(json.loads(plan.read_text())["model"]["sha256"])
+    assert plans[0] == plans[1]

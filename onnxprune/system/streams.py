@@ -59,6 +59,10 @@ def own_descriptors() -> None:
             os.open(os.devnull, os.O_RDWR)
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - None where it was closed
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    with contextlib.suppress(OSError, ValueError):  # nothing real behind it
+        raw = _Unfailing(sys.stderr.fileno(), "w", closefd=False)
+        encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=True)
     with contextlib.suppress(OSError, ValueError):  # nothing real behind them
         sys.stdout.flush()
         kept = os.dup(sys.stdout.fileno())
@@ -66,6 +70,16 @@ def own_descriptors() -> None:
         os.dup2(sys.stderr.fileno(), 1)
         sys.stdout = os.fdopen(kept, "w", encoding=encoding, errors="onnxprune")
         cast(io.TextIOWrapper, sys.stdout).reconfigure(line_buffering=at_once)
+
+
+class _Unfailing(io.FileIO):
+    """A stderr on a full disk or without a reader: what nobody can be told must not end the work."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(memoryview(data).cast("B"))
 
 
 class PrintError(Exception):

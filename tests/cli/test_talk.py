@@ -143,6 +143,16 @@ def test_a_full_disk_behind_stdout_does_not_undo_what_was_written(tmp_path):
     assert asked.stderr.startswith("onnxprune: the results could not be printed (No space left on device)")
 
 
+def test_a_full_disk_behind_stderr_loses_nothing(tmp_path):
+    words = [sys.executable, "-m", "onnxprune", str(DIGITS), str(tmp_path / "o.onnx"), *L1]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stderr=full, stdout=subprocess.PIPE, text=True)
+        wrong = subprocess.run([*words[:3], "inspect", "none.onnx"], stderr=full)
+    assert (done.returncode, wrong.returncode) == (0, 2)
+    assert "pruned" in done.stdout
+    assert (tmp_path / "o.onnx").is_file()
+
+
 def test_an_interruption_inside_an_import_is_one(cli, cnn_path, tmp_path, monkeypatch):
     from onnxprune.run import pipeline
 

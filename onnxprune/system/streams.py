@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any, TextIO, cast
 
 _RESULTS: list[IO[str]] = []  # of the commands that are running, the innermost last
+_REPLACED: list[IO[str]] = []  # streams that would close their descriptor, which goes on being used, when forgotten
 PLAIN = {"–": "-", "—": "-", "×": "x", "µ": "u", "±": "+-", "≤": "<=", "≥": ">=", "…": "..."}
 
 
@@ -62,6 +63,7 @@ def own_descriptors() -> None:
     with contextlib.suppress(OSError, ValueError):  # nothing real behind it
         raw = _Unfailing(sys.stderr.fileno(), "w", closefd=False)
         encoding, errors = sys.stderr.encoding, sys.stderr.errors
+        _REPLACED.append(sys.stderr)
         sys.stderr = io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=True)
     with contextlib.suppress(OSError, ValueError):  # nothing real behind them
         sys.stdout.flush()

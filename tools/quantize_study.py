@@ -16,11 +16,13 @@ A run that is finished is not made again; --table writes the table of those that
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import onnxprune
 from tools.cifar import DATA
+from tools.quantize_picture import Dot, dots_of, picture
 
 MODELS = Path(__file__).parents[1] / "models"
 BUDGETS = (1.0, 0.85, 0.7, 0.5)
@@ -55,6 +57,7 @@ def main() -> None:
     parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
+    parser.add_argument("--picture", type=Path, help="draw the finished runs into this .svg")
     parser.add_argument("--wild", type=Path, help="folder of the networks of packages")
     parser.add_argument("--table", action="store_true", help="write the table of finished runs only")
     args = parser.parse_args()
@@ -63,6 +66,8 @@ def main() -> None:
         for budget in args.budgets:
             run(name, budget, args)
     print(table(args.out, args.models))
+    if args.picture:
+        args.picture.write_text(picture(dots(args.out, args.models)))
 
 
 def run(name: str, budget: float, args: argparse.Namespace) -> None:
@@ -106,11 +111,23 @@ def table(folder: Path, names: list[str]) -> str:
         "| network | MACs | file | size | latency | accuracy | points lost |",
         "|---|---:|---|---:|---:|---:|---:|",
     ]
+    return "\n".join([*lines, *(row for name, found in finished(folder, names) for row in rows(name, found))])
+
+
+def finished(folder: Path, names: list[str]) -> Iterator[tuple[str, dict]]:
+    """(network, report) of the finished runs, the largest of each network first."""
     for name in names:
         for path in sorted(folder.glob(f"{name}-*.json"), key=lambda path: -float(path.stem.rsplit("-", 1)[1])):
-            found = json.loads(path.read_text())
-            lines += rows(name, found)
-    return "\n".join(lines)
+            yield name, json.loads(path.read_text())
+
+
+def dots(folder: Path, names: list[str]) -> list[Dot]:
+    """The finished runs as the picture shows them."""
+    made: list[Dot] = []
+    for name, found in finished(folder, names):
+        models = {model["name"]: model for model in found["models"]}
+        made += dots_of(name, models, {kind: accuracies(models, kind)[1] for kind in ("pruned", "quantized")})
+    return made
 
 
 def rows(name: str, found: dict) -> list[str]:

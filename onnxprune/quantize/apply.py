@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import UsageError, VerificationError
+from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import differences
 from onnxprune.proof.evidence import NOT_BY_PLAN
@@ -224,13 +225,27 @@ def _equalized(
     if not exponents:
         return floats, {}, notes
     made = equalize.scaled(floats, exponents)
-    off = proof.error(made, floats, proof_feeds(context.feeds))
-    if not off <= differences.FLOOR:
+    off = _moved(made, floats, proof_feeds(context.feeds))
+    if off > differences.FLOOR:
         raise VerificationError(
             f"--quantize: bringing channels to more equal ranges moved the outputs by {off:.2g} of their size; give "
             f"--quantize {context.asked.kind}:equalize=false, and please report this model"
         )
     return made, exponents, notes
+
+
+def _moved(model: ir.Model, floats: ir.Model, feeds: Sequence[Feeds]) -> float:
+    """The largest difference of an output of `model` from that of `floats`, as a share of its largest number."""
+    two = [sessions.open_session(each, threads=sessions.few_threads()) for each in (model, floats)]
+    most = 0.0
+    for batch in feeds:
+        ours, theirs = (sessions.run(session, batch) for session in two)
+        for name, array in theirs.items():
+            if np.asarray(array).dtype.kind == "f" and array.size:
+                size = np.abs(array[np.isfinite(array)]).max(initial=0.0)
+                off = differences.deviation(ours[name], array).max()
+                most = max(most, float(off / size) if size else float(off))
+    return most
 
 
 def _best_exponents(
@@ -251,8 +266,8 @@ def _best_exponents(
         model = equalize.scaled(floats, exponents) if exponents else floats
         ranges = calibrated(prepare.proto_of(model), forms.op_types(context.provider), first, context.asked)
         errors.append((proof.error(form(model, ranges), floats, judged), exponents))
-    (before, _), (after, best) = errors[0], min(errors, key=lambda found: found[0])
-    if after > HELPS * before:
+    before, (after, best) = errors[0][0], min(errors[1:], key=lambda found: found[0], default=(np.inf, {}))
+    if not after < HELPS * before:  # also where they are no numbers
         return {}, ()
     note = (
         f"channels of {len(best)} values were brought to more equal ranges: outputs are off by {100 * after:.2g} % "

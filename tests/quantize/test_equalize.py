@@ -12,7 +12,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, samples_for
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, equalize, parse, proof, quantize
+from onnxprune.quantize import Context, apply, equalize, parse, proof, quantize
 
 # gamma of the norm has a channel that is far larger than the others, as transformers do.
 NORM = (
@@ -105,6 +105,16 @@ def test_where_it_does_not_help_nothing_is_scaled():
     model = finished(SQUARE)
     made = quantize(model, Context(parse("int8"), samples_for(model), feeds_for(model)))
     assert "exponents" not in made.record
+
+
+def test_outputs_that_are_infinite_or_no_numbers_alike_are_no_change():
+    text = NORM.replace("float[12,4] o)", "float[12,4] o, float[4] c2)").replace(
+        "y = MatMul(t, o)", "z = MatMul(t, o) y = Add(z, c2)"
+    )
+    model = graph.normalize(onnx_text.model(text, {"c2": [0.0, -np.inf, np.nan, 1.0]}))
+    finite = graph.normalize(onnx_text.model(text, {"c2": [0.0, 0.0, 0.0, 1.0]}))
+    assert apply._moved(equalize.scaled(model, {"n": np.arange(16)}), model, feeds_for(model)) == 0
+    assert apply._moved(model, finite, feeds_for(model)) > 1
 
 
 def test_scales_that_change_the_outputs_are_found(monkeypatch):

@@ -61,25 +61,26 @@ def readers(coupling: Coupling, wanted: Iterable[Dim]) -> dict[Dim, tuple[Reader
     nodes = linears(coupling.model)
     found: dict[Dim, tuple[Reader, ...]] = {}
     for dim in wanted:
-        consuming = {member.node for member in coupling.members[dim] if member.role == "consumes"}
-        if _read_otherwise(coupling, dim, consuming):
+        reading = [linear for linear in nodes.values() if linear.groups == 1 and _stands(coupling, dim, [linear.x])]
+        if _read_otherwise(coupling, dim, {linear.name for linear in reading}):
             continue
-        made = [_reader(coupling, nodes[name], dim) if name in nodes else None for name in sorted(consuming)]
+        made = [_reader(coupling, linear, dim) for linear in reading]
         if made and all(each is not None for each in made):
             found[dim] = tuple(each for each in made if each is not None)
     return found
 
 
-def _read_otherwise(coupling: Coupling, dim: Dim, consuming: set[str]) -> bool:
-    """Whether a node without weights for `dim` reads it and does not pass it on, such as a product of two values."""
+def _stands(coupling: Coupling, dim: Dim, values: Iterable[ir.Value | None]) -> bool:
+    """Whether `dim` stands on an axis of one of the computed `values`."""
+    computed = (value for value in values if value is not None and not value.is_initializer())
+    axes = (axis for value in computed for axis in coupling.axes.get(value.name or "", ()))
+    return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))
 
-    def stands(values: Iterable[ir.Value | None]) -> bool:
-        computed = (v for v in values if v is not None and not v.is_initializer())
-        axes = (axis for value in computed for axis in coupling.axes.get(value.name or "", ()))
-        return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))
 
+def _read_otherwise(coupling: Coupling, dim: Dim, reading: set[str]) -> bool:
+    """Whether a node beside those in `reading` reads `dim` and does not pass it on, such as a product of two values."""
     return any(
-        node.name not in consuming and stands(node.inputs) and not stands(node.outputs)
+        node.name not in reading and _stands(coupling, dim, node.inputs) and not _stands(coupling, dim, node.outputs)
         for node in coupling.model.graph.all_nodes()
     )
 
@@ -87,7 +88,7 @@ def _read_otherwise(coupling: Coupling, dim: Dim, consuming: set[str]) -> bool:
 def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
     axes = coupling.axes.get(linear.x.name or "")
     w = read_weights(linear)
-    if not axes or linear.groups != 1 or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
+    if not axes or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
         return None
     units = unit_positions(axes[linear.x_axis], dim)
     whole = len(units) == w.shape[2] and (np.bincount(units[units >= 0], minlength=dim.size) == len(units) // dim.size)

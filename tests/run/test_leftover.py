@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import DIGITS
+from onnx_text import model as text_model
 
+from onnxprune.coupling import analyze
 from onnxprune.options import Options
 from onnxprune.run import leftover
 from onnxprune.run.leftover import Moments, Reader
@@ -135,3 +137,14 @@ def test_all_pairs_are_not_better_than_the_order_by_much(monkeypatch):
     order = leftover.cheapest_first([Plain(w, np.arange(6))], {"r": seen}, 6)
     best = min(error(x, w, ~np.isin(np.arange(6), pair)) for pair in combinations(range(6), 2))
     assert order.errors[1] <= 1.5 * best
+
+
+def test_layers_with_halves_behind_cast_are_readers():
+    """Large weights of a MobileNetV2 stored as halves had no readers, and were measured as if nothing was refitted."""
+    body = "z = Conv(x, a) r = Relu(z) w = Cast<to = 1>(h) y = Conv(r, w, c)"
+    given = "float[N,3,6,6] x, float[8,3,1,1] a, float16[5,8,1,1] h, float[5] c"
+    model = text_model(f"({given}) => (float[N,5,6,6] y) {{ {body} }}")
+    coupling = analyze(model)
+    (dim,) = (dim for dim in coupling.free if dim.size == 8)
+    (reader,) = leftover.readers(coupling, [dim])[dim]
+    assert reader.matrix.shape == (5, 8)

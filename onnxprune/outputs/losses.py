@@ -126,12 +126,6 @@ def logits_of(task: Task, values: Values) -> Tensor:
     return z.clamp_min(SMALL).log() if task.probabilities else z
 
 
-def distillation(z: Tensor, t: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(t / T) || softmax(z / T)), mean over samples (Hinton et al. 2015, section 2)."""
-    p, q = F.log_softmax(z / temperature, 1), F.log_softmax(t / temperature, 1)
-    return temperature**2 * F.kl_div(p, q, reduction="batchmean", log_target=True)
-
-
 def teaching(task: Task, values: Values, targets: Values, temperature: float) -> Tensor:
     """How far `values` are from the original's `targets`, mean over the parts, each in its own units."""
     scales = task.scales or {}

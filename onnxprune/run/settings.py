@@ -32,7 +32,6 @@ from onnxprune.recover import asked, levels
 if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
 
-Recorded = Mapping[str, Mapping[str, Any]]
 OWN = ("epochs", "lr", "batch_size")  # options of fine-tuning that have names of their own
 TIMED = ("amp", "channels_last")
 GIVEN = ("device", "seed", "loss", "metric", "regression", "progress", "resume_dir")  # recorded elsewhere, or no choice

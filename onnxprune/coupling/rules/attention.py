@@ -54,11 +54,19 @@ def past_and_mask(n: NodeAxes, heads: Axis, K: Axes, V: Axes) -> None:
             n.freeze(axis, "attention mask")
         if len(mask) == 4 and length(mask[1]) > 1:
             n.unify(mask[1], heads)
-    for index, pair in ((4, K), (5, V)):
-        if n.has(index):
-            n.unify(n.x(index)[1], pair[0])
-            n.freeze(n.x(index)[2], "past keys")
-            n.unify(n.x(index)[3], pair[1])
+    past(n, 4, K[0], K[1])
+    past(n, 5, V[0], V[1])
+
+
+def past(n: NodeAxes, index: int, heads: Axis, width: Axis, batch: Axis | None = None) -> None:
+    """Earlier keys or values (B, K, P, w), where input `index` has some."""
+    if n.has(index):
+        cache = n.x(index)
+        if batch is not None:
+            n.unify(cache[0], batch)
+        n.unify(cache[1], heads)
+        n.freeze(cache[2], "past keys")
+        n.unify(cache[3], width)
 
 
 def attention_extras(n: NodeAxes, batch: Axis, K: Axes, V: Axes, heads: Axis) -> list[Axes]:
@@ -99,12 +107,8 @@ def MultiHeadAttention(n: NodeAxes) -> None:
             n.freeze(axis, "padding mask")
     if n.has(5):
         attention_bias(n, n.x(5), H)
-    for index, pair in ((6, K), (7, V)):
-        if n.has(index):
-            n.unify(n.x(index)[0], q[0])
-            n.unify(n.x(index)[1], pair[0])
-            n.freeze(n.x(index)[2], "past keys")
-            n.unify(n.x(index)[3], pair[1])
+    past(n, 6, K[0], K[1], q[0])
+    past(n, 7, V[0], V[1], q[0])
     n.analysis.contract(n.node, d, inputs=(0, 1))
     n.freeze(k[2] if len(k) == 4 else k[1], "softmax runs over keys")
     if any(value.name for value in n.node.outputs[3:]):
@@ -203,12 +207,8 @@ def GroupQueryAttention(n: NodeAxes) -> None:
     n.freeze(Q[2], "the width of a head is that of its cache")
     n.freeze(q[1], "softmax runs over keys")
     H = n.merge(Q[:2])
-    for index in (3, 4):
-        if n.has(index):
-            n.unify(n.x(index)[0], q[0])
-            n.unify(n.x(index)[1], Q[0])
-            n.freeze(n.x(index)[2], "past keys")
-            n.unify(n.x(index)[3], Q[2])
+    past(n, 3, Q[0], Q[2], q[0])
+    past(n, 4, Q[0], Q[2], q[0])
     for index in (5, 6, 7, 8, 9, 12, 13, 14, 15):  # lengths, tables of rotations, positions, scales and norms
         for axis in n.x(index) if n.has(index) else []:
             n.freeze(axis, "read at its full size")

@@ -36,6 +36,7 @@ class Term:
     axes: tuple[Axis, ...]
 
     def value(self, sizes: Sizes) -> float:
+        """The term's cost when each Dim in `sizes` keeps that many positions."""
         result = self.coefficient
         for axis in self.axes:
             result *= dims.kept_length(axis, sizes)
@@ -49,9 +50,7 @@ class Cost:
     terms: dict[Kind, tuple[Term, ...]]
     reference: dict[Dim, int]  # sizes of symbolic batch axes: one
     touching: dict[Kind, dict[Dim, tuple[Term, ...]]] = field(repr=False)
-    whole: Mapping[Kind, int] = field(
-        default_factory=dict[Kind, int]
-    )  # what the file as it came holds, where that is known
+    whole: Mapping[Kind, int] = field(default_factory=dict[Kind, int])  # of the file as it came, where that is known
 
     def total(self, kind: Kind, sizes: Sizes | None = None) -> float:
         """MACs, number of parameters, or bytes, when each Dim in `sizes` keeps that many positions.
@@ -64,6 +63,7 @@ class Cost:
         return sum(term.value(known) for term in self.terms[kind])
 
     def totals(self, sizes: Sizes | None = None) -> dict[str, int]:
+        """All three, by kind, as `total` counts them."""
         return {kind: round(self.total(kind, sizes)) for kind in KINDS}
 
     def marginal(self, kind: Kind, dim: Dim, sizes: Sizes | None = None) -> float:
@@ -90,14 +90,17 @@ class NodeCost:
     node: ir.Node
 
     def x(self, index: int) -> list[Axis]:
+        """The axes of an input."""
         value = self.node.inputs[index] if index < len(self.node.inputs) else None
         return list(self.axes.get(value.name or "", ())) if value is not None else []
 
     def y(self, index: int = 0) -> list[Axis]:
+        """The axes of an output."""
         value = self.node.outputs[index] if index < len(self.node.outputs) else None
         return list(self.axes.get(value.name or "", ())) if value is not None else []
 
     def attribute(self, name: str, default: object = None) -> object:
+        """The value of an attribute; lists come as tuples."""
         attribute = self.node.attributes.get(name)
         return default if attribute is None else attribute.value
 
@@ -110,7 +113,7 @@ def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
     flags = states.masks(coupling.model)
     for name, value in coupling.model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or name in flags:
+        if tensor is None or name in flags:  # flags are ours: they mark states of the interface, and are cut away
             continue
         axes = coupling.axes.get(name)
         count = float(tensor.size) if axes is None else 1.0

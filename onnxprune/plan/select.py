@@ -2,6 +2,11 @@
 
 Units are removed in one global order until every target holds. Costs are exact: they are polynomials in the kept
 sizes, so what a removal saves includes its consumers' slices and shrinks as the neighbors shrink.
+
+    blocks     the units of each Dim, worst first, in groups that leave a multiple of the alignment
+    order      all blocks by score, or by score for what a removal saves where scores mean the same everywhere
+    prefix     the shortest one that meets all targets, found by halving: costs only fall along the order
+    return     blocks at its end that were not needed, for they are large
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,7 +92,8 @@ def select(
     _check_reachable(blocks, cost, budget)
     sizes: dict[Dim, int] = {}
     removed: list[Block] = []
-    # What a removal saves depends on what else is removed: the order is refined at the sizes it leads to.
+    # What a removal saves depends on what else is removed: the order is refined at the sizes it leads to. Rounds
+    # are limited, for two orders may lead to each other.
     for _ in range(6 if comparable else 1):
         order = _ordered(blocks, cost, tuple(budget.targets) or ("macs",), sizes, comparable)
         removed = order[: _fewest(order, cost, limits)]
@@ -132,7 +138,7 @@ def topped_up(keep: np.ndarray, align: int, strict: bool = False) -> np.ndarray:
     step = align if len(keep) >= align else alignment(len(keep), align, strict)
     missing = min(len(keep), ceil(int(keep.sum()) / step) * step) - int(keep.sum())
     result = keep.copy()
-    result[np.flatnonzero(~keep)[:missing]] = True
+    result[np.flatnonzero(~keep)[:missing]] = True  # any of them: all are dead
     return result
 
 
@@ -143,7 +149,7 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
     least = max(1, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9))
     values = np.asarray(values, np.float64)
     if not comparable:
-        mean = np.abs(values).mean()
+        mean = np.abs(values).mean()  # layers differ in scale by orders of magnitude: the smallest would go whole
         values = values / mean if mean > 0 else values
     order = np.argsort(values, kind="stable")
     blocks: list[Block] = []
@@ -152,7 +158,9 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
         units = order[dim.size - kept : dim.size - smaller]
         price = BETWEEN if smaller % full else 1.0
         score = _priced(values[units], price)
-        while blocks and blocks[-1].score > score:  # blocks of a Dim leave in order
+        # Blocks of a Dim leave in order, worst units first: one that is dearer than the next, for it leaves no full
+        # multiple, leaves together with it.
+        while blocks and blocks[-1].score > score:
             units = np.concatenate([blocks.pop().units, units])
             score = _priced(values[units], price)
         blocks.append(Block(dim, units, score))
@@ -161,6 +169,7 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
 
 
 def _priced(values: np.ndarray, price: float) -> float:
+    """The mean of some scores times a price; scores below zero are no loss, and stay as they are."""
     mean = float(values[0] if len(values) == 1 else values.mean())  # one by one, as most are: numpy takes its time
     return mean * price if mean > 0 else mean
 
@@ -168,6 +177,7 @@ def _priced(values: np.ndarray, price: float) -> float:
 def _ordered(
     blocks: Sequence[Block], cost: Cost, kinds: Sequence[Kind], sizes: Mapping[Dim, int], comparable: bool
 ) -> list[Block]:
+    """The blocks in order of removal; sizes: the kept ones at which savings are counted."""
     if not comparable:
         return sorted(blocks, key=lambda block: block.score)
     wholes = {kind: max(cost.total(kind), 1.0) for kind in kinds}
@@ -180,6 +190,7 @@ def _ordered(
 
 
 def _sizes(scores: Scores, removed: Sequence[Block]) -> dict[Dim, int]:
+    """How many units each Dim keeps without the removed blocks."""
     sizes = {dim: dim.size for dim in scores}
     for block in removed:
         sizes[block.dim] -= len(block.units)
@@ -222,6 +233,7 @@ def _give_back(removed: list[Block], scores: Scores, cost: Cost, limits: Mapping
 
 
 def _check_reachable(blocks: Sequence[Block], cost: Cost, budget: Budget) -> None:
+    """Checks that all targets hold once every block is removed; raises BudgetError with the nearest otherwise."""
     smallest: dict[Dim, int] = {}
     for block in blocks:
         smallest[block.dim] = smallest.get(block.dim, block.dim.size) - len(block.units)
@@ -229,7 +241,7 @@ def _check_reachable(blocks: Sequence[Block], cost: Cost, budget: Budget) -> Non
     for kind, fraction in budget.targets.items():
         whole, name = budget.whole.get(kind, cost.total(kind)), OPTION_NAMES.get(kind, kind)
         least = cost.total(kind, smallest) + budget.fixed.get(kind, 0.0)
-        if least > fraction * whole and least > 0.9995 * whole:
+        if least > fraction * whole and least > 0.9995 * whole:  # the nearest would be rounded to 1: no target at all
             missed.append(
                 f"--target {name}={fraction:g} cannot be met: what may be removed makes no difference to {name} "
                 f"({whole:.4g}); 'onnxprune inspect' shows what is frozen and why. Choose another target"

@@ -301,6 +301,8 @@ def _finely(trials: Trials, allowed: float, low: float, high: float) -> Trial | 
     """The smallest of a few full trials that holds: each is where the curve, bent by those before, meets the aim."""
     best: Trial | None = None
     aim = aim_of(allowed, len(trials.subject.held or trials.samples))
+    # Each full trial bends the curve, and the next is where the bent curve meets the aim: few are needed, where halving
+    # would spend one on every bit.
     for _ in range(MOST_FULL):
         share = trials.curve().smallest(aim, low, high)
         if share is None:

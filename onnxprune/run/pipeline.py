@@ -73,6 +73,7 @@ def _in_all_processes(
     rank, size = processes.launched()
     if size == 1:
         return work()
+    # Scoring, cutting and proving are not worth sharing out; fine-tuning is, sample by sample.
     from onnxprune.recover import distributed
 
     with distributed.group(distributed.device_of(levels.device(options.device))):

@@ -79,6 +79,7 @@ def produce(
     What a trial of the search recovered is taken, and the front that it was chosen from is written. look: is shown the
     proven cut before recovery changes it.
     """
+    # The cut is proven before anything is tuned: afterwards only a twin with the tuned weights can be compared.
     selection, papers = choice.selection, settings.papers
     cut_model = _proven_cut(subject, selection.keep, clock)
     if look is not None:
@@ -88,6 +89,7 @@ def produce(
     )
     twin = levels.twin_of(subject.coupling, selection.keep, recovered.model)
     files = (out, *([papers.plan] if papers.plan else ()), *papers.reports)
+    # Files take their places together at the end of the block, so that nothing half done is ever left behind.
     with staged(*files) as places, scratch(places[out].parent) as folder:
         proven = Path(folder) / out.name
         finished = _finished(recovered.model, twin, subject, clock, proven, pack=settings.form.pack)
@@ -181,6 +183,7 @@ def _notes(
 
 
 def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan:
+    """The plan of a selection, as far as it is known before the result is made."""
     sizes = cost.keep_sizes(selection.keep)
     made = plan.make(
         subject.normalized,

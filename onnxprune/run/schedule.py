@@ -54,6 +54,7 @@ def _score(
     keep: Mapping[Dim, np.ndarray],
     clock: Clock,
 ) -> tuple[Subject, Outcome]:
+    """The scores for the next step, in which what earlier steps removed comes last; keep: what they left."""
     outcome = score(subject, settings.method, settings, clock)
     if outcome.model is not None:  # a training method: the same graph with the weights that it learned
         subject = _with_weights(subject, outcome.model)
@@ -66,6 +67,7 @@ def _removed_lowest(scores: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
     if kept is None or kept.all():
         return scores
     alive = np.asarray(scores, np.float64)[kept]
+    # As far below zero as the others are above: the mean by which selection normalizes stays about as it was.
     return np.where(kept, scores, min(-np.abs(alive).mean(), alive.min() - 1e-9))
 
 

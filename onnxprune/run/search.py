@@ -69,6 +69,7 @@ def selections(
         yield from _by_latency(subject, outcome, settings, targets)
     elif outcome.keep is not None and (not targets or _by_zeros(outcome, settings)):
         yield _decided_by_method(outcome, settings)
+    # Zeros first: whole channels cost accuracy that zeros stored small do not.
     elif settings.form.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
         yield _decided_by_method(outcome, settings)
         note = "zeros alone did not make the file small enough, so whole channels were removed as well"
@@ -109,6 +110,7 @@ def one_shot(
     align: the multiple to try instead of that of the settings; it has exceptions, as an automatic one has.
     floor: the smallest share of a dimension that stays, instead of theirs. Raises: BudgetError.
     """
+    # From what is wished for to what must be: each try gives up one wish that nobody stated as a number.
     budget = _budget(subject, outcome, settings, targets)
     budget = budget if align is None else replace(budget, align=align, strict=False)
     budget = budget if floor is None else replace(budget, floor=floor)
@@ -136,6 +138,7 @@ def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
 
 
 def _made(keep: Keep, outcome: Outcome, settings: Settings, notes: tuple[str, ...]) -> Selection:
+    """The selection of these positions beside the zeros that the method made."""
     return Selection(keep, settings.method.name, outcome.zeros, notes)
 
 
@@ -148,6 +151,7 @@ def near_the_target(subject: Subject, outcome: Outcome, settings: Settings, targ
     if settings.widths.strict:
         return first
     budget = _budget(subject, outcome, settings, targets)
+    # Coarse to fine, and only as far as it helps: wide multiples run faster for the same MACs.
     best, used, align = first, _used(subject, first, budget), budget.align // 2
     while used < 1 - WASTE and align >= LEAST_MULTIPLE:
         finer = one_shot(subject, outcome, settings, targets, align=align)
@@ -167,6 +171,7 @@ def _used(subject: Subject, selection: Selection, budget: Budget) -> float:
 
 
 def _budget(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Budget:
+    """The targets as limits on what the polynomials count; biases that recovery may make are paid for in advance."""
     widths = settings.widths
     count, numbers = biases.most_made(subject.model) if settings.recovery.level != "none" else (0, 0)
     made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
@@ -194,6 +199,7 @@ def _in_floats(
     share, low, high = 1.0, 0.0, 1.0
 
     def with_size(share: float) -> dict[Kind, float]:
+        """The targets with that share of the size; without one, where all of it may stay."""
         rest: dict[Kind, float] = {kind: value for kind, value in targets.items() if kind != "bytes"}
         return {**rest, "bytes": share} if share < 1 else with_macs(rest, 1.0)
 
@@ -202,7 +208,7 @@ def _in_floats(
     for _ in range(SIZE_TRIALS):
         try:
             keep = one_shot(subject, outcome, settings, with_size(share)).keep
-        except BudgetError:
+        except BudgetError:  # too small to be reached: back towards what is too large
             low, share = share, (share + high) / 2
             continue
         model = finish(surgery.cut(subject.coupling, keep))
@@ -236,6 +242,7 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
 
 
 def _decided_by_method(outcome: Outcome, settings: Settings) -> Selection:
+    """What the method itself leaves out, in widths that the provider runs well."""
     assert outcome.keep is not None
     keep, align, strict = outcome.keep, settings.widths.align, settings.widths.strict
     if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
@@ -305,6 +312,7 @@ def _told(tried: Sequence[Trial], what: str) -> str:
 
 
 def with_macs(targets: Targets, share: float) -> dict[Kind, float]:
+    """The targets with at most that share of the MACs."""
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
@@ -318,6 +326,7 @@ def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets:
         return as_written(surgery.cut(subject.coupling, keep), subject, settings)
 
     def measured(share: float) -> float:
+        """The time of a trial as a share of the original's, both measured in turns."""
         keep = one_shot(subject, outcome, settings, with_macs(targets, share)).keep
         models = {"original": subject.path, "trial": trial(keep)}
         found = measure_settled(models, feeds, **setting).ratios[0].median
@@ -326,6 +335,7 @@ def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets:
         return found
 
     def plan(share: float) -> Keep | None:
+        """What is kept at a share of the MACs, None where that cannot be reached."""
         try:
             return one_shot(subject, outcome, settings, with_macs(targets, share)).keep
         except BudgetError:

@@ -99,6 +99,7 @@ class Trials:
         """The plan after a quick recovery."""
         key = key_of(selection.keep)
         if key not in self.cheap:
+            # Biases and least squares take seconds, and order the sizes as fine-tuning does, which takes minutes.
             how = self.settings.recovery
             how = replace(how, level="reconstruct") if how.level == "finetune" else how
             model = self._recovered(selection, how, Clock(), trial=True).model
@@ -110,7 +111,7 @@ class Trials:
         """The plan after the recovery that the run carries out; the model is kept with it."""
         key = key_of(selection.keep)
         if key not in self.full:
-            how = replace(self.settings.recovery, resume=None)
+            how = replace(self.settings.recovery, resume=None)  # checkpoints are those of one plan alone
             made = self._recovered(selection, how, Clock(self._seconds()))
             self.full[key] = replace(self._measured(selection, made.model), recovered=made)
             LOG.info("  full recovery, %s lost", self.full[key])

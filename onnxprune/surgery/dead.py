@@ -85,11 +85,13 @@ def _counts(values: Iterable[ir.Value]) -> tuple[int, int]:
 
 
 def _is_weight(array: np.ndarray) -> bool:
+    """Whether an array counts as weights here: biases and norms (one axis) are never sparse, and too few to matter."""
     return array.dtype.kind == "f" and array.ndim > 1
 
 
-SUMS = frozenset({"Add", "Sub", "Sum"})
-FACTORS = frozenset({"Mul", "Div", "PRelu"})
+SUMS = frozenset({"Add", "Sub", "Sum"})  # zero only where all that is added is
+FACTORS = frozenset({"Mul", "Div", "PRelu"})  # their stored operands scale a unit, and add nothing to it
+# What gives zero for zero, however it is called; Sigmoid or Exp do not, nor does a sum with a constant.
 ZERO_TO_ZERO = frozenset(
     "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
     "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
@@ -123,7 +125,8 @@ class _Finder:
 
     def __init__(self, coupling: Coupling, constants: bool) -> None:
         self.coupling = coupling
-        inside = _inside_bodies(coupling)  # what reads or makes these is not followed
+        # Readers and makers are looked for in the main graph: a body may read a unit again in every step.
+        inside = _inside_bodies(coupling)
         self.dims = [dim for dim in coupling.exact if dim not in inside]
         self.keep: dict[Dim, np.ndarray] = {dim: np.ones(dim.size, bool) for dim in self.dims}
         self.nodes = {node.name or "": node for node in coupling.model.graph.all_nodes()}
@@ -142,7 +145,7 @@ class _Finder:
         for dim, mask in self.keep.items():
             alive = mask & self._alive(dim)
             if not alive.any():
-                alive[np.flatnonzero(mask)[0]] = True
+                alive[np.flatnonzero(mask)[0]] = True  # ONNX knows axes of length 0, and runtimes fail on them
             self.keep[dim] = alive
         return sum(int(mask.sum()) for mask in self.keep.values()) < before
 
@@ -155,6 +158,8 @@ class _Finder:
         for member in readers:
             values = [v for v in self.nodes[member.node].inputs if v is not None and self._stands(dim, [v])]
             seen = [active.get(value, np.ones(dim.size, bool)) for value in values if not value.is_initializer()]
+            # A unit counts for a reader only if it is active in what that very reader sees: elsewhere along a
+            # residual stream it may not have been added yet.
             found |= self._any(dim, [member]) & np.any(seen, axis=0)
         return found
 
@@ -180,7 +185,7 @@ class _Finder:
             nonzero = self.nonzero[member.initializer]
             axes = self.coupling.axes[member.initializer]
             for position, axis in enumerate(axes):
-                if position != member.axis:
+                if position != member.axis:  # weights of neighbors that are dead by now keep nothing alive
                     nonzero = np.compress(dims.keep_mask(axis, self.keep), nonzero, axis=position)
             positions = unit_positions(axes[member.axis], dim)
             others = tuple(k for k in range(nonzero.ndim) if k != member.axis)
@@ -196,6 +201,7 @@ class _Finder:
         consumers = {member.node for member in members}
         for node in self.coupling.model.graph:
             computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
+            # It reads the units, but not with weights, and hands none of them on: a softmax, a mean, an output.
             if node.name not in consumers and self._stands(dim, computed) and not self._stands(dim, node.outputs):
                 return None
         return members
@@ -228,6 +234,7 @@ class _Finder:
             )
 
     def _known(self, member: Member) -> bool:
+        """Whether its numbers can be read: floats that the model stores."""
         return member.initializer in self.nonzero
 
     def _keeps_zero(self, dim: Dim, node: ir.Node) -> bool:
@@ -237,6 +244,7 @@ class _Finder:
         return node.op_type in ZERO_TO_ZERO or layer_of(node) is not None
 
     def _adds(self, member: Member) -> bool:
+        """Whether a stored operand is added to the units: a bias, which makes them constant rather than zero."""
         if member.role == "consumes" or self.nodes[member.node].op_type in FACTORS:
             return False
         return not self._is_weight(member)
@@ -247,5 +255,6 @@ class _Finder:
         return layer is not None and member.input in (0, layer.weights.weight)
 
     def _stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
+        """Whether an axis of one of `values` has positions of `dim`."""
         axes = (axis for value in values for axis in self.coupling.axes.get(value.name or "", ()))
         return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))

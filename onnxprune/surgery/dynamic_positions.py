@@ -25,6 +25,7 @@ class Part:
 
     @property
     def dynamic(self) -> bool:
+        """Whether its length depends on D."""
         return any(mask is None for mask in self.factors)
 
     def count(self, *, kept: bool) -> int:
@@ -32,6 +33,7 @@ class Part:
         return prod(int(mask.sum()) if kept else len(mask) for mask in self.factors if mask is not None)
 
     def sizes(self, *, kept: bool) -> list[int]:
+        """The factors as a shape, all positions or the kept ones; the dynamic ones together are what is left, -1."""
         return [-1 if mask is None else int(mask.sum()) if kept else len(mask) for mask in self.factors]
 
 
@@ -50,13 +52,15 @@ def parts_of(axis: Axis, keep: Mapping[Dim, np.ndarray]) -> Parts | None:
                 factors.append(dims.keep_mask(((dim,),), keep))
                 continue
             if moving and factors[-1] is not None:
-                return None  # two dynamic factors with others between them
+                return None  # two dynamic factors with others between them: -1 can stand for one run of them only
             if not moving:
                 factors.append(None)
             moving.append(dim)
         if moving:
             dynamic.add(tuple(moving))
         found.append(Part(tuple(factors)))
+    # Segments with different dynamic factors would need more than one number, and only the whole length is found; a
+    # dynamic factor that loses positions itself has no mask of a known length.
     if len(dynamic) != 1 or any(dim in keep for dim in dims.leaves((next(iter(dynamic)),))):
         return None
     return found
@@ -101,6 +105,7 @@ def _dynamic(add: Add, value: ir.Value, position: int, line: tuple[int, int]) ->
 
 
 def _length(add: Add, d: ir.Value, line: tuple[int, int]) -> ir.Value:
+    """a + b * D (1,), of line (a, b)."""
     return add("Add", add("Mul", d, np.array(line[1:])), np.array(line[:1]))
 
 
@@ -113,12 +118,15 @@ def _joined(add: Add, d: ir.Value, parts: Parts, *, kept: bool, removed: ir.Valu
         if count is None:
             grid = add("ConstantOfShape", np.array([0]), value=ir.tensor(np.array([0])))
         else:
+            # The positions of as many ones are 0, 1, ...
             ones = add("ConstantOfShape", count, value=ir.tensor(np.array([1])))
             grid = add("Reshape", add("NonZero", ones), np.array(part.sizes(kept=kept)))
             start = _length(add, d, _line(parts[:number], kept=kept))
             grid = add("Add", grid, start)
         lost = [(axis, mask) for axis, mask in enumerate(part.factors) if mask is not None and not mask.all()]
         for axis, mask in lost:
+            # Into the kept ones: position k stands where the kept ones up to it end; removed ones read any, and are
+            # replaced below.
             places = np.cumsum(mask) - 1 if kept else np.flatnonzero(mask)
             grid = add("Gather", grid, np.maximum(places, 0), axis=axis)
         if removed is not None and lost:

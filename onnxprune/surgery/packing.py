@@ -54,7 +54,7 @@ def pack(model: ir.Model) -> ir.Model:
     for name, value in list(packed.graph.initializers.items()):
         array = graph.constant(value)
         if array is None or value in outputs or array.dtype.type not in FLOATS:
-            continue
+            continue  # an output has to stay an output, and cannot be the result of a node of another name
         form = smallest(array)
         if form is not None:
             _replace(packed.graph, name, value, _Decoder(packed.graph, name, array, form))
@@ -78,7 +78,7 @@ def density_for(model: ir.Model, wanted_bytes: float) -> float:
     arrays = [a for v in model.graph.initializers.values() if (a := graph.constant(v)) is not None and _is_weight(a)]
     whole = sum(array.nbytes for array in arrays)
     fixed = file_bytes(model) - whole + DECODER_BYTES * len(arrays)
-    return max(0.01, (wanted_bytes - fixed) / max(1, whole) - 1 / 32)
+    return max(0.01, (wanted_bytes - fixed) / max(1, whole) - 1 / 32)  # a bit of the map for each float of 32
 
 
 def _is_weight(array: np.ndarray) -> bool:
@@ -86,10 +86,15 @@ def _is_weight(array: np.ndarray) -> bool:
 
 
 def _bitmap(array: np.ndarray) -> Form:
+    """The values that are not zero, and one bit for each place."""
     return Form(int(np.count_nonzero(array)) * array.itemsize + -(-array.size // 8))
 
 
 def _groups(array: np.ndarray) -> list[Form]:
+    """The forms with as many values in each group of neighbors, and the place of each: patterns such as 2 of 4.
+
+    The group with most values says how many; that is good where a method made patterns, and poor elsewhere.
+    """
     found: list[Form] = []
     for axis in range(min(2, array.ndim)):
         for size in GROUP_SIZES:
@@ -112,6 +117,7 @@ def code_bits(size: int) -> int:
 
 
 def _replace(owner: ir.Graph, name: str, value: ir.Value, decoder: "_Decoder") -> None:
+    """Lets all readers of the dense weight read what `decoder` makes, in front of all other nodes."""
     result = decoder.nodes[-1].outputs[0]
     value.replace_all_uses_with(result)
     del owner.initializers[name]
@@ -138,6 +144,7 @@ class _Decoder:
     def _bitmap(self, array: np.ndarray) -> None:
         flat = array.reshape(-1)
         bits = self._codes(np.packbits(flat != 0, bitorder="little"), 1)
+        # The last byte may hold more bits than there are places.
         ends = self._constant("zero", np.array([0])), self._constant("count", np.array([array.size]))
         bits = self._add("Cast", [self._add("Slice", [bits, *ends])], to=int(ir.DataType.INT32))
         # The number of ones so far is the place of a value, 0 that of the zero before them.
@@ -170,7 +177,7 @@ class _Decoder:
     def _codes(self, packed: np.ndarray, bits: int) -> ir.Value:
         """The codes of `bits` bits in bytes, lowest first: (bytes * 8 / bits,) uint8."""
         data = self._constant("packed", packed.reshape(-1, 1))
-        if bits < 8:
+        if bits < 8:  # ONNX has no bitwise And before opset 18: the lowest bits are the rest of a division
             shifts = self._constant("shifts", np.arange(0, 8, bits, dtype=np.uint8).reshape(1, -1))
             data = self._add("BitShift", [data, shifts], direction="RIGHT")
             data = self._add("Mod", [data, self._constant("modulus", np.array([1 << bits], np.uint8))])

@@ -18,10 +18,14 @@ Record = TypeVar("Record", bound=tuple[Any, ...])
 
 
 class Surgeon:
-    """One operation on a copy of the analysed model: what is lost, and the edits that make up for it."""
+    """One operation on a copy of the analysed model: what is lost, and the edits that make up for it.
+
+    Raises: CouplingError for a plan that removes all of a Dim, or positions of a frozen one.
+    """
 
     def __init__(self, coupling: Coupling, keep: Keep):
         self.coupling = coupling
+        # A Dim that keeps all is as good as absent: nothing has to be repaired for it.
         self.keep = {dim: mask for dim, mask in keep.items() if not mask.all()}
         for dim, kept in self.keep.items():
             if dim.frozen is not None or not kept.any():
@@ -30,7 +34,8 @@ class Surgeon:
         self.sizes = {dim: int(mask.sum()) for dim, mask in self.keep.items()}
         self.model = graph.copy(coupling.model)
         self.opset = self.model.opset_imports.get("", 1)
-        self.stands_for: dict[str, str] = {}  # name of an inserted value -> the value that it replaces
+        # Name of an inserted value -> the analysed value that it replaces: axes are known of the latter alone.
+        self.stands_for: dict[str, str] = {}
         self.lengths: dict[str, list[Length]] = {}
         for length in coupling.lengths:
             if self.loses(length.axis):
@@ -43,6 +48,7 @@ class Surgeon:
     # What is lost -----------------------------------------------------------------------------------------------
 
     def loses(self, axis: Axis) -> bool:
+        """Whether the plan removes positions of `axis`."""
         return any(dim in self.keep for dim in dims.leaves(axis))
 
     def axes(self, value: ir.Value | None) -> Sequence[Axis]:
@@ -53,15 +59,22 @@ class Surgeon:
         return self.coupling.axes.get(self.stands_for.get(name, name), ())
 
     def mask_of(self, axis: Axis) -> np.ndarray:
+        """True at the positions (length,) of `axis` that stay."""
         return dims.keep_mask(axis, self.keep)
 
     def kept(self, axis: Axis) -> int:
+        """The length of `axis` after the cut."""
         return dims.kept_length(axis, self.sizes)
 
     def lost_axes(self, value: ir.Value | None) -> list[int]:
+        """The places of those axes of `value` that lose positions."""
         return [k for k, axis in enumerate(self.axes(value)) if self.loses(axis)]
 
     def loses_reduced(self, node: ir.Node) -> bool:
+        """Whether `node` reads an axis that loses positions and that something sums or averages over.
+
+        Zeros at removed positions are not enough there: a mean divides by the positions that are left.
+        """
         axes = [axis for value in node.inputs for axis in self.axes(value)]
         return any(dim in self.keep and dim.reduced is not None for axis in axes for dim in dims.leaves(axis))
 
@@ -75,7 +88,11 @@ class Surgeon:
     # Lengths ----------------------------------------------------------------------------------------------------
 
     def repair(self, node: ir.Node) -> None:
-        """Rewrites what the coupling rule of `node` said depends on lengths."""
+        """Rewrites what the coupling rule of `node` said depends on lengths.
+
+        A number that is computed from Shape is repaired where it is used as a length, entry by entry. So Shape itself
+        goes on to give the lengths of the original: otherwise the removal would be counted twice.
+        """
         name = node.name or ""
         self.repair_attributes(node)
         inputs = [length for length in self.lengths.get(name, ()) if isinstance(length.target, int)]
@@ -90,6 +107,7 @@ class Surgeon:
             uses = list(value.uses())
             restored = {entry: (self.kept(axis), dims.length(axis), dims.is_dynamic(axis))}
             self.replace(value, self._overwritten(node, value, restored, before=False), uses)
+        # Last: a lift reads the node's output as it is by now.
         for _, index, position in self.lifts.get(name, ()):
             self._lift(node, index, position)
 
@@ -104,7 +122,7 @@ class Surgeon:
                 continue
             attribute = node.attributes.get(length.target)
             numbers = list(attribute.value) if attribute is not None else self._even_parts(node, length.target)
-            numbers[length.entry] = number
+            numbers[length.entry] = number  # entry by entry: the others may belong to axes that lose nothing
             node.attributes[length.target] = ir.AttrInt64s(length.target, numbers)
         for _, attribute, number in self.pins.get(node.name or "", ()):
             node.attributes[attribute] = ir.AttrFloat32(attribute, number)
@@ -115,8 +133,12 @@ class Surgeon:
         return [self.kept(length.axis) for length in lengths]
 
     def _repair_input(self, node: ir.Node, index: int, axes: Mapping[int, Axis]) -> None:
+        """Sets the entries of an integer input that are lengths: stored ones in a copy, computed ones behind it.
+
+        axes: entry -> the axis that it is the length of.
+        """
         value = node.inputs[index] if index < len(node.inputs) else None
-        if value is None:
+        if value is None:  # a Split into even parts, which are named from now on
             node.attributes.pop("num_outputs", None)
             if len(node.inputs) <= index:
                 node.resize_inputs(index + 1)
@@ -127,7 +149,7 @@ class Surgeon:
             changes = {k: (dims.length(axis), self.kept(axis), dims.is_dynamic(axis)) for k, axis in axes.items()}
             node.replace_input_with(index, self._overwritten(node, value, changes, before=True))
             return
-        array = array.copy()
+        array = array.copy()  # others may read the same numbers as lengths of axes that lose nothing
         for entry, axis in axes.items():
             array.reshape(-1)[entry] = self.kept(axis)
         self._give(node, index, array)
@@ -158,7 +180,7 @@ class Surgeon:
         nodes: list[ir.Node] = []
         result = value
         for op_type, numbers in steps:
-            if (numbers != (op_type != "Add")).any():
+            if (numbers != (op_type != "Add")).any():  # times one, divided by one and plus zero are left out
                 # The constants are unique in the graph, so the names of the values derived from them are as well.
                 constant = self._constant(f"{node.name}.{op_type}", numbers.astype(dtype))
                 nodes.append(self._node(op_type, [result, constant], f"{constant.name}.of"))
@@ -175,6 +197,7 @@ class Surgeon:
         return node
 
     def _vector_length(self, value: ir.Value) -> int:
+        """How many numbers a computed vector has; a scalar counts as one."""
         name = self.stands_for.get(value.name or "", value.name or "")
         sizes = self.coupling.shapes.sizes[name]
         return sizes[0] if sizes else 1
@@ -194,7 +217,11 @@ class Surgeon:
     # Gathered and spread ------------------------------------------------------------------------------------------
 
     def _lift(self, node: ir.Node, index: int, position: int) -> None:
-        """`node` sees zeros where positions were removed, and its output is cut to the kept ones."""
+        """`node` sees zeros where positions were removed, and its output is cut to the kept ones.
+
+        For operators that look at neighbors along the axis (LRN over channels, a convolution over them): closed up,
+        the kept ones would have other neighbors than in the model.
+        """
         value = node.inputs[index]
         assert value is not None, node.name
         axis = self.axes(value)[position]
@@ -204,7 +231,7 @@ class Surgeon:
         graph_of(node).insert_before(node, spread)
         node.replace_input_with(index, spread[-1].outputs[0])
         output = node.outputs[0]
-        uses = list(output.uses())
+        uses = list(output.uses())  # taken before: what is inserted reads the output as well
         chosen = self._choose(output, position, axis, f"{node.name}.lower")
         graph_of(node).insert_after(node, chosen)
         self.replace(output, chosen[-1].outputs[0], uses)
@@ -231,6 +258,7 @@ class Surgeon:
         else:
             result.type, result.shape = output.type, output.shape
         self.model.graph.remove(gate, safe=True)
+        # The flags are as long as the state was, which would count in the size of the result.
         for constant in (flags, gate.inputs[2]):
             if constant is not None and not constant.uses():
                 self.model.graph.initializers.pop(constant.name or "", None)
@@ -250,7 +278,11 @@ class Surgeon:
             node.replace_input_with(index, spread[-1].outputs[0])
 
     def compute_over_kept(self, node: ir.Node) -> None:
-        """The masked twin of a node that summarizes over removed positions: it runs on the kept ones alone."""
+        """The masked twin of a node that summarizes over removed positions: it runs on the kept ones alone.
+
+        Its inputs are gathered at the kept positions, and its output is spread to the full shape again: the rest of
+        the twin keeps its shapes.
+        """
         outputs = [list(value.uses()) for value in node.outputs]
         for index, value in enumerate(list(node.inputs)):
             if value is not None and self.lost_axes(value):
@@ -268,6 +300,7 @@ class Surgeon:
                 self.replace(output, result, uses)
 
     def _kept_part(self, node: ir.Node, index: int, value: ir.Value) -> ir.Value:
+        """`value` at the kept positions of all its axes: an array for a stored one, else behind Gather nodes."""
         axes = self.axes(value)
         if value.is_initializer():  # silenced already, so the original is cut
             original = self.coupling.model.graph.initializers[value.name or ""]
@@ -307,6 +340,7 @@ class Surgeon:
         return [pad, self._gather(padded, position, places, name)]
 
     def _choose(self, value: ir.Value, position: int, axis: Axis, name: str) -> list[ir.Node]:
+        """Nodes that gather the kept positions of `value` on its axis number `position`."""
         if parts := dynamic_positions.parts_of(axis, self.keep):
             return self._built(name, lambda add: dynamic_positions.chosen(add, value, position, parts))
         return [self._gather(value, position, np.flatnonzero(self.mask_of(axis)), name)]
@@ -352,6 +386,7 @@ def graph_of(node: ir.Node) -> ir.Graph:
 
 
 def _by_node(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by the name of their node, which stands first in each."""
     found: dict[str, list[Record]] = {}
     for record in records:
         found.setdefault(str(record[0]), []).append(record)

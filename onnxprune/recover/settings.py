@@ -179,8 +179,8 @@ def affordable(
     """(epochs, samples of each) that the time is enough for, where a step takes `step_seconds` and there are `count`.
 
     asked: the epochs that the user asked for, which only a time that was asked for as well cuts down. timed: training
-    ends by the clock, so that the last epoch may be one that it does not finish. No samples where there is no time for
-    a few steps.
+    ends by the clock, wherever in an epoch that is, so it is planned for up to twice as long as its first steps say:
+    machines get busy, and idle again. No samples where there is no time for a few steps.
     """
     assert settings.epochs is not None
     assert settings.batch_size is not None
@@ -190,11 +190,11 @@ def affordable(
     an_epoch = max(1, count // settings.batch_size)
     if steps >= an_epoch * settings.epochs:
         return settings.epochs, count
-    if steps >= an_epoch:
-        fit = max(n for n in LENGTHS if n <= steps // an_epoch)
-        if timed and steps > fit * an_epoch:
-            fit = min((n for n in LENGTHS if n > fit), default=fit)
+    if timed and steps >= LEAST_STEPS:
+        fit = next((n for n in LENGTHS if n * an_epoch >= 2 * steps), settings.epochs)
         return min(fit, settings.epochs), count
+    if steps >= an_epoch:
+        return max(n for n in LENGTHS if n <= steps // an_epoch), count
     return 1, steps * settings.batch_size if steps >= LEAST_STEPS else 0
 
 

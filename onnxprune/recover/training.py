@@ -23,13 +23,11 @@ from onnxprune.outputs.losses import Task, labels_loss, regression, teaching
 from onnxprune.recover import distributed
 from onnxprune.recover.augment import Mix, augment
 from onnxprune.recover.judging import Epoch, Judge, Verdict
-from onnxprune.recover.settings import Settings
+from onnxprune.recover.settings import LEAST_STEPS, Settings
 from onnxprune.recover.state import Start, keep, resume
 from onnxprune.recover.teacher import Teacher, precision
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
-
-PACE_STEPS = 20  # from so many on they tell how long a step takes
 
 
 class Average:
@@ -144,7 +142,7 @@ def _steps_in_time(run: Run) -> float:
     as one should, at the lowest rates. Several processes go by their number of epochs: they must take equal steps.
     """
     done = run.step - run.first
-    if run.settings.seconds is None or distributed.world()[1] > 1 or done < PACE_STEPS:
+    if run.settings.seconds is None or distributed.world()[1] > 1 or done < LEAST_STEPS:
         return math.inf
     spent = time.monotonic() - run.began
     return run.first + math.floor(done * run.settings.seconds / max(spent, 1e-9))

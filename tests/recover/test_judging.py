@@ -108,12 +108,13 @@ def test_epochs_follow_from_the_time_of_a_step(folded: Digits):
     assert affordable(replace(chosen, epochs=9, seconds=2.5 * steps), 9, 1.0, count) == (2, count)
 
 
-def test_where_the_clock_ends_training_the_last_epoch_may_be_a_part():
+def test_where_the_clock_ends_training_more_is_planned_than_its_first_steps_promise():
     steps = count = 100
-    chosen = Settings(epochs=9, batch_size=1, seconds=4.5 * steps)
-    assert affordable(chosen, 9, 1.0, count, timed=True) == (6, count)  # lengths are coarse
+    chosen = Settings(epochs=20, batch_size=1, seconds=4.5 * steps)
+    assert affordable(chosen, 20, 1.0, count, timed=True) == (10, count)  # lengths are coarse
     assert affordable(replace(chosen, epochs=5), 5, 1.0, count, timed=True) == (5, count)
-    assert affordable(replace(chosen, seconds=4.0 * steps), 9, 1.0, count, timed=True) == (4, count)
+    assert affordable(replace(chosen, seconds=0.3 * steps), 20, 1.0, count, timed=True) == (1, count)
+    assert affordable(replace(chosen, seconds=1.0), 20, 1.0, count, timed=True) == (1, 0)
 
 
 def test_without_time_nothing_is_trained_and_the_start_is_kept(folded: Digits):

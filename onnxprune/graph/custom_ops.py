@@ -31,6 +31,11 @@ def register(library: str | Path) -> None:
         _LIBRARIES.append(whole)
 
 
+def registered() -> tuple[str, ...]:
+    """The whole paths of all libraries, for a process that is to know them as well."""
+    return tuple(_LIBRARIES)
+
+
 def session_options() -> ort.SessionOptions:
     """New options of a session, which knows the operators of all registered libraries."""
     settings = ort.SessionOptions()

@@ -5,7 +5,6 @@ run in onnxruntime at two probe sizes with every intermediate value recorded. Wh
 constant of the model; what differs is dynamic.
 """
 
-import contextlib
 import mmap
 import os
 import time
@@ -21,10 +20,11 @@ import onnxruntime as ort
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, OutOfMemoryError
-from onnxprune.graph import bodies, body_shapes, probes, sessions
+from onnxprune.graph import bodies, body_shapes, extras, probes, sessions
 from onnxprune.graph.body_shapes import INTEGERS, NOT_TENSORS
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
+from onnxprune.graph.simplify import INFERENCE, first_line
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, memory_limit
@@ -57,6 +57,7 @@ class Shapes:
     second: dict[str, tuple[int, ...]] = field(default_factory=dict)  # the other probe that works, if one does
     moving: dict[str, tuple[bool, ...]] = field(default_factory=dict)  # sizes that differ between steps of a body
     forced: tuple[dict[str, bool], ...] = ()  # choices of Ifs, by name, with which the model ran as well
+    notes: tuple[str, ...] = ()  # what was done in a lesser way than it should be, for the report
 
 
 def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None, *, tries: int | None = None) -> Shapes:
@@ -71,7 +72,9 @@ def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None,
         static = _infer(model)
         if static is not None:
             return static
-    return _run(model, symbolic, samples, tries)
+    found = _run(model, symbolic, samples, tries)
+    extras.note(model, *found.notes)
+    return found
 
 
 def _needs_running(model: ir.Model) -> bool:
@@ -95,7 +98,8 @@ def _infer(model: ir.Model) -> Shapes | None:
         value.type.tensor_type.ClearField("shape")
     try:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception:  # the inference of some operator raised: then the model is run instead
+    except Exception as error:  # of the inference of some operator
+        extras.note(model, f"{INFERENCE} ({first_line(error)}): it was run instead, to see its shapes")
         return None
     sizes: dict[str, tuple[int, ...]] = {}
     for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
@@ -118,8 +122,10 @@ def inferred(model: ir.Model, probe: Mapping[str, Sequence[int]]) -> dict[str, t
         own = [1 if k == axes.get(name) else size for k, size in enumerate(sizes)]
         kind = inputs[name].type.tensor_type.elem_type
         inputs[name].CopyFrom(onnx.helper.make_tensor_value_info(name, kind, own))
-    with contextlib.suppress(Exception):  # of the inference of some operator: then what is written is known
+    try:
         proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    except Exception as error:  # of the inference of some operator
+        extras.note(model, f"{INFERENCE} ({first_line(error)}): inside bodies the sizes in the file were taken")
     found: dict[str, tuple[int, ...]] = {}
     for value in _values_in_bodies(proto.graph):
         if value.type.tensor_type.HasField("shape"):
@@ -203,7 +209,8 @@ def _search(
                 break
         else:
             found = _recorded(model, one, one, first, {} if symbolic else first)
-        return _with_other_branches(model, session, found)
+        found = _with_other_branches(model, session, found)
+        return replace(found, notes=extras.of(model).notes)  # this may be a copy of the process
     if not any(_is_weight(value) for value in model.graph.initializers.values()):
         raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
     raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
@@ -270,8 +277,10 @@ def _vanishing(one: Mapping[str, np.ndarray], two: Mapping[str, np.ndarray]) -> 
 def _recording_session(model: ir.Model) -> ort.InferenceSession:
     """A session that records values, those inside bodies too where onnxruntime accepts the records there."""
     if any(map(bodies.of, model.graph)):
-        with contextlib.suppress(GraphError):
+        try:
             return _instrumented_session(model, {})
+        except GraphError as error:
+            extras.note(model, f"{error}, when values inside bodies are recorded: the bodies are left as they are")
     return _instrumented_session(model)
 
 
@@ -337,7 +346,7 @@ class _Branches:
 
 def _joined(found: Shapes, forced: Shapes, choices: dict[str, bool]) -> Shapes:
     """`found`, and what a run with `choices` tells of other values."""
-    names = {f.name for f in fields(Shapes)} - {"sizes", "probe", "second", "forced"}
+    names = {f.name for f in fields(Shapes)} - {"sizes", "probe", "second", "forced", "notes"}
     others = {
         name: {k: v for k, v in getattr(forced, name).items() if k not in found.sizes} | getattr(found, name)
         for name in names
@@ -358,8 +367,10 @@ def _instrumented_session(model: ir.Model, choices: Mapping[str, bool] | None = 
     on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
     proto = _without_weights(model) if on_disk or size_bytes(model) > LARGE_MODEL_BYTES else ir.to_proto(model)
     typed = graph.skeleton(model, 1024)[0]
-    with contextlib.suppress(Exception):  # the inference of some operator: then the types that are written are known
+    try:
         typed = onnx.shape_inference.infer_shapes(typed)
+    except Exception as error:  # of the inference of some operator
+        extras.note(model, f"{INFERENCE} ({first_line(error)}): the types in the file were taken")
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}
     extra: list[onnx.NodeProto] = []

@@ -4,7 +4,8 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 
@@ -13,8 +14,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError
-from onnxprune.graph import extras
-from onnxprune.graph.custom_ops import session_options
+from onnxprune.graph import custom_ops, extras
 from onnxprune.graph.tensors import size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES
@@ -27,6 +27,7 @@ PLAIN = frozenset(
     "Mish Softmax LRN Erf Sqrt Gelu".split()
 )
 LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
+INFERENCE = "onnx's shape inference fails on this model"
 
 
 def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.Model:
@@ -42,9 +43,6 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     _forget_placeholders(proto)
     _forget_inferable(proto)
     simplified, notes = _attempt(proto, skipped)
-    if not _loads(simplified):  # it has been seen to write nodes that no runtime accepts
-        notes = ["onnxsim makes a graph of this model that onnxruntime does not load: it is left as it was"]
-        simplified = proto
     result = ir.from_proto(simplified)
     extras.put(result, extras.of(model))
     extras.note(result, *notes)
@@ -57,22 +55,53 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
 def _attempt(proto: onnx.ModelProto, skipped: list[str]) -> tuple[onnx.ModelProto, list[str]]:
     """(`proto` rewritten, notes); where a rewriting fails only with its constants folded, where that fails as it is.
 
-    onnxsim raises bare RuntimeErrors, or crashes.
+    onnxsim raises bare RuntimeErrors, crashes, or makes a graph that onnxruntime does not load.
     """
-    given = proto.SerializeToString()
-    for optimize in (True, False):
-        failed = [] if optimize else ["onnxsim's rewritings fail on this model: only its constants were folded"]
-        with contextlib.suppress(Exception):
-            return onnx.ModelProto.FromString(isolated(partial(_rewritten, given, skipped, optimize))), failed
-    return proto, ["onnxsim fails on this model: its constants were not folded"]
+    given, why = proto.SerializeToString(), ""
+    for attempt in ATTEMPTS:
+        try:
+            made = isolated(partial(_rewritten, given, skipped, attempt.steps, custom_ops.registered()))
+            return onnx.ModelProto.FromString(made), [f"{why}: {attempt.lesser}"] if attempt.lesser else []
+        except Exception as error:  # of any kind
+            why = why or f"onnxsim's rewritings fail on this model ({first_line(error)})"
+    return proto, [f"{why}: its constants were not folded"]
 
 
-def _rewritten(given: bytes, skipped: list[str], optimize: bool) -> bytes:
+@dataclass(frozen=True)
+class _Attempt:
+    """A way to call onnxsim: what each call does (rewrite nodes, infer shapes), and what is less than it should be."""
+
+    steps: tuple[tuple[bool, bool], ...]
+    lesser: str = ""
+
+
+# While onnxsim rewrites nodes of which the inputs are not folded yet it may infer shapes that are wrong: a Pad of which
+# the sizes are computed becomes part of a Conv, and what is reshaped behind it gets other lengths.
+ATTEMPTS = (
+    _Attempt(((True, True),)),
+    _Attempt(((False, False), (True, True))),
+    _Attempt(((False, True),), "only its constants were folded"),
+)
+
+
+def _rewritten(given: bytes, skipped: list[str], steps: Sequence[tuple[bool, bool]], libraries: Sequence[str]) -> bytes:
+    """What onnxsim makes of a model, as bytes. Raises: GraphError when onnxruntime does not load that."""
     onnxsim = _import_onnxsim()
     proto = onnx.ModelProto.FromString(given)
-    said = {"skipped_optimizers": skipped, "perform_optimization": optimize, "check_n": 0, "certify": False}
-    with swallowed():  # it prints notes where results go
-        return onnxsim.simplify(proto, **said)[0].SerializeToString()
+    for rewrite, infer in steps:
+        said = {"skipped_optimizers": skipped, "perform_optimization": rewrite, "skip_shape_inference": not infer}
+        with swallowed():  # it prints notes where results go
+            proto = onnxsim.simplify(proto, check_n=0, certify=False, **said)[0]
+    made = proto.SerializeToString()
+    for library in libraries:
+        custom_ops.register(library)
+    _load(made)
+    return made
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, as part of a note."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _forget_placeholders(proto: onnx.ModelProto) -> None:
@@ -103,7 +132,8 @@ def infer_shapes(model: ir.Model) -> None:
     _forget_placeholders(proto)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
-    except Exception:  # of the inference of some operator: then nothing is known
+    except Exception as error:  # of the inference of some operator: then nothing is known
+        extras.note(model, f"{INFERENCE} ({first_line(error)}): no types and shapes of inner values were written")
         return
     known = {value.name: value.type for value in inferred.graph.value_info}
     for value in (value for node in model.graph for value in node.outputs):
@@ -124,16 +154,18 @@ def _folded_away(model: ir.Model) -> set[str]:
     return found
 
 
-def _loads(proto: onnx.ModelProto) -> bool:
-    """Whether onnxruntime accepts the model."""
-    options = session_options()
+def _load(made: bytes) -> None:
+    """Opens what onnxsim made in onnxruntime: it has been seen to write nodes that no runtime accepts.
+
+    Raises: GraphError when onnxruntime does not.
+    """
+    options = custom_ops.session_options()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     try:
-        ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # onnxruntime raises a dozen pybind types without a common base
-        return False
-    return True
+        ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        raise GraphError(f"onnxruntime does not load what it makes: {first_line(error)}") from error
 
 
 def _import_onnxsim() -> ModuleType:

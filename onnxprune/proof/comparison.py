@@ -2,10 +2,8 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +12,7 @@ from onnxprune import graph
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.errors import GraphError
 from onnxprune.graph import branches, extras, half, sessions
-from onnxprune.graph.extras import Kept
+from onnxprune.graph.apart import CrashedError, apart
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.proof import decisions, inside, pieces
@@ -22,10 +20,18 @@ from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Arrays, Tally, tellin
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
-from onnxprune.system.isolation import can_copy, isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, halving
 
-__all__ = ["Verification", "compare", "compare_apart", "compare_file", "random_feeds", "require", "seeded"]
+__all__ = [
+    "Verification",
+    "compare",
+    "compare_apart",
+    "compare_file",
+    "compare_or_tell",
+    "random_feeds",
+    "require",
+    "seeded",
+]
 
 DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 LOOKED_AT = 160_000  # numbers of all inputs of a batch that is looked at inside: one image, or many small rows
@@ -125,13 +131,43 @@ class _Sides:
     floor: float
 
 
-def compare_apart(cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True) -> Verification:
-    """`compare` in a copy of this process, wherever one can be made: a native library may end that, but not this one.
+def compare_apart(
+    cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True, file: Path | None = None
+) -> Verification:
+    """`compare` in another process: a native library may end that, but not this one.
 
     Raises: CrashedError where it did.
     """
-    batches = list(feeds)
-    return isolated(lambda: compare(cut, masked, batches, look_inside=look_inside))
+    # The other process may have been started in another folder.
+    return apart(_compare_sent, [cut, masked], list(feeds), look_inside, file and file.resolve())
+
+
+def _compare_sent(
+    cut: ir.Model, masked: ir.Model, batches: list[Feeds], look_inside: bool, file: Path | None
+) -> Verification:
+    return compare(cut, masked, batches, look_inside=look_inside, file=file)
+
+
+def compare_or_tell(
+    cut: ir.Model,
+    masked: ir.Model,
+    feeds: Iterable[Feeds],
+    where: str,
+    *,
+    look_inside: bool = True,
+    file: Path | None = None,
+) -> Verification:
+    """As `compare_apart`; where: what the message begins with.
+
+    Raises: GraphError when a native library ended the other process.
+    """
+    try:
+        return compare_apart(cut, masked, feeds, look_inside=look_inside, file=file)
+    except CrashedError as crash:
+        raise GraphError(
+            f"{where}: onnxruntime ends with {crash} on the cut or on the masked model, so that these cannot be "
+            "compared; nothing was written. Please report this model"
+        ) from crash
 
 
 def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verification:
@@ -139,25 +175,10 @@ def compare_file(file: Path, masked: ir.Model, feeds: Iterable[Feeds]) -> Verifi
 
     Raises: CrashedError where it did.
     """
-    batches, file = list(feeds), file.resolve()  # the helper may have been started in another folder
-    if can_copy():
-        return isolated(lambda: _compare_read(file, masked, batches))
-    with TemporaryDirectory() as folder:  # beside torch no process is copied: both models are sent as files
-        twin = Path(folder) / "twin.onnx"
-        graph.save(masked, twin)
-        notes = extras.of(masked)
-        return isolated(partial(_compare_files, file, twin, notes.kept, notes.forced, batches))
+    return apart(_compare_read, [masked], file.resolve(), list(feeds))
 
 
-def _compare_files(
-    file: Path, twin: Path, kept: Kept, forced: tuple[Mapping[str, bool], ...], batches: list[Feeds]
-) -> Verification:
-    masked = graph.load(twin)
-    extras.put(masked, replace(extras.of(masked), kept=kept, forced=forced))
-    return _compare_read(file, masked, batches)
-
-
-def _compare_read(file: Path, masked: ir.Model, batches: list[Feeds]) -> Verification:
+def _compare_read(masked: ir.Model, file: Path, batches: list[Feeds]) -> Verification:
     return compare(graph.load(file), masked, batches, file=file)
 
 

@@ -1,12 +1,12 @@
 """Inputs that exercise a model: indices over whole tables, masks with both values, two lengths, two magnitudes."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import GraphError, OutOfMemoryError
-from onnxprune.graph import sessions, shapes
+from onnxprune.graph import extras, sessions, shapes
 
 PASSING = frozenset("Cast Reshape Unsqueeze Squeeze Transpose Identity Flatten Expand Concat Slice Tile".split())
 LOUD, QUIET = 1.0, 0.25  # magnitudes of floats; louder ones overflow in models that are not used to them
@@ -27,11 +27,33 @@ def random_feeds(model: ir.Model, observed: shapes.Shapes, seed: int = 0) -> lis
     tables = {value.name or "": length for value in inputs if (length := table_length(value, observed))}
     plain = [shapes.feeds(inputs, probe, seed + k) for k, probe in enumerate(probes)]
     wide = [_exercising(model, feeds, tables, seed + k) for k, feeds in enumerate(plain)]
-    if any(
-        not np.array_equal(a[n], b[n]) for a, b in zip(plain, wide, strict=True) for n in a if a[n].dtype.kind in "iub"
-    ):
-        return wide if _runs(model, wide) else plain
-    return wide
+    spread = dict.fromkeys(
+        n
+        for a, b in zip(plain, wide, strict=True)
+        for n in a
+        if a[n].dtype.kind in "iub" and not np.array_equal(a[n], b[n])
+    )
+    return _accepted(model, plain, wide, list(spread)) if spread else wide
+
+
+def _accepted(
+    model: ir.Model, plain: list[dict[str, np.ndarray]], wide: list[dict[str, np.ndarray]], spread: list[str]
+) -> list[dict[str, np.ndarray]]:
+    """`wide`, with the inputs in `spread` as in `plain` where the model does not take what they are there: an input may
+    be more than an index. A note on the model says which."""
+
+    def narrowed(names: Collection[str]) -> list[dict[str, np.ndarray]]:
+        return [b | {n: a[n] for n in names} for a, b in zip(plain, wide, strict=True)]
+
+    why = _refusal(model, wide)
+    if not why:
+        return wide
+    narrow = [name for name in spread if _refusal(model, narrowed([n for n in spread if n != name]))]
+    if not narrow or _refusal(model, narrowed(narrow)):
+        narrow = spread
+    listed = ", ".join(f"'{name}'" for name in narrow)
+    extras.note(model, f"without samples {listed} is zeros and ones in the proof, for the model takes no others: {why}")
+    return plain if _refusal(model, narrowed(narrow)) else narrowed(narrow)
 
 
 def _exercising(
@@ -71,15 +93,15 @@ def _magnitudes(shape: Sequence[int]) -> np.ndarray:
     return np.where(quiet, QUIET, LOUD)
 
 
-def _runs(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> bool:
-    """Whether `model` takes these: an input may be more than an index."""
+def _refusal(model: ir.Model, feeds: list[dict[str, np.ndarray]]) -> str:
+    """Why `model` does not take these, empty where it does."""
     try:
         session = sessions.open_session(model, threads=sessions.few_threads(), optimize=False)
         for batch in feeds:
             sessions.run(session, batch)
-    except (GraphError, OutOfMemoryError):
-        return False
-    return True
+    except (GraphError, OutOfMemoryError) as error:
+        return str(error)
+    return ""
 
 
 def table_length(value: ir.Value, observed: shapes.Shapes) -> int | None:

@@ -13,7 +13,7 @@ from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import extras, half, qoperator, sessions, shapes
 from onnxprune.proof import comparison
 from onnxprune.proof.evidence import Verification, failure
-from onnxprune.system.isolation import CrashedError, isolated
+from onnxprune.system.isolation import CrashedError, can_copy
 
 LOG = logging.getLogger("onnxprune")
 FIRST = 2  # sizes at which a form is tried before another form is
@@ -125,9 +125,9 @@ def _compare(
 ) -> Verification | GraphError | Unknown:
     """How far `model` is from `original`, or why it does not run."""
     try:
-        if half.has_halves(original):  # onnxruntime dies of some fusions of halves
-            return isolated(lambda: comparison.compare(model, original, feeds, look_inside=False))
-        return comparison.compare(model, original, feeds, look_inside=False)
+        if can_copy() or half.has_halves(original):  # onnxruntime dies of some fusions of halves
+            return comparison.compare_apart(model, original, feeds, look_inside=False)
+        return comparison.compare(model, original, feeds, look_inside=False)  # nothing was made yet that could be lost
     except CrashedError as crash:
         return GraphError(f"onnxruntime ends with {crash} on this model; it cannot be run")
     except GraphError as error:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import bodies, sessions
+from onnxprune.graph.apart import apart
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import comparison
 from onnxprune.proof.differences import TOLERANCE
@@ -67,7 +68,14 @@ def simulate(
     """Compares `quantized`, of `kind`, with `float_model`, rounded here in the same way.
 
     ranges: what the grids of values have to follow from, where they were calibrated.
+    Raises: CrashedError when a native library ended the process in which they were run.
     """
+    return apart(_simulated, [quantized, float_model], kind, list(feeds), ranges)
+
+
+def _simulated(
+    quantized: ir.Model, float_model: ir.Model, kind: str, feeds: Sequence[Feeds], ranges: Ranges | None
+) -> Simulation:
     if kind == "fp16":
         return _halved(quantized, float_model, feeds)
     twins = _int8_twins(quantized, float_model) if kind == "int8" else _stored_twins(quantized, float_model, kind)
@@ -100,7 +108,14 @@ def require(found: Simulation, where: str = "the quantized model", advice: str =
 
 
 def error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
-    """|quantized - float| / |float| over all outputs of floats, as onnxruntime runs both: what rounding costs."""
+    """|quantized - float| / |float| over all outputs of floats, as onnxruntime runs both: what rounding costs.
+
+    Raises: CrashedError when a native library ended the process in which they were run.
+    """
+    return apart(_error, [quantized, float_model], list(feeds))
+
+
+def _error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
     off, size = 0.0, 0.0
     two = [sessions.open_session(model, threads=sessions.few_threads()) for model in (quantized, float_model)]
     for batch in feeds:

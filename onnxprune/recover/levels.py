@@ -13,6 +13,7 @@ import onnx_ir as ir
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
+from onnxprune.graph import extras
 from onnxprune.options import Level
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan.select import Selection
@@ -103,11 +104,11 @@ def recover(
     if how.level != "finetune":
         return None
     if not _can_train(cut_model):
-        LOG.warning("fine-tuning was left out: all weights are integers, or stand where nothing can be learned")
+        _left_out(cut_model, "all weights are integers, or stand where nothing can be learned")
         return None
     assert given.tune is not None
     if len(given.tune) < FEWEST_TRAINED:
-        LOG.warning("fine-tuning was left out: %d samples are too few; give more with --data", len(given.tune))
+        _left_out(cut_model, f"{len(given.tune)} samples are too few; give more with --data")
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, selection.zeros).items()}
@@ -117,6 +118,13 @@ def recover(
         LOG.info("  %s", history.settings.described())
         LOG.info("  %s", history.told)
         return history
+
+
+def _left_out(cut_model: ir.Model, why: str) -> None:
+    """Says on the terminal and in the report that there was no fine-tuning."""
+    note = f"fine-tuning was left out: {why}"
+    LOG.warning("%s", note)
+    extras.note(cut_model, note)
 
 
 def _can_train(model: ir.Model) -> bool:

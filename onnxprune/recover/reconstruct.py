@@ -19,6 +19,7 @@ from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples
 from onnxprune.errors import GraphError
+from onnxprune.graph import extras
 from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
@@ -81,7 +82,9 @@ def refit(
                 records += _refit_wave(wave, cut_walk, dense_walk, rng, ridge)
                 bar.update(len(wave))
         except GraphError as error:  # each layer done so far is better than before
-            LOG.warning("reconstruct: %d of %d layers, then %s", len(records), len(items), error)
+            note = f"least squares refitted {len(records)} of {len(items)} layers, then stopped: {error}"
+            LOG.warning("%s", note)
+            extras.note(cut_model, note)
     return records
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
 from onnxprune import graph, quantize
 from onnxprune.bridge import batchnorm
+from onnxprune.system.isolation import CrashedError
 
 if TYPE_CHECKING:
     from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
+
+LOG = logging.getLogger("onnxprune")
 
 
 def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
@@ -21,23 +27,42 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
     return graph.finish(folded, rewrite=rewrite, join=join)
 
 
-def quantized(
-    finished: ir.Model, subject: Subject, settings: Settings, *, trial: bool = False
-) -> quantize.Quantized | None:
-    """A finished model as --quantize asks, None where it stays in floats; trial: without training."""
+@dataclass(frozen=True)
+class Rounded:
+    """What --quantize made, None where the result stays in floats, what reports say of it, and notes."""
+
+    made: quantize.Quantized | None = None
+    told: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+
+def quantized(finished: ir.Model, subject: Subject, settings: Settings, *, trial: bool = False) -> Rounded:
+    """A finished model as --quantize asks; where a native library ends of that it stays in floats, and a note says so.
+
+    An error would throw away what may have been tuned for hours. trial: without training, and nothing is told.
+    """
     form = settings.form
     if form.quantize is None:
-        return None
+        return Rounded()
     asked = form.quantize.quick if trial else form.quantize
     provider, teacher = settings.timing.provider, subject.given.original
     context = quantize.Context(asked, subject.tune, subject.feeds, provider, settings.seed, form.replayed, teacher)
-    return quantize.quantize(finished, context)
+    try:
+        made = quantize.quantize(finished, context)
+        return Rounded(made, None if trial else quantize.told(made, subject.feeds), made.notes)
+    except CrashedError as crash:
+        note = (
+            f"onnxruntime ends with {crash} on what --quantize {form.quantize.kind} makes of this model: the result is "
+            "written in floats, with all that was tuned; quantize it as another kind"
+        )
+        LOG.warning("%s", note)
+        return Rounded(notes=(note,))
 
 
 def as_written(model: ir.Model, subject: Subject, settings: Settings) -> ir.Model:
     """A trial of a search as the result of it will be: finished and quantized where that is asked for, else `model`."""
     if settings.form.quantize is None:
         return model
-    rounded = quantized(finish(model), subject, settings, trial=True)
-    assert rounded is not None
-    return rounded.model
+    finished = finish(model)
+    rounded = quantized(finished, subject, settings, trial=True).made
+    return finished if rounded is None else rounded.model

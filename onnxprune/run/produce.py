@@ -26,7 +26,7 @@ from onnxprune.recover import levels
 from onnxprune.report import build
 from onnxprune.run import front, measuring, narrowed, replay, targets
 from onnxprune.run.checks import file_sha256
-from onnxprune.run.finish import finish, quantized
+from onnxprune.run.finish import Rounded, finish, quantized
 from onnxprune.run.front import Choice
 from onnxprune.run.settings import Settings, recorded
 from onnxprune.run.subject import Subject
@@ -94,7 +94,8 @@ def produce(
         proven = Path(folder) / out.name
         finished = _finished(recovered.model, twin, subject, clock, proven, pack=settings.form.pack)
         with clock("quantize") if settings.form.quantize is not None else nullcontext():
-            stored = quantized(finished.model, subject, settings)
+            rounded = quantized(finished.model, subject, settings)
+            stored = rounded.made
         if stored is not None and stored.trained:
             with clock("verify the trained weights"):
                 replay.check_recovered(subject, selection.keep, stored.float_model, out, quantize.folded)
@@ -109,13 +110,13 @@ def produce(
         packed = measuring.packing(finished.dense, places[out]) if settings.form.pack else None
         final_ratios = [ratio for ratio in ratios if ratio.model == after.name]
         held = targets.check(before, after, final_ratios, settings.goal, has_zeros=bool(selection.zeros))
-        told = (*selection.notes, *_notes(subject, finished, recovered.history, stored), *unmeasured, *held)
+        told = (*selection.notes, *_notes(subject, finished, recovered.history, rounded), *unmeasured, *held)
         described = build.describe(
             *(subject.normalized, subject.cost, subject.outputs),
             *(made, models, ratios, finished.proof, recovered.history, clock.steps),
             (*told, *_packing_notes(packed, counted="size" in settings.goal.target)),
             packed,
-            None if stored is None else quantize.told(stored, subject.feeds),
+            rounded.told,
             command=papers.command,
             data=papers.data,
         )
@@ -144,13 +145,7 @@ def _first_proof(cut_model: ir.Model, masked: ir.Model, subject: Subject) -> Non
 
     Raises: VerificationError when they differ, GraphError when a native library ends of one of them.
     """
-    try:
-        comparison.require(comparison.compare_apart(cut_model, masked, subject.feeds))
-    except CrashedError as crash:
-        raise GraphError(
-            f"{subject.path}: onnxruntime ends with {crash} on the cut or on the masked model, so that these cannot be "
-            "compared; nothing was written. Please report this model"
-        ) from crash
+    comparison.require(comparison.compare_or_tell(cut_model, masked, subject.feeds, str(subject.path)))
 
 
 def _as_it_ended(
@@ -169,17 +164,14 @@ def _as_it_ended(
     return made if stored is None else plan.with_quantization(made, stored.record)
 
 
-def _notes(
-    subject: Subject, finished: _Finished, history: History | None, stored: quantize.Quantized | None
-) -> Iterator[str]:
+def _notes(subject: Subject, finished: _Finished, history: History | None, rounded: Rounded) -> Iterator[str]:
     """What the steps before measuring have to say to the reader of the report."""
     yield from dict.fromkeys((*build.fallbacks(subject.coupling), *finished.notes))
     if extras.of(subject.model).written_out:
         yield qoperator.NOTE
     if history is not None:
         yield history.told
-    if stored is not None:
-        yield from stored.notes
+    yield from rounded.notes
 
 
 def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan:
@@ -262,7 +254,7 @@ def _finished(
     except CrashedError as crash:
         raise GraphError(f"onnxruntime ends with {crash} on the pruned model; nothing was written") from crash
     comparison.require(found.proof)
-    return replace(found, notes=(f"{why}: it is written without its rewritings",))
+    return replace(found, notes=(*extras.of(found.dense).notes, f"{why}: it is written without its rewritings"))
 
 
 def _packing_notes(found: report.Packing | None, *, counted: bool) -> Iterator[str]:

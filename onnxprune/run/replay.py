@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Coupling, Dim, Keep, analyze, dims, unit_positions
-from onnxprune.errors import VerificationError
+from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import shapes
 from onnxprune.options import Options
 from onnxprune.plan import plan
@@ -23,6 +23,7 @@ from onnxprune.run.finish import finish
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.surgery import narrow
 from onnxprune.system.clock import Clock
+from onnxprune.system.isolation import CrashedError
 
 
 def check(
@@ -45,12 +46,14 @@ def check(
     if loaded.quantize is not None:
         return _check_quantized(subject, keep, result, out, loaded, any_weights)
     other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
-    found = comparison.compare(result, surgery.mask(subject.coupling, keep), subject.feeds, file=file)
+    masked = surgery.mask(subject.coupling, keep)
+    found = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if found.ok:
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
-    with_constants = comparison.compare(result, _with_constants(subject, keep), subject.feeds, file=file)
+    masked = _with_constants(subject, keep)
+    with_constants = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if with_constants.ok:
         return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:
@@ -82,7 +85,10 @@ def _check_quantized(
     carries them, and the file is the rounding of that model."""
     pruned = finish(surgery.cut(subject.coupling, keep))
     floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
-    simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
+    try:
+        simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
+    except CrashedError as crash:
+        raise GraphError(f"{out}: onnxruntime ends with {crash} on it, so that it cannot be verified") from crash
     if not any_weights:
         _check_weights(loaded, subject, subject.path, out)
     found, what = check_recovered(subject, keep, floats, out, quantize.folded)
@@ -128,7 +134,8 @@ def check_recovered(
             coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
             kept = same_positions(subject.coupling, keep, coupling)
             twin = surgery.mask(replace(coupling, model=_put_back(coupling, kept, tuned, out)), kept)
-            found = comparison.require(comparison.compare(result, twin, subject.feeds), str(out), NOT_BY_PLAN)
+            compared = comparison.compare_or_tell(result, twin, subject.feeds, str(out))
+            found = comparison.require(compared, str(out), NOT_BY_PLAN)
             return found, "cut = mask with the recovered weights"
         except VerificationError as error:
             failed = failed or error

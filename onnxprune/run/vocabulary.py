@@ -95,7 +95,7 @@ def restricted(loaded: ir.Model, keep: Sequence[int], seed: int = 0) -> Restrict
     cut_model = graph.finish(cut_model, rewrite=False, join=False)
     feeds = _within(comparison.random_feeds(original, observed, seed), _ids_of(gathers), np.asarray(keep))
     twin = _twin(original, size, flags, observed)
-    comparison.require(comparison.compare(cut_model, twin, feeds, look_inside=False))
+    comparison.require(comparison.compare_or_tell(cut_model, twin, feeds, "--keep-tokens", look_inside=False))
     extras.note(
         cut_model,
         f"{len(keep)} of {size} tokens are kept; the logits of the others are {LOWEST:.0f}, and as inputs they read as "

@@ -61,7 +61,7 @@ def _in_a_copy(function: Callable[[], T]) -> T:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code or not answer:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise CrashedError(f"{name}{', as when memory runs out' if code == -signal.SIGKILL else ''}")
+        raise CrashedError(f"{name}{' (as when memory runs out)' if code == -signal.SIGKILL else ''}")
     returned, value = pickle.loads(answer)
     if returned:
         return value

@@ -8,7 +8,7 @@ from onnx_text import model
 
 from onnxprune import graph
 from onnxprune.coupling import analyze
-from onnxprune.graph import branches, sessions, simplify
+from onnxprune.graph import branches, sessions
 
 BODY = (
     "<then_branch = t () => (float[2,8] o) {{ s = Relu({x}) o = Neg(s) }}, "
@@ -62,20 +62,3 @@ def test_what_stands_behind_a_decided_if_can_be_pruned():
     source = model(text.split(" y = If")[0] + " y = MatMul(b, v) }", {"c": True})
     assert not analyze(source).free
     assert [dim.size for dim in analyze(graph.normalize(source)).free] == [8]
-
-
-def test_constants_are_folded_where_a_rewriting_of_onnxsim_fails(monkeypatch):
-    whole = simplify._rewritten
-
-    def rewritten(proto, skipped, optimize):
-        if optimize:
-            raise RuntimeError("an assertion in a rewriting")
-        return whole(proto, skipped, optimize)
-
-    monkeypatch.setattr(simplify, "_rewritten", rewritten)
-    source = model(
-        "(float[2,4] x, float[4,8] w, int64[1] s, int64[1] t) => (float[p,q] y) "
-        "{ a = MatMul(x, w) f = Concat<axis = 0>(s, t) y = Reshape(a, f) }",
-        {"s": [4], "t": [-1]},
-    )
-    assert [node.op_type for node in graph.normalize(source).graph] == ["MatMul", "Reshape"]

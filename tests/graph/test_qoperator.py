@@ -1,5 +1,7 @@
 """Models of QLinearConv and the like: written out as QDQ, alike up to a step of rounding, and pruned."""
 
+import json
+
 import numpy as np
 import onnx
 import pytest
@@ -113,9 +115,12 @@ def test_weights_that_are_all_integers_are_not_trained(cli, tmp_path, method):
     text = text.replace("@", last).replace("float[n,5,p,t]", "float[n,16,p,t]")
     onnx.save(proto(text, CHAIN_NUMBERS), source)
     np.savez(data, x=np.random.default_rng(0).normal(size=(40, 3, 6, 6)).astype(np.float32))
-    ran = cli(source, out, "--method", method, "--no-latency", "--target", "macs=0.7", "--align", 1, "--data", data)
+    words = ("--method", method, "--no-latency", "--target", "macs=0.7", "--align", 1, "--data", data)
+    ran = cli(source, out, *words, "--report", tmp_path / "r.json")
     assert ran.code == 0, ran.err
-    assert "fine-tuning was left out: all weights are integers" in ran.err
+    left_out = "fine-tuning was left out: all weights are integers"
+    assert left_out in ran.err
+    assert any(left_out in note for note in json.loads((tmp_path / "r.json").read_text())["notes"])
     assert out.exists()
 
 

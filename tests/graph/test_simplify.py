@@ -1,8 +1,25 @@
-"""What the simplifier costs before it does anything."""
+"""What the simplifier costs before it does anything, and what becomes of a model where it fails."""
 
 import subprocess
 import sys
 
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx_text import model
+
+from onnxprune import graph
+from onnxprune.coupling import analyze
+from onnxprune.errors import GraphError
+from onnxprune.graph import extras, sessions, shapes, simplify
+from onnxprune.proof import comparison
+from onnxprune.report import build
+
+FOLDED = (
+    "(float[2,4] x, float[4,8] w, int64[1] s, int64[1] t) => (float[p,q] y) "
+    "{ a = MatMul(x, w) f = Concat<axis = 0>(s, t) y = Reshape(a, f) }"
+)
 COUNT = """
 import sys
 from onnxprune.graph import simplify
@@ -17,3 +34,122 @@ def test_a_few_modules_of_onnxsim_are_imported_and_torch_is_not():
     """The package imports more than a hundred modules, which took most of the time of small networks."""
     ran = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
     assert 0 < int(ran.stdout) < 40
+
+
+def failing_where(monkeypatch, fails):
+    """onnxsim raises where `fails` of the steps that it is asked for."""
+    whole = simplify._rewritten
+
+    def rewritten(proto, skipped, steps, libraries):
+        if fails(steps):
+            raise RuntimeError("an assertion in a rewriting\nof a node")
+        return whole(proto, skipped, steps, libraries)
+
+    monkeypatch.setattr(simplify, "_rewritten", rewritten)
+
+
+def folded():
+    made = graph.normalize(model(FOLDED, {"s": [4], "t": [-1]}))
+    return [node.op_type for node in made.graph], extras.of(made).notes
+
+
+def test_what_onnxsim_breaks_while_it_folds_constants_is_rewritten_after_they_are_folded(monkeypatch):
+    """cpubone_nano: a Pad of computed sizes became part of a Conv, what was reshaped behind it got wrong lengths."""
+    failing_where(monkeypatch, lambda steps: len(steps) == 1)
+    assert folded() == (["MatMul", "Reshape"], ())
+
+
+def test_constants_are_folded_where_a_rewriting_of_onnxsim_fails(monkeypatch):
+    failing_where(monkeypatch, lambda steps: any(rewrite for rewrite, _ in steps))
+    kinds, notes = folded()
+    assert kinds == ["MatMul", "Reshape"]
+    told = "onnxsim's rewritings fail on this model (an assertion in a rewriting): only its constants were folded"
+    assert notes == (told,)
+
+
+def test_where_onnxsim_does_nothing_a_note_says_so(monkeypatch):
+    failing_where(monkeypatch, lambda _: True)
+    kinds, notes = folded()
+    assert kinds == ["MatMul", "Concat", "Reshape"]
+    assert len(notes) == 1
+    assert notes[0].endswith("its constants were not folded")
+
+
+def test_what_onnxruntime_does_not_load_is_not_taken_from_onnxsim():
+    """It has been seen to write such nodes."""
+    broken = ir.to_proto(model("(float[2,4] x, float[3,8] w) => (float[p,q] y) { y = MatMul(x, w) }"))
+    with pytest.raises(GraphError, match="does not load what it makes"):
+        simplify._load(broken.SerializeToString())
+
+
+# Inference that raises ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_inference(monkeypatch):
+    def raising(*_, **__):
+        raise RuntimeError("[TypeInferenceError] of some operator")
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", raising)
+
+
+def told(found: ir.Model) -> list[str]:
+    """The notes that `inspect` and reports show of a model."""
+    return build.fallbacks(analyze(found, shapes.observe(found)))
+
+
+def test_a_plain_model_whose_shapes_onnx_does_not_infer_has_a_note(no_inference):
+    found = told(graph.normalize(model("(float[2,4] x, float[4,8] w) => (float[2,8] y) { y = Gemm(x, w) }")))
+    assert [note.partition(" (")[0] for note in found] == [simplify.INFERENCE] * 3
+    assert [note.rpartition(": ")[2] for note in found] == [
+        "no types and shapes of inner values were written",
+        "it was run instead, to see its shapes",
+        "the types in the file were taken",
+    ]
+
+
+def test_what_a_copy_of_the_process_notes_is_told_here(no_inference, monkeypatch):
+    monkeypatch.setattr("onnxprune.system.isolation.can_copy", lambda: True)
+    source = model("(float[n,4] x, float[4,8] w) => (float[n,8] y) { y = Gemm(x, w) }")
+    assert shapes.observe(source).notes
+    assert extras.of(source).notes == shapes.observe(source).notes
+
+
+def test_a_model_that_onnx_infers_has_no_note():
+    assert told(graph.normalize(model("(float[n,4] x, float[4,8] w) => (float[n,8] y) { y = Gemm(x, w) }"))) == []
+
+
+def test_integer_inputs_that_a_model_does_not_take_are_noted():
+    """An input that indexes a table in one place and another, shorter one where nobody sees it as an index."""
+    text = (
+        "(int64[2,3] x, float[50,4] t, float[2,4] u, int64[1] k) => (float[2,3,4] y) "
+        "{ a = Gather(t, x) i = Mul(x, k) b = Gather(u, i) y = Add(a, b) }"
+    )
+    source = model(text, {"k": [1]})
+    (batch,) = fed(source)
+    assert batch["x"].max() == 1
+    (note,) = extras.of(source).notes
+    assert note.startswith("without samples 'x' is zeros and ones in the proof")
+    taken = model(text.replace("float[2,4] u", "float[50,4] u"), {"k": [1]})
+    (batch,) = fed(taken)
+    assert batch["x"].max() == 49
+    assert extras.of(taken).notes == ()
+
+
+def test_an_input_that_a_model_does_not_take_leaves_the_others_as_they_are():
+    source = model(
+        "(int64[2,3] x, int64[2,3] xb, float[50,4] t, float[2,4] u, int64[1] k) => (float[2,3,4] y) "
+        "{ a = Gather(t, x) b = Gather(t, xb) i = Mul(x, k) c = Gather(u, i) d = Add(a, b) y = Add(c, d) }",
+        {"k": [1]},
+    )
+    (batch,) = fed(source)
+    assert (batch["x"].max(), batch["xb"].max()) == (1, 49)
+    assert all("'x' is" in note for note in extras.of(source).notes)
+
+
+def fed(source: ir.Model) -> list[dict[str, np.ndarray]]:
+    """The random inputs of a proof, on all of which the model runs."""
+    feeds = comparison.random_feeds(source, shapes.observe(source))
+    for batch in feeds:
+        assert np.isfinite(sessions.run(sessions.open_session(source), batch)["y"]).all()
+    return feeds

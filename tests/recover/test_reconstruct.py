@@ -10,7 +10,8 @@ from recovering import Digits, random_keep
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
-from onnxprune.graph import sessions
+from onnxprune.errors import GraphError
+from onnxprune.graph import extras, sessions
 from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants, reconstruct
 from onnxprune.recover.layers import Layer, find
@@ -164,3 +165,20 @@ def test_rows_that_went_are_left_out_of_what_a_mixing_layer_is_fitted_to():
     (mixing,) = (record for record in refit if record.node == "MatMul_2")
     assert mixing.before < 1e-9  # it still mixes the same tokens of each channel that is left
     assert np.allclose(graph.array_of(cut.graph.initializers["t"]), before, atol=1e-4)
+
+
+def test_layers_that_were_not_refitted_are_told_of(folded: Digits, monkeypatch):
+    keep = random_keep(folded.coupling, 0.6)
+    cut, whole, calls = surgery.cut(folded.coupling, keep), reconstruct._refit_wave, []
+
+    def failing(*given):
+        calls.append(given)
+        if len(calls) > 1:
+            raise GraphError("the model fails in onnxruntime")
+        return whole(*given)
+
+    monkeypatch.setattr(reconstruct, "_refit_wave", failing)
+    count = len(reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=48))
+    assert count
+    (note,) = extras.of(cut).notes
+    assert note.startswith(f"least squares refitted {count} of ")

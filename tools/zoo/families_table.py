@@ -3,7 +3,8 @@
     python families_table.py FOLDER SURVEY.json RUN.json DERIVED.json OUT.md
 
 What stands in OUT.md above the line MARK is kept. FOLDER: of families.py; SURVEY: of survey.py on it; RUN: of run.py on
-some of its files; DERIVED: of run.py on the forms that derive.py made.
+some of its files; DERIVED: of run.py on the forms that derive.py made. The last two need not be there: then the table
+says nothing of them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jobs import Row, load_rows, markdown_table, write_text
+from survey import fallbacks
 
 MARK = "<!-- from here on written by tools/zoo/families_table.py -->"
-COMMANDS = """    python tools/zoo/families.py families --variants ts dyn_dynamo dyn
+EXPORT = """    python tools/zoo/families.py families --variants {variants}
     python tools/zoo/survey.py families --out survey
-    python tools/zoo/run.py families --out run
-    python tools/zoo/derive.py families derived && python tools/zoo/run.py derived --out derived
-    python tools/zoo/families_table.py families survey.json run.json derived.json docs/results/families.md
+"""
+RUN = "    python tools/zoo/run.py families --out run\n"
+DERIVE = "    python tools/zoo/derive.py families derived && python tools/zoo/run.py derived --out derived\n"
+TABLE = "    python tools/zoo/families_table.py families survey.json run.json derived.json docs/results/families.md\n"
+FORMS = """## Forms of deployed files
+
+Made of some of the files by derive.py: optimized by onnxruntime (`ort` extended, `all`), its transformer fusions
+(`bert`), quantized (`dynamic`, `qdq`, `qlinear`), `fp16`.
+
 """
 HEAD = """*analysed* and *cut = mask* are files of survey.py, *whole command* the files that run.py took through
 `onnxprune`, `onnxprune verify` and onnxruntime with the same interface. *shrinkable* is the least share of parameters
@@ -78,7 +86,10 @@ def exceptions(surveyed: dict[str, Row], run: dict[str, Row], derived: dict[str,
     for file, row in surveyed.items():
         if not row["ok"]:
             found[why(row.get("message") or "cut and mask differ")].append(file)
-        elif row["shrinkable"] < 0.6:
+            continue
+        for note in row.get("fallbacks", ()):
+            found[why(note)].append(file)
+        if row["shrinkable"] < 0.6:
             found[why(" ".join(row["frozen_reasons"]))].append(f"{file} ({row['shrinkable']:.0%})")
     for file, row in (*run.items(), *derived.items()):
         if not holds(row):
@@ -118,24 +129,25 @@ def main(folder: str, survey: str, run: str, derived: str, out: str) -> int:
         by_name[e["name"]].append(e)
     rows = [network(name, found, surveyed, runs) for name, found in sorted(by_name.items())]
     shares = sorted(row["shrinkable"] for row in surveyed.values() if "shrinkable" in row)
+    variants = " ".join(dict.fromkeys(e["variant"] for e in exports))
+    commands = EXPORT.format(variants=variants) + RUN * bool(runs) + DERIVE * bool(made) + TABLE
     failed: dict[str, list[str]] = defaultdict(list)
     for e in exports:
         if e["status"] != "exported":
             failed[e["variant"]].append(e["name"])
     right, whole = sum(row.get("right") is True for row in surveyed.values()), sum(map(holds, runs.values()))
     parts = [
-        f"{MARK}\n\n{HEAD}\n\nWritten {time.strftime('%Y-%m-%d')} by\n\n{COMMANDS}",
+        f"{MARK}\n\n{HEAD}\n\nWritten {time.strftime('%Y-%m-%d')} by\n\n{commands}",
         f"- {len(known)} files of {sum(bool(row['exported']) for row in rows)} networks;"
         f" {len(exports) - len(known)} exports failed\n"
-        f"- surveyed: {len(surveyed)}, analysed: {len(shares)}, cut = mask: {right}; whole command: {whole} of"
-        f" {len(runs)}\n"
+        f"- surveyed: {len(surveyed)}, analysed: {len(shares)}, cut = mask: {right}"
+        f"{f'; whole command: {whole} of {len(runs)}' if runs else ''}\n"
+        f"- {fallbacks(list(surveyed.values()))}\n"
         f"- parameters that can shrink: median {statistics.median(shares):.1%},"
         f" {sum(s < 0.6 for s in shares)} files below 60 %\n",
         f"## Exceptions\n\n{exceptions(surveyed, runs, made)}",
-        "## Forms of deployed files\n\nMade of some of the files by derive.py: optimized by onnxruntime (`ort`"
-        f" extended, `all`), its transformer fusions (`bert`), quantized (`dynamic`, `qdq`, `qlinear`), `fp16`.\n"
-        f"\n{forms(made)}",
-        f"## Family by family\n\n{markdown_table(list(rows[0]), rows)}",
+        *([FORMS + forms(made)] if made else []),
+        f"## Family by family\n\n{markdown_table([c for c in rows[0] if runs or c != 'whole_command'], rows)}",
         "## Exports that failed\n\nIn torch, or their file does not load, or computes something else than torch.\n\n"
         + "".join(f"- {variant}: {', '.join(names)}\n" for variant, names in failed.items()),
     ]

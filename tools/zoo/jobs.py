@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -158,6 +159,23 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) ->
     head = "| " + " | ".join(name.replace("_", " ") for name in columns) + " |"
     body = ["| " + " | ".join(cell(row.get(name)) for name in columns) + " |" for row in rows]
     return "\n".join([head, "|" + "---|" * len(columns), *body]) + "\n"
+
+
+def table_rows(text: str) -> list[Row]:
+    """The rows of the first Markdown table in `text`, by the names of its columns, as `markdown_table` wrote them."""
+    lines = [line for line in text.partition("\n| ")[2].split("\n\n")[0].splitlines() if line.strip()]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in lines]
+    return [dict(zip([name.replace(" ", "_") for name in cells[0]], row, strict=True)) for row in cells[2:]]
+
+
+def with_former(rows: Sequence[Row], text: str, keys: Sequence[str]) -> list[Row]:
+    """`rows`, marked as of this proof, and those of the table in an earlier document that are not among them, marked as
+    of the former one; `keys` are the columns that say which row it is."""
+    known = {tuple(cell(row.get(key)) for key in keys) for row in rows}
+    kept = [row for row in table_rows(text) if tuple(row[key] for key in keys) not in known]
+    marked = [{**row, "proof": "this"} for row in rows]
+    marked += [{**{k: v.replace("\\|", "|") for k, v in row.items()}, "proof": "former"} for row in kept]
+    return sorted(marked, key=lambda row: [cell(row[key]) for key in keys])
 
 
 def note(text: str) -> None:

@@ -24,18 +24,31 @@ from functools import partial
 from pathlib import Path
 
 import feeds
-from jobs import Job, Row, last_json, load_rows, markdown_table, note, run_forked, run_job, save_rows, write_text
+from jobs import (
+    Job,
+    Row,
+    last_json,
+    load_rows,
+    markdown_table,
+    note,
+    run_forked,
+    run_job,
+    save_rows,
+    with_former,
+    write_text,
+)
 
 COLUMNS = (
     "file status target analysed free_dims frozen_reasons shrinkable kept_params cut_equals_mask difference verified"
-    " runs same_interface prune_s peak_mb message"
+    " fallbacks runs same_interface prune_s peak_mb message"
 ).split()
 
 INTRODUCTION = """Written by `tools/zoo/run.py FOLDER --out TABLE`: each file through the whole command
 `onnxprune FILE OUT --method random --recover none --target params=0.5`, or to the nearest target that it names, then
 `onnxprune verify FILE OUT --plan PLAN`. *shrinkable* is the share of parameters that stand on a free dimension,
 *difference* the largest between the cut and the masked model over the largest output; *runs* and *same interface* are
-what onnxruntime alone says (empty where no random input suits the original). A file that is refused leaves no output,
+what onnxruntime alone says (empty where no random input suits the original); *fallbacks* is what `inspect` says was
+done in a lesser way because a rule, a rewriting or a comparison failed. A file that is refused leaves no output,
 and its message is all that the user sees."""
 
 
@@ -55,6 +68,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="further options of onnxprune, in one string (default: --no-latency)",
     )
     parser.add_argument("--timeout", type=float, default=600, metavar="S", help="seconds for one command (default 600)")
+    parser.add_argument(
+        "--former", type=Path, metavar="FILE.md", help="an earlier table: files of it not looked at now are kept"
+    )
     parser.add_argument("--at-most", type=int, metavar="N", help="stop after so many files; the next call goes on")
     parser.add_argument("--match", default="", metavar="REGEX", help="only files whose name has this")
     parser.add_argument("--again", nargs="*", metavar="STATUS", help="repeat these (no STATUS: everything)")
@@ -111,6 +127,7 @@ def inspect(file: Path, args: argparse.Namespace) -> Row:
         "frozen_dims": len(found["frozen"]),
         "frozen_reasons": [f"{reason} ({count})" for reason, count in reasons.most_common(3)],
         "shrinkable": found["shrinkable"]["params"],
+        "fallbacks": found["notes"],
     }
 
 
@@ -195,6 +212,8 @@ def summary(rows: Sequence[Row]) -> str:
         f"analysed: {true['analysed']}; cut = mask: {true['cut_equals_mask']}; verified again by its plan:"
         f" {true['verified']} of the {sum('verified' in row for row in rows)} looked at; runs: {true['runs']}",
     ]
+    told = [row["fallbacks"] for row in rows if "fallbacks" in row]
+    lines.append(f"fallbacks: {sum(map(len, told))} in {sum(map(bool, told))} of the {len(told)} files that were asked")
     if shares:
         middle, few = statistics.median(shares), sum(share < 0.6 for share in shares)
         lines.append(f"parameters that can shrink: median {middle:.1%}, least {shares[0]:.1%}, {few} files below 60 %")
@@ -203,11 +222,26 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def write_tables(out: Path, rows: dict[str, Row]) -> None:
-    """TABLE.json and TABLE.md from all rows so far; trouble first in the Markdown."""
+FORMER = """All of the above counts files that were looked at with the proof as it is now (column *proof*: this).
+{} more rows of the table are of the proof before it (former): {} pruned, cut = mask for {} of these.
+"""
+
+
+def write_tables(out: Path, rows: dict[str, Row], former: Path | None = None) -> None:
+    """TABLE.json and TABLE.md from all rows so far; trouble first in the Markdown.
+
+    former: an earlier table, whose rows of other files are kept.
+    """
     save_rows(out.with_suffix(".json"), rows, format="onnxprune-zoo-run/1")
     ordered = sorted(rows.values(), key=lambda row: (row["status"] == "pruned", row["status"], row["file"]))
-    text = f"# {out.stem}\n\n{INTRODUCTION}\n\n{summary(ordered)}\n{markdown_table(COLUMNS, ordered)}"
+    columns, said, table = COLUMNS, summary(ordered), ordered
+    if former is not None:
+        columns, table = [*COLUMNS, "proof"], with_former(ordered, former.read_text(), ("file",))
+        kept = [row for row in table if row["proof"] == "former"]
+        pruned = [row for row in kept if row["status"] == "pruned"]
+        equal = [row for row in pruned if row["cut_equals_mask"] == "yes"]
+        said += "\n" + FORMER.format(len(kept), len(pruned), len(equal))
+    text = f"# {out.stem}\n\n{INTRODUCTION}\n\n{said}\n{markdown_table(columns, table)}"
     write_text(out.with_suffix(".md"), text)
 
 
@@ -225,9 +259,9 @@ def main(argv: list[str] | None = None) -> int:
     for file in left[: args.at_most]:
         row = one(file, args)
         rows[row["key"]] = row
-        write_tables(args.out, rows)
+        write_tables(args.out, rows, args.former)
         note(f"{row['file']}: {row['status']} {row.get('message') or ''} ({row['prune_s']:.1f} s)")
-    write_tables(args.out, rows)
+    write_tables(args.out, rows, args.former)
     print(summary(list(rows.values())), end="")
     return 0 if all(row["status"] in ("pruned", "refused") and row["analysed"] for row in rows.values()) else 1
 

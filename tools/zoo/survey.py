@@ -17,12 +17,15 @@ from functools import partial
 from pathlib import Path
 
 import onnxprune_worker
-from jobs import Row, last_json, load_rows, markdown_table, note, run_forked, save_rows, write_text
+from jobs import Row, last_json, load_rows, markdown_table, note, run_forked, save_rows, with_former, write_text
 
 EXPORTERS = {"ts": "TorchScript", "dynamo": "dynamo", "bn": "TorchScript, norms kept"}
 COLUMNS = (
     "network exporter parameters free_dims shrinkable kept cut_equals_mask difference fallbacks runs cpu_s".split()
 )
+FORMER = """All of the above counts files that were looked at with the proof as it is now (column *proof*: this).
+{} more rows of the table are of the proof before it (former); cut = mask held for {} of these.
+"""
 LITTLE = 0.95  # networks of which less can shrink are explained
 
 
@@ -35,6 +38,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--timeout", type=float, default=300, metavar="S", help="seconds for one file (default 300)")
     parser.add_argument("--at-most", type=int, metavar="N", help="stop after so many files; the next call goes on")
+    parser.add_argument(
+        "--former", type=Path, metavar="FILE.md", help="an earlier document: networks of it not looked at now are kept"
+    )
     parser.add_argument("--again", action="store_true", help="repeat what failed")
     return parser.parse_args(argv)
 
@@ -72,7 +78,7 @@ def summary(exports: Sequence[Row], rows: dict[str, Row]) -> str:
         f"{len(done)} files of {len({e['name'] for e, _ in done})} networks; {len(exports) - len(done)} more exports"
         " failed, were left out, or are still to be looked at (below)",
         f"analysed: {len(shares)}; cut = mask: {sum(row.get('right') is True for _, row in done)}",
-        _fallbacks([row for _, row in done]),
+        fallbacks([row for _, row in done]),
         f"networks beside those of torchvision: {timm[0]} by TorchScript, {timm[1]} by dynamo, {timm[2]} by both",
     ]
     if shares:
@@ -85,7 +91,7 @@ def summary(exports: Sequence[Row], rows: dict[str, Row]) -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
-def _fallbacks(rows: Sequence[Row]) -> str:
+def fallbacks(rows: Sequence[Row]) -> str:
     """How often something was done in a lesser way because a rule, a rewriting or a comparison failed."""
     told = [row["fallbacks"] for row in rows if "fallbacks" in row]
     return (
@@ -115,6 +121,11 @@ def write_tables(args: argparse.Namespace, exports: Sequence[Row], rows: dict[st
         for e in exports
         if e["status"] != "exported"
     ]
+    columns = [*COLUMNS, "proof"] if args.former else COLUMNS
+    if args.former:
+        earlier = args.former.read_text().partition("## Network by network\n")[2]
+        table = with_former(table, earlier, ("network", "exporter"))
+    former = [row for row in table if row.get("proof") == "former"]
     parts = [
         "# The zoo\n",
         "Written by `python tools/zoo/survey.py FOLDER --out docs/results/zoo`, FOLDER filled by"
@@ -122,12 +133,13 @@ def write_tables(args: argparse.Namespace, exports: Sequence[Row], rows: dict[st
         " random scores; *shrinkable* is the share of parameters that stand on a free dimension; *difference* is the"
         " largest between cut and masked model, over the largest output.\n",
         summary(exports, rows),
+        *([FORMER.format(len(former), sum(row["cut_equals_mask"] == "yes" for row in former))] if former else []),
         "## Exceptions\n",
         "Files that failed, of which something was done in a lesser way, or of which less than 95 % of the parameters"
         " can shrink, and what freezes the rest.\n",
         markdown_table(("network", "exporter", "shrinkable", "frozen_by", "message"), little) if little else "None.\n",
         "## Network by network\n",
-        markdown_table(COLUMNS, table),
+        markdown_table(columns, table),
         "## Exports that failed or were left out\n",
         markdown_table(("network", "exporter", "status", "message"), failed) if failed else "None.\n",
     ]

@@ -1,0 +1,89 @@
+"""A native library that dies of a model, however late in a run, ends another process: nothing that was made is lost."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnxprune import graph
+from onnxprune.cli import main
+from onnxprune.graph import simplify
+from onnxprune.proof import comparison
+from onnxprune.quantize import proof
+from onnxprune.system import isolation
+
+DIGITS = str(Path(__file__).parents[2] / "models" / "digits.onnx")
+
+
+@pytest.fixture(params=["a copy", "a fresh process"])
+def process(request, monkeypatch):
+    """Where proofs run: in a copy, as in the command line; in a fresh process, as beside torch."""
+    monkeypatch.setattr(isolation, "can_copy", lambda: request.param == "a copy")
+    monkeypatch.setattr("onnxprune.graph.apart.can_copy", lambda: request.param == "a copy")
+    return request.param
+
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def die_of_cuts(cut, masked, batches, look_inside, file):
+    """The normal form is compared with the original in the same way, but not inside."""
+    return die() if look_inside else comparison.compare(cut, masked, batches, look_inside=look_inside, file=file)
+
+
+def pruned(out, *more):
+    return main([DIGITS, str(out), "--method", "l1", "--target", "macs=0.6", "--no-latency", *more])
+
+
+def said(capsys):
+    return " ".join(capsys.readouterr().err.split())
+
+
+def test_the_first_proof(process, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "_compare_sent", die_of_cuts)
+    assert pruned(tmp_path / "o.onnx") == 2
+    assert "digits.onnx: onnxruntime ends with SIGUSR1" in said(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_proof_of_the_result(process, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, "_compare_read", die)
+    assert pruned(tmp_path / "o.onnx") == 2
+    assert "onnxruntime ends with SIGUSR1 on the pruned model" in said(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_verify(process, tmp_path, monkeypatch, capsys):
+    assert pruned(tmp_path / "o.onnx", "--recover", "none", "--plan", str(tmp_path / "p.json")) == 0
+    monkeypatch.setattr(comparison, "_compare_sent", die_of_cuts)
+    assert main(["verify", DIGITS, str(tmp_path / "o.onnx"), "--plan", str(tmp_path / "p.json")]) == 2
+    assert "o.onnx: onnxruntime ends with SIGUSR1" in said(capsys)
+
+
+@pytest.mark.parametrize("dying", ["_simulated", "_error"])
+def test_quantization_leaves_the_result_in_floats_and_says_so(dying, tmp_path, monkeypatch, capsys):
+    """The tuned weights are written: an error would have thrown away what may have taken hours."""
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    monkeypatch.setattr(proof, dying, die)
+    out, report = tmp_path / "o.onnx", tmp_path / "r.json"
+    assert pruned(out, "--quantize", "dynamic", "--report", str(report), "--plan", str(tmp_path / "p.json")) == 0
+    note = (
+        "onnxruntime ends with SIGUSR1 on what --quantize dynamic makes of this model: the result is written in floats"
+    )
+    assert note in said(capsys)
+    assert any(note in each for each in json.loads(report.read_text())["notes"])
+    assert all("Integer" not in node.op_type for node in graph.load(out).graph)
+    monkeypatch.undo()
+    assert main(["verify", DIGITS, str(out), "--plan", str(tmp_path / "p.json")]) == 0
+
+
+def test_what_onnxsim_makes_is_opened_in_another_process(monkeypatch):
+    monkeypatch.setattr(isolation, "can_copy", lambda: True)
+    monkeypatch.setattr(simplify, "_load", die)
+    source = graph.load(DIGITS)
+    monkeypatch.setattr("onnxprune.graph.files.is_plain", lambda _: False)
+    assert len(graph.normalize(source).graph) == len(source.graph)

@@ -365,7 +365,7 @@ class Options:
     resume: Path | None = option(
         None, PATH, RECOVERY, "folder of checkpoints; an interrupted run goes on from there", "DIR")
 
-    provider: str = option("auto", TEXT, MEASURE, "where to measure: cpu, cuda or tensorrt", "NAME")
+    provider: str = option("auto", TEXT, MEASURE, "where to measure: cpu, cuda, tensorrt, openvino, ...", "NAME")
     threads: int | None = option(
         None, WHOLE, MEASURE, "threads to measure with", "N", shown="OMP_NUM_THREADS, else cores",
         low=1, high=1e6, wanted="1 or more")

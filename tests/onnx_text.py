@@ -45,12 +45,12 @@ def model(text: str, constants: Constants | None = None, opset: int = 18, seed: 
 
 
 def random_keep(coupling: Coupling, seed: int, share: float = 0.5) -> dict:
-    """A random choice of positions for every free Dim, at least one each."""
+    """A random choice of positions for every free Dim, at least one each, or as many as the model picks of them."""
     rng = np.random.default_rng(seed)
     keep = {}
     for dim in coupling.free:
         mask = rng.random(dim.size) < share
-        mask[rng.integers(dim.size)] = True
+        mask[rng.permutation(dim.size)[: dim.least]] = True
         keep[dim] = mask
     return keep
 

@@ -1108,7 +1108,118 @@ MIXTURE = (
 record(
     "MoE",
     MIXTURE.format(wide=12, act='"silu"'),
-    {"w": 16, "f": 12},
-    "routing chooses among experts",
+    {"w": 16, "~r": 4, "f": 12},
     domain=MS,
 )
+record(
+    "MoE gate in pairs",
+    MIXTURE.format(wide=24, act='"swiglu", swiglu_fusion = 1, activation_alpha = 1.7'),
+    {"w": 16, "~r": 4, "f": 12},
+    "a gate and what it gates",
+    domain=MS,
+)
+record(
+    "MoE all experts picked",
+    MIXTURE.format(wide=12, act='"silu"').replace("k = 2", "k = 4"),
+    {"w": 16, "f": 12},
+    "the router picks among experts",
+    domain=MS,
+)
+QUANTIZED_MIXTURE = (
+    "(float[6,8] x, float[8,32] w, float[32,4] r, uint8[4,64,{c}] f, float[{fs}] fs, float[4,64] fb, "
+    "uint8[4,32,{k}] g, float[{gs}] gs, float[4,32] gb{zeros}, float[32,5] v) => (float[p,q] y) {{ a = MatMul(x, w) "
+    'l = MatMul(a, r) b = com.microsoft.QMoE<k = 2, activation_type = "swiglu", swiglu_fusion = 1, '
+    "expert_weight_bits = {bits}{block}>(a, l, f, fs, fb, g, gs, gb{more}) y = MatMul(b, v) }}"
+)
+for name, bits, block, zeros, free in (
+    ("", 8, 0, False, {"w": 32, "~r": 4, "f": 32}),
+    (" of four bits", 4, 0, False, {"w": 16, "~r": 4, "f": 16}),
+    (" in blocks", 4, 16, False, {"w": 2, "~r": 4, "f": 2}),
+    (" with zero points", 4, 0, True, {"w": 16, "~r": 4, "f": 16}),
+):
+    record(
+        f"QMoE{name}",
+        QUANTIZED_MIXTURE.format(
+            **{"c": 32 * bits // 8, "k": 32 * bits // 8, "bits": bits},
+            fs="4,64,2" if block else "4,64",
+            gs="4,32,2" if block else "4,32",
+            block=f", block_size = {block}" if block else "",
+            zeros=", uint8[4,32] z, uint8[4,16] u" if zeros else "",
+            more=', "", "", "", z, u' if zeros else "",
+        ),
+        free,
+        "a gate and what it gates",
+        domain=MS,
+    )
+
+# Sequences: tensors passed on by element ----------------------------------------------------------------------------
+
+PARTS = (
+    "(float[2,6,6] x, float[6,16] w, float[{v},5] v{more}) => (float[p,q,r] y) "
+    "{{ a = MatMul(x, w) {body} y = MatMul(b, v) }}"
+)
+FIRST = "i = Constant<value = int64 {0}>() "
+for name, body, v, free, frozen in (
+    (
+        "SplitToSequence by lengths",
+        "n = Constant<value = int64[2] {10, 6}>() s = SplitToSequence<axis = 2>(a, n) "
+        + FIRST
+        + "b = SequenceAt(s, i)",
+        10,
+        {"w": 10, "w#2": 6},
+        "",
+    ),
+    (
+        "SplitToSequence in equal parts",
+        "n = Constant<value = int64 {8}>() s = SplitToSequence<axis = 2>(a, n) " + FIRST + "b = SequenceAt(s, i)",
+        8,
+        {},
+        "split into parts of one length",
+    ),
+    (
+        "SplitToSequence along another axis",
+        "s = SplitToSequence<axis = 1, keepdims = 0>(a) b = ConcatFromSequence<axis = 1, new_axis = 1>(s)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
+        "SequenceConstruct",
+        "r = Relu(a) s = SequenceConstruct(a, r) b = ConcatFromSequence<axis = 2>(s)",
+        32,
+        {"w": 16},
+        "",
+    ),
+    (
+        "SequenceInsert",
+        "e = SequenceEmpty() s = SequenceInsert(e, a) r = Neg(a) t = SequenceInsert(s, r) "
+        + FIRST
+        + "b = SequenceAt(t, i)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
+        "SequenceErase",
+        "r = Neg(a) s = SequenceConstruct(r, a) " + FIRST + "t = SequenceErase(s, i) b = SequenceAt(t, i)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
+        "SequenceLength",
+        "r = Neg(a) s = SequenceConstruct(r, a) n = SequenceLength(s) f = Cast<to = 1>(n) b = Mul(a, f)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
+        "SequenceAt that a run decides",
+        "r = Neg(a) s = SequenceConstruct(r, a) m = Shape<start = 0, end = 1>(x) one = Constant<value = int64 {1}>() "
+        "k = ReduceSum<keepdims = 0>(m) i = Sub(k, one) b = SequenceAt(s, i)",
+        16,
+        {"w": 16},
+        "",
+    ),
+):
+    record(name, PARTS.format(v=v, more="", body=body), free, *([frozen] if frozen else []))

@@ -29,12 +29,16 @@ INKS = ("#0b7a75", "#b7791f", "#5c7391", "#b3261e", "#6a4fb3", "#17202b")
 
 @dataclass(frozen=True)
 class Point:
-    """One run: what was asked of what, `size` (parameters, or samples), CPU seconds and peak bytes."""
+    """One run: what was asked of what, `size` (parameters, or samples), CPU seconds and peak bytes.
+
+    file_bytes: what the weights take that lie in a file beside the model.
+    """
 
     series: str
     size: int
     seconds: float
     peak_bytes: int
+    file_bytes: int = 0
 
 
 # Models -----------------------------------------------------------------------------------------------------------
@@ -155,17 +159,43 @@ def by_size(folder: Path, largest: int) -> Iterator[Point]:
 
 
 def by_decoder(folder: Path, billions: Sequence[float]) -> Iterator[Point]:
-    """Decoders with their weights in a file beside them, see big.py; the peak is told against that file as well."""
+    """Decoders with their weights in a file beside them, see big.py."""
     path = folder / "decoder.onnx"
     for count in billions:
         width = 2048 if count >= 0.5 else 1024
         layers = max(1, round((count * 1e9 - 32000 * width) / (12 * width**2)))
         size = write_transformer(path, width, layers, 32000, "sequence")
-        prune = ("--method", "l1", "--target", "macs=0.7", "--recover", "constants", "--no-latency")
-        for what, arguments in (("inspect", ("inspect", path)), ("prune", (path, folder / "out.onnx", *prune))):
-            found = told(Point(f"{what} decoder", size // 4, *run(*arguments)))
-            print(f"  {found.peak_bytes / size:.2f} times the file of {size / 2**20:.0f} MiB", file=sys.stderr)
-            yield found
+        tokens = np.random.default_rng(0).integers(0, 32000, (4, 8))
+        yield from beside("decoder", path, size, {"ids": tokens})
+
+
+def by_large_conv_net(folder: Path, millions: Sequence[float]) -> Iterator[Point]:
+    """Convolutional networks with their weights in a file beside them."""
+    path, width = folder / "conv.onnx", 1024
+    for count in millions:
+        model = conv_net(width, max(1, round(count * 1e6 / (18 * width**2))))
+        data = path.with_suffix(".onnx.data")
+        data.unlink(missing_ok=True)
+        onnx.save(model, path, save_as_external_data=True, location=data.name)
+        images = np.random.default_rng(0).standard_normal((4, 3, SIDE, SIDE)).astype(np.float32)
+        yield from beside("conv net", path, data.stat().st_size, {"x": images})
+
+
+def beside(name: str, path: Path, file_bytes: int, samples: dict[str, np.ndarray]) -> Iterator[Point]:
+    """Each command on a model of which the weights lie in a file of so many bytes; the peak is told against that."""
+    out, plan, data = path.with_name("out.onnx"), path.with_name("plan.json"), path.with_name("samples.npz")
+    np.savez(data, **samples)
+    fixed = (path, out, "--target", "macs=0.7", "--no-latency", "--plan", plan)
+    commands = {
+        "inspect": ("inspect", path),
+        "prune (l1, constants)": (*fixed, "--method", "l1", "--recover", "constants"),
+        "prune (l2)": (*fixed, "--method", "l2", "--recover", "none"),
+        "verify": ("verify", path, out, "--plan", plan),
+        "prune (l1, reconstruct)": (*fixed, "--method", "l1", "--recover", "reconstruct", "--data", data),
+    }
+    for what, arguments in commands.items():
+        seconds, peak = run(*arguments)
+        yield told(Point(f"{what} {name}", file_bytes // 4, seconds, peak, file_bytes))
 
 
 def by_samples(folder: Path, counts: Sequence[int]) -> Iterator[Point]:
@@ -206,12 +236,15 @@ def series(points: Sequence[Point]) -> dict[str, list[Point]]:
 
 
 def markdown(points: Sequence[Point], unit: str) -> str:
-    lines = [f"| what | {unit} | CPU seconds | peak memory, MiB |", "|---|---:|---:|---:|"]
+    beside = any(p.file_bytes for p in points)
+    head, rule = (" of the file |", "---:|") if beside else ("", "")
+    lines = [f"| what | {unit} | CPU seconds | peak memory, MiB |{head}", f"|---|---:|---:|---:|{rule}"]
     for name, own in series(points).items():
         sizes = "<br>".join(f"{p.size:,}" for p in own)
         seconds = "<br>".join(f"{p.seconds:.1f}" for p in own)
         peaks = "<br>".join(f"{p.peak_bytes / 2**20:,.0f}" for p in own)
-        lines.append(f"| {name} | {sizes} | {seconds} | {peaks} |")
+        shares = "<br>".join(f"{p.peak_bytes / p.file_bytes:.2f}" for p in own if p.file_bytes)
+        lines.append(f"| {name} | {sizes} | {seconds} | {peaks} |" + (f" {shares} |" if beside else ""))
     return "\n".join(lines) + "\n"
 
 
@@ -272,12 +305,15 @@ def main() -> int:
     parser.add_argument("--largest", type=int, default=60_000_000, help="parameters at most")
     parser.add_argument("--samples", type=int, nargs="*", default=(100, 400, 1600, 6400))
     parser.add_argument("--decoder", type=float, nargs="*", help="only decoders, of so many billion parameters")
+    parser.add_argument("--conv-net", type=float, nargs="*", help="only conv nets, of so many million parameters")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    if arguments.decoder:
-        print(markdown(list(by_decoder(arguments.folder, arguments.decoder)), "parameters"))
+    if arguments.decoder or arguments.conv_net:
+        decoders = by_decoder(arguments.folder, arguments.decoder or ())
+        conv_nets = by_large_conv_net(arguments.folder, arguments.conv_net or ())
+        print(markdown([*decoders, *conv_nets], "parameters"))
         return 0
     sizes = list(by_size(arguments.folder, arguments.largest))
     samples = list(by_samples(arguments.folder, arguments.samples))

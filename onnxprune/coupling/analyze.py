@@ -136,6 +136,7 @@ class Analysis:
     model: ir.Model
     shapes: shapes.Shapes
     axes: dict[ir.Value, Axes] = field(default_factory=dict[ir.Value, Axes])
+    elements: dict[ir.Value, list[Axes]] = field(default_factory=dict[ir.Value, list[Axes]])  # of sequences, by tensor
     roles: dict[tuple[str, int, int], Role] = field(default_factory=dict[tuple[str, int, int], Role])
     lengths: list[Length] = field(default_factory=list[Length])
     lifts: set[tuple[str, int, int]] = field(default_factory=set[tuple[str, int, int]])
@@ -280,6 +281,8 @@ class Analysis:
     def freeze(self, value: ir.Value | None, why: Reason) -> None:
         if value is None:
             return
+        for axis in (axis for element in self.elements.get(value, ()) for axis in element):
+            dims.freeze(axis, why)
         try:
             for axis in self.axes_of(value):
                 dims.freeze(axis, why)
@@ -294,7 +297,8 @@ class Analysis:
                     self.freeze(value, why)
             for inner in body.all_nodes():
                 for value in (*inner.inputs, *inner.outputs):
-                    if value is not None and (value in self.axes or value.name in self.model.graph.initializers):
+                    known = value in self.axes or value in self.elements
+                    if value is not None and (known or value.name in self.model.graph.initializers):
                         self.freeze(value, why)
             for value in body.outputs:
                 if value in self.axes:
@@ -306,7 +310,11 @@ class Analysis:
         if value not in self.axes or tensor is None or isinstance(tensor, ir.ExternalTensor):
             return
         array = tensor.numpy() if tensor.dtype.is_floating_point() else None
-        if array is None or array.dtype.kind != "f" or not np.isinf(array).any():
+        if array is None or array.dtype.kind != "f":
+            return
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(array.sum())  # one quick look at most weights, which hold no infinity
+        if finite or not np.isinf(array).any():
             return
         infinite = np.isinf(array)
         for position, axis in enumerate(self.axes[value]):
@@ -345,7 +353,7 @@ def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:
 
 def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
     found: dict[Dim, list[Member]] = {}
-    for node in analysis.model.graph.all_nodes():
+    for node in graph_bodies.all_nodes(analysis.model.graph):
         if states.side(node):
             continue  # flags of gates are no weights: what stands in them alone is a cache's length
         for index, value in enumerate(node.inputs):

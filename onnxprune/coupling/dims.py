@@ -35,7 +35,7 @@ class Reason:
 class Dim:
     """A named set of `size` positions: a leaf, or defined by an axis of other Dims."""
 
-    __slots__ = ("definition", "dynamic", "frozen", "name", "reduced", "size")
+    __slots__ = ("definition", "dynamic", "frozen", "name", "picks", "reduced", "size")
 
     def __init__(self, size: int, name: str = "", *, frozen: Reason | None = None, dynamic: bool = False):
         self.size = size
@@ -44,6 +44,12 @@ class Dim:
         self.reduced: Reason | None = None
         self.dynamic = dynamic
         self.definition: Axis | None = None
+        self.picks = 0  # of its positions the model picks so many for each input, as a router picks experts
+
+    @property
+    def least(self) -> int:
+        """How many of its positions have to stay."""
+        return max(1, self.picks)
 
     def __repr__(self) -> str:
         marks = ("*" if self.frozen else "") + ("~" if self.reduced else "") + ("?" if self.dynamic else "")
@@ -69,12 +75,13 @@ def fixed(size: int, reason: Reason, *, dynamic: bool = False, name: str = "") -
 
 
 def segment_length(segment: Segment) -> int:
-    return prod(dim.size for dim in segment)
+    # Asked for thousands of times per model, mostly of one Dim.
+    return segment[0].size if len(segment) == 1 else prod([dim.size for dim in segment])
 
 
 def length(axis: Axis) -> int:
     """Number of positions of `axis`."""
-    return sum(segment_length(segment) for segment in axis)
+    return segment_length(axis[0]) if len(axis) == 1 else sum([segment_length(segment) for segment in axis])
 
 
 # Reading axes ---------------------------------------------------------------------------------------------------
@@ -88,6 +95,8 @@ def resolve(axis: Axis) -> Axis:
 
 
 def _resolve_segment(segment: Segment) -> Axis:
+    if len(segment) == 1 and segment[0].definition is None and segment[0].size > 1:
+        return (segment,)
     if all(dim.definition is None and dim.size != 1 for dim in segment):
         return (segment,) if all(dim.size for dim in segment) else ()
     factors = tuple(_splice(segment))
@@ -117,14 +126,16 @@ def _factors(dim: Dim, segment: Segment) -> Segment:
     return segment
 
 
-def leaves(axis: Axis) -> Iterator[Dim]:
+def leaves(axis: Axis) -> list[Dim]:
     """Every leaf Dim of `axis`, as often as it stands there."""
+    found: list[Dim] = []
     for segment in axis:
         for dim in segment:
             if dim.definition is not None:
-                yield from leaves(dim.definition)
+                found += leaves(dim.definition)
             elif dim.size != 1:
-                yield dim
+                found.append(dim)
+    return found
 
 
 def keep_mask(axis: Axis, keep: Mapping[Dim, npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
@@ -184,6 +195,19 @@ def reduce(axis: Axis, reason: Reason) -> None:
             dim.reduced = reason
 
 
+def pick(axis: Axis, count: int, reason: Reason) -> None:
+    """Marks `axis` as one of which the model picks `count` positions: at least so many stay.
+
+    Where it is made of several Dims, or all positions are picked, it is frozen.
+    """
+    axis = resolve(axis)
+    found = leaves(axis)
+    if len(found) == 1 and len(axis) == 1 and count < found[0].size:
+        found[0].picks = max(found[0].picks, count)
+    else:
+        freeze(axis, reason)
+
+
 # Refining -------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +219,8 @@ def _define(dim: Dim, definition: Axis) -> None:
         freeze(definition, dim.frozen)
     if dim.reduced is not None:
         reduce(definition, dim.reduced)
+    if dim.picks:
+        pick(definition, dim.picks, Reason("the model picks among what these are parts of"))
     if dim.dynamic:
         for leaf in leaves(definition):
             leaf.dynamic = True
@@ -293,7 +319,7 @@ def _unify_factor(a: Segment, b: Segment, explain: Callable[[str], Reason]) -> b
 
 def cut(axis: Axis, start: int, stop: int, explain: Callable[[str], Reason] = Reason) -> Axis:
     """The sub-axis of positions start <= p < stop, refining where a boundary falls inside a Dim."""
-    first = next(leaves(axis), None)
+    first = next(iter(leaves(axis)), None)
     if 0 < stop - start < length(axis) and first is not None and first.frozen is not None and is_frozen(axis):
         return fixed(stop - start, first.frozen, dynamic=is_dynamic(axis))
     while True:

@@ -75,6 +75,13 @@ class NodeAxes:
         assert value is not None, (self.name, index)
         return self.analysis.axes_of(value)
 
+    def elements(self, index: int) -> list[Axes]:
+        """The axes of each tensor of input `index`, a sequence. Raises: CouplingError where they are unknown."""
+        value = self.node.inputs[index]
+        if value is None or value not in self.analysis.elements:
+            raise CouplingError("what is in the sequence is not known")
+        return self.analysis.elements[value]
+
     def given(self) -> list[int]:
         """Indices of the inputs that are given."""
         return [index for index in range(len(self.node.inputs)) if self.has(index)]
@@ -147,6 +154,12 @@ class NodeAxes:
         dims.reduce(axis, self.why(text))
         self.analysis.local.add(self.name)
 
+    def pick(self, axis: Axis, count: int, text: str) -> None:
+        """Marks `axis` as one of which `count` positions are picked here, by numbers that removed ones take no part in:
+        the masked twin picks among the kept ones."""
+        dims.pick(axis, count, self.why(text))
+        self.reduce(axis, text)
+
     def fixed(self, size: int, text: str, *, dynamic: bool = False) -> Axis:
         return dims.fixed(size, self.why(text), dynamic=dynamic)
 
@@ -171,6 +184,10 @@ class NodeAxes:
         for value, axes in zip(self.node.outputs, outputs, strict=False):
             if value.name:
                 self.analysis.set_axes(self.node, value, axes)
+
+    def give_elements(self, elements: list[Axes]) -> None:
+        """Sets what is in the sequence that the node gives: the axes of each tensor."""
+        self.analysis.elements[self.node.outputs[0]] = elements
 
     def fixed_output(self, output: int, position: int, text: str) -> Axis:
         """A frozen axis for `position` of an output, of its observed size."""

@@ -54,6 +54,7 @@ PRODUCING = {
     "MatMulIntegerToFloat": (1, 6),
     "MatMulNBits": (1, 2, 5),
     "MoE": (4, 5),
+    "QMoE": (6, 7),  # where scales are zero so are the weights
 }
 # No number, or none that is exact, comes from zeros.
 POLES = frozenset("Reciprocal Log Acosh ReduceLogSum MeanVarianceNormalization".split())
@@ -78,7 +79,7 @@ class _Walk:
     def __init__(self, analysis: Analysis):
         self.analysis = analysis
         self.silent: dict[ir.Value, Silent] = {}
-        self.nodes = {node.name or "": node for node in analysis.model.graph.all_nodes()}
+        self.nodes = {node.name or "": node for node in bodies.all_nodes(analysis.model.graph)}
 
     def axes(self, node: ir.Node, index: int) -> list[Axis]:
         value = node.inputs[index]

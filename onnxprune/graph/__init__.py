@@ -6,7 +6,7 @@ sessions    the one place that opens onnxruntime sessions         inputs     wha
 shapes      shapes of every value, observed at two sizes          probes     sizes to try for symbolic axes
 tensors     initializers as numpy arrays                          half       half precision written out as single
 qoperator   QOperator nodes written out as QDQ                    branches   Ifs of which the condition is constant
-states      inputs that outputs are handed back as
+states      inputs that outputs are handed back as                providers  what brings them, and what they like
 zipmaps     outputs that are maps                                 extras     what a model carries beside its graph
 """
 

@@ -12,18 +12,33 @@ import onnx_ir as ir
 
 def of(node: ir.Node) -> list[ir.Graph]:
     """The bodies of `node`, in the order of their attributes; of most nodes none."""
-    return [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    return [a.as_graph() for a in node.attributes.data.values() if a.type == ir.AttributeType.GRAPH]
+
+
+def all_nodes(graph: ir.Graph) -> list[ir.Node]:
+    """The nodes of `graph`, each followed by those of its bodies, as graph.all_nodes() does but quicker."""
+    found: list[ir.Node] = []
+    for node in graph:
+        found.append(node)
+        for body in of(node):
+            found += all_nodes(body)
+    return found
+
+
+def all_bodies(graph: ir.Graph) -> list[ir.Graph]:
+    """All bodies inside `graph`, those inside bodies included."""
+    return [body for node in all_nodes(graph) for body in of(node)]
 
 
 def nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes in the bodies of `node`, those of bodies inside them included."""
     for body in of(node):
-        yield from body.all_nodes()
+        yield from all_nodes(body)
 
 
 def lift(model: ir.Model) -> None:
     """Moves the initializers of all bodies to the main graph, and gives every value a name of its own."""
-    bodies = list(model.graph.subgraphs())
+    bodies = all_bodies(model.graph)
     if not bodies:
         return
     taken = {value.name for value in (*model.graph.inputs, *model.graph.initializers.values())}

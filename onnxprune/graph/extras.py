@@ -28,6 +28,8 @@ class Extras:
     notes: tuple[str, ...] = ()  # what was done in a lesser way than it should be, for the report
     only_batch: int | None = None  # the one size that the symbolic batch can have
     states: tuple[tuple[str, str, str], ...] = ()  # (input, output that is handed back as it, why), see states.py
+    # Sizes that were inferred when this normal form was made: of this model, and of no copy, which may be changed.
+    inferred: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
     kept: Kept = field(default_factory=dict)  # of a masked model: the positions that the cut model has
     forced: tuple[Mapping[str, bool], ...] = ()  # and choices of Ifs, by name, with which it runs as well
 
@@ -52,5 +54,5 @@ def note(model: ir.Model, *texts: str) -> None:
 def copy(model: ir.Model) -> ir.Model:
     """A copy of `model` with all that it carries; the tensors are shared."""
     made = model.clone()
-    put(made, of(model))
+    put(made, replace(of(model), inferred={}))
     return made

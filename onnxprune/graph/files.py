@@ -21,7 +21,7 @@ from onnxprune.errors import GraphError, UsageError
 from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.stored import Stored
-from onnxprune.graph.tensors import array_of, read_external, size_bytes, tie
+from onnxprune.graph.tensors import array_of, held, read_external, size_bytes, tie
 from onnxprune.system import atomic_files
 from onnxprune.system.memory import LARGE_MODEL_BYTES
 
@@ -63,7 +63,7 @@ def load(path: str | Path) -> ir.Model:
     aside = zipmaps.detach(proto)
     _check_types(proto, path)
     try:
-        model = ir.from_proto(proto)
+        model = held(ir.from_proto(proto))
     except Exception as error:
         raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
     carried = extras.Extras(
@@ -98,18 +98,22 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     states.drop_gates(model)
     read_external(model, LARGE_MODEL_BYTES)
     outputs = [value.name for value in model.graph.outputs]
-    passes.InlinePass()(model)
+    if model.functions:
+        passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _lift_constants(model)
     written_out = qoperator.write_out(model) if rewrite else 0
+    if rewrite:
+        _pass_by_identities(model)
     simplified = model
     if rewrite and is_plain(model):
         infer_shapes(model)
     elif rewrite:
         simplified = _simplified(model)
     assert [value.name for value in simplified.graph.outputs] == outputs, outputs
-    passes.RemoveUnusedNodesPass()(simplified)
+    if _computes_unused(simplified):
+        passes.RemoveUnusedNodesPass()(simplified)
     bodies.lift(simplified)
     _drop_unused_initializers(simplified)
     _name_nodes(simplified)
@@ -299,14 +303,35 @@ def _line(error: BaseException) -> str:
 
 def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     """The nodes of `graph` and of all its subgraphs."""
-    return iter(graph.all_nodes())
+    return iter(bodies.all_nodes(graph))
 
 
 def _simplified(model: ir.Model) -> ir.Model:
     """`model` through onnxsim, again where that decided an If."""
     simplified = simplify(model, skipped=KEPT_APART)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(simplified)
+    _lift_constants(simplified)
     return _simplified(simplified) if branches.inline_decided(simplified) else simplified
+
+
+def _pass_by_identities(model: ir.Model) -> None:
+    """Takes Identity nodes out, in place, but for those that give the model's outputs."""
+    for node in list(model.graph):
+        source = node.inputs[0] if node.op_type == "Identity" and node.domain in ("", "ai.onnx") else None
+        if source is not None and not node.outputs[0].is_graph_output():
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+
+
+def _computes_unused(model: ir.Model) -> bool:
+    """Whether some node gives what nothing reads."""
+    computed = (value for node in bodies.all_nodes(model.graph) for value in node.outputs)
+    return any(not value.uses() and not value.is_graph_output() for value in computed)
+
+
+def _lift_constants(model: ir.Model) -> None:
+    """Makes initializers of all Constant nodes."""
+    if any(node.op_type == "Constant" for node in bodies.all_nodes(model.graph)):
+        passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 
 def _drop_unused_initializers(model: ir.Model) -> None:
@@ -319,7 +344,7 @@ def _drop_unused_initializers(model: ir.Model) -> None:
 def _name_nodes(model: ir.Model) -> None:
     """Gives every node a name of its own; given names stay."""
     taken: set[str] = set()
-    for index, node in enumerate(model.graph.all_nodes()):
+    for index, node in enumerate(bodies.all_nodes(model.graph)):
         name = node.name or f"{node.op_type}_{index}"
         unique, count = name, 0
         while unique in taken:

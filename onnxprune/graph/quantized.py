@@ -72,7 +72,7 @@ SCALES: dict[str, tuple[int, ...]] = {
     "QOrderedLongformerAttention": (1, 3, 5, 6, 9, 11, 13),
 }
 # Scales of weights that have no zero among their numbers: these are silenced by a scale of zero.
-MULTIPLIERS: dict[str, tuple[int, ...]] = {"MatMulNBits": (2,)}
+MULTIPLIERS: dict[str, tuple[int, ...]] = {"MatMulNBits": (2,), "QMoE": (3, 6, 9)}
 # Quantized input of an operator -> the input that holds its scale.
 SCALE_OF = {
     ("DequantizeLinear", 0): 1,
@@ -117,6 +117,8 @@ def dequantized(node: ir.Node, index: int, array: np.ndarray) -> np.ndarray:
         return array.astype(np.float64)
     if node.op_type == "MatMulNBits" and index == 1:
         return _unpacked_blocks(node, array)
+    if node.op_type == "QMoE" and index in WEIGHTS["QMoE"]:
+        return _unpacked_experts(node, index, array)
     zeros, scales = (_parameter(node, table.get((node.op_type, index))) for table in (ZERO_POINTS, SCALE_OF))
     q = array.astype(np.float64)
     q = q if zeros is None else q - along(node, zeros, q)
@@ -141,6 +143,29 @@ def _unpacked_blocks(node: ir.Node, array: np.ndarray) -> np.ndarray:
         zeros = (unpacked(rows, bits) if points.dtype == np.uint8 else rows)[:, : array.shape[1]].astype(np.float64)
     scale = np.ones(array.shape[:2]) if scales is None else scales.astype(np.float64).reshape(array.shape[:2])
     return (q - zeros[..., None]) * scale[..., None]
+
+
+def _unpacked_experts(node: ir.Node, index: int, array: np.ndarray) -> np.ndarray:
+    """(E, O, bytes) -> (E, O, bytes, weights of a byte)."""
+    layer = WEIGHTS["QMoE"].index(index)
+    bits = _integer(node, f"fc{layer + 1}_expert_weight_bits", _integer(node, "expert_weight_bits", 4))
+    scales, points = (_parameter(node, k) for k in (index + 1, 11 + layer))
+    q = unpacked(array, bits).reshape(*array.shape, 8 // bits).astype(np.float64)
+    if points is None:
+        q -= 2.0 ** (bits - 1)
+    else:
+        zeros = unpacked(points.astype(np.uint8), bits)
+        count = array.shape[1] if zeros.ndim == 2 or scales is None else scales.shape[2]
+        q -= _by_bytes(zeros[..., :count], array)
+    return q if scales is None else q * _by_bytes(scales, array)
+
+
+def _by_bytes(numbers: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Numbers of rows (E, O), or of blocks of these (E, O, blocks), beside every byte of `array` (E, O, bytes)."""
+    if numbers.ndim == 2:
+        return numbers[:, :, None, None]
+    each = -(-array.shape[2] // numbers.shape[2])
+    return np.repeat(numbers, each, axis=2)[:, :, : array.shape[2], None]
 
 
 def unpacked(array: np.ndarray, bits: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError
-from onnxprune.graph import extras, stored
+from onnxprune.graph import extras, providers, stored
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
 from onnxprune.graph.integrity import is_text
@@ -25,11 +25,6 @@ from onnxprune.system.atomic_files import scratch
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, out_of_memory
 from onnxprune.system.streams import swallowed
 
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 # Nodes that a provider has no kernel for run on these.
 FALLBACKS = {
     "CUDAExecutionProvider": ("CPUExecutionProvider",),
@@ -66,7 +61,7 @@ def allowed_threads() -> int | None:
 
 def provider_name(provider: str) -> str:
     """The full name of `provider`, given short ("cuda") or full ("CUDAExecutionProvider")."""
-    return PROVIDERS.get(provider.lower(), provider)
+    return providers.full_name(provider)
 
 
 def open_session(
@@ -327,10 +322,9 @@ def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
 
 
 def _not_loaded(name: str, seen: str) -> str:
-    fix = (
-        "install onnxruntime-gpu with its CUDA and cuDNN libraries "
-        "(pip install 'onnxruntime-gpu[cuda,cudnn]', or those of torch: 'import torch' before)"
-    )
+    fix = providers.of(name).install
+    if name not in providers.KNOWN:
+        fix = f"{fix}; known names are {', '.join(providers.SHORT)}"
     return f"execution provider {name} did not load: {seen}; {fix}, or choose --provider cpu"
 
 

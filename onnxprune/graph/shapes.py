@@ -24,7 +24,7 @@ from onnxprune.graph import bodies, body_shapes, extras, probes, sessions
 from onnxprune.graph.body_shapes import INTEGERS, NOT_TENSORS
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
-from onnxprune.graph.simplify import INFERENCE, first_line
+from onnxprune.graph.simplify import INFERENCE, first_line, sizes_in
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, memory_limit
@@ -69,7 +69,7 @@ def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None,
     """
     symbolic = probes.is_symbolic(model.graph.inputs)
     if not symbolic and not _needs_running(model):
-        static = _infer(model)
+        static = _if_all_known(model, extras.of(model).inferred) or _infer(model)
         if static is not None:
             return static
     found = _run(model, symbolic, samples, tries)
@@ -101,16 +101,20 @@ def _infer(model: ir.Model) -> Shapes | None:
     except Exception as error:  # of the inference of some operator
         extras.note(model, f"{INFERENCE} ({first_line(error)}): it was run instead, to see its shapes")
         return None
-    sizes: dict[str, tuple[int, ...]] = {}
-    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output):
-        dims = value.type.tensor_type.shape.dim
-        if value.type.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
-            sizes[value.name] = tuple(dim.dim_value for dim in dims)
-    sizes.update({value.name: tuple(value.dims) for value in proto.graph.initializer})
-    if not all(name in sizes for node in proto.graph.node for name in node.output if name):
+    return _if_all_known(model, sizes_in(proto.graph))
+
+
+def _if_all_known(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes | None:
+    """Shapes of `sizes`, None where these leave out some value."""
+    if not all(value.name in sizes for node in model.graph for value in node.outputs if value.name):
         return None
+    stored = {
+        name: tuple(value.const_value.shape.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
     probe = {value.name or "": sizes[value.name or ""] for value in model.graph.inputs}
-    return Shapes(sizes, probe=probe, second=probe)
+    return Shapes({**sizes, **stored}, probe=probe, second=probe)
 
 
 def inferred(model: ir.Model, probe: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -5,7 +5,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 
@@ -15,19 +15,21 @@ import onnxruntime as ort
 
 from onnxprune.errors import GraphError
 from onnxprune.graph import custom_ops, extras
-from onnxprune.graph.tensors import size_bytes, tensor_of
+from onnxprune.graph.tensors import held, size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES
 from onnxprune.system.streams import swallowed
 
 # In a network of these alone, without constant expressions, onnxsim finds nothing that would help the analysis.
 PLAIN = frozenset(
-    "Conv ConvTranspose BatchNormalization InstanceNormalization Gemm Flatten GlobalAveragePool GlobalMaxPool MaxPool "
-    "AveragePool Concat Add Sub Mul Div Relu LeakyRelu PRelu Elu Selu Sigmoid Tanh HardSigmoid HardSwish Clip Softplus "
-    "Mish Softmax LRN Erf Sqrt Gelu".split()
+    "Conv ConvTranspose BatchNormalization InstanceNormalization LayerNormalization Gemm MatMul Flatten "
+    "GlobalAveragePool GlobalMaxPool MaxPool AveragePool ReduceMean ReduceSum ReduceMax ReduceL2 Concat Split Slice "
+    "Pad Transpose Reshape Squeeze Unsqueeze Add Sub Mul Div Pow Neg Abs Exp Log Relu LeakyRelu PRelu Elu Selu Sigmoid "
+    "Tanh HardSigmoid HardSwish Clip Softplus Mish Softmax LRN Erf Sqrt Gelu DepthToSpace SpaceToDepth".split()
 )
 LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
 INFERENCE = "onnx's shape inference fails on this model"
+INFERENCE_BYTES = 1024  # larger ones are no sizes, axes or indices that shape inference reads
 
 
 def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.Model:
@@ -43,7 +45,7 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     _forget_placeholders(proto)
     _forget_inferable(proto)
     simplified, notes = _attempt(proto, skipped)
-    result = ir.from_proto(simplified)
+    result = held(ir.from_proto(simplified))
     extras.put(result, extras.of(model))
     extras.note(result, *notes)
     _unhide(result, hidden)
@@ -127,19 +129,59 @@ def is_plain(model: ir.Model) -> bool:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Writes types and shapes, as far as onnx infers them, to the values of `model`, as onnxsim would."""
-    proto = skeleton(model)[0]
+    """Writes types and shapes, as far as onnx infers them, to the values of `model`, as onnxsim would.
+
+    The sizes that are known go into what `model` carries: `shapes.observe` need not infer them again.
+    """
+    proto = _bare(model)
     _forget_placeholders(proto)
     try:
-        inferred = onnx.shape_inference.infer_shapes(proto)
+        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
     except Exception as error:  # of the inference of some operator: then nothing is known
         extras.note(model, f"{INFERENCE} ({first_line(error)}): no types and shapes of inner values were written")
         return
-    known = {value.name: value.type for value in inferred.graph.value_info}
+    sizes = sizes_in(inferred)
+    known = {value.name: value.type for value in inferred.value_info}
     for value in (value for node in model.graph for value in node.outputs):
-        if value.name in known:
+        written = value.shape.dims if value.shape is not None and value.type is not None else None
+        if value.name in known and (written is None or written != sizes.get(value.name)):
             value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
             value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
+    extras.put(model, replace(extras.of(model), inferred=sizes))
+
+
+def _bare(model: ir.Model) -> onnx.ModelProto:
+    """A message with what shape inference needs: nodes, small initializers, and of all else types and sizes."""
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    proto.opset_import.extend(onnx.helper.make_opsetid(*entry) for entry in model.opset_imports.items())
+    for node in model.graph:
+        ir.serde.serialize_node_into(proto.graph.node.add(), node)
+    for value in model.graph.inputs:
+        ir.serde.serialize_value_into(proto.graph.input.add(), value)
+    for value in model.graph.outputs:
+        proto.graph.output.add(name=value.name or "")
+    for name, value in model.graph.initializers.items():
+        tensor = tensor_of(value)
+        if _is_large(tensor, INFERENCE_BYTES):
+            kind = proto.graph.input.add(name=name).type.tensor_type
+            kind.elem_type = tensor.dtype
+            kind.shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in tensor.shape.numpy())
+        else:
+            ir.serde.serialize_tensor_into(proto.graph.initializer.add(), tensor)
+            proto.graph.initializer[-1].name = name
+    return proto
+
+
+def sizes_in(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
+    """The sizes of all values of which a message tells every one."""
+    found: dict[str, tuple[int, ...]] = {}
+    for value in (*graph.value_info, *graph.input, *graph.output):
+        if value.type.tensor_type.HasField("shape"):
+            sizes = value.type.tensor_type.shape.dim
+            if all(size.HasField("dim_value") for size in sizes):
+                found[value.name] = tuple(size.dim_value for size in sizes)
+    found.update({tensor.name: tuple(tensor.dims) for tensor in graph.initializer})
+    return found
 
 
 def _folded_away(model: ir.Model) -> set[str]:

@@ -3,9 +3,38 @@
 import hashlib
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxprune.system.memory import SMALL_WEIGHT_BYTES
+
+
+class Held(ir.TensorProtoTensor):
+    """A tensor in a message, of which shape and size are worked out once: they are asked for dozens of times."""
+
+    __slots__ = ("_shape", "_size")
+
+    def __init__(self, proto: onnx.TensorProto) -> None:
+        super().__init__(proto)
+        self._shape = super().shape
+        self._size = super().size
+
+    @property
+    def shape(self) -> ir.Shape:
+        return self._shape
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+
+def held(model: ir.Model) -> ir.Model:
+    """`model`, just read from a message, with initializers that remember their shapes."""
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            if type(value.const_value) is ir.TensorProtoTensor:
+                value.const_value = Held(value.const_value.raw)
+    return model
 
 
 def size_bytes(model: ir.Model) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import providers
 from onnxprune.graph.sessions import provider_name
 from onnxprune.measure.alignment import WIDTHS, Alignment
 from onnxprune.measure.host import cpu_name, default_threads, gpus, versions
@@ -25,10 +26,6 @@ LOG = logging.getLogger("onnxprune")
 FORMAT = "onnxprune-alignment/1"
 
 
-MULTIPLES = {"cpu": 16, "CPUExecutionProvider": 16}  # onnxruntime's channel block on AVX-512, whole blocks elsewhere
-ELSEWHERE = 8  # tensor cores
-
-
 def alignment_for(align: Align, provider: str, form: str = "") -> int:
     """The multiple that kept sizes are held to on `provider`, for models quantized as `form`.
 
@@ -36,7 +33,7 @@ def alignment_for(align: Align, provider: str, form: str = "") -> int:
     measured on this one. Raises: UsageError where it measured nothing for `provider`.
     """
     if align == "auto":
-        return MULTIPLES.get(provider, ELSEWHERE)
+        return providers.of(provider).multiple
     if align != "calibrated":
         return int(align)
     measured = cached_multiple(provider, form)

@@ -43,6 +43,42 @@ class Term:
         return result
 
 
+class _Sum:
+    """Terms of which the parts that do not vary are multiplied out once, for totals that are asked for often."""
+
+    def __init__(self, terms: Iterable[Term], varying: frozenset[Dim]) -> None:
+        self.constant = 0.0
+        factors: dict[tuple[tuple[Dim, ...], tuple[Axis, ...]], float] = {}
+        for term in terms:
+            coefficient = term.coefficient
+            single: list[Dim] = []
+            others: list[Axis] = []
+            for axis in term.axes:
+                if varying.isdisjoint(dims.leaves(axis)):
+                    coefficient *= dims.length(axis)
+                elif len(axis) == 1 and len(axis[0]) == 1 and axis[0][0].definition is None:
+                    single.append(axis[0][0])
+                else:
+                    others.append(axis)
+            if single or others:
+                key = (tuple(single), tuple(others))
+                factors[key] = factors.get(key, 0.0) + coefficient
+            else:
+                self.constant += coefficient
+        self.terms = [(coefficient, *key) for key, coefficient in factors.items()]
+
+    def value(self, sizes: Sizes) -> float:
+        """The sum at these sizes, which are those of all that varies."""
+        total = self.constant
+        for coefficient, single, others in self.terms:
+            for dim in single:
+                coefficient *= sizes[dim]
+            for axis in others:
+                coefficient *= dims.kept_length(axis, sizes)
+            total += coefficient
+        return total
+
+
 @dataclass(frozen=True)
 class Cost:
     """The three polynomials of a model."""
@@ -51,6 +87,9 @@ class Cost:
     reference: dict[Dim, int]  # sizes of symbolic batch axes: one
     touching: dict[Kind, dict[Dim, tuple[Term, ...]]] = field(repr=False)
     whole: Mapping[Kind, int] = field(default_factory=dict[Kind, int])  # of the file as it came, where that is known
+    multiplied: dict[tuple[Kind, frozenset[Dim]], _Sum] = field(
+        default_factory=dict[tuple[Kind, frozenset[Dim]], _Sum], repr=False, compare=False
+    )
 
     def total(self, kind: Kind, sizes: Sizes | None = None) -> float:
         """MACs, number of parameters, or bytes, when each Dim in `sizes` keeps that many positions.
@@ -60,7 +99,14 @@ class Cost:
         if sizes is None and kind in self.whole:
             return self.whole[kind]
         known = {**self.reference, **(sizes or {})}
-        return sum(term.value(known) for term in self.terms[kind])
+        return self._sum_over(kind, frozenset(known)).value(known)
+
+    def _sum_over(self, kind: Kind, varying: frozenset[Dim]) -> _Sum:
+        """The terms of `kind` with all that does not depend on the sizes of `varying` multiplied out, and kept."""
+        key = (kind, varying)
+        if key not in self.multiplied:
+            self.multiplied[key] = _Sum(self.terms[kind], varying)
+        return self.multiplied[key]
 
     def totals(self, sizes: Sizes | None = None) -> dict[str, int]:
         """All three, by kind, as `total` counts them."""
@@ -133,7 +179,7 @@ def of(coupling: Coupling, original: ir.Model | None = None) -> Cost:
 def stored(model: ir.Model) -> dict[Kind, int]:
     """Parameters and bytes of weights that a model holds as it is: initializers and constants, those of bodies too."""
     functions = [function.graph for function in model.functions.values()]
-    graphs = [model.graph, *model.graph.subgraphs(), *functions, *(g for f in functions for g in f.subgraphs())]
+    graphs = [model.graph, *bodies.all_bodies(model.graph), *functions, *(g for f in functions for g in f.subgraphs())]
     found = [entry for graph in graphs for entry in _stored(graph)]
     found += _defaults(model)
     return {"params": sum(numbers for *_, numbers in found), "bytes": sum(_bytes(tensor) for _, tensor, _ in found)}
@@ -165,7 +211,7 @@ def _stored(graph: ir.Graph) -> Iterator[tuple[str, ir.TensorProtocol, int]]:
 
 
 def _stored_in_bodies(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol, int]]:
-    for body in model.graph.subgraphs():
+    for body in bodies.all_bodies(model.graph):
         yield from _stored(body)
 
 
@@ -211,7 +257,7 @@ def _of_layer(n: NodeCost, layer: Layer) -> Counted | None:
 def _axes(coupling: Coupling) -> Mapping[str, Sequence[Axis]]:
     """The axes of all values; in bodies that were not analysed of the sizes that static inference knows of."""
     model = coupling.model
-    if all(map(coupling.sees, model.graph.subgraphs())):
+    if all(map(coupling.sees, bodies.all_bodies(model.graph))):
         return coupling.axes
     known = shapes.inferred(model, coupling.shapes.probe)
     weights = {name: v.const_value.shape.numpy() for name, v in model.graph.initializers.items() if v.const_value}

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from onnxprune.coupling import Coupling, dims
 from onnxprune.coupling.dims import Dim, Keep
 from onnxprune.errors import UsageError
+from onnxprune.plan import matching
 from onnxprune.system.atomic_files import replace_text
 
 FORMAT = "onnxprune-plan/1"
@@ -124,28 +125,22 @@ def slices_of(coupling: Coupling, keep: Keep) -> tuple[SlicePlan, ...]:
 
 
 def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
-    """The kept positions of `plan` as booleans by Dim of `coupling`.
+    """The kept positions of `plan` as booleans by Dim of `coupling`, which may have other names for some weights.
 
     Raises: UsageError when the plan belongs to another model, or was edited so that its parts disagree.
     """
     known = {dim.name: dim for dim in coupling.dims}
-    keep: dict[Dim, npt.NDArray[np.bool_]] = {}
     for entry in plan.dims:
-        dim = known.get(entry.name)
-        if dim is None or dim.size != entry.size:
-            seen = "it has none" if dim is None else f"there it has {dim.size}"
+        if entry.name in known and known[entry.name].size != entry.size:
             raise UsageError(
-                f"the plan has '{entry.name}' with {entry.size} positions, but in the model {seen}: "
-                "it was made for another model"
+                f"the plan has '{entry.name}' with {entry.size} positions, but in the model there it has "
+                f"{known[entry.name].size}: it was made for another model"
             )
-        if dim.frozen is not None:
-            raise UsageError(f"the plan removes positions of '{entry.name}', which must stay: {dim.frozen}")
-        mask = np.zeros(dim.size, np.bool_)
-        mask[list(entry.keep)] = True
-        keep[dim] = mask
-    if set(slices_of(coupling, keep)) != set(plan.slices):
-        raise UsageError("the plan's slices do not follow from its dims: it was edited, or made for another model")
-    return keep
+    if all(entry.name in known for entry in plan.dims):
+        keep = {known[entry.name]: matching.mask_of(entry.keep, known[entry.name]) for entry in plan.dims}
+        if set(slices_of(coupling, keep)) == set(plan.slices):
+            return keep
+    return matching.matched(plan, coupling)
 
 
 def save(plan: Plan, path: str | Path) -> None:

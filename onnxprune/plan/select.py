@@ -21,6 +21,7 @@ from onnxprune.plan.cost import Cost, Kind
 
 # A removal that leaves a width between full multiples saves work on paper only: it must be worth this much less.
 BETWEEN = 2.0
+WORTH = 0.02  # share of a cost that the removal of experts, of which as many as before are at work, has to save at most
 OPTION_NAMES: dict[Kind, str] = {"bytes": "size"}  # where the option's word is another
 Scores = Mapping[Dim, np.ndarray]
 
@@ -67,12 +68,23 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Units of one Dim that are removed together: as many as keep its size aligned."""
+class Blocks:
+    """The units that may go, in blocks: units of one Dim that are removed together, as many as keep its size aligned.
 
-    dim: Dim
-    units: np.ndarray
-    score: float  # mean over its units
+    Blocks of a Dim leave in order, so that what is removed of it is always the first part of `leaving`.
+    leaving: by Dim its units, in the order of their removal. Of each block: the number of its Dim (B,), of how many
+    units it is (B,), and their mean score (B,).
+    """
+
+    leaving: Mapping[Dim, np.ndarray]
+    dim: np.ndarray
+    length: np.ndarray
+    score: np.ndarray
+
+    def sizes(self, removed: np.ndarray) -> dict[Dim, int]:
+        """What is left of each Dim without the blocks of these numbers."""
+        lost = np.bincount(self.dim[removed], self.length[removed], len(self.leaving))
+        return {dim: dim.size - int(gone) for dim, gone in zip(self.leaving, lost, strict=True)}
 
 
 def select(
@@ -85,27 +97,34 @@ def select(
     Raises: BudgetError when a target cannot be met, with the nearest that can.
     """
     check_targets(budget.targets)
-    blocks = [block for dim, values in scores.items() for block in _blocks(dim, values, budget, comparable)]
-    if prices:
-        blocks = [replace(block, score=block.score * prices.get(block.dim, 1.0)) for block in blocks]
+    worthwhile = {dim: values for dim, values in scores.items() if not dim.picks or _saves(dim, cost, budget)}
+    blocks = _all_blocks(worthwhile, budget, comparable, prices or {})
     limits: dict[Kind, float] = {kind: budget.limit(kind, cost) for kind in budget.targets}
     _check_reachable(blocks, cost, budget)
     sizes: dict[Dim, int] = {}
-    removed: list[Block] = []
+    removed = np.zeros(0, np.int64)
     # What a removal saves depends on what else is removed: the order is refined at the sizes it leads to. Rounds
     # are limited, for two orders may lead to each other.
     for _ in range(6 if comparable else 1):
         order = _ordered(blocks, cost, tuple(budget.targets) or ("macs",), sizes, comparable)
-        removed = order[: _fewest(order, cost, limits)]
-        new = _sizes(scores, removed)
+        removed = order[: _fewest(blocks, order, cost, limits)]
+        new = blocks.sizes(removed)
         if new == sizes:
             break
         sizes = new
-    removed = _give_back(removed, scores, cost, limits)
+    sizes = _given_back(blocks, removed, cost, limits)
     keep = {dim: np.ones(dim.size, bool) for dim in scores}
-    for block in removed:
-        keep[block.dim][block.units] = False
+    for dim, leaving in blocks.leaving.items():
+        keep[dim][leaving[: dim.size - sizes[dim]]] = False
     return keep
+
+
+def _saves(dim: Dim, cost: Cost, budget: Budget) -> bool:
+    """Whether removing units of `dim` saves what some target is about: fewer experts are no less work for a token."""
+    kinds = tuple(budget.targets) or ("macs",)
+    return any(
+        cost.total(kind, {}) - cost.total(kind, {dim: dim.least}) > WORTH * cost.total(kind, {}) for kind in kinds
+    )
 
 
 def check_targets(targets: Mapping[Kind, float]) -> None:
@@ -133,6 +152,14 @@ def aligned(keep: np.ndarray, scores: np.ndarray, align: int, strict: bool = Fal
     return result
 
 
+def with_least(keep: np.ndarray, scores: np.ndarray, least: int) -> np.ndarray:
+    """`keep` (size,) with the best of what was removed given back until at least so many stay."""
+    result = keep.copy()
+    order = np.argsort(scores, kind="stable")[::-1]
+    result[[k for k in order if not keep[k]][: max(0, least - int(keep.sum()))]] = True
+    return result
+
+
 def topped_up(keep: np.ndarray, align: int, strict: bool = False) -> np.ndarray:
     """`keep` (size,) with as many of the removed units given back as make a multiple; none of those kept is lost."""
     step = align if len(keep) >= align else alignment(len(keep), align, strict)
@@ -142,17 +169,35 @@ def topped_up(keep: np.ndarray, align: int, strict: bool = False) -> np.ndarray:
     return result
 
 
-def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> list[Block]:
-    """The units of `dim` in order of removal, in aligned blocks; those that must stay are left out."""
+def _all_blocks(scores: Scores, budget: Budget, comparable: bool, prices: Mapping[Dim, float]) -> Blocks:
+    found = {dim: _blocks(dim, values, budget, comparable) for dim, values in scores.items()}
+    counts = [len(lengths) for _, lengths, _ in found.values()]
+    return Blocks(
+        {dim: units for dim, (units, _, _) in found.items()},
+        np.repeat(np.arange(len(found)), counts),
+        np.concatenate([np.zeros(0, np.int64), *(lengths for _, lengths, _ in found.values())]),
+        np.concatenate([np.zeros(0), *(values * prices.get(dim, 1.0) for dim, (_, _, values) in found.items())]),
+    )
+
+
+def _blocks(
+    dim: Dim, values: np.ndarray, budget: Budget, comparable: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(the units of `dim` in order of removal, lengths, scores of blocks); units that must stay are left out."""
     step = alignment(dim.size, budget.align, budget.strict)
     full = budget.align if dim.size >= budget.align else step
-    least = max(1, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9))
+    least = max(
+        dim.least, step, ceil(budget.floor * dim.size), ceil(dim.size * (1 - budget.limits.get(dim, 1.0)) - 1e-9)
+    )
     values = np.asarray(values, np.float64)
     if not comparable:
         mean = np.abs(values).mean()  # layers differ in scale by orders of magnitude: the smallest would go whole
         values = values / mean if mean > 0 else values
     order = np.argsort(values, kind="stable")
-    blocks: list[Block] = []
+    if full == 1:  # each unit is a block; sorted scores stay in order
+        leaving = order[: dim.size - least]
+        return leaving, np.ones(len(leaving), np.int64), values[leaving]
+    blocks: list[tuple[np.ndarray, float]] = []
     kept = dim.size
     while (smaller := (kept - 1) // step * step) >= least:  # the first block leaves a multiple
         units = order[dim.size - kept : dim.size - smaller]
@@ -160,12 +205,13 @@ def _blocks(dim: Dim, values: np.ndarray, budget: Budget, comparable: bool) -> l
         score = _priced(values[units], price)
         # Blocks of a Dim leave in order, worst units first: one that is dearer than the next, for it leaves no full
         # multiple, leaves together with it.
-        while blocks and blocks[-1].score > score:
-            units = np.concatenate([blocks.pop().units, units])
+        while blocks and blocks[-1][1] > score:
+            units = np.concatenate([blocks.pop()[0], units])
             score = _priced(values[units], price)
-        blocks.append(Block(dim, units, score))
+        blocks.append((units, score))
         kept = smaller
-    return blocks
+    lengths = np.array([len(units) for units, _ in blocks], np.int64)
+    return order[: dim.size - kept], lengths, np.array([score for _, score in blocks], np.float64)
 
 
 def _priced(values: np.ndarray, price: float) -> float:
@@ -175,68 +221,55 @@ def _priced(values: np.ndarray, price: float) -> float:
 
 
 def _ordered(
-    blocks: Sequence[Block], cost: Cost, kinds: Sequence[Kind], sizes: Mapping[Dim, int], comparable: bool
-) -> list[Block]:
-    """The blocks in order of removal; sizes: the kept ones at which savings are counted."""
+    blocks: Blocks, cost: Cost, kinds: Sequence[Kind], sizes: Mapping[Dim, int], comparable: bool
+) -> np.ndarray:
+    """Numbers of all blocks in order of removal; sizes: the kept ones at which savings are counted."""
     if not comparable:
-        return sorted(blocks, key=lambda block: block.score)
+        return np.argsort(blocks.score, kind="stable")
     wholes = {kind: max(cost.total(kind), 1.0) for kind in kinds}
 
     def saves(dim: Dim) -> float:  # shares of what the targets are about
         return max(sum(cost.marginal(kind, dim, sizes) / wholes[kind] for kind in kinds), 1e-12)
 
-    per_dim = {dim: saves(dim) for dim in {block.dim for block in blocks}}
-    return sorted(blocks, key=lambda block: block.score / per_dim[block.dim])
-
-
-def _sizes(scores: Scores, removed: Sequence[Block]) -> dict[Dim, int]:
-    """How many units each Dim keeps without the removed blocks."""
-    sizes = {dim: dim.size for dim in scores}
-    for block in removed:
-        sizes[block.dim] -= len(block.units)
-    return sizes
+    per_dim = np.array([saves(dim) for dim in blocks.leaving])
+    return np.argsort(blocks.score / per_dim[blocks.dim], kind="stable")
 
 
 def _holds(cost: Cost, sizes: Mapping[Dim, int], limits: Mapping[Kind, float]) -> bool:
     return all(cost.total(kind, sizes) <= limit for kind, limit in limits.items())
 
 
-def _fewest(order: Sequence[Block], cost: Cost, limits: Mapping[Kind, float]) -> int:
+def _fewest(blocks: Blocks, order: np.ndarray, cost: Cost, limits: Mapping[Kind, float]) -> int:
     """Length of the shortest prefix of `order` that meets all limits: costs only fall along it."""
     low, high = 0, len(order)
-    dims = {block.dim: block.dim.size for block in order}
     while low < high:
         middle = (low + high) // 2
-        sizes = dict(dims)
-        for block in order[:middle]:
-            sizes[block.dim] -= len(block.units)
-        if _holds(cost, sizes, limits):
+        if _holds(cost, blocks.sizes(order[:middle]), limits):
             high = middle
         else:
             low = middle + 1
     return low
 
 
-def _give_back(removed: list[Block], scores: Scores, cost: Cost, limits: Mapping[Kind, float]) -> list[Block]:
-    """Without those blocks that the budget did not need, of which the most valuable return first."""
-    sizes = _sizes(scores, removed)
-    stays_out: set[Dim] = set()
-    still: list[Block] = []
-    for block in reversed(removed):
-        grown = {**sizes, block.dim: sizes[block.dim] + len(block.units)}
-        if block.dim not in stays_out and _holds(cost, grown, limits):
+def _given_back(blocks: Blocks, removed: np.ndarray, cost: Cost, limits: Mapping[Kind, float]) -> dict[Dim, int]:
+    """Sizes without the blocks `removed` but for those that the budget did not need: the most valuable return first."""
+    sizes, by_number = blocks.sizes(removed), list(blocks.leaving)
+    stays_out: set[int] = set()
+    for block in removed[::-1]:
+        number, length = int(blocks.dim[block]), int(blocks.length[block])
+        if number in stays_out:
+            continue
+        dim = by_number[number]
+        grown = {**sizes, dim: sizes[dim] + length}
+        if _holds(cost, grown, limits):
             sizes = grown
         else:
-            stays_out.add(block.dim)  # a Dim's blocks return in order
-            still.append(block)
-    return still[::-1]
+            stays_out.add(number)  # a Dim's blocks return in order
+    return sizes
 
 
-def _check_reachable(blocks: Sequence[Block], cost: Cost, budget: Budget) -> None:
-    """Checks that all targets hold once every block is removed; raises BudgetError with the nearest otherwise."""
-    smallest: dict[Dim, int] = {}
-    for block in blocks:
-        smallest[block.dim] = smallest.get(block.dim, block.dim.size) - len(block.units)
+def _check_reachable(blocks: Blocks, cost: Cost, budget: Budget) -> None:
+    smallest = {dim: dim.size - len(units) for dim, units in blocks.leaving.items()}
     missed: list[str] = []
     for kind, fraction in budget.targets.items():
         whole, name = budget.whole.get(kind, cost.total(kind)), OPTION_NAMES.get(kind, kind)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import UsageError, VerificationError
-from onnxprune.graph import sessions
+from onnxprune.graph import providers, sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import differences
 from onnxprune.proof.evidence import NOT_BY_PLAN
@@ -25,7 +25,6 @@ JUDGED = 64  # samples on which corrected biases have to help
 SHARES = (0.5, 0.75)  # of the range of a value that its weights take over, see equalize
 HELPS = 0.95  # share of the error that is left where equalizing is worth its while
 BATCH = 32  # samples that are calibrated on at a time
-WITHOUT_INTEGERS = {"cuda": "int8"}  # provider -> the kind for which it has no kernels
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,11 @@ def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: boo
             "--quantize int8 calibrates on samples, and there are none; give --data, or --quantize dynamic, which "
             "needs none"
         )
-    if WITHOUT_INTEGERS.get(provider) == asked.kind:
+    if asked.kind == "int8" and not providers.of(provider).integers:
         raise UsageError(
-            f"--quantize {asked.kind}: onnxruntime's {provider} provider has no integer kernels and would compute in "
-            "floats, with conversions between them; give --quantize fp16, or --provider tensorrt or cpu"
+            f"--quantize {asked.kind}: onnxruntime's {providers.short_name(provider)} provider has no integer kernels "
+            f"and would compute in floats, with conversions between them; give --quantize {providers.of(provider).form}"
+            f", or one of --provider {', '.join(providers.computing_integers())}"
         )
 
 

@@ -8,7 +8,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import UsageError
-from onnxprune.graph import extras
+from onnxprune.graph import extras, providers
 from onnxprune.quantize import prepare
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
@@ -26,9 +26,13 @@ INTEGER_OPS = (
 TENSORRT_OPS = "Conv ConvTranspose Gemm MatMul Add".split()
 
 
+def _is_tensorrt(provider: str) -> bool:
+    return providers.short_name(provider) in ("tensorrt", "tensorrt-rtx")
+
+
 def op_types(provider: str) -> list[str]:
     """What int8 is made of for `provider`."""
-    return list(TENSORRT_OPS if provider == "tensorrt" else INTEGER_OPS)
+    return list(TENSORRT_OPS if _is_tensorrt(provider) else INTEGER_OPS)
 
 
 def int8(
@@ -38,8 +42,8 @@ def int8(
     from onnxruntime.quantization import QDQQuantizer, QuantType
 
     proto, extra = _inferred(model), {}
-    symmetric = asked["symmetric"] or provider == "tensorrt"
-    if provider == "tensorrt":  # takes symmetric values, biases in float, and a pair of its own for each reader
+    symmetric = asked["symmetric"] or _is_tensorrt(provider)
+    if _is_tensorrt(provider):  # takes symmetric values, biases in float, and a pair of its own for each reader
         extra = {"DedicatedQDQPair": True, "QuantizeBias": False, "OpTypesToExcludeOutputQuantization": TENSORRT_OPS}
     quantizer = QDQQuantizer(
         proto,

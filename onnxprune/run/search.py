@@ -18,7 +18,7 @@ from onnxprune.measure.predict import node_table, share_for
 from onnxprune.methods.base import Outcome
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
-from onnxprune.plan.select import Budget, Selection, aligned, select, topped_up
+from onnxprune.plan.select import Budget, Selection, aligned, select, topped_up, with_least
 from onnxprune.recover import biases
 from onnxprune.run import measuring
 from onnxprune.run.finish import as_written, finish
@@ -249,6 +249,7 @@ def _decided_by_method(outcome: Outcome, settings: Settings) -> Selection:
         keep = {dim: topped_up(mask, align, strict) for dim, mask in keep.items()}
     elif strict:
         keep = {dim: aligned(mask, outcome.scores[dim], align, strict=True) for dim, mask in keep.items()}
+    keep = {dim: with_least(mask, outcome.scores[dim], dim.least) for dim, mask in keep.items()}
     if _by_zeros(outcome, settings):
         note = "the target counts what is not zero; only units that are dead were removed"
     else:

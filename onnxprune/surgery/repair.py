@@ -28,8 +28,8 @@ class Surgeon:
         # A Dim that keeps all is as good as absent: nothing has to be repaired for it.
         self.keep = {dim: mask for dim, mask in keep.items() if not mask.all()}
         for dim, kept in self.keep.items():
-            if dim.frozen is not None or not kept.any():
-                why = dim.frozen or "none is left"
+            if dim.frozen is not None or kept.sum() < dim.least:
+                why = dim.frozen or (f"{dim.picks} of them are picked for each input" if dim.picks else "none is left")
                 raise CouplingError(f"'{dim.name}' cannot lose {int((~kept).sum())} of {dim.size} positions: {why}")
         self.sizes = {dim: int(mask.sum()) for dim, mask in self.keep.items()}
         self.model = graph.copy(coupling.model)
@@ -49,7 +49,7 @@ class Surgeon:
 
     def loses(self, axis: Axis) -> bool:
         """Whether the plan removes positions of `axis`."""
-        return any(dim in self.keep for dim in dims.leaves(axis))
+        return not self.keep.keys().isdisjoint(dims.leaves(axis))
 
     def axes(self, value: ir.Value | None) -> Sequence[Axis]:
         """The axes of `value`, also where it replaces a value of the analysed model."""

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
-from onnxprune.graph import extras, quantized, states
+from onnxprune.graph import bodies, extras, quantized, states
 from onnxprune.graph.tensors import tensor_of
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Surgeon
@@ -31,7 +31,7 @@ def cut(coupling: Coupling, keep: Keep) -> ir.Model:
         return surgeon.model
     for value in list(surgeon.model.graph.initializers.values()):
         _cut_initializer(surgeon, value)
-    for node in list(surgeon.model.graph.all_nodes()):
+    for node in bodies.all_nodes(surgeon.model.graph):
         if states.side(node):
             surgeon.cut_gate(node)
         else:
@@ -45,7 +45,7 @@ def mask(coupling: Coupling, keep: Keep) -> ir.Model:
     surgeon = Surgeon(coupling, keep)
     for value in list(surgeon.model.graph.initializers.values()):
         _silence_initializer(surgeon, value)
-    for node in list(surgeon.model.graph.all_nodes()):
+    for node in bodies.all_nodes(surgeon.model.graph):
         if node.name not in coupling.local or not surgeon.loses_reduced(node):
             continue
         if node.name in surgeon.lifts:
@@ -87,7 +87,7 @@ def _always(kept: np.ndarray, _length: int) -> np.ndarray:
 
 def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
     """(name, {position: axis}) of every computed value that loses positions."""
-    for node in surgeon.coupling.model.graph.all_nodes():
+    for node in bodies.all_nodes(surgeon.coupling.model.graph):
         for value in node.outputs:
             axes = surgeon.coupling.axes.get(value.name or "", ())
             if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
@@ -154,8 +154,11 @@ def _set_shapes(surgeon: Surgeon) -> None:
 
     onnxruntime shares memory between values whose sizes have the same name.
     """
-    computed = (value for node in surgeon.model.graph.all_nodes() for value in node.outputs)
-    given = (value for body in surgeon.model.graph.subgraphs() for value in body.inputs)
+    computed = [value for node in bodies.all_nodes(surgeon.model.graph) for value in node.outputs]
+    for value in computed:
+        if isinstance(value.type, ir.SequenceType) and not value.is_graph_output():
+            value.shape = None  # that of its tensors
+    given = (value for body in bodies.all_bodies(surgeon.model.graph) for value in body.inputs)
     for value in (*computed, *given):
         lost = surgeon.lost_axes(value)
         if not lost or value.shape is None:

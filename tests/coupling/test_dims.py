@@ -167,7 +167,7 @@ def test_products_that_do_not_align_are_frozen_with_a_reason():
     dims.unify(a, b, lambda text: Reason(text, "Add_7"))
     assert dims.is_frozen(a)
     assert dims.is_frozen(b)
-    reason = next(dims.leaves(a)).frozen
+    reason = dims.leaves(a)[0].frozen
     assert reason is not None
     assert str(reason) == "6 x 4 does not align with 8 x 3 (Add_7)"
 
@@ -189,7 +189,7 @@ def test_channel_shuffle_is_a_transpose_of_two_factors():
     x = leaf(12)
     outer, inner = dims.split(x, [3, 4])
     shuffled = dims.merge([inner, outer])
-    keep = {next(dims.leaves(outer)): np.array([True, False, True])}
+    keep = {dims.leaves(outer)[0]: np.array([True, False, True])}
     assert dims.keep_mask(x, keep).tolist() == [True] * 4 + [False] * 4 + [True] * 4
     assert dims.keep_mask(shuffled, keep).tolist() == [True, False, True] * 4
 

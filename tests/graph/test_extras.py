@@ -35,6 +35,13 @@ def test_a_copy_carries_a_record_of_its_own(model: ir.Model):
     assert extras.of(model).only_batch == 3
 
 
+def test_inferred_sizes_do_not_go_to_a_copy_which_may_be_changed(model: ir.Model):
+    made = graph.normalize(model)
+    extras.put(made, replace(extras.of(made), inferred={"y": (1, 2)}))
+    assert extras.of(made).inferred
+    assert not extras.of(graph.copy(made)).inferred
+
+
 def test_a_note_stands_once(model: ir.Model):
     extras.note(model, "new", "seen", "new")
     assert extras.of(model).notes == ("seen", "new")

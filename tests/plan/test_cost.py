@@ -32,6 +32,17 @@ def test_a_marginal_is_a_difference_of_totals():
     assert sum(costs.by_node().values()) == costs.totals()["macs"]
 
 
+@pytest.mark.parametrize("record", [r for r in RECORDS if r.free][::7], ids=lambda record: record.name)
+def test_what_is_multiplied_out_once_is_the_sum_of_the_terms(record):
+    coupling = analyze(model(record.text, dict(record.constants), record.opset))
+    costs = cost.of(coupling)
+    for seed in range(3):
+        sizes = cost.keep_sizes(random_keep(coupling, seed))
+        for kind in cost.KINDS:
+            whole = sum(term.value({**costs.reference, **sizes}) for term in costs.terms[kind])
+            assert costs.total(kind, sizes) == pytest.approx(whole, rel=1e-12)
+
+
 @pytest.mark.parametrize("record", [r for r in RECORDS if r.free], ids=lambda record: record.name)
 def test_the_polynomial_agrees_with_the_cut_model(record):
     """Cut for real, analysed again: parameters and MACs are what the polynomial said."""

@@ -18,7 +18,11 @@ def tool(name):
     spec = importlib.util.spec_from_file_location(f"tools_{name}", ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(ROOT / "tools"))  # tools import each other
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(ROOT / "tools"))
     return module
 
 
@@ -68,6 +72,8 @@ def test_growth_is_the_exponent_of_the_last_step_above_the_start():
 
 
 def test_table_and_plot_hold_every_series(tmp_path):
+    beside = scale.markdown([scale.Point("verify decoder", 100, 2.0, 3 << 20, 2 << 20)], "parameters")
+    assert beside.endswith("| verify decoder | 100 | 2.0 | 3 | 1.50 |\n")
     points = [scale.Point(f"inspect {k}", 10**e, 1.0 + e, 10 ** (7 + e)) for k in "ab" for e in (3, 5, 7)]
     table = scale.markdown(points, "parameters")
     assert "1,000<br>100,000<br>10,000,000" in table

@@ -143,29 +143,3 @@ def _of_blocks(n: NodeAxes, parameter: Axes, rows: Axis, blocks: Axis) -> None:
     else:
         n.unify(parameter[0], rows)
         n.unify(parameter[-1], inner)
-
-
-@coupling_rule("MoE", domain=MS)
-def MoE(n: NodeAxes) -> None:
-    """x (..., C), router (T, E), fc1 (E, F, C), fc2 (E, C, F), fc3 as fc1, with biases (E, F), (E, C), (E, F).
-
-    Where a gate is stored in fc1, it has 2 F rows: pairs of them, or one half behind the other.
-    """
-    x, fc1, fc2 = n.x(0), n.x(2), n.x(4)
-    C, F = x[-1], fc2[2]
-    n.freeze(fc1[0], "routing chooses among experts")
-    fused = n.attribute("swiglu_fusion", 0)
-    gate = n.fixed(2, "a gate and what it gates")
-    wide = {1: n.merge([F, gate]), 2: n.merge([gate, F])}.get(fused, F) if length(fc1[1]) != length(F) else F
-    for index, axes in ((2, [wide, C]), (3, [wide]), (4, [C, F]), (5, [C]), (6, [F, C]), (7, [F])):
-        if n.has(index):
-            n.unify(n.x(index)[0], fc1[0])
-            for mine, theirs in zip(n.x(index)[1:], axes, strict=True):
-                n.unify(mine, theirs)
-    for index in (2, 6):
-        n.roles(index, {1: "produces", 2: "consumes"})
-    n.roles(4, {1: "produces", 2: "consumes"})
-    for index in (3, 5, 7):
-        n.roles(index, {1: "produces"})
-    n.unify(n.x(1)[-1], fc1[0])
-    n.give([*x[:-1], resolve(C)])

@@ -227,10 +227,9 @@ def loss_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> 
 
 
 def _forward(run: Run, piece: "Piece", share: float) -> float:
-    targets = run.teacher.says(piece.feeds)
     with precision(run.settings, run.device):
         values = run.network(piece.feeds, capture=run.task.captured)
-    return share * float(_loss(run, values, targets, piece))
+    return share * float(_loss(run, values, lambda: run.teacher.says(piece.feeds), piece))
 
 
 @dataclass(frozen=True)
@@ -304,10 +303,9 @@ def _pieces(run: Run, batch: Batch) -> Iterator[Piece]:
 
 def _backward(run: Run, piece: Piece, share: float) -> float:
     """Adds the gradients of a piece, which is that share of its batch; its share of the loss."""
-    targets = run.teacher.targets(piece.feeds, piece.numbers)
     with precision(run.settings, run.device):
         values = run.module(piece.feeds, capture=run.task.captured)
-    loss = share * _loss(run, values, targets, piece)
+    loss = share * _loss(run, values, lambda: run.teacher.targets(piece.feeds, piece.numbers), piece)
     run.scaler.scale(loss).backward()
     return float(loss.detach())
 
@@ -317,14 +315,20 @@ def _labels(run: Run, numbers: np.ndarray) -> Tensor | None:
     return None if labels is None else torch.from_numpy(labels[numbers]).to(run.device)
 
 
-def _loss(run: Run, values, targets, piece: Piece) -> Tensor:
+def _loss(run: Run, values, taught: Callable[[], dict[str, Tensor]], piece: Piece) -> Tensor:
+    """taught: what the teacher says; it is not asked where labels alone count."""
     settings, task, labels = run.settings, run.task, piece.labels
+    right = None
+    if settings.loss is None and labels is not None and settings.labels > 0:
+        right = labels_loss(task, values, labels, piece.others, piece.weight)
+    if right is not None and settings.labels == 1 and not task.points:
+        return right
+    targets = taught()
     if settings.loss is not None:
         loss = _own_loss(settings.loss, settings.loss(values, targets, labels))
     else:
         loss = teaching(task, values, targets, settings.temperature)
-        right = None if labels is None else labels_loss(task, values, labels, piece.others, piece.weight)
-        if right is not None and settings.labels > 0:
+        if right is not None:
             loss = (1 - settings.labels) * loss + settings.labels * right
     if task.points:
         loss = loss + settings.features * regression(values, targets, task.points, task.scales or {})

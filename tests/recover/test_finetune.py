@@ -19,6 +19,7 @@ from onnxprune.recover import constants, reconstruct, training
 from onnxprune.recover import finetune as finetuning
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import CLEAR, Verdict
+from onnxprune.recover.teacher import Teacher
 
 QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)
 
@@ -331,3 +332,18 @@ def test_with_time_enough_the_clock_changes_nothing(refitted):
         assert [epoch.share for epoch in history.epochs] == [1, 1]
         models.append(graph.digest(cut))
     assert models[0] == models[1]
+
+
+def test_the_teacher_is_not_asked_where_labels_alone_count(refitted, monkeypatch):
+    digits, _, again = refitted
+    few, asked = digits.tune.subset(np.arange(128)), []
+    targets = Teacher.targets
+    monkeypatch.setattr(Teacher, "targets", lambda *given: asked.append(1) or targets(*given))
+    losses = []
+    for weight in (1.0, 0.999):
+        asked.clear()
+        settings = replace(QUICK, epochs=1, flip=True, labels=weight)
+        history = finetune(again(), digits.model, few, digits.held, settings)
+        losses.append((history.epochs[0].loss, len(asked)))
+    assert [count for _, count in losses] == [0, 2]
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)

@@ -99,6 +99,11 @@ class Outputs:
         return tuple({part: None for e in self.entries if e.kind not in SILENT for part in e.parts})
 
     @property
+    def classified(self) -> bool:
+        """Whether a part is class scores with one answer per sample; true where nothing is known."""
+        return not self.entries or any(part.kind == CLASSES for part in self.parts)
+
+    @property
     def inner(self) -> tuple[str, ...]:
         """Names of values inside the model that parts look at."""
         outputs = {entry.name for entry in self.entries}

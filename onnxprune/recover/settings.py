@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
-from onnxprune.outputs.kinds import Outputs
+from onnxprune.outputs.kinds import CHOSEN, Outputs
 from onnxprune.recover.linear import linears
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
@@ -145,10 +145,11 @@ def choose(
     batch = min(s.batch_size or _batch_size(count), count)
     if fixed:  # a batch is made of as many of the model's as it takes
         batch = fixed * max(1, round(batch / fixed))
-    epochs = s.epochs or _epochs(count, device)
-    optimizer = _optimizer(model) if s.optimizer == "auto" else s.optimizer
+    numbers = s.outputs is not None and not any(part.kind in CHOSEN for part in s.outputs.learned)
+    epochs = s.epochs or _epochs(count, device, numbers)
+    optimizer = _optimizer(model, numbers) if s.optimizer == "auto" else s.optimizer
     narrow = fixed is not None and fixed < LEAST_BATCH  # no statistics can be taken of so few
-    wanted = wants_batchnorm(model) and not narrow
+    wanted = wants_batchnorm(model) and not narrow and not (numbers and epochs * max(1, count // batch) < SHORT)
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wanted else "off")
     normed = batchnorm == "on" or any(_norms(model))
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)
@@ -223,14 +224,19 @@ def _batch_size(count: int) -> int:
     return next((size for size in (128, 64, 32) if count >= 16 * size), 16)
 
 
-def _epochs(count: int, device: str) -> int:
+def _epochs(count: int, device: str, numbers: bool) -> int:
+    """As many as the budget of samples has; numbers: of boxes, maps and the like, which few samples tell much of."""
     samples, most = BUDGET["cuda" if device.startswith("cuda") else "cpu"]
+    most = max(most, LENGTHS[-1]) if numbers else most
     return max(n for n in LENGTHS if n <= max(2, min(most, round(samples / max(1, count)))))
 
 
-def _optimizer(model: ir.Model) -> str:
-    """A first guess, see `trial`: convolutions mostly train well by plain gradients, products of matrices do not."""
-    return "sgd" if any(node.op_type == "Conv" for node in model.graph) else "adamw"
+def _optimizer(model: ir.Model, numbers: bool) -> str:
+    """A first guess, see `trial`: convolutions mostly train well by plain gradients, products of matrices do not.
+
+    Boxes and maps are refined in small steps of every weight, which is what AdamW makes (docs/tasks.md has both).
+    """
+    return "sgd" if not numbers and any(node.op_type == "Conv" for node in model.graph) else "adamw"
 
 
 def _norms(model: ir.Model) -> Iterator[ir.Node]:

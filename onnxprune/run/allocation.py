@@ -23,13 +23,13 @@ from onnxprune import surgery
 from onnxprune.coupling import Dim, Keep
 from onnxprune.data import batch_axes, input_infos, split
 from onnxprune.errors import BridgeError, BudgetError, UsageError
-from onnxprune.graph import sessions
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
 from onnxprune.plan.select import Selection
 from onnxprune.recover import constants, fair, levels, reconstruct
 from onnxprune.run import schedule, search, widths
+from onnxprune.run.compared import compared, has_torch
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import key_of
@@ -46,6 +46,7 @@ INSIDE = "because what is inside blocks can be repaired best"
 LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
 FEWEST_COMPARED = 32  # samples from which on widths by refit are tried without being asked for
 PASSES, MOST_MACS = 3000, 5_000_000_000_000  # samples that go through the model for it, and what they may cost
+LOOKED_AT = 256  # samples that second order is taken of
 MOST_WORK = 1e11  # multiplications to put units in order, about two minutes
 BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
@@ -90,7 +91,8 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
         return _streams_whole(subject, outcome, settings, "because nothing can be repaired without samples")
     if asked is None and settings.recovery.level in ("reconstruct", "finetune"):
         with clock("allocate"):
-            return _better_by_refit(subject, outcome, _repairable(subject, outcome, settings), settings)
+            plain = _repairable(subject, outcome, settings)
+            return _better_by_hessian(subject, _better_by_refit(subject, outcome, plain, settings), settings)
     return outcome
 
 
@@ -134,6 +136,36 @@ def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, setting
         return plain
     note = f"{BY_REFIT}: {tried[1][0].loss:.4f} instead of {tried[0][0].loss:.4f} by {settings.method.name}"
     return replace(found, notes=(*found.notes[:-1], note))
+
+
+def _better_by_hessian(subject: Subject, plain: Outcome, settings: Settings) -> Outcome:
+    """The order and widths of hessian where nobody asked for a method and they lose less of what is no class.
+
+    Methods made for classifiers look at the answer; boxes and maps are numbers, of which second order tells the loss.
+    """
+    assert subject.tune is not None
+    if not settings.method_found or settings.goal.searched or len(subject.tune) < FEWEST_COMPARED:
+        return plain
+    if subject.outputs.classified or not has_torch():
+        return plain
+    if 3 * LOOKED_AT * subject.cost.totals()["macs"] > MOST_MACS:  # a gradient costs about three runs
+        return plain
+    try:
+        outcome = schedule.score(subject, base.get("hessian"), settings, Clock(), method_options={"samples": LOOKED_AT})
+    except (UsageError, BridgeError) as error:
+        LOG.info("  not tried by hessian: %s", error)
+        return plain
+    found = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
+    evaluate = _evaluator(subject, settings)
+    tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("hessian", found))]
+    if not all(tried) or not tried[1][0].beats(tried[0][0]):
+        return plain
+    note = (
+        "which units go and how many of each dimension: by the second order of what the outputs lose (hessian), "
+        f"{tried[1][0].loss:.4f} instead of {tried[0][0].loss:.4f}"
+    )
+    LOG.info("  %s", note)
+    return replace(found, notes=(*found.notes, note))
 
 
 def _by_taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
@@ -306,8 +338,7 @@ def _evaluator(subject: Subject, settings: Settings) -> Callable[[Selection], np
     learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), settings.seed)
     learned = learned.subset(np.arange(min(FITTED, len(learned))))
     held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, settings.seed)
-    original = metrics.outputs_on(sessions.open_session(subject.model), held)
-
+    original = compared(subject, held)
     known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same
 
     def losses(selection: Selection) -> np.ndarray:
@@ -320,7 +351,8 @@ def _evaluator(subject: Subject, settings: Settings) -> Callable[[Selection], np
         model = surgery.cut(subject.coupling, keep)
         constants.push(subject.coupling, keep, model, learned, limit=FITTED // 2)
         reconstruct.refit(subject.coupling, keep, model, learned, limit=FITTED, seed=settings.seed)
-        return distances(metrics.outputs_on(sessions.open_session(model), held), original)
+        lost = original.lost(model)
+        return distances(original.answers(model), original.said) if lost is None else lost
 
     return losses
 

@@ -16,13 +16,13 @@ import numpy as np
 from onnxprune import surgery
 from onnxprune.coupling import Dim
 from onnxprune.data import Samples, batch_axes, input_infos, split
-from onnxprune.graph import sessions
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
 from onnxprune.recover import fair, levels
 from onnxprune.recover.biases import add_to_bias
 from onnxprune.recover.linear import linears, read_weights, write_weights
 from onnxprune.run import leftover
+from onnxprune.run.compared import Compared, compared
 from onnxprune.run.curve import falling
 from onnxprune.run.leftover import Order
 from onnxprune.run.subject import Subject
@@ -110,8 +110,7 @@ def _narrowed(subject: Subject, dim: Dim, readers: Sequence[leftover.Reader], se
 class _Judge:
     """Compares answers with the original's on samples that nothing was fitted to."""
 
-    samples: Samples
-    original: Mapping[str, np.ndarray]
+    original: Compared
 
     @staticmethod
     def of(subject: Subject, judged: Samples, models: int, seed: int) -> "_Judge":
@@ -119,12 +118,15 @@ class _Judge:
         count = min(MOST_SAMPLES, max(LEAST_SAMPLES, MACS // macs))
         mixed = fair.mixed(judged, batch_axes(input_infos(subject.model)), count, seed)
         few = mixed.subset(np.linspace(0, len(mixed) - 1, min(count, len(mixed))).astype(int))
-        return _Judge(few, metrics.outputs_on(sessions.open_session(subject.model), few))
+        return _Judge(compared(subject, few))
 
     def loss(self, model) -> float:
-        """The mean divergence over all outputs of floats."""
-        found = metrics.outputs_on(sessions.open_session(model), self.samples)
-        losses = [divergence(found[name], t) for name, t in self.original.items() if t.dtype.kind == "f" and t.ndim]
+        """The mean divergence over all outputs of floats, or over the parts of those that classify nothing."""
+        lost = self.original.lost(model)
+        if lost is not None:
+            return float(lost.mean())
+        found, said = self.original.answers(model), self.original.said
+        losses = [divergence(found[name], t) for name, t in said.items() if t.dtype.kind == "f" and t.ndim]
         return float(np.mean(losses)) if losses else 0.0
 
 

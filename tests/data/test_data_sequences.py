@@ -138,6 +138,14 @@ def test_a_streaming_model_is_pruned_on_sequences(cli, stream, tmp_path):
     assert 0 < found["models"][1]["accuracy"]["share"] < 1
 
 
+def test_the_method_that_nobody_asked_for_meets_states_whose_samples_are_on_another_axis(cli, stream, tmp_path):
+    """Widths by refit compared all outputs, states (1, N, 8) among them: "accuracy needs one row per sample"."""
+    np.savez(tmp_path / "x.npz", x=waves(12))
+    ran = cli(stream[0], tmp_path / "o.onnx", "--data", tmp_path / "x.npz", "--target", "macs=0.8", "--no-latency",
+              "--align", 1, "--epochs", 1)  # fmt: skip
+    assert ran.code == 0, ran.err
+
+
 def test_labels_of_every_place_reach_the_metric(cli, tmp_path):
     """Labels (N, T) were refused, as if they had to be one-hot."""
     text = "(float[N,5,6] x, float[6,12] w, float[12,4] v) => (float[N,5,4] y) "

@@ -1,10 +1,12 @@
 """Fine-tuning with the original as the teacher."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
@@ -16,7 +18,7 @@ from onnxprune.graph import sessions
 from onnxprune.outputs.describe import describe
 from onnxprune.outputs.kinds import Output, Outputs, Part
 from onnxprune.outputs.losses import shared_points
-from onnxprune.recover import constants, reconstruct, training
+from onnxprune.recover import constants, probe, reconstruct, training
 from onnxprune.recover import finetune as finetuning
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import CLEAR, Verdict
@@ -360,3 +362,21 @@ def test_the_teacher_is_not_asked_where_labels_alone_count(refitted, monkeypatch
         losses.append((history.epochs[0].loss, len(asked)))
     assert [count for _, count in losses] == [0, 2]
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)
+
+
+@pytest.mark.parametrize(("factor", "chosen"), [(0.5, "bf16"), (0.9, "off")])
+def test_a_busy_machine_does_not_choose_the_precision(monkeypatch, factor, chosen):
+    """Neighbors take the time of the quicker way; the CPU time that it takes itself tells."""
+    passed = {"wall": 0.0, "cpu": 0.0}
+
+    def step(network, feeds, settings, device):
+        quick = settings.amp == "bf16"
+        passed["cpu"] += 0.4 * (factor if quick else 1)
+        passed["wall"] += 4.0 if quick else 0.4
+
+    clocks = SimpleNamespace(perf_counter=lambda: passed["wall"], process_time=lambda: passed["cpu"])
+    monkeypatch.setattr(probe, "time", clocks)
+    monkeypatch.setattr(probe, "_step", step)
+    settings, cpu = Settings(channels_last=False), torch.device("cpu")
+    assert probe.fastest(torch.nn.Linear(1, 1), {}, settings, cpu).amp == chosen
+    assert probe.step_seconds(torch.nn.Linear(1, 1), {}, replace(settings, amp="bf16"), cpu) == pytest.approx(4.0)

@@ -234,7 +234,7 @@ def _epochs(count: int, device: str, numbers: bool) -> int:
 def _optimizer(model: ir.Model, numbers: bool) -> str:
     """A first guess, see `trial`: convolutions mostly train well by plain gradients, products of matrices do not.
 
-    Boxes and maps are refined in small steps of every weight, which is what AdamW makes (docs/tasks.md has both).
+    Boxes and maps are refined in small steps of every weight, which is what AdamW makes.
     """
     return "sgd" if not numbers and any(node.op_type == "Conv" for node in model.graph) else "adamw"
 

@@ -18,7 +18,7 @@ RESULTS = ROOT / "docs" / "results"
 # Commands that need what the test does not have: samples or functions of the user's, a GPU, another machine's time.
 FOREIGN = re.compile(
     r"my_\w+:|--provider cuda|compared/|detector\.onnx|encoder\.onnx|vad\.onnx|unet\.onnx|exported/|yolo11n|imagenet|"
-    r"cifar10|compare-reports|retrained|--output logits|calibrat|MODEL|in\.onnx|OLD\.json"
+    r"wild/|cifar10|compare-reports|retrained|--output logits|calibrat|MODEL|in\.onnx|OLD\.json"
 )
 
 

@@ -44,8 +44,23 @@ def lost(said: Values, original: Originals) -> np.ndarray:
 
 
 @torch.no_grad()
+def average(said: Values, original: Originals) -> float:
+    """The mean of `lost` over the samples, in one pass where values have a row for each."""
+    if not all(part.rows for part in original.parts):
+        return float(lost(said, original).mean())
+    y, t = (
+        {part.value: torch.from_numpy(values[part.value]) for part in original.parts}
+        for values in (said, original.said)
+    )
+    return _mean_distance(original, y, t)
+
+
+@torch.no_grad()
 def _lost_of(said: Values, original: Originals, k: int) -> float:
-    y, t = _sample(said, original.parts, k), _sample(original.said, original.parts, k)
+    return _mean_distance(original, _sample(said, original.parts, k), _sample(original.said, original.parts, k))
+
+
+def _mean_distance(original: Originals, y: Mapping[str, Tensor], t: Mapping[str, Tensor]) -> float:
     found = [parts.distance(p, original.parts, y, t, scale=original.units[p.name]) for p in original.parts]
     return float(parts.mean(found))
 

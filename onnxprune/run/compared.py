@@ -42,6 +42,14 @@ class Compared:
 
         return lost.lost(self.answers(model), self.known)
 
+    def average(self, model: ir.Model) -> float | None:
+        """The mean of `lost`; None where outputs are compared as they are."""
+        if self.known is None:
+            return None
+        from onnxprune.outputs import lost
+
+        return lost.average(self.answers(model), self.known)
+
 
 def compared(subject: Subject, held: Samples) -> Compared:
     """The original as what cuts of it are compared with on `held`."""

@@ -122,9 +122,9 @@ class _Judge:
 
     def loss(self, model) -> float:
         """The mean divergence over all outputs of floats, or over the parts of those that classify nothing."""
-        lost = self.original.lost(model)
+        lost = self.original.average(model)
         if lost is not None:
-            return float(lost.mean())
+            return lost
         found, said = self.original.answers(model), self.original.said
         losses = [divergence(found[name], t) for name, t in said.items() if t.dtype.kind == "f" and t.ndim]
         return float(np.mean(losses)) if losses else 0.0

@@ -66,3 +66,30 @@ def test_values_that_have_no_row_per_sample_are_compared_sample_by_sample():
 
 def test_integers_alone_cannot_be_compared():
     assert lost.originals({"y": np.zeros((3, 2), np.int64)}, described(Part("y", "decision"))) is None
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_the_average_in_one_pass_is_the_mean_over_samples(rows):
+    said, outputs = heads()
+    known = lost.originals(
+        said,
+        outputs
+        if rows
+        else described(*(Part(p.value, p.kind, 1 if p.axis else None, rows=False) for p in outputs.parts)),
+    )
+    worse = {name: y * 1.2 for name, y in said.items()}
+    assert lost.average(worse, known) == pytest.approx(lost.lost(worse, known).mean(), rel=1e-4)
+
+
+def test_the_average_of_classes_places_and_vectors_is_the_mean_over_samples():
+    said = {
+        "c": RNG.normal(size=(9, 4)).astype(np.float32),
+        "q": RNG.normal(size=(9, 7, 5)).astype(np.float32),
+        "e": RNG.normal(size=(9, 16)).astype(np.float32),
+    }
+    outputs = described(
+        Part("c", "classes", 1, form="logits"), Part("q", "sequence", 2, form="logits"), Part("e", "embedding", 1)
+    )
+    known = lost.originals(said, outputs)
+    worse = {name: y + RNG.normal(size=y.shape).astype(np.float32) for name, y in said.items()}
+    assert lost.average(worse, known) == pytest.approx(lost.lost(worse, known).mean(), rel=1e-4)

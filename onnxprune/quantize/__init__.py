@@ -4,6 +4,7 @@ asked       --quantize KIND:KEY=VALUE,... as a record
 prepare     a finished model in the form that quantizers take: weights as initializers, names, the opset
 ranges      what values reach on samples, by onnxruntime's calibrators
 forms       how it is stored and computed
+ties        a table that is a matrix as well, stored once as integers
 parts       a quantized file taken apart: what stands for which value, weights as floats again
 proof       quantized = simulated: the same rounding carried out apart from the quantizer
 equalize    channels brought to more equal ranges

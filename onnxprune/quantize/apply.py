@@ -15,7 +15,7 @@ from onnxprune.graph import providers, sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import differences
 from onnxprune.proof.evidence import NOT_BY_PLAN
-from onnxprune.quantize import biases, equalize, forms, prepare, proof
+from onnxprune.quantize import biases, equalize, forms, prepare, proof, ties
 from onnxprune.quantize import floats as choice
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.ranges import Ranges, calibrated
@@ -105,7 +105,10 @@ def as_stored(model: ir.Model, asked: Asked, provider: str) -> ir.Model:
 def _form(floats: ir.Model, asked: Asked, excluded: Sequence[str]) -> ir.Model:
     if asked.kind == "fp16":
         return forms.fp16(floats, excluded)
-    return (forms.dynamic if asked.kind == "dynamic" else forms.int4)(floats, asked, excluded)
+    if asked.kind == "int4":
+        return forms.int4(floats, asked, excluded)
+    apart, tied = ties.untied(floats, excluded)
+    return ties.retied(forms.dynamic(apart, asked, excluded), tied)
 
 
 def _prepared(model: ir.Model, kind: str) -> tuple[ir.Model, tuple[str, ...]]:

@@ -3,7 +3,7 @@
 What DequantizeLinear means is written down here once more, in numpy and apart from onnxruntime.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import half
 from onnxprune.quantize.prepare import drop_unused
+from onnxprune.quantize.ties import ROWS
 
 DROPPED = frozenset(("Relu", "Clip"))  # the bounds of the rounding do their work: onnxruntime's quantizer drops them
 
@@ -123,8 +124,9 @@ def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
     elif kind == "fp16":
         floats = _single(floats, float_model)
     else:
+        tables = _look_up_floats(floats)
         for name, matrix in matrices(floats, kind).items():
-            _multiply(floats, name, matrix)
+            _multiply(floats, name, matrix, tables)
         _join_gemms(floats, float_model)
     passes.RemoveUnusedNodesPass()(floats)
     drop_unused(floats)
@@ -233,7 +235,7 @@ def _nibbles(packed: np.ndarray) -> np.ndarray:
 def _of_columns(node: ir.Node) -> Matrix | None:
     """MatMulInteger between DynamicQuantizeLinear and a multiplication with both scales."""
     source = node.inputs[0].producer() if node.inputs[0] else None
-    integers = graph.constant(node.inputs[1])
+    integers = _columns(node.inputs[1])
     zero = graph.constant(node.inputs[3]) if len(node.inputs) > 3 else None
     cast = _only_reader(node.outputs[0])
     product = _only_reader(cast.outputs[0]) if cast is not None else None
@@ -249,16 +251,92 @@ def _of_columns(node: ir.Node) -> Matrix | None:
     return Matrix(node, source.inputs[0], product.outputs[0], real, step, -np.inf * step, np.inf * step)
 
 
+def _columns(value: ir.Value | None) -> np.ndarray | None:
+    """The integers of a matrix, which may be a table, transposed."""
+    turn = None if value is None else value.producer()
+    if turn is None or turn.op_type != "Transpose":
+        return graph.constant(value)
+    table = graph.constant(turn.inputs[0])
+    return None if table is None else table.transpose(turn.attributes.get_ints("perm", [1, 0]))
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table (V, C) that is stored as integers: the node that looks its rows up, what is read in the end, numbers."""
+
+    node: ir.Node
+    output: ir.Value
+    real: np.ndarray
+    step: np.ndarray
+
+
+def tables(model: ir.Model) -> dict[str, Table]:
+    """The tables that `model` stores as integers, by the name that the Gather had in floats; see ties."""
+    found: dict[str, Table] = {}
+    for node in model.graph:
+        if node.op_type != "Gather" or not (node.name or "").endswith(ROWS):
+            continue
+        integers, cast = graph.constant(node.inputs[0]), _only_reader(node.outputs[0])
+        product = None if cast is None else _only_reader(cast.outputs[0])
+        scale = None if product is None else _scale_of_rows(product.inputs[1], node.inputs[1])
+        if integers is None or product is None or scale is None:
+            continue
+        rows = scale.reshape(-1, 1).astype(np.float32)
+        real = integers.astype(np.float32) * rows
+        name = (node.name or "").removesuffix(ROWS)
+        found[name] = Table(node, product.outputs[0], real, np.broadcast_to(np.abs(rows), real.shape))
+    return found
+
+
+def _scale_of_rows(value: ir.Value | None, ids: ir.Value | None) -> np.ndarray | None:
+    """The scale of every row, behind a look-up by the same `ids`, or of all."""
+    wide = None if value is None else value.producer()
+    if wide is None:
+        return graph.constant(value)
+    own = wide.inputs[0].producer() if wide.op_type == "Unsqueeze" and wide.inputs[0] is not None else None
+    if own is None or own.op_type != "Gather" or own.inputs[1] is not ids:
+        return None
+    return graph.constant(own.inputs[0])
+
+
+def _look_up_floats(floats: ir.Model) -> dict[str, ir.Value]:
+    """Puts look-ups of floats where integers were looked up; the tables in floats, by the name of their integers."""
+    made: dict[str, ir.Value] = {}
+    for name, table in tables(floats).items():
+        stored, ids = table.node.inputs
+        key = stored.name if stored is not None else None
+        if key is None:
+            continue
+        if key not in made:
+            made[key] = graph.add_constant(floats.graph, key.removesuffix("_quantized"), table.real)
+        rows = ir.Node("", "Gather", [made[key], ids], name=name, num_outputs=1)
+        last, value, kept = table.output.producer(), rows.outputs[0], table.output.name
+        assert last is not None
+        floats.graph.insert_before(last, rows)
+        value.name, value.type, value.shape = f"{kept}/looked_up", table.output.type, table.output.shape
+        _replace(floats, last, value)
+        value.name = kept
+    return made
+
+
 def _only_reader(value: ir.Value) -> ir.Node | None:
     readers = [use.node for use in value.uses()]
     return readers[0] if len(readers) == 1 else None
 
 
-def _multiply(floats: ir.Model, name: str, matrix: Matrix) -> None:
-    """Puts a MatMul of floats where integers were multiplied."""
-    w = graph.add_constant(floats.graph, f"{name}/matrix", matrix.real)
+def _multiply(floats: ir.Model, name: str, matrix: Matrix, held: Mapping[str, ir.Value]) -> None:
+    """Puts a MatMul of floats where integers were multiplied; held: tables in floats by the name of their integers."""
     last = matrix.output.producer()
     assert last is not None
+    stored = matrix.node.inputs[1]
+    turn = None if stored is None else stored.producer()
+    table = None if turn is None or turn.inputs[0] is None else held.get(turn.inputs[0].name or "")
+    if turn is None or table is None:
+        w = graph.add_constant(floats.graph, f"{name}/matrix", matrix.real)
+    else:
+        turn.replace_input_with(0, table)
+        w = turn.outputs[0]
+        w.type, w.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape(matrix.real.shape)
     made = ir.Node("", "MatMul", [matrix.values, w], name=name, num_outputs=1)
     floats.graph.insert_before(last, made)
     value = made.outputs[0]

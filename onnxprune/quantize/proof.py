@@ -25,7 +25,7 @@ from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import comparison
 from onnxprune.proof.differences import TOLERANCE
 from onnxprune.proof.evidence import REPORT
-from onnxprune.quantize import parts
+from onnxprune.quantize import parts, ties
 from onnxprune.quantize.parts import Grid
 from onnxprune.quantize.ranges import Ranges
 
@@ -308,18 +308,25 @@ def _weight_faults(name: str, array: np.ndarray, real: np.ndarray, step: np.ndar
 
 def _stored_twins(quantized: ir.Model, float_model: ir.Model, kind: str) -> _Twins:
     twins = _Twins(quantized)
-    stored = parts.matrices(twins.model, kind)
+    stored, tables = parts.matrices(twins.model, kind), parts.tables(twins.model)
+    if kind == "dynamic":
+        float_model, _ = ties.untied(float_model, {node.name or "" for node in float_model.graph} - set(stored))
     for node in twins.model.graph:
         if node.op_type == "MatMulNBits":  # as the file means it: not with values that a kernel may round for speed
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", 1)
     own_values = {value.name: value for node in twins.model.graph for value in node.outputs}
     for node in float_model.graph:
-        _add_stored(twins, node, stored.get(node.name or ""), own_values, kind)
+        _add_stored(twins, node, stored.get(node.name or ""), own_values, kind, tables.get(node.name or ""))
     return twins
 
 
 def _add_stored(
-    twins: _Twins, node: ir.Node, matrix: parts.Matrix | None, own_values: Mapping[str | None, ir.Value], kind: str
+    twins: _Twins,
+    node: ir.Node,
+    matrix: parts.Matrix | None,
+    own_values: Mapping[str | None, ir.Value],
+    kind: str,
+    table: parts.Table | None,
 ) -> None:
     missing = [value.name for value in node.outputs if value.uses() and value.name not in own_values]
     if missing:
@@ -328,6 +335,8 @@ def _add_stored(
     own = twins.nodes.get(node.name)
     if not bodies.of(node):
         inputs = [_read_stored(twins, node, k, matrix, own) for k in range(len(node.inputs))]
+        if table is not None:
+            inputs[0] = _read_table(twins, node, table)
         if matrix is not None and kind == "dynamic" and inputs[0] is not None:
             inputs[0] = twins.rounded_as_it_comes(inputs[0])
         made = twins.twin_of(node, inputs)
@@ -358,6 +367,17 @@ def _read_stored(
         return twins.constant(name, array)
     twins.faults += _weight_faults(name, np.clip(array, matrix.low, matrix.high), matrix.real, matrix.step)
     return twins.constant(name, matrix.real)
+
+
+def _read_table(twins: _Twins, node: ir.Node, table: parts.Table) -> ir.Value | None:
+    value = node.inputs[0]
+    array = graph.constant(value)
+    if value is None or array is None or array.shape != table.real.shape:
+        twins.faults.append(f"'{value.name if value else ''}' is stored with shape {table.real.shape}")
+        return value
+    twins.weights.add(value.name or "")
+    twins.faults += _weight_faults(value.name or "", array, table.real, table.step)
+    return twins.constant(value.name or "", table.real)
 
 
 # fp16 ---------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,21 @@ def test_every_folder_can_be_taken_in(folder):
     assert max(floors(arrows(folder)).values()) <= MOST_FLOORS
 
 
+# Modules of run/ that check options, resolve them, or read the model and samples by them.
+DOORS = {"checks", "pipeline", "replay", "settings", "subject"}
+
+
+def test_options_go_no_further_than_the_doors_of_a_run():
+    """A step that took all options could read, and change, what others had decided."""
+    takes = {
+        path.stem
+        for path in (PACKAGE / "run").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.arg) and node.annotation is not None and ast.unparse(node.annotation) == "Options"
+    }
+    assert takes == DOORS
+
+
 def test_docstrings_say_what_something_is_for():
     """A newcomer does not learn from 'Nothing, when all is well' that a function checks something."""
     nodes = (node for file in PACKAGE.rglob("*.py") for node in statements(parsed(file)))

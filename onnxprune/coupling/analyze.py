@@ -149,9 +149,14 @@ class Analysis:
     contractions: list[Contraction] = field(default_factory=list[Contraction])
 
     def opset(self, domain: str) -> int:
+        """The opset of `domain`, that of ONNX where the model does not import it."""
         return self.model.opset_imports.get(domain, self.model.opset_imports.get("", 1))
 
     def axes_of(self, value: ir.Value) -> Axes:
+        """The axes of `value`; an initializer that is met for the first time has new ones.
+
+        Raises: UnknownShapeError for a computed value whose node no rule has seen.
+        """
         if value not in self.axes:
             if not value.is_initializer() or value.const_value is None:
                 raise UnknownShapeError(value.name)
@@ -160,6 +165,7 @@ class Analysis:
         return self.axes[value]
 
     def sizes_of(self, value: ir.Value) -> tuple[int, ...] | None:
+        """The sizes of `value` as they were observed, None where they were not."""
         return self.shapes.sizes.get(value.name or "")
 
     def changes(self, value: ir.Value, position: int) -> bool:
@@ -178,6 +184,7 @@ class Analysis:
         return self.shapes.again.get(value.name or "", first) if again else first
 
     def mark_dynamic(self, axis: Axis) -> None:
+        """Notes that the length of `axis` differs from run to run."""
         for dim in dims.leaves(axis):
             dim.dynamic = True
 
@@ -186,6 +193,10 @@ class Analysis:
         self.contractions.append((node, axis, inputs))
 
     def set_axes(self, node: ir.Node, value: ir.Value, axes: Axes) -> None:
+        """Sets what a rule gives for an output.
+
+        Raises: CouplingError where its lengths are not those that were observed: the rule is wrong then.
+        """
         sizes, given = self.sizes_of(value), tuple(map(length, axes))
         if sizes is not None and given != sizes:
             raise CouplingError(
@@ -196,6 +207,7 @@ class Analysis:
     # The walk ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Walks over the graph: inputs stay whole, each node's rule is called, outputs stay whole."""
         for value in self.model.graph.inputs:
             why = Reason(f"graph input '{value.name}'")
             sizes = self.sizes_of(value) or ()
@@ -279,6 +291,7 @@ class Analysis:
                 ]
 
     def freeze(self, value: ir.Value | None, why: Reason) -> None:
+        """Keeps all axes of `value`, as far as they are known."""
         if value is None:
             return
         for axis in (axis for element in self.elements.get(value, ()) for axis in element):

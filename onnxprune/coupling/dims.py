@@ -75,6 +75,7 @@ def fixed(size: int, reason: Reason, *, dynamic: bool = False, name: str = "") -
 
 
 def segment_length(segment: Segment) -> int:
+    """Number of positions of a segment: the product of its factors' sizes."""
     # Asked for thousands of times per model, mostly of one Dim.
     return segment[0].size if len(segment) == 1 else prod([dim.size for dim in segment])
 

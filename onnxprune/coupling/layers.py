@@ -57,10 +57,12 @@ class Layer:
 
     @property
     def name(self) -> str:
+        """The name of the node."""
         return self.node.name or ""
 
     @property
     def kind(self) -> Kind:
+        """What the layer does: a product of matrices, a convolution, a transposed one."""
         return self.weights.kind
 
     @property
@@ -70,20 +72,24 @@ class Layer:
 
     @property
     def x(self) -> ir.Value:
+        """The input that is not the weight."""
         value = self.node.inputs[0]
         assert value is not None, self.name
         return value
 
     @property
     def y(self) -> ir.Value:
+        """The result, with the bias where the node adds it."""
         return self.node.outputs[0]
 
     @property
     def x_axis(self) -> int:
+        """The axis of x with the input channels."""
         return self.weights.x_axis
 
     @property
     def y_axis(self) -> int:
+        """The axis of y with the output channels."""
         return self.weights.y_axis
 
     @property
@@ -101,16 +107,19 @@ class Layer:
 
     @property
     def groups(self) -> int:
+        """Into how many groups the channels are divided, each with weights of its own."""
         name = self.weights.groups
         return 1 if name is None else self.node.attributes.get_int(name, 1)
 
     @property
     def alpha(self) -> float:
+        """The factor before the product."""
         name = self.weights.alpha
         return 1.0 if name is None else self.node.attributes.get_float(name, 1.0)
 
     @property
     def beta(self) -> float:
+        """The factor before the bias."""
         name = self.weights.beta
         return 1.0 if name is None else self.node.attributes.get_float(name, 1.0)
 

@@ -63,6 +63,7 @@ class NodeAxes:
 
     @property
     def opset(self) -> int:
+        """The opset of the node's domain."""
         return self.analysis.opset(self.node.domain)
 
     def has(self, index: int) -> bool:
@@ -116,6 +117,7 @@ class NodeAxes:
     # Relating ---------------------------------------------------------------------------------------------------
 
     def why(self, text: str) -> Reason:
+        """The reason, with the node, that reports give for what may not be removed."""
         return Reason(f"{self.op_type}: {text}", self.name)
 
     def unify(self, a: Axis, b: Axis) -> Axis:
@@ -129,6 +131,7 @@ class NodeAxes:
         return dims.resolve(a)
 
     def cut(self, axis: Axis, start: int, stop: int) -> Axis:
+        """The sub-axis of the positions from `start` up to `stop`, which live and die apart from the rest."""
         return dims.cut(axis, start, stop, self.why)
 
     def cuts(self, axis: Axis, bounds: Sequence[int]) -> Axes:
@@ -138,15 +141,19 @@ class NodeAxes:
         return [self.cut(axis, start, stop) for start, stop in pairwise(bounds)]
 
     def merge(self, axes: Sequence[Axis]) -> Axis:
+        """One axis whose positions are those of `axes` in row-major order, as Reshape joins them."""
         return dims.merge(axes)
 
     def split(self, axis: Axis, sizes: Sequence[int]) -> Axes:
+        """The axes of these sizes into which `axis` is laid out in row-major order."""
         return dims.split(axis, sizes, self.why)
 
     def reshape(self, axes: Sequence[Axis], sizes: Sequence[int]) -> Axes:
+        """The axes of a tensor of `sizes` that holds the same numbers in the same order as one with `axes`."""
         return dims.reshape(axes, sizes, self.why)
 
     def freeze(self, axis: Axis, text: str) -> None:
+        """Keeps all positions of `axis`; reports say why."""
         dims.freeze(axis, self.why(text))
 
     def reduce(self, axis: Axis, text: str) -> None:
@@ -161,9 +168,11 @@ class NodeAxes:
         self.reduce(axis, text)
 
     def fixed(self, size: int, text: str, *, dynamic: bool = False) -> Axis:
+        """A new axis that has to stay whole; dynamic: its size differs from run to run."""
         return dims.fixed(size, self.why(text), dynamic=dynamic)
 
     def fresh(self, size: int, suffix: str = "") -> Axis:
+        """A new axis that may lose positions, and belongs to nothing else yet."""
         return dims.fresh(size, f"{self.name}{suffix}")
 
     def broadcast(self, *operands: Axes) -> Axes:
@@ -217,9 +226,11 @@ class NodeAxes:
             self.analysis.roles[(self.name, index, position)] = role
 
     def length_attribute(self, name: str, axis: Axis, entry: int | None = None) -> None:
+        """Attribute `name`, or an entry of it, is the length of `axis`: surgery sets it when that shrinks."""
         self.analysis.lengths.append(Length(self.name, name, entry, axis))
 
     def length_input(self, index: int, axes: Mapping[int, Axis]) -> None:
+        """Entries of the integer input `index` are the lengths of `axes`: surgery sets them when these shrink."""
         for entry, axis in axes.items():
             self.analysis.lengths.append(Length(self.name, index, entry, axis))
 

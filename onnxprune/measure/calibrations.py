@@ -56,6 +56,7 @@ def cache_folder() -> Path:
 
 
 def cache_file() -> Path:
+    """The file of all calibrations of this user."""
     return cache_folder() / "alignment.json"
 
 

@@ -47,6 +47,7 @@ class NodeTable:
 
     @property
     def total(self) -> float:
+        """The time of the whole original, in microseconds."""
         return self.fixed + sum(self.microseconds.values())
 
     def _output_left(self, node: ir.Node, sizes: Mapping[Dim, int]) -> float:

@@ -275,6 +275,7 @@ def with_quantization(plan: Plan, record: Mapping[str, Any]) -> Plan:
 
 
 def tool_version() -> str:
+    """The version of this tool."""
     try:
         return version("onnxprune")
     except PackageNotFoundError:  # run from its source

@@ -39,6 +39,7 @@ class Evidence:
 
     @property
     def ok(self) -> bool:
+        """Whether both models agree here, as far as rounding allows."""
         return self.difference <= self.allowed
 
     @property

@@ -219,6 +219,7 @@ def _hollow(array: object) -> np.ndarray:
 
 
 def open_inside(model: ir.Model, extra: Sequence[str]):
+    """A session that gives the values `extra` beside the outputs; unoptimized, for fusions compute other values."""
     return sessions.open_session(model, extra_outputs=extra, threads=sessions.few_threads(), optimize=False, lean=True)
 
 
@@ -267,6 +268,7 @@ def _at_kept_of_any_length(array: np.ndarray, name: str, kept: Kept) -> np.ndarr
 
 
 def add_to(found: Tally, own: object, theirs: object, others: Sequence[object], name: str, kept: Kept) -> None:
+    """Adds one batch of a value to its tally; the twin is compared at the positions `kept` that the cut model has."""
     if not is_array(own) or not is_array(theirs):
         found.add(own, theirs, others)
         return

@@ -55,6 +55,7 @@ class Simulation:
 
     @property
     def ok(self) -> bool:
+        """Whether nothing was found that rounding does not explain."""
         return not self.faults
 
 

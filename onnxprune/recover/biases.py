@@ -123,6 +123,7 @@ def _beyond(model: ir.Model, like: ir.Model) -> Iterator[tuple[str, Linear, Line
 
 
 def has_bias(linear: Linear) -> bool:
+    """Whether the layer adds a bias."""
     return _slot(linear)[0] is not None
 
 

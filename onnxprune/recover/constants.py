@@ -38,6 +38,7 @@ class Consumer:
 
     @property
     def x(self) -> str:
+        """The name of the input that loses units."""
         return self.linear.x.name or ""
 
 

@@ -37,6 +37,7 @@ class Mixed(Samples):
         return len(self.base) * self.partners
 
     def batch(self, indices) -> Feeds:
+        """Mixtures by input name; `indices` count the samples once for each round of partners."""
         numbers = np.arange(len(self))[indices]
         own = numbers % len(self.base)
         first, second = self.base.batch(own), self.base.batch(self._partner(own, numbers // len(self.base)))

@@ -46,6 +46,7 @@ class Verdict:
 
     @property
     def loss(self) -> float:
+        """The mean over the samples."""
         return float(np.mean(self.losses))
 
     def clearly_worse_than(self, other: "Verdict") -> bool:
@@ -98,6 +99,7 @@ class Judge:
 
     @property
     def name(self) -> str:
+        """What the metric is called in reports."""
         if self.metric is not None:
             return name_of(self.metric)
         if self.task.logits is not None:

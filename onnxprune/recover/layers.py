@@ -40,6 +40,7 @@ class Layer:
 
     @property
     def x(self) -> str:
+        """The name of the layer's input."""
         return self.linear.x.name or ""
 
 
@@ -53,6 +54,7 @@ class Norm:
 
     @property
     def x(self) -> str:
+        """The name of the layer's input."""
         value = self.node.inputs[0]
         assert value is not None
         return value.name or ""

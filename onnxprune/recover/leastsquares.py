@@ -29,6 +29,7 @@ class Fit:
 
     @property
     def better(self) -> bool:
+        """Whether held-out rows are nearer to the original's than before."""
         return self.after < self.before
 
 

@@ -49,6 +49,7 @@ def _linear(node: ir.Node) -> Linear | None:
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
+    """A number that is an attribute of `node`, else its default."""
     attribute = node.attributes.get(name)
     return default if attribute is None else attribute.value
 

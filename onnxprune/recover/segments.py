@@ -60,6 +60,7 @@ class Walk:
         self.shelf.names &= live
 
     def close(self) -> None:
+        """Frees all values, and removes the files of those that were on disk."""
         self.shelf.close()
 
     def _ancestors(self, names: Iterable[str]) -> set[ir.Node]:

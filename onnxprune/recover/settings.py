@@ -80,6 +80,7 @@ class Settings:
 
     @property
     def augments(self) -> bool:
+        """Whether images are changed at random, so that the teacher sees others in each epoch."""
         return bool(self.flip or self.crop or self.mixup > 0)
 
     def described(self) -> str:

@@ -39,6 +39,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor], step: int) -> None:
+        """Moves the averages towards `tensors`, faster in the first steps than `decay` says."""
         decay = min(self.decay, (1 + step) / (10 + step))
         now = [tensors[name].detach() for name in self.tensors]
         # One kernel on a GPU instead of hundreds.
@@ -92,11 +93,13 @@ class Run:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets all parameters and statistics."""
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
 
     @torch.no_grad()
     def apply_masks(self) -> None:
+        """Sets weights that have to stay zero to zero again, which a step has moved."""
         parameters = self.network.parameters_by_name
         for name, mask in self.masks.items():
             parameters[name].mul_(mask)

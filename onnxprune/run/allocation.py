@@ -65,9 +65,11 @@ class Candidate:
 
     @property
     def loss(self) -> float:
+        """The mean over the samples."""
         return float(self.losses.mean())
 
     def beats(self, other: "Candidate") -> bool:
+        """Whether it loses less than `other` on the same samples, by more than chance explains."""
         gaps = self.losses - other.losses
         return float(gaps.mean()) < -BETTER * float(gaps.std()) / len(gaps) ** 0.5
 

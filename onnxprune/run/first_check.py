@@ -41,6 +41,7 @@ class Scaled(Samples):
         return len(self.base)
 
     def batch(self, indices) -> dict[str, np.ndarray]:
+        """The samples at `indices`, scaled."""
         feeds = dict(self.base.batch(indices))
         x = feeds[self.name]
         shape = [1] * x.ndim

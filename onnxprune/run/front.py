@@ -32,7 +32,6 @@ from onnxprune.run.trials import MOST_FULL, Recovered, Trial, Trials, key_of
 
 if TYPE_CHECKING:
     from onnxprune.methods.base import Outcome
-    from onnxprune.options import Options
     from onnxprune.plan.select import Selection
     from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
@@ -114,9 +113,9 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.front")
 
 
-def check(out: Path, options: Options) -> None:
+def check(out: Path, *, has_samples: bool) -> None:
     """Checks that there are samples, and that plans can be written beside the result; raises UsageError otherwise."""
-    if options.data is None and options.val is None:
+    if not has_samples:
         raise UsageError("--front needs samples to measure on; give --data or --val")
     folder = folder_of(out)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):

@@ -53,7 +53,7 @@ def _checked(source: Path, out: Path, options: Options, *read: Path, replayed: p
     """
     check_paths(source, out, options, *read)
     if options.front:
-        front.check(out, options)
+        front.check(out, has_samples=options.data is not None or options.val is not None)
     check_devices(options.device, provider_for(options) if options.latency else None)
     asked.check(options)
     found = settings.resolved(options, replayed)

@@ -65,6 +65,7 @@ class Trial:
 
     @property
     def keep(self) -> Keep:
+        """The plan that was tried, as kept positions."""
         return self.selection.keep
 
     def __str__(self) -> str:

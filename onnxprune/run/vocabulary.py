@@ -141,6 +141,7 @@ def _input_of(ids: ir.Value) -> ir.Value | None:
 
 
 def is_map(node: ir.Node) -> bool:
+    """Whether a node maps ids of the whole vocabulary to rows of its part."""
     return node.op_type == "Gather" and str(node.name).endswith((OPEN_MAP, TOKEN_MAP))
 
 

@@ -24,6 +24,7 @@ class Narrowed:
     keep: tuple[int, ...]
 
     def as_json(self) -> dict[str, Any]:
+        """The record that a plan holds."""
         return {**vars(self), "keep": list(self.keep)}
 
 

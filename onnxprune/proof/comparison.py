@@ -20,6 +20,7 @@ from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Arrays, Tally, tellin
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
 from onnxprune.proof.inside import Looked, Value
+from onnxprune.proof.noise import grain_of
 from onnxprune.system.memory import LARGE_MODEL_BYTES, halving
 
 __all__ = [
@@ -223,7 +224,7 @@ def _outputs_judged(
 def _tallied(
     sides: _Sides, ours: Sequence[Arrays], theirs: Sequence[Arrays], looked: Looked | None = None
 ) -> dict[str, Tally]:
-    tallies = {value.name or "": Tally(sides.floor) for value in sides.masked.graph.outputs}
+    tallies = {value.name or "": Tally(sides.floor, grain_of(value)) for value in sides.masked.graph.outputs}
     for a, b in zip(ours, theirs, strict=True):
         for name, tally in tallies.items():
             tally.add(a[name], b[name])

@@ -51,8 +51,9 @@ def is_array(value: object) -> TypeGuard[np.ndarray]:
 class Tally:
     """Sizes, differences and noise of one value, by position of each of its axes but the first, over all batches."""
 
-    def __init__(self, floor: float = FLOOR) -> None:
-        self.floor = floor
+    def __init__(self, floor: float = FLOOR, grain: float = 0.0) -> None:
+        """grain: what numbers may differ by however small they are, see noise.py."""
+        self.floor, self.grain = floor, grain
         self.rows, self.exact, self.moves = 0, True, 0.0
         self.by_axis: dict[tuple[int, int, int], np.ndarray] = {}  # (rank, axis, length) -> (3, length)
         self.whole = np.zeros((3, 1))
@@ -136,7 +137,7 @@ class Tally:
             allowed = np.zeros_like(size)
         else:
             typical = float(np.quantile(np.nan_to_num(noise, posinf=0.0), 0.25)) if noise.any() else 0.0
-            allowed = self.floor * size + MARGIN * noise + TYPICAL * typical + TINY * size.max()
+            allowed = self.floor * size + MARGIN * noise + TYPICAL * typical + TINY * size.max() + self.grain
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(difference > 0, difference / allowed, 0.0)
         at = int(np.nanargmax(share)) if share.size else 0

@@ -140,10 +140,11 @@ def look(
     first = sessions.run(base, batches[0])
     points, lost, shapes_at = _usable(cut, masked, batches, points, first)
     names = [value.name or "" for value in masked.graph.outputs]
+    grains = [noise.grain_of(value) for value in masked.graph.outputs]
     found = Looked(
         {value: Tally(floor) for value in values},
         {(p.own, p.twin): Tally(floor) for p in points},
-        {name: Tally(floor) for name in names},
+        {name: Tally(floor, grain) for name, grain in zip(names, grains, strict=True)},
         points,
         lost,
     )

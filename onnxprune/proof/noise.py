@@ -11,6 +11,7 @@ from onnxprune.graph.tensors import array_of, set_constant, size_bytes
 from onnxprune.system.memory import LARGE_MODEL_BYTES
 
 MOVED = 2.0**-22  # share by which numbers in single precision are moved, up or down
+SIGMOID_GRAIN = 2.0**-23
 MOVED_HALF = 2.0**-11  # the same in half precision
 LARGE = 1 << 20  # numbers; of large models only smaller weights are moved, for what is moved is held once more
 PATTERN = 65_537  # signs are repeated after that many numbers, a prime: no axis has a multiple of it
@@ -20,6 +21,19 @@ WEIGHTED = frozenset(
     "GroupNormalization RMSNormalization SimplifiedLayerNormalization SkipLayerNormalization LSTM GRU RNN Gather PRelu "
     "Attention MultiHeadAttention EmbedLayerNormalization FusedMatMul FusedConv BiasGelu Einsum DeformConv".split()
 )
+
+
+def grain_of(value: ir.Value | None) -> float:
+    """What `value` may be off by, however small it is.
+
+    onnxruntime's Sigmoid gives multiples of 2^-25 and is off by up to four of them: of an output near zero nothing is
+    left but steps. What stands in front of it is compared by itself.
+    """
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"):
+            return SIGMOID_GRAIN if node.op_type == "Sigmoid" else 0.0
+        value = node.inputs[0]
+    return 0.0
 
 
 def moved(model: ir.Model, seed: int) -> ir.Model:

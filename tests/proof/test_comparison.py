@@ -12,7 +12,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 from onnxprune.graph import extras, half, sessions
-from onnxprune.proof import comparison, decisions, differences
+from onnxprune.proof import comparison, decisions, differences, noise
 from onnxprune.run import replay
 
 TEXT = "(float[n,4] x, float[4,8] w, float[8,5] v) => (float[n,5] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
@@ -330,6 +330,32 @@ def test_decisions_in_bodies_are_named_and_excuse_nothing():
     for found in (same, other):
         assert any(e.kind == "decision" and "in the body of" in e.untested for e in found.evidence)
         assert not found.replayed
+
+
+SATURATED = "(float[4,3] x, float[3,2] w, float[2] c) => (float[4,2] y) { a = Gemm(x, w, c) y = Sigmoid(a) }"
+
+
+def saturated(bias: float) -> ir.Model:
+    return model(SATURATED, {"w": [[0.1, 0.2], [0.3, -0.1], [0.2, 0.1]], "c": [bias, bias]})
+
+
+def test_steps_of_a_sigmoid_near_zero_are_no_difference():
+    """A text detector that answers 'no' everywhere: its normal form was said to compute other numbers."""
+    one, two = saturated(-16.4), saturated(-16.4 - 2e-5)
+    feeds = [{"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}]
+    assert comparison.compare(one, two, feeds, look_inside=False).ok
+    assert not comparison.compare(one, saturated(-12.0), feeds, look_inside=False).ok
+    assert not comparison.compare(one, saturated(-16.5), feeds).ok  # seen in front of it
+
+
+def test_only_a_sigmoid_in_front_of_an_output_makes_steps():
+    def grain(text: str) -> float:
+        return noise.grain_of(model(text).graph.outputs[0])
+
+    assert grain("(float[4,3] x) => (float[12] y) { a = Sigmoid(x) y = Flatten<axis = 0>(a) }") == noise.SIGMOID_GRAIN
+    assert grain("(float[4,3] x) => (float[4,3] y) { a = Sigmoid(x) y = Mul(a, x) }") == 0
+    assert grain("(float[4,3] x) => (float[4,3] y) { y = Softmax(x) }") == 0
+    assert grain("(float[4,3] x) => (float[4,3] y) { y = Identity(x) }") == 0
 
 
 def test_a_comparison_apart_is_isolated_and_says_what_the_comparison_says(monkeypatch):

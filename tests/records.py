@@ -1200,6 +1200,21 @@ for name, body, v, free, frozen in (
         "",
     ),
     (
+        "SequenceEmpty",
+        FIRST
+        + "e = SequenceEmpty() r = Neg(a) t = SequenceInsert(e, r) s = SequenceInsert(t, a, i) b = SequenceAt(s, i)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
+        "ConcatFromSequence",
+        "r = Neg(a) s = SequenceConstruct(r, a) b = ConcatFromSequence<axis = 1>(s)",
+        16,
+        {"w": 16},
+        "",
+    ),
+    (
         "SequenceErase",
         "r = Neg(a) s = SequenceConstruct(r, a) " + FIRST + "t = SequenceErase(s, i) b = SequenceAt(t, i)",
         16,

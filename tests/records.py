@@ -1080,7 +1080,7 @@ record(
     "(float[2,6,4] x, float[2,2,3,4] past, float[2,2,3,4] kept, float[4,8] w, float[4,8] k, float[4,8] u, float[8,5] v)"
     " => (float[q,r,s] y) { a = MatMul(x, w) b = MatMul(x, k) c = MatMul(x, u) "
     'd, n, m = com.microsoft.MultiHeadAttention<num_heads = 2>(a, b, c, "", "", "", past, kept) y = MatMul(d, v) }',
-    {"w": 2, "w#2": 4, "u": 4},
+    {"w": 2, "w#2": 4},
     domain=MS,
 )
 NBITS = (

@@ -99,6 +99,8 @@ def MultiHeadAttention(n: NodeAxes) -> None:
     n.unify(K[0], H)
     n.unify(K[1], d)
     n.unify(V[0], H)
+    if n.has(7):
+        n.unify(V[1], d)  # onnxruntime takes cached values of the width of the keys alone
     if n.has(3):
         n.unify(n.x(3)[0], q[2] + n.merge(K) + n.merge(V))
         n.roles(3, {0: "produces"})

@@ -4,7 +4,8 @@
 
 Least squares only, no labels, kept sizes in multiples of one. The models and images are those of $ONNXPRUNE_DATA, see
 cifar.py and, for a model whose name begins with imagenet, imagenet.py. A method 'auto' is what the command takes where
-nobody asks for one. --original adds a row of the original.
+nobody asks for one. --original adds a row of the original. --cache FOLDER keeps the widths that were chosen, so that a
+run that was ended goes on with them.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 from onnxprune.recover import levels
 from onnxprune.run import allocation, schedule, search
 from onnxprune.run.settings import resolved
@@ -47,6 +49,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--original", action="store_true")
+    parser.add_argument("--cache", type=Path, help="folder for the widths that were chosen")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print("| method | widths | seed | MACs | parameters | top-1 | 95 % interval | seconds | what was tried |")
@@ -74,7 +77,7 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
     x, tested = images(args.model, args.samples, args.test)
     for macs in args.macs:
         given = {"data": x, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
-        given |= {"method": method, "seed": seed, "time": args.time}
+        given |= {"method": method, "seed": seed, "time": args.time, "val": tested}  # all of x to tune on
         options = Options(**given)
         subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
         subject, outcome = schedule.scored(subject, resolved(options), Clock())
@@ -83,7 +86,7 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
             yield "| " + " | ".join(("original", "", "", "1", "1", *shown(subject.model, test), "", "")) + " |"
         for name in args.allocate:
             widths = None if name == "default" else name
-            yield row(subject, outcome, Options(**given, allocate=widths), test)
+            yield row(subject, outcome, Options(**given, allocate=widths), test, args)
 
 
 def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
@@ -95,21 +98,42 @@ def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
     return f"{100 * found.value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
-def row(subject: Subject, outcome: Outcome, options: Options, test: Samples) -> str:
+def row(subject: Subject, outcome: Outcome, options: Options, test: Samples, args: argparse.Namespace) -> str:
     """One line: what the widths cost, and what the recovered model does on test images."""
-    start = time.monotonic()
+    choice, spent, tried = known(subject, outcome, options, args)
     settings = resolved(options)
-    chosen = allocation.allocated(subject, outcome, settings, Clock())
-    spent = time.monotonic() - start
-    choice = next(search.selections(subject, chosen, settings))
     model = surgery.cut(subject.coupling, choice.keep)
     levels.recover(subject.given, choice, model, settings.recovery, Clock())
     sizes = cost.keep_sizes(choice.keep)
     shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
-    tried = next((note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT))), "")
     numbers = (*(f"{share:.3f}" for share in shares), *shown(model, test))
     cells = (options.method, options.allocate or "default", options.seed, *numbers)
-    return "| " + " | ".join(map(str, (*cells, f"{spent:.0f}", tried.removeprefix("widths: ")))) + " |"
+    return "| " + " | ".join(map(str, (*cells, f"{spent:.0f}", tried))) + " |"
+
+
+def known(
+    subject: Subject, outcome: Outcome, options: Options, args: argparse.Namespace
+) -> tuple[Selection, float, str]:
+    """(what is removed, the seconds that its widths took, what was tried for them), from --cache where it is there."""
+    share = next(iter(options.target.values()))
+    told = (args.model, args.samples, options.method, options.allocate or "default", f"{share:g}", options.seed)
+    file = args.cache / f"{'_'.join(map(str, told))}.npz" if args.cache else None
+    dims = {dim.name: dim for dim in subject.coupling.dims}
+    if file is not None and file.exists():
+        with np.load(file) as stored:
+            keep = {dims[name]: stored[name] for name in stored.files if name in dims}
+            return Selection(keep, options.method), float(stored["seconds"]), str(stored["tried"])
+    start = time.monotonic()
+    settings = resolved(options)
+    chosen = allocation.allocated(subject, outcome, settings, Clock())
+    spent = time.monotonic() - start
+    tried = next((note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT))), "")
+    choice = next(search.selections(subject, chosen, settings))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        kept = {dim.name: mask for dim, mask in choice.keep.items()}
+        np.savez(file, seconds=spent, tried=tried.removeprefix("widths: "), **kept)
+    return choice, spent, tried.removeprefix("widths: ")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import numpy as np
 from onnxprune import surgery
 from onnxprune.coupling import Dim, Keep
 from onnxprune.data import batch_axes, input_infos, split
-from onnxprune.errors import BridgeError, BudgetError, UsageError
+from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
@@ -129,11 +129,15 @@ def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, setting
         return plain
     if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
         return plain
-    found = _refit(subject, outcome, settings)
-    if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks
+    try:
+        found = _refit(subject, outcome, settings)
+        if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks
+            return plain
+        evaluate = _evaluator(subject, settings)
+        tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("refit", found))]
+    except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
+        LOG.info("  no widths by refit: %s", error)
         return plain
-    evaluate = _evaluator(subject, settings)
-    tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("refit", found))]
     if not all(tried) or tried[1][0].loss > CLEARLY * tried[0][0].loss:
         return plain
     note = f"{BY_REFIT}: {tried[1][0].loss:.4f} instead of {tried[0][0].loss:.4f} by {settings.method.name}"

@@ -20,7 +20,7 @@ from onnxprune.coupling import Coupling, Dim, dims, unit_positions
 from onnxprune.data import Samples
 from onnxprune.recover.biases import read_bias
 from onnxprune.recover.constants import batch_within, first_batches
-from onnxprune.recover.linear import Linear, linears, read_weights
+from onnxprune.recover.linear import Linear, linears, read_weights, users
 from onnxprune.recover.patches import outputs, window_of, windows
 from onnxprune.recover.segments import Walk
 
@@ -88,7 +88,8 @@ def _read_otherwise(coupling: Coupling, dim: Dim, reading: set[str]) -> bool:
 def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
     axes = coupling.axes.get(linear.x.name or "")
     w = read_weights(linear)
-    if not axes or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
+    shared = len(list(users(linear.stored))) > 1
+    if not axes or shared or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
         return None
     units = unit_positions(axes[linear.x_axis], dim)
     whole = len(units) == w.shape[2] and (np.bincount(units[units >= 0], minlength=dim.size) == len(units) // dim.size)

@@ -57,6 +57,9 @@ def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool) ->
     judge = _Judge.of(subject, judged, len(outcome.scores) * len(SHARES), seed)
     scores = {}
     for dim, values in outcome.ranking.items():
+        if dim.size < 2:  # its only unit stays
+            scores[dim] = values
+            continue
         readers = found.get(dim, ())
         steps = sorted({max(1, min(dim.size - 1, round(share * dim.size))) for share in SHARES})
         if reorder and readers:
@@ -121,12 +124,14 @@ class _Judge:
         return _Judge(compared(subject, few))
 
     def loss(self, model) -> float:
-        """The mean divergence over all outputs of floats, or over the parts of those that classify nothing."""
+        """The mean divergence over the outputs of floats that have one shape in both models, or over the parts of those
+        that classify nothing."""
         lost = self.original.average(model)
         if lost is not None:
             return lost
         found, said = self.original.answers(model), self.original.said
-        losses = [divergence(found[name], t) for name, t in said.items() if t.dtype.kind == "f" and t.ndim]
+        pairs = [(found[name], t) for name, t in said.items() if t.dtype.kind == "f" and t.ndim]
+        losses = [divergence(y, t) for y, t in pairs if y.shape == t.shape]
         return float(np.mean(losses)) if losses else 0.0
 
 
@@ -136,8 +141,11 @@ def divergence(y: np.ndarray, t: np.ndarray) -> float:
     y, t = y.astype(np.float64), t.astype(np.float64)
     if metrics.is_classes(t):
         p, q = _logs(t), _logs(y)
-        return float((np.exp(p) * (p - q)).sum(axis=1).mean())
-    return float(np.mean(np.square(y - t)) / max(float(t.var()), 1e-30))
+        share = np.exp(p)
+        return float(np.where(share > 0, share * (p - q), 0.0).sum(axis=1).mean())
+    alike = np.isfinite(y) & np.isfinite(t)  # places that are masked out are infinite in both
+    y, t = y[alike], t[alike]
+    return float(np.square(y - t).mean() / max(float(t.var()), 1e-30)) if len(t) else 0.0
 
 
 def _logs(z: np.ndarray) -> np.ndarray:
@@ -145,5 +153,5 @@ def _logs(z: np.ndarray) -> np.ndarray:
     z = z.reshape(len(z), -1)
     if (z >= 0).all() and np.allclose(z.sum(axis=1), 1, atol=1e-3):
         return np.log(np.maximum(z, 1e-12))
-    z = z - z.max(axis=1, keepdims=True)
+    z = np.maximum(z - z.max(axis=1, keepdims=True), -700.0)
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -61,6 +62,35 @@ def test_divergence_is_of_distributions_or_a_share_of_the_variance():
     assert widths.divergence(np.exp(y), np.exp(t)) == pytest.approx(wanted, rel=1e-4)
     x = np.random.default_rng(0).standard_normal((2, 3, 4)).astype(np.float32)
     assert widths.divergence(x + 1, x) == pytest.approx(1 / x.var(), rel=1e-4)
+
+
+def test_places_that_are_masked_out_say_nothing():
+    t = np.array([[0.0, 1.0, -np.inf]], np.float32)
+    assert widths.divergence(t, t) == pytest.approx(0, abs=1e-9)
+    assert 0.01 < widths.divergence(np.array([[1.0, 0.0, -np.inf]], np.float32), t) < 1
+    x = np.array([[[1.0, 2.0, np.inf]]], np.float32)
+    assert widths.divergence(x, x) == 0
+    assert widths.divergence(np.full_like(x, np.inf), x) == 0
+
+
+def test_outputs_whose_shape_depends_on_the_numbers_are_not_compared():
+    said = {"boxes": np.ones((3, 4), np.float32)}
+    original = SimpleNamespace(
+        said=said, average=lambda _: None, answers=lambda _: {"boxes": np.ones((2, 4), np.float32)}
+    )
+    assert widths._Judge(original).loss(None) == 0  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_measured_is_not_tried_where_nobody_asked_for_it(scored, monkeypatch):
+    def nothing(*_, **__):
+        raise UsageError("no output of the model can be compared")
+
+    subject, outcome = scored
+    monkeypatch.setattr(allocation, "_evaluator", nothing)
+    monkeypatch.setattr(widths, "by_refit", lambda _, outcome, *__, **___: outcome)
+    found = allocation.allocated(subject, outcome, replace(resolved(OPTIONS), method_found=True), Clock())
+    assert found.scores
+    assert not any(allocation.BY_REFIT in note for note in found.notes)
 
 
 def test_random_units_in_random_widths_become_those_that_cost_least_after_the_refit(scored, by_refit):

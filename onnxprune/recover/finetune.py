@@ -17,7 +17,7 @@ from onnxprune.outputs.losses import scaled, shared_points, task_of, with_points
 from onnxprune.outputs.metrics import AGREEMENT, SHARE_KEPT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
-from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs, reference_of
+from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs, distances_of, reference_of
 from onnxprune.recover.settings import Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Run, train
@@ -111,14 +111,16 @@ def _told(run: Run) -> str:
         found = f"{run.judge.name} on {run.judge.told}"
     passed = sum(epoch.share for epoch in run.epochs)
     after = f"after {passed:.3g} epoch{'s' if passed != 1 else ''}"
-    numbers = f"{found}: {start.metric:.4f} before, {end.metric:.4f} {after}"
+    shown = [verdict.metric for verdict in (start, end, best)]
+    if run.judge.distances is not None and run.settings.metric is None:
+        found = f"distance of boxes and what stands beside them from the original's on {run.judge.told}"
+        shown = [verdict.loss for verdict in (start, end, best)]
+    numbers = f"{found}: {shown[0]:.4f} before, {shown[1]:.4f} {after}"
     if run.best_epoch == done:
         how = "better" if end.excess_over(start) < -CLEAR else "as good, within the noise"
         return f"fine-tuning was kept: the model after it is {how} ({numbers})"
     if run.best_epoch:
-        return (
-            f"fine-tuning was kept up to epoch {run.best_epoch}, with {best.metric:.4f}: later it got worse ({numbers})"
-        )
+        return f"fine-tuning was kept up to epoch {run.best_epoch}, with {shown[2]:.4f}: later it got worse ({numbers})"
     return f"fine-tuning was dropped: the model after it is worse ({numbers})"
 
 
@@ -192,14 +194,17 @@ def _judge(model, teacher, task, held: Samples, settings: Settings, device, trai
         said = plain.all_on(samples)
         if said is not None and all(bool(y.isfinite().all()) for y in said.values()):
             reference = reference_of(samples, by_kind, said)
-            return Judge(model, task, samples, said, device, batch_size, reference=reference)
+            return Judge(
+                model, task, samples, said, device, batch_size, reference=reference, distances=distances_of(reference)
+            )
     said, everything = plain.all_on(held), None
     if said is None:
         raise DataError(f"fine-tuning: {', '.join(task.outputs)} have no row per sample; give --recover reconstruct")
     if settings.metric is not None:
         everything = all_outputs(plain.network, held, teacher, device, batch_size)
     reference = reference_of(held, by_kind, said)
-    return Judge(model, task, held, said, device, batch_size, settings.metric, everything, reference)
+    distances = distances_of(reference)
+    return Judge(model, task, held, said, device, batch_size, settings.metric, everything, reference, distances)
 
 
 def _check_world(settings: Settings, model: ir.Model) -> None:

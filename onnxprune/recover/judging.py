@@ -6,7 +6,8 @@ difference that chance does not make: on a few hundred samples two good networks
 
 Classifiers are judged by their answers. Everything else is judged by the metrics of the outputs' kinds, between a null
 model, which answers every sample with the mean of the original's outputs, and the original; where these tell nothing
-on the samples, by the relative error.
+on the samples, by the relative error. Boxes are compared by the loss that is trained: on mixtures, where the original
+itself finds little, their average precision can fall while it rises on photographs.
 """
 
 from collections.abc import Mapping
@@ -22,9 +23,9 @@ from onnxprune.bridge import Network
 from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.data.samples import walk
-from onnxprune.outputs import accuracies
+from onnxprune.outputs import accuracies, lost
 from onnxprune.outputs.answers import Reference
-from onnxprune.outputs.kinds import Outputs
+from onnxprune.outputs.kinds import BOXES, Outputs
 from onnxprune.outputs.losses import Task, logits_of
 from onnxprune.outputs.metrics import AGREEMENT, RELATIVE_ERROR, SHARE_KEPT, Metric, has_lists, joined, judged
 from onnxprune.recover.fair import Mixed
@@ -84,7 +85,8 @@ class Judge:
     """Runs a network on `samples` in full precision; `originals` (N, ...) is what the teacher says there.
 
     metric: the user's own, of all outputs; `everything` is what the teacher says there.
-    reference: what the metrics of the outputs' kinds compare with, where they tell anything.
+    reference: what the metrics of the outputs' kinds compare with, where they tell anything. distances: what losses of
+    boxes and what stands beside them are compared with, where there are any.
     """
 
     model: ir.Model
@@ -96,6 +98,7 @@ class Judge:
     metric: Metric | None = None
     everything: Mapping[str, Any] | None = None
     reference: Reference | None = None
+    distances: lost.Originals | None = None
 
     @property
     def name(self) -> str:
@@ -120,9 +123,11 @@ class Judge:
             return Verdict(float(values.mean()), tuple((-np.atleast_1d(values)).tolist()))
         outputs = self._outputs(network)
         if self.task.logits is None and self.reference is not None:
-            kept = accuracies.by_sample({name: y.cpu().numpy() for name, y in outputs.items()}, self.reference)
+            said = {name: y.cpu().numpy() for name, y in outputs.items()}
+            kept = accuracies.by_sample(said, self.reference)
             if kept is not None:
-                return Verdict(float(kept.mean()), self._by_sample(1 - kept))
+                losses = 1 - kept if self.distances is None else lost.lost(said, self.distances)
+                return Verdict(float(kept.mean()), self._by_sample(losses))
         if self.task.logits is None:
             errors = self._relative_errors(outputs)
             return Verdict(float(errors.mean()), self._by_sample(errors))
@@ -167,6 +172,13 @@ def reference_of(samples: Samples, outputs: Outputs | None, said: Mapping[str, T
     arrays = {name: y.float().cpu().numpy() for name, y in said.items()}
     found = Reference(samples, outputs, arrays)
     return None if accuracies.by_sample(arrays, found) is None else found
+
+
+def distances_of(reference: Reference | None) -> lost.Originals | None:
+    """What losses of boxes are compared with; None where there are none."""
+    if reference is None or not any(part.kind == BOXES for part in reference.outputs.parts):
+        return None
+    return lost.originals(reference.said, reference.outputs)
 
 
 @torch.no_grad()

@@ -106,7 +106,8 @@ def _infer(model: ir.Model) -> Shapes | None:
 
 def _if_all_known(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes | None:
     """Shapes of `sizes`, None where these leave out some value."""
-    if not all(value.name in sizes for node in model.graph for value in node.outputs if value.name):
+    asked = (*model.graph.inputs, *(value for node in model.graph for value in node.outputs if value.name))
+    if not sizes or not all(value.name in sizes for value in asked):
         return None
     stored = {
         name: tuple(value.const_value.shape.numpy())

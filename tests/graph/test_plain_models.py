@@ -44,3 +44,11 @@ def test_a_shape_that_a_file_claims_wrongly_is_not_believed():
     claimed = next(value for node in given.graph for value in node.outputs if value.name == "b")
     claimed.shape, claimed.type = ir.Shape([1, 8, 99, 99]), ir.TensorType(ir.DataType.FLOAT)
     assert shapes.observe(graph.normalize(given)).sizes["b"] == (1, 8, 4, 4)
+
+
+def test_a_model_that_hands_on_what_it_is_given_has_known_sizes():
+    """Nothing in it computes, so that no size was ever inferred."""
+    given = model("(float[2,4] x) => (float[2,4] y) { y = Identity(x) }")
+    given.graph.remove(next(iter(given.graph)), safe=False)
+    given.graph.outputs[0] = given.graph.inputs[0]
+    assert shapes.observe(given).sizes == {"x": (2, 4)}

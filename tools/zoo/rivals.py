@@ -177,7 +177,8 @@ def write_tables(out: Path, rows: dict[str, Row]) -> None:
         "Written by `python tools/zoo/rivals.py FOLDER --out docs/results/rivals`. Random scores; Torch-Pruning removes"
         " half of the channels, onnxsim is asked for a sparsity of 0.5, onnxprune for half of the parameters. Times are"
         " CPU seconds in one thread, after imports and loading: graph and step for Torch-Pruning, the call for onnxsim,"
-        " normalize to cut for onnxprune. None includes a proof; *right* says whether cut = mask.\n",
+        " normalize to cut for onnxprune, with the copies of its process in which it calls onnxsim. None includes a"
+        " proof; *right* says whether cut = mask.\n",
         markdown_table(list(totals[0]) if totals else [], totals),
         "".join(f"- {line}\n" for line in ratios),
         "## Network by network\n",

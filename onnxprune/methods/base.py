@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, methods
-from onnxprune.coupling import Coupling, Dim, Member, unit_positions
+from onnxprune.coupling import Coupling, Dim, Keep, Member, unit_positions
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.outputs.describe import describe
@@ -80,7 +80,7 @@ class Outcome:
     comparable: bool = False
     losses: bool = False
     limits: Mapping[Dim, float] = field(default_factory=dict)
-    keep: Mapping[Dim, np.ndarray] | None = None
+    keep: Keep | None = None
     model: ir.Model | None = None
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Literal
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling import Coupling, dims
-from onnxprune.coupling.dims import Axis, Dim
+from onnxprune.coupling.dims import Axis, Dim, Keep
 from onnxprune.coupling.layers import STATED, Layer, layer_of
 from onnxprune.coupling.rules.matrix import expand_term
 from onnxprune.graph import bodies, defaults, quantized, shapes, states
@@ -405,6 +404,6 @@ def MultiHeadAttention(n: NodeCost) -> Counted | None:
     return 2.0, [*(n.y() or q), keys]
 
 
-def keep_sizes(keep: Mapping[Dim, np.ndarray]) -> dict[Dim, int]:
+def keep_sizes(keep: Keep) -> dict[Dim, int]:
     """Number of kept positions of each Dim."""
     return {dim: int(mask.sum()) for dim, mask in keep.items()}

@@ -3,14 +3,13 @@
 A bias that was made is a place that the dense model lacks: `carry` gives it to the masked twin of a recovered model.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, dims
-from onnxprune.coupling.dims import Dim
+from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.errors import VerificationError
 from onnxprune.recover.linear import Linear, linears, number, only_user, stored_behind, users
 
@@ -96,7 +95,7 @@ def most_made(model: ir.Model) -> tuple[int, int]:
     return len(widths), sum(widths)
 
 
-def carry(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model, masked: ir.Model) -> int:
+def carry(coupling: Coupling, keep: Keep, cut_model: ir.Model, masked: ir.Model) -> int:
     """Gives `masked` the biases that `cut_model` has beyond it, zero at removed positions; how many."""
     made = 0
     for name, mine, theirs in _beyond(masked, cut_model):

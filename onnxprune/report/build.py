@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxprune import report
-from onnxprune.coupling import Coupling, Dim, Member
+from onnxprune.coupling import Coupling, Dim, Keep, Member
 from onnxprune.coupling.analyze import RAISED
 from onnxprune.coupling.layers import layer_of
 from onnxprune.graph import bodies, extras
@@ -83,7 +82,7 @@ def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:
     )
 
 
-def layers(coupling: Coupling, costs: Cost, keep: Mapping[Dim, np.ndarray]) -> tuple[report.Layer, ...]:
+def layers(coupling: Coupling, costs: Cost, keep: Keep) -> tuple[report.Layer, ...]:
     """Every node with MACs and a weight, before and after."""
     sizes = cost.keep_sizes(keep)
     before, after = costs.by_node(), costs.by_node(sizes)

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, surgery
-from onnxprune.coupling import Coupling, Dim
+from onnxprune.coupling import Coupling, Keep
 from onnxprune.coupling.dims import Axis
 from onnxprune.methods import base
 from onnxprune.methods.base import Method, Outcome
@@ -30,7 +30,7 @@ def scored(subject: Subject, settings: Settings, clock: Clock) -> tuple[Subject,
 
     Step k of N approaches the targets f as f^(k/N), so that each removes the same share of what is left.
     """
-    keep: Mapping[Dim, np.ndarray] = {}
+    keep: Keep = {}
     goal, how = (
         settings.goal,
         replace(settings.recovery, resume=None),
@@ -51,7 +51,7 @@ def scored(subject: Subject, settings: Settings, clock: Clock) -> tuple[Subject,
 def _score(
     subject: Subject,
     settings: Settings,
-    keep: Mapping[Dim, np.ndarray],
+    keep: Keep,
     clock: Clock,
 ) -> tuple[Subject, Outcome]:
     """The scores for the next step, in which what earlier steps removed comes last; keep: what they left."""
@@ -71,7 +71,7 @@ def _removed_lowest(scores: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
     return np.where(kept, scores, min(-np.abs(alive).mean(), alive.min() - 1e-9))
 
 
-def restored(coupling: Coupling, keep: Mapping[Dim, np.ndarray], cut_model: ir.Model) -> Coupling:
+def restored(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> Coupling:
     """`coupling` with the weights of `cut_model` at the kept positions of its graph, and silence elsewhere.
 
     Biases that recovery made are made there as well; they stand on the axes of the outputs that they are added to.

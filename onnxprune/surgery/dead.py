@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
+from onnxprune.coupling import Coupling, Dim, Keep, Member, analyze, dims
 from onnxprune.coupling.layers import layer_of
 from onnxprune.plan import cost
 
@@ -30,9 +30,7 @@ def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.nd
     return finder.keep
 
 
-def cut_zeros(
-    coupling: Coupling, keep: Mapping[Dim, np.ndarray], zeros: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def cut_zeros(coupling: Coupling, keep: Keep, zeros: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The positions in `zeros` (initializer -> booleans of its shape) that are left after a cut by `keep`."""
     found: dict[str, np.ndarray] = {}
     for name, mask in zeros.items():

@@ -4,7 +4,7 @@ Let D be the product of the dynamic Dims of the axis, the same in every segment 
 a + b * D, and so is the number of kept positions, with other constants. Both follow from the length that is found.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.coupling import dims
-from onnxprune.coupling.dims import Axis, Dim
+from onnxprune.coupling.dims import Axis, Dim, Keep
 
 Add = Callable[..., ir.Value]  # add(op_type, *values or arrays, **attributes): the output of a new node
 
@@ -40,7 +40,7 @@ class Part:
 Parts = Sequence[Part]
 
 
-def parts_of(axis: Axis, keep: Mapping[Dim, np.ndarray]) -> Parts | None:
+def parts_of(axis: Axis, keep: Keep) -> Parts | None:
     """The segments of a dynamic `axis`, or None where it is not dynamic, or its lengths do not follow from one D."""
     found: list[Part] = []
     dynamic: set[tuple[Dim, ...]] = set()

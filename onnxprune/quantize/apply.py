@@ -23,6 +23,7 @@ from onnxprune.quantize.ranges import Ranges, calibrated
 LOG = logging.getLogger("onnxprune")
 JUDGED = 64  # samples on which corrected biases have to help
 SHARES = (0.5, 0.75)  # of the range of a value that its weights take over, see equalize
+FAR = 0.3  # of the outputs' size: what is off by more is of little use
 HELPS = 0.95  # share of the error that is left where equalizing is worth its while
 BATCH = 32  # samples that are calibrated on at a time
 
@@ -186,6 +187,7 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
     elif few is not None and asked["biases"]:
         rounded, made, more = _without_mean_errors(floats, made, lambda model: form(model, ranges), few)
         notes = (*notes, *more)
+    notes = (*notes, *_warned(pruned, made, few))
     simulation = proof.require(proof.simulate(made, rounded, "int8", proof_feeds(context.feeds), ranges))
     record = {
         "options": str(asked),
@@ -195,6 +197,16 @@ def _int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quanti
     if exponents:
         record["exponents"] = {name: [int(k) for k in steps] for name, steps in sorted(exponents.items())}
     return Quantized(made, rounded, pruned, record, simulation, notes, trained is not None)
+
+
+def _warned(pruned: ir.Model, made: ir.Model, samples: Samples | None) -> Iterator[str]:
+    """A note where the outputs have little to do with those of floats."""
+    off = 0.0 if samples is None else proof.error(made, pruned, list(in_batches(pruned, drawn(samples, JUDGED, 0))))
+    if off > FAR:
+        yield (
+            f"int8 does not fit this model: its outputs are off by {100 * off:.0f} %. Give --quantize dynamic or fp16, or "
+            "leave out what computes a norm or an activation step by step with exclude=NAMES"
+        )
 
 
 def _trained(floats: ir.Model, made: ir.Model, context: Context) -> tuple[ir.Model | None, tuple[str, ...]]:

@@ -67,3 +67,24 @@ def test_where_no_node_stands_out_all_are_rounded():
     made = made_of(model, "int8:biases=false")
     assert floats.chosen(made.float_model, made.model, lambda _: made.model, feeds) == ([], ())
     assert np.isfinite(proof.error(made.model, made.pruned, feeds))
+
+
+FAR_OFF = """<ir_version: 8, opset_import: ["" : 17]>
+far (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8] up, float[8] down, float[8, 4] v>
+{
+  [first] a = MatMul (x, w)
+  [rise] b = Add (a, up)
+  [relu] c = Relu (b)
+  [fall] d = Add (c, down)
+  [last] y = MatMul (d, v)
+}
+"""
+
+
+@pytest.mark.parametrize(("height", "told"), [(5000.0, True), (1.0, False)])
+def test_a_model_that_int8_ruins_says_so(height, told):
+    model = finished(FAR_OFF)
+    for name, number in (("up", height), ("down", -height)):
+        graph.set_constant(model.graph.initializers[name], np.full(8, number, np.float32) + np.arange(8, dtype="f") / 8)
+    made = made_of(model, "int8")
+    assert any("int8 does not fit this model" in note for note in made.notes) == told

@@ -204,8 +204,8 @@ def _warned(pruned: ir.Model, made: ir.Model, samples: Samples | None) -> Iterat
     off = 0.0 if samples is None else proof.error(made, pruned, list(in_batches(pruned, drawn(samples, JUDGED, 0))))
     if off > FAR:
         yield (
-            f"int8 does not fit this model: its outputs are off by {100 * off:.0f} %. Give --quantize dynamic or fp16, or "
-            "leave out what computes a norm or an activation step by step with exclude=NAMES"
+            f"int8 does not fit this model: its outputs are off by {100 * off:.0f} %. Give --quantize dynamic or "
+            "fp16, or leave out what computes a norm or an activation step by step with exclude=NAMES"
         )
 
 

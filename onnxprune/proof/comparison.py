@@ -250,13 +250,13 @@ def _output_evidence(
         if worst.place:
             yield item("part", name, worst, tally.rows)
         for axis, start, stop, part in joined(value):
-            found = tally.part(axis, start, stop)
+            found = tally.part(axis, start, stop, grain_of(part))
             if found is not None:
-                yield item("part", f"{name}: {part}", found, tally.rows)
+                yield item("part", f"{name}: {part.name}", found, tally.rows)
 
 
-def joined(value: ir.Value) -> Iterator[tuple[int, int, int, str]]:
-    """(axis, start, stop, name) of each part of an output that a Concat joins at the end."""
+def joined(value: ir.Value) -> Iterator[tuple[int, int, int, ir.Value]]:
+    """(axis, start, stop, value) of each part of an output that a Concat joins at the end."""
     node = value.producer()
     moves: list[list[int]] = []
     while node is not None and node.op_type in ("Identity", "Cast", "Transpose"):
@@ -280,7 +280,7 @@ def joined(value: ir.Value) -> Iterator[tuple[int, int, int, str]]:
     for part, size in zip(node.inputs, sizes, strict=True):
         assert isinstance(size, int)
         if axis > 0 and size and part is not None:
-            yield axis, start, start + size, part.name or ""
+            yield axis, start, start + size, part
         start += size
 
 

@@ -115,29 +115,30 @@ class Tally:
     def _find_worst(self) -> Place:
         places = [self.of_whole()]
         for (_, axis, _), found in self.by_axis.items():
-            places.append(self._worst_of(found, f" of axis {axis}"))
+            places.append(self._worst_of(found, f" of axis {axis}", self.grain))
         return max(places, key=lambda place: place.share)
 
     def of_whole(self) -> Place:
         """The value as a whole: its largest number, its largest difference."""
-        return self._worst_of(self.whole, "")
+        return self._worst_of(self.whole, "", self.grain)
 
-    def part(self, axis: int, start: int, stop: int) -> Place | None:
-        """The same among the positions `start` to `stop` of an axis; None where that axis was not seen."""
+    def part(self, axis: int, start: int, stop: int, grain: float = 0.0) -> Place | None:
+        """The same among the positions `start` to `stop` of an axis, which have a grain of their own; None where that
+        axis was not seen."""
         places = [
-            self._worst_of(found[:, start:stop], f" of axis {axis}", start)
+            self._worst_of(found[:, start:stop], f" of axis {axis}", grain, start)
             for (_, k, _), found in self.by_axis.items()
             if k == axis
         ]
         return max(places, key=lambda place: place.share, default=None)
 
-    def _worst_of(self, found: np.ndarray, axis: str, start: int = 0) -> Place:
+    def _worst_of(self, found: np.ndarray, axis: str, grain: float, start: int = 0) -> Place:
         size, difference, noise = found
         if self.exact or not size.size:
             allowed = np.zeros_like(size)
         else:
             typical = float(np.quantile(np.nan_to_num(noise, posinf=0.0), 0.25)) if noise.any() else 0.0
-            allowed = self.floor * size + MARGIN * noise + TYPICAL * typical + TINY * size.max() + self.grain
+            allowed = self.floor * size + MARGIN * noise + TYPICAL * typical + TINY * size.max() + grain
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.where(difference > 0, difference / allowed, 0.0)
         at = int(np.nanargmax(share)) if share.size else 0

@@ -11,7 +11,7 @@ from onnxprune.graph.tensors import array_of, set_constant, size_bytes
 from onnxprune.system.memory import LARGE_MODEL_BYTES
 
 MOVED = 2.0**-22  # share by which numbers in single precision are moved, up or down
-SIGMOID_GRAIN = 2.0**-23
+SIGMOID_GRAIN = 2.0**-22
 MOVED_HALF = 2.0**-11  # the same in half precision
 LARGE = 1 << 20  # numbers; of large models only smaller weights are moved, for what is moved is held once more
 PATTERN = 65_537  # signs are repeated after that many numbers, a prime: no axis has a multiple of it
@@ -26,10 +26,12 @@ WEIGHTED = frozenset(
 def grain_of(value: ir.Value | None) -> float:
     """What `value` may be off by, however small it is.
 
-    onnxruntime's Sigmoid gives multiples of 2^-25 and is off by up to four of them: of an output near zero nothing is
-    left but steps. What stands in front of it is compared by itself.
+    onnxruntime's Sigmoid gives multiples of 2^-25 and is off by up to four of them, either way: of an output near zero
+    nothing is left but steps. What stands in front of it is compared by itself.
     """
     while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "Concat":
+            return max(map(grain_of, node.inputs))
         if node.op_type not in ("Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice"):
             return SIGMOID_GRAIN if node.op_type == "Sigmoid" else 0.0
         value = node.inputs[0]

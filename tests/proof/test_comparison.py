@@ -348,12 +348,36 @@ def test_steps_of_a_sigmoid_near_zero_are_no_difference():
     assert not comparison.compare(one, saturated(-16.5), feeds).ok  # seen in front of it
 
 
+JOINED = (
+    "(float[4,3] x, float[3,2] w, float[2] c) => (float[4,5] y) "
+    "{ a = Gemm(x, w, c) s = Sigmoid(a) y = Concat<axis = 1>(x, s) }"
+)
+
+
+def test_steps_of_a_sigmoid_in_a_joined_output_are_no_difference():
+    """YOLO: boxes and scores near zero in one output; honest cuts were refused."""
+
+    def detector(bias: float) -> ir.Model:
+        made = model(JOINED, {"w": [[0.1, 0.2], [0.3, -0.1], [0.2, 0.1]], "c": [bias, bias]})
+        made.graph.node("Sigmoid_1").outputs[0].shape = ir.Shape([4, 2])
+        return made
+
+    one, near, far = detector(-12), detector(-12.02), detector(-9)
+    feeds = [{"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)}]
+    found = comparison.compare(one, near, feeds, look_inside=False)
+    part = next(e for e in found.evidence if e.where == "y: s")
+    assert 0 < part.difference < part.allowed
+    assert not comparison.compare(one, near, feeds).ok  # seen in front of it
+    assert not comparison.compare(one, far, feeds, look_inside=False).ok
+
+
 def test_only_a_sigmoid_in_front_of_an_output_makes_steps():
     def grain(text: str) -> float:
         return noise.grain_of(model(text).graph.outputs[0])
 
     assert grain("(float[4,3] x) => (float[12] y) { a = Sigmoid(x) y = Flatten<axis = 0>(a) }") == noise.SIGMOID_GRAIN
     assert grain("(float[4,3] x) => (float[4,3] y) { a = Sigmoid(x) y = Mul(a, x) }") == 0
+    assert grain("(float[4,3] x) => (float[4,6] y) { a = Sigmoid(x) y = Concat<axis=1>(x, a) }") == noise.SIGMOID_GRAIN
     assert grain("(float[4,3] x) => (float[4,3] y) { y = Softmax(x) }") == 0
     assert grain("(float[4,3] x) => (float[4,3] y) { y = Identity(x) }") == 0
 

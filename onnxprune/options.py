@@ -311,9 +311,8 @@ class Options:
         False, SWITCH, REMOVE, "cut inside residual blocks only")
     allocate: str | None = option(
         None, TEXT, REMOVE, "where widths come from: the method's order, the same share everywhere, what is lost after "
-        "least squares (which then decides the order of units too), or measured on the whole model", "NAME",
-        shown="refit where no method was asked for and it is clearly better; else the method's, of methods that see "
-        "weights alone what the loss loses; residual streams stay whole where they can",
+        "least squares (the order of units too), or measured on the whole model", "NAME",
+        shown="refit where it is clearly better and no method is given; else method, or the loss",
         choices=("measured", "method", "refit", "uniform"))
     method_options: Mapping[str, Any] = option(
         {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")

@@ -56,7 +56,8 @@ class Moments:
 def readers(coupling: Coupling, wanted: Iterable[Dim]) -> dict[Dim, tuple[Reader, ...]]:
     """The layers that read each Dim, for those Dims that nothing but such layers reads.
 
-    Layers that pass units on, such as depthwise convolutions, are none of them.
+    Layers that pass units on, such as depthwise convolutions, are none of them; a Dim that some layer both reads and
+    gives, as between two blocks of a stream, is left out: such a layer also loses what it gives.
     """
     nodes = linears(coupling.model)
     found: dict[Dim, tuple[Reader, ...]] = {}
@@ -89,6 +90,8 @@ def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
     axes = coupling.axes.get(linear.x.name or "")
     w = read_weights(linear)
     shared = len(list(users(linear.stored))) > 1
+    if _stands(coupling, dim, [linear.y]):
+        return None
     if not axes or shared or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
         return None
     units = unit_positions(axes[linear.x_axis], dim)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from onnxprune import graph
-from onnxprune.run import pipeline, produce, subject
+from onnxprune.run import pipeline, produce, schedule, subject
 
 FLOAT = TensorProto.FLOAT
 
@@ -513,7 +513,7 @@ STEPS = {
     "normalize": (graph, "normalize"),
     "data": (subject, "load_data"),
     "analyze": (subject, "analyze"),
-    "score": (pipeline.base, "run"),
+    "score": (schedule.base, "run"),
     "cut": (produce.surgery, "cut"),
     "mask": (produce.surgery, "mask"),
     "verify": (produce.comparison, "compare"),

@@ -268,3 +268,11 @@ def test_a_form_that_there_is_not_is_refused_before_the_first_run(command, cli, 
     ran = cli(*command("--quantize", "none", form))
     assert (ran.code, ran.err.count("\n"), (tmp_path / "out" / "runs").exists()) == (2, 1, False)
     assert "--quantize" in ran.err
+
+
+def test_every_method_keeps_its_own_order_of_units(command, cli, tmp_path):
+    """Every method of a comparison was asked for: none is left for another that loses less."""
+    tuned = ("--methods", "l1", "--recover", "reconstruct")
+    assert cli(*command(*tuned)).code == 0
+    (row,) = rows_of(tmp_path / "out")
+    assert not any("least squares bring back" in note or "refit" in note for note in row["notes"]), row["notes"]

@@ -89,10 +89,12 @@ BROKEN = {
 def test_the_twin_catches_a_broken_rule(op_type, monkeypatch):
     monkeypatch.setitem(RULES, ("", op_type), BROKEN[op_type])
     coupling = analyze(model(RESIDUAL, CONSTANTS))
+    drawn = (random_keep(coupling, seed) for seed in range(12))
+    plans = [keep for keep in drawn if not all(mask.all() for mask in keep.values())]  # those that remove something
     caught = 0
-    for seed in range(4):
+    for seed, keep in enumerate(plans[:4]):
         try:
-            caught += not prove(coupling, random_keep(coupling, seed), seed).ok
+            caught += not prove(coupling, keep, seed).ok
         except GraphError:  # the shapes do not even fit
             caught += 1
     assert caught == 4

@@ -156,3 +156,22 @@ def test_they_need_samples(scored):
         allocation.allocated(
             replace(subject, tune=None), outcome, resolved(replace(OPTIONS, allocate="refit")), Clock()
         )
+
+
+def test_a_dimension_that_a_layer_reads_and_gives_is_measured_without_a_refit(cli, cnn_path, tmp_path):
+    """The residual stream of this network: a convolution goes from it to it, and lost its outputs beside its inputs."""
+    x = np.random.default_rng(0).standard_normal((80, 3, 8, 8)).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x)
+    words = (
+        "--data",
+        tmp_path / "x.npz",
+        "--align",
+        1,
+        "--allocate",
+        "refit",
+        "--recover",
+        "constants",
+        "--no-latency",
+    )
+    ran = cli(cnn_path, tmp_path / "o.onnx", *words, "--method", "l1", "--target", "macs=0.3", "-q")
+    assert ran.code == 0, ran.err

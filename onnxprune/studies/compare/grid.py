@@ -61,6 +61,7 @@ class Run:
         return replace(
             common,
             method=self.entry.method,
+            method_found=False,
             method_options={**self.entry.options, **more},
             target=target,
             seed=self.seed,

@@ -82,10 +82,11 @@ def _check_all_found(plan: Plan, coupling: Coupling, keep: dict[Dim, Mask]) -> N
     if wanted == found:
         return
     names = {dim.name for dim in coupling.dims}
-    lost = next((entry.name for entry in plan.dims if entry.name not in names), plan.dims[0].name)
+    lost = [entry.name for entry in plan.dims if entry.name not in names] or [entry.name for entry in plan.dims]
+    named = f"; '{lost[0]}' is not one of its own" if lost else ""
     raise UsageError(
-        f"the plan removes positions of {len(wanted)} dimensions, of which {len(found)} are found in this model; "
-        f"'{lost}' is not one of its own: {ADVICE}"
+        f"the plan removes positions of {len(wanted)} dimensions, and {len(found)} are found in this model{named}: "
+        f"{ADVICE}"
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, TypeVar
 
 import onnx_ir as ir
@@ -17,7 +16,7 @@ from onnxprune.graph import custom_ops, extras
 from onnxprune.graph.extras import Extras
 from onnxprune.graph.files import load, save
 from onnxprune.graph.tensors import read_external, size_bytes
-from onnxprune.system.atomic_files import remove_leftovers, scratch
+from onnxprune.system.atomic_files import scratch
 from onnxprune.system.isolation import CrashedError, can_copy, isolated
 
 __all__ = ["CrashedError", "apart"]
@@ -32,7 +31,6 @@ def apart(function: Callable[..., T], models: Sequence[ir.Model], *arguments: An
     Raises: CrashedError when a native library ended that process.
     """
     if can_copy():
-        remove_leftovers(Path(gettempdir()))  # of a run beside torch that was killed
         return isolated(lambda: function(*models, *arguments))
     with scratch() as folder:  # one that the next run removes where this one is killed
         sent = [_written(model, Path(folder) / f"{number}.onnx") for number, model in enumerate(models)]

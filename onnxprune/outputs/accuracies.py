@@ -55,20 +55,19 @@ def _groups(original: Reference) -> Iterator[Group]:
     parts = [part for part in original.outputs.parts if part.value in original.said]
     joint = {entry.name for entry in original.outputs.entries if entry.kind == kinds.JOINT}
     pairs: dict[Part, tuple[Part, ...]] = {}
+    alone: list[Part] = []
     for part in parts:
         near = _scores_beside(part, parts, original.said)
         if not near:
-            continue
-        if part.kind == kinds.BOXES and (part.value in joint or part.value in original.outputs.inner):
+            alone.append(part)
+        elif part.kind == kinds.BOXES and (part.value in joint or part.value in original.outputs.inner):
             pairs[part] = near
         else:
             yield Group((part,), near[0])
     taken = {part for near in pairs.values() for part in near}
     for boxes, near in pairs.items():
         yield Group((boxes, *near))
-    for part in parts:
-        if part not in taken and not _scores_beside(part, parts, original.said):
-            yield Group((part,))
+    yield from (Group((part,)) for part in alone if part not in taken)
 
 
 def _scores_beside(part: Part, parts: Sequence[Part], said: Values) -> tuple[Part, ...]:

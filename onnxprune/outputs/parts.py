@@ -178,11 +178,11 @@ def scale_of(part: Part, parts: Sequence[Part], targets: Values) -> float:
     scores = beside(part, parts, targets)
     if scores is None:
         return max(float(t.var(correction=0)), SMALL)
-    w = certainty(scores, targets).reshape(t.shape[:-1])
     unit = things(scores, parts, targets)
     if has_sizes(part):
         return unit
-    w = (w / w.sum().clamp_min(TINY)).unsqueeze(-1)
+    w = weights(part, parts, targets)
+    assert w is not None, part.name
     center = (w * t).sum(tuple(range(t.ndim - 1)), keepdim=True)
     return unit * max(float((w * (t - center).square()).sum()), SMALL)
 

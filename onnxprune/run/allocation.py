@@ -15,6 +15,7 @@ original's on mixtures of samples to which nothing is fitted (see recover/fair.p
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from time import perf_counter
 
 import numpy as np
@@ -52,6 +53,9 @@ BY_REFIT = "which units go and how many of each dimension: by what is lost once 
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
+
+
+Evaluate = Callable[[Selection], np.ndarray]  # the losses (N,) of a cut
 
 
 @dataclass(frozen=True)
@@ -94,7 +98,11 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
     if asked is None and settings.recovery.level in ("reconstruct", "finetune"):
         with clock("allocate"):
             plain = _repairable(subject, outcome, settings)
-            return _better_by_hessian(subject, _better_by_refit(subject, outcome, plain, settings), settings)
+            if not settings.method_found or settings.goal.searched or len(subject.tune or ()) < FEWEST_COMPARED:
+                return plain
+            evaluator = cache(lambda: _evaluator(subject, settings))  # what both compare with, and with its losses
+            found = _better_by_refit(subject, outcome, plain, settings, evaluator)
+            return _better_by_hessian(subject, found, settings, evaluator)
     return outcome
 
 
@@ -119,22 +127,22 @@ def _refit(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     return replace(found, notes=(*spared.notes, BY_REFIT))
 
 
-def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings) -> Outcome:
-    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for.
+def _better_by_refit(
+    subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
+) -> Outcome:
+    """`_refit` where it loses clearly less than `plain` at the size asked for.
 
     Where that would take longer than some minutes it is not tried.
     """
-    assert subject.tune is not None
-    if not settings.method_found or len(subject.tune) < FEWEST_COMPARED or settings.goal.searched:
-        return plain
     if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
         return plain
     try:
         found = _refit(subject, outcome, settings)
         if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks
             return plain
-        evaluate = _evaluator(subject, settings)
-        tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("refit", found))]
+        tried = [
+            _tried(name, each, subject, settings, evaluator()) for name, each in (("plain", plain), ("refit", found))
+        ]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
         LOG.info("  no widths by refit: %s", error)
         return plain
@@ -144,14 +152,13 @@ def _better_by_refit(subject: Subject, outcome: Outcome, plain: Outcome, setting
     return replace(found, notes=(*found.notes[:-1], note))
 
 
-def _better_by_hessian(subject: Subject, plain: Outcome, settings: Settings) -> Outcome:
-    """The order and widths of hessian where nobody asked for a method and they lose less of what is no class.
+def _better_by_hessian(
+    subject: Subject, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
+) -> Outcome:
+    """The order and widths of hessian where they lose less of what is no class.
 
     Methods made for classifiers look at the answer; boxes and maps are numbers, of which second order tells the loss.
     """
-    assert subject.tune is not None
-    if not settings.method_found or settings.goal.searched or len(subject.tune) < FEWEST_COMPARED:
-        return plain
     if subject.outputs.classified or not has_torch():
         return plain
     if 3 * LOOKED_AT * subject.cost.totals()["macs"] > MOST_MACS:  # a gradient costs about three runs
@@ -162,8 +169,9 @@ def _better_by_hessian(subject: Subject, plain: Outcome, settings: Settings) -> 
         LOG.info("  not tried by hessian: %s", error)
         return plain
     found = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
-    evaluate = _evaluator(subject, settings)
-    tried = [_tried(name, each, subject, settings, evaluate) for name, each in (("plain", plain), ("hessian", found))]
+    tried = [
+        _tried(name, each, subject, settings, evaluator()) for name, each in (("plain", plain), ("hessian", found))
+    ]
     if not all(tried) or not tried[1][0].beats(tried[0][0]):
         return plain
     note = (
@@ -303,9 +311,7 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
     return replace(best.outcome, notes=(*outcome.notes, note))
 
 
-def _tried(
-    name: str, ranking: Outcome, subject: Subject, settings: Settings, evaluate: Callable[[Selection], np.ndarray]
-) -> list[Candidate]:
+def _tried(name: str, ranking: Outcome, subject: Subject, settings: Settings, evaluate: Evaluate) -> list[Candidate]:
     """The candidate, or none where the budget cannot be met by it."""
     try:
         selection = search.near_the_target(subject, ranking, settings, _targets(settings))
@@ -338,7 +344,7 @@ def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:
     return [*streams, *([inner[k] for k in part] for part in parts if len(part))]
 
 
-def _evaluator(subject: Subject, settings: Settings) -> Callable[[Selection], np.ndarray]:
+def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     """A function that gives the losses (N,) of the whole model, cut by a choice and cheaply recovered."""
     assert subject.tune is not None
     learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), settings.seed)

@@ -186,10 +186,10 @@ def goal_of(options: Options) -> Goal:
 
 def widths_of(options: Options) -> Widths:
     """Which dimensions may lose units, and how many. Raises: UsageError for an alignment that was never measured."""
+    stored = quantize.parse(options.quantize)
+    form = "int8" if stored is not None and stored.kind == "int8" else ""
     return Widths(
-        alignment_for(
-            options.align, provider_for(options), "int8" if (options.quantize or "").startswith("int8") else ""
-        ),
+        alignment_for(options.align, provider_for(options), form),
         is_number(options.align),
         options.floor,
         options.include,

@@ -92,9 +92,14 @@ def _refused(target: Path, error: OSError) -> UsageError:
 
 
 def scratch(parent: Path | None = None, name: str = "") -> tempfile.TemporaryDirectory[str]:
-    """A folder of this process in `parent`, by default where the system keeps such; those of dead ones are removed."""
-    place = Path(parent or tempfile.gettempdir())
-    remove_leftovers(place)
+    """A folder of this process in `parent`, by default where the system keeps such.
+
+    Those that dead processes left are removed, there and where the system keeps them.
+    """
+    common = Path(tempfile.gettempdir())
+    place = parent or common
+    for each in {place, common}:
+        remove_leftovers(each)
     pid = os.getpid()
     return tempfile.TemporaryDirectory(dir=place, prefix=f"{name}onnxprune-{_host()}-{pid}-{_started(pid)}-")
 

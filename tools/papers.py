@@ -44,13 +44,9 @@ class Row:
 
     name: str
     network: str
-    words: tuple[str, ...]
+    words: str
     recipe: str
     paper: str
-
-    @property
-    def told(self) -> str:
-        return " ".join(self.words)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -73,64 +69,33 @@ RECIPES: Mapping[str, tuple[str, ...]] = {
     ),
 }
 
+# What the figures of SNACS are about: half of the MACs, 63 and 85 % fewer parameters.
+HALF = "--method snacs --align 1 --target macs=0.5"
+THIRD = "--method snacs --align 1 --target params=0.37"
+SEVENTH = "--method snacs --align 1 --target params=0.15"
+FEWER_63, FEWER_85 = "SNACS: 63 % fewer parameters, 0.5 points lost", "SNACS: 85 % fewer parameters, 93.43 % or more"
 ROWS = (
-    Row(
-        "snacs-half",
-        RESNET,
-        _words("--method snacs --align 1 --target macs=0.5"),
-        "common",
-        "CHIP 94.16 % at 0.53, DepGraph 93.77 % at 0.47",
-    ),
-    Row(
-        "snacs-63",
-        RESNET,
-        _words("--method snacs --align 1 --target params=0.37"),
-        "common",
-        "SNACS: 63 % fewer parameters, 0.5 points lost",
-    ),
-    Row("cci-8of16", RESNET, _words("--method cci --option group=16 --option kept=8"), "common", "no figure found"),
-    Row("aswl-90", RESNET, _words("--method aswl --option density=0.1"), "common", "no figure found"),
-    Row("aswl-50", RESNET, _words("--method aswl --option density=0.5"), "common", "no figure found"),
-    Row(
-        "snacs-vgg-85",
-        VGG,
-        _words("--method snacs --align 1 --target params=0.15"),
-        "common",
-        "SNACS: 85 % fewer parameters, 93.43 % or more",
-    ),
-    Row("taylor-half", RESNET, _words("--method taylor --align 1 --target macs=0.5"), "common", "as snacs-half"),
-    Row("l1-half", RESNET, _words("--method l1 --align 1 --target macs=0.5"), "common", "as snacs-half"),
+    Row("snacs-half", RESNET, HALF, "common", "CHIP 94.16 % at 0.53, DepGraph 93.77 % at 0.47"),
+    Row("snacs-63", RESNET, THIRD, "common", FEWER_63),
+    Row("cci-8of16", RESNET, "--method cci --option group=16 --option kept=8", "common", "no figure found"),
+    Row("aswl-90", RESNET, "--method aswl --option density=0.1", "common", "no figure found"),
+    Row("aswl-50", RESNET, "--method aswl --option density=0.5", "common", "no figure found"),
+    Row("snacs-vgg-85", VGG, SEVENTH, "common", FEWER_85),
+    Row("taylor-half", RESNET, "--method taylor --align 1 --target macs=0.5", "common", "as snacs-half"),
+    Row("l1-half", RESNET, "--method l1 --align 1 --target macs=0.5", "common", "as snacs-half"),
     Row(
         "paam-half",
         RESNET,
-        _words("--method paam --align 1 --target params=0.48"),
+        "--method paam --align 1 --target params=0.48",
         "common",
         "PAAM: 52 % fewer parameters, 1.02 points won",
     ),
-    Row("gss-80", RESNET, _words("--method gss --align 1 --target params=0.2"), "common", "GSS: 0.51 points lost"),
-    Row("gss-90", RESNET, _words("--method gss --align 1 --target params=0.1"), "common", "GSS: 0.62 points lost"),
-    Row("cci-2of4", RESNET, _words("--method cci --option axis=input --option group=4 --option kept=2"), "common", ""),
-    Row(
-        "snacs-half-label-free",
-        RESNET,
-        _words("--method snacs --align 1 --target macs=0.5"),
-        "label-free",
-        "as snacs-half",
-    ),
-    Row(
-        "snacs-63-own",
-        RESNET,
-        _words("--method snacs --align 1 --target params=0.37"),
-        "snacs-resnet",
-        "SNACS: 63 % fewer parameters, 0.5 points lost",
-    ),
-    Row(
-        "snacs-vgg-85-own",
-        VGG,
-        _words("--method snacs --align 1 --target params=0.15"),
-        "snacs-vgg",
-        "SNACS: 85 % fewer parameters, 93.43 % or more",
-    ),
+    Row("gss-80", RESNET, "--method gss --align 1 --target params=0.2", "common", "GSS: 0.51 points lost"),
+    Row("gss-90", RESNET, "--method gss --align 1 --target params=0.1", "common", "GSS: 0.62 points lost"),
+    Row("cci-2of4", RESNET, "--method cci --option axis=input --option group=4 --option kept=2", "common", ""),
+    Row("snacs-half-label-free", RESNET, HALF, "label-free", "as snacs-half"),
+    Row("snacs-63-own", RESNET, THIRD, "snacs-resnet", FEWER_63),
+    Row("snacs-vgg-85-own", VGG, SEVENTH, "snacs-vgg", FEWER_85),
 )
 
 
@@ -141,7 +106,8 @@ def command(row: Row, folder: Path, args: argparse.Namespace) -> list[str]:
     data = args.data or f"tools.cifar:{prefix}train"
     test = args.test or f"tools.cifar:{prefix}test"
     words = [sys.executable, "-m", "onnxprune", str(model), str(folder / "out.onnx"), "--data", data, "--val", test]
-    words += [*row.words, *RECIPES[row.recipe], "--recover", "finetune", "--seed", str(args.seed), "--no-latency"]
+    words += [*row.words.split(), *RECIPES[row.recipe]]
+    words += ["--recover", "finetune", "--seed", str(args.seed), "--no-latency"]
     words += ["--device", args.device, "--resume", str(folder / "checkpoints"), "--report", str(folder / "report.json")]
     words += ["--epochs", str(args.epochs)] if args.epochs else []
     words += ["--time", args.time] if args.time else []
@@ -181,7 +147,7 @@ def row_of(row: Row, report: Mapping[str, Any], seed: int) -> Found:
     return {
         "row": row.name,
         "network": Path(row.network).stem,
-        "words": row.told,
+        "words": row.words,
         "recipe": row.recipe,
         "paper": row.paper,
         "seed": seed,
@@ -238,7 +204,7 @@ def main(argv: Sequence[str] | None = None, rows: Sequence[Row] = ROWS) -> int:
     if args.list:
         for row in chosen:
             state = "ended" if ended(row, args.out) else "not ended"
-            print(f"{row.name}: {Path(row.network).stem}, {row.told}, recipe {row.recipe}: {state}")
+            print(f"{row.name}: {Path(row.network).stem}, {row.words}, recipe {row.recipe}: {state}")
         return 0
     with ThreadPoolExecutor(args.jobs) as pool:
         found = list(pool.map(lambda row: make(row, args), chosen))

@@ -70,6 +70,11 @@ class Coupling:
                 found |= first.intersection(*rest)
         return frozenset(found)
 
+    def stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
+        """Whether an axis of one of `values` has positions of `dim`."""
+        axes = (axis for value in values for axis in self.axes.get(value.name or "", ()))
+        return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))
+
     def sees(self, body: ir.Graph) -> bool:
         """Whether what stands in `body` was analysed; else all that it reads is frozen."""
         return all(value.name in self.axes for node in body for value in node.outputs if value.name)

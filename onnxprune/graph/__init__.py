@@ -11,7 +11,7 @@ zipmaps     outputs that are maps                                 extras     wha
 """
 
 from onnxprune.graph.extras import copy
-from onnxprune.graph.files import PROTOBUF_LIMIT_BYTES, all_nodes, digest, external_names, finish, load, normalize, save
+from onnxprune.graph.files import PROTOBUF_LIMIT_BYTES, digest, external_names, finish, load, normalize, save
 from onnxprune.graph.simplify import skeleton
 from onnxprune.graph.stored import change
 from onnxprune.graph.tensors import add_constant, array_of, constant, set_constant, size_bytes, tie
@@ -19,7 +19,6 @@ from onnxprune.graph.tensors import add_constant, array_of, constant, set_consta
 __all__ = [
     "PROTOBUF_LIMIT_BYTES",
     "add_constant",
-    "all_nodes",
     "array_of",
     "change",
     "constant",

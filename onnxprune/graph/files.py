@@ -8,7 +8,6 @@ It computes the same numbers behind the same interface.
 """
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -299,11 +298,6 @@ def _line(error: BaseException) -> str:
 
 
 # Normal form ----------------------------------------------------------------------------------------------------
-
-
-def all_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
-    """The nodes of `graph` and of all its subgraphs."""
-    return iter(bodies.all_nodes(graph))
 
 
 def _simplified(model: ir.Model) -> ir.Model:

@@ -20,11 +20,10 @@ import onnxruntime as ort
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, OutOfMemoryError
-from onnxprune.graph import bodies, body_shapes, extras, probes, sessions
+from onnxprune.graph import bodies, body_shapes, extras, probes, sessions, simplify
 from onnxprune.graph.body_shapes import INTEGERS, NOT_TENSORS
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import batch_axes, input_infos, texts
-from onnxprune.graph.simplify import INFERENCE, first_line, sizes_in
 from onnxprune.graph.tensors import size_bytes
 from onnxprune.system.isolation import CrashedError, isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, memory_limit
@@ -96,12 +95,8 @@ def _infer(model: ir.Model) -> Shapes | None:
     del proto.graph.value_info[:]
     for value in proto.graph.output:
         value.type.tensor_type.ClearField("shape")
-    try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception as error:  # of the inference of some operator
-        extras.note(model, f"{INFERENCE} ({first_line(error)}): it was run instead, to see its shapes")
-        return None
-    return _if_all_known(model, sizes_in(proto.graph))
+    made = simplify.inferred(model, proto, "it was run instead, to see its shapes")
+    return None if made is None else _if_all_known(model, simplify.sizes_in(made.graph))
 
 
 def _if_all_known(model: ir.Model, sizes: Mapping[str, tuple[int, ...]]) -> Shapes | None:
@@ -127,10 +122,7 @@ def inferred(model: ir.Model, probe: Mapping[str, Sequence[int]]) -> dict[str, t
         own = [1 if k == axes.get(name) else size for k, size in enumerate(sizes)]
         kind = inputs[name].type.tensor_type.elem_type
         inputs[name].CopyFrom(onnx.helper.make_tensor_value_info(name, kind, own))
-    try:
-        proto = onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    except Exception as error:  # of the inference of some operator
-        extras.note(model, f"{INFERENCE} ({first_line(error)}): inside bodies the sizes in the file were taken")
+    proto = simplify.inferred(model, proto, "inside bodies the sizes in the file were taken") or proto
     found: dict[str, tuple[int, ...]] = {}
     for value in _values_in_bodies(proto.graph):
         if value.type.tensor_type.HasField("shape"):
@@ -372,10 +364,7 @@ def _instrumented_session(model: ir.Model, choices: Mapping[str, bool] | None = 
     on_disk = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
     proto = _without_weights(model) if on_disk or size_bytes(model) > LARGE_MODEL_BYTES else ir.to_proto(model)
     typed = graph.skeleton(model, 1024)[0]
-    try:
-        typed = onnx.shape_inference.infer_shapes(typed)
-    except Exception as error:  # of the inference of some operator
-        extras.note(model, f"{INFERENCE} ({first_line(error)}): the types in the file were taken")
+    typed = simplify.inferred(model, typed, "the types in the file were taken", numbers=False) or typed
     kinds = {v.name: v.type for v in (*typed.graph.value_info, *typed.graph.input, *typed.graph.output)}
     outputs = {value.name for value in proto.graph.output}
     extra: list[onnx.NodeProto] = []

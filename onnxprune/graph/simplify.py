@@ -143,19 +143,31 @@ def infer_shapes(model: ir.Model) -> None:
     """
     proto = _bare(model)
     _forget_placeholders(proto)
-    try:
-        inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
-    except Exception as error:  # of the inference of some operator: then nothing is known
-        extras.note(model, f"{INFERENCE} ({first_line(error)}): no types and shapes of inner values were written")
+    made = inferred(model, proto, "no types and shapes of inner values were written")
+    if made is None:
         return
-    sizes = sizes_in(inferred)
-    known = {value.name: value.type for value in inferred.value_info}
+    sizes = sizes_in(made.graph)
+    known = {value.name: value.type for value in made.graph.value_info}
     for value in (value for node in model.graph for value in node.outputs):
         written = value.shape.dims if value.shape is not None and value.type is not None else None
         if value.name in known and (written is None or written != sizes.get(value.name)):
             value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
             value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
     extras.put(model, replace(extras.of(model), inferred=sizes))
+
+
+def inferred(
+    model: ir.Model, proto: onnx.ModelProto, otherwise: str, *, numbers: bool = True
+) -> onnx.ModelProto | None:
+    """`proto`, which stands for `model`, with the types and shapes that onnx infers; None where an operator's raises.
+
+    numbers: whether numbers of shapes are followed, too. A note on `model` then says what was done `otherwise`.
+    """
+    try:
+        return onnx.shape_inference.infer_shapes(proto, data_prop=numbers)
+    except Exception as error:  # of any kind
+        extras.note(model, f"{INFERENCE} ({first_line(error)}): {otherwise}")
+        return None
 
 
 def _bare(model: ir.Model) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.coupling import Coupling, Dim, dims, unit_positions
+from onnxprune.coupling import Coupling, Dim, unit_positions
 from onnxprune.data import Samples
 from onnxprune.recover.biases import read_bias
 from onnxprune.recover.constants import batch_within, first_batches
@@ -62,7 +62,7 @@ def readers(coupling: Coupling, wanted: Iterable[Dim]) -> dict[Dim, tuple[Reader
     nodes = linears(coupling.model)
     found: dict[Dim, tuple[Reader, ...]] = {}
     for dim in wanted:
-        reading = [linear for linear in nodes.values() if linear.groups == 1 and _stands(coupling, dim, [linear.x])]
+        reading = [linear for linear in nodes.values() if linear.groups == 1 and coupling.stands(dim, [linear.x])]
         if _read_otherwise(coupling, dim, {linear.name for linear in reading}):
             continue
         made = [_reader(coupling, linear, dim) for linear in reading]
@@ -71,26 +71,23 @@ def readers(coupling: Coupling, wanted: Iterable[Dim]) -> dict[Dim, tuple[Reader
     return found
 
 
-def _stands(coupling: Coupling, dim: Dim, values: Iterable[ir.Value | None]) -> bool:
-    """Whether `dim` stands on an axis of one of the computed `values`."""
-    computed = (value for value in values if value is not None and not value.is_initializer())
-    axes = (axis for value in computed for axis in coupling.axes.get(value.name or "", ()))
-    return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))
-
-
 def _read_otherwise(coupling: Coupling, dim: Dim, reading: set[str]) -> bool:
     """Whether a node beside those in `reading` reads `dim` and does not pass it on, such as a product of two values."""
     return any(
-        node.name not in reading and _stands(coupling, dim, node.inputs) and not _stands(coupling, dim, node.outputs)
+        node.name not in reading and coupling.stands(dim, _computed(node)) and not coupling.stands(dim, node.outputs)
         for node in coupling.model.graph.all_nodes()
     )
+
+
+def _computed(node: ir.Node) -> list[ir.Value]:
+    return [value for value in node.inputs if value is not None and not value.is_initializer()]
 
 
 def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
     axes = coupling.axes.get(linear.x.name or "")
     w = read_weights(linear)
     shared = len(list(users(linear.stored))) > 1
-    if _stands(coupling, dim, [linear.y]):
+    if coupling.stands(dim, [linear.y]):
         return None
     if not axes or shared or read_bias(linear) is None or w.shape[2] * w.shape[3] > MOST_FEATURES:
         return None

@@ -154,7 +154,7 @@ class _Finder:
             return np.any([*active.values()], axis=0) if active else np.ones(dim.size, bool)
         found = np.zeros(dim.size, bool)
         for member in readers:
-            values = [v for v in self.nodes[member.node].inputs if v is not None and self._stands(dim, [v])]
+            values = [v for v in self.nodes[member.node].inputs if v is not None and self.coupling.stands(dim, [v])]
             seen = [active.get(value, np.ones(dim.size, bool)) for value in values if not value.is_initializer()]
             # A unit counts for a reader only if it is active in what that very reader sees: elsewhere along a
             # residual stream it may not have been added yet.
@@ -200,7 +200,8 @@ class _Finder:
         for node in self.coupling.model.graph:
             computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
             # It reads the units, but not with weights, and hands none of them on: a softmax, a mean, an output.
-            if node.name not in consumers and self._stands(dim, computed) and not self._stands(dim, node.outputs):
+            read, handed_on = (self.coupling.stands(dim, values) for values in (computed, node.outputs))
+            if node.name not in consumers and read and not handed_on:
                 return None
         return members
 
@@ -215,12 +216,12 @@ class _Finder:
             if self._adds(member):
                 addends.setdefault(member.node, []).append(member)
         for node in self.coupling.model.graph:
-            if not self._stands(dim, node.outputs):
+            if not self.coupling.stands(dim, node.outputs):
                 continue
             name = node.name or ""
             computed = [value for value in node.inputs if value is not None and not value.is_initializer()]
             # What consumes the Dim and makes it anew (a convolution between residual sums) passes nothing on.
-            sources = [] if name in consumers else [value for value in computed if self._stands(dim, [value])]
+            sources = [] if name in consumers else [value for value in computed if self.coupling.stands(dim, [value])]
             linear = layer_of(node) is not None
             known = all(self._known(member) for member in addends.get(name, ()))
             yield _Step(
@@ -238,7 +239,7 @@ class _Finder:
     def _keeps_zero(self, dim: Dim, node: ir.Node) -> bool:
         """Whether a unit that is zero leaves `node` as zero; a sum with what knows no units (x + 3) does not."""
         if node.op_type in SUMS:
-            return all(value is None or self._stands(dim, [value]) for value in node.inputs)
+            return all(value is None or self.coupling.stands(dim, [value]) for value in node.inputs)
         return node.op_type in ZERO_TO_ZERO or layer_of(node) is not None
 
     def _adds(self, member: Member) -> bool:
@@ -251,8 +252,3 @@ class _Finder:
         """Whether `member` is an operand of a weighted layer: its weight, or data that the model stores."""
         layer = layer_of(self.nodes[member.node])
         return layer is not None and member.input in (0, layer.weights.weight)
-
-    def _stands(self, dim: Dim, values: Iterable[ir.Value]) -> bool:
-        """Whether an axis of one of `values` has positions of `dim`."""
-        axes = (axis for value in values for axis in self.coupling.axes.get(value.name or "", ()))
-        return any(leaf is dim for axis in axes for leaf in dims.leaves(axis))

@@ -22,7 +22,7 @@ def papers(monkeypatch):
 
 @pytest.fixture
 def row(papers):
-    words = ("--method", "l1", "--target", "macs=0.5")
+    words = "--method l1 --target macs=0.5"
     return papers.Row("digits-half", str(ROOT / "models" / "digits.onnx"), words, "common", "a paper's 99.0 %")
 
 
@@ -66,7 +66,7 @@ def test_ended_rows_stand_in_the_table_and_are_not_made_again(papers, row, tmp_p
 
 
 def test_a_row_that_fails_is_told_and_the_next_one_is_made(papers, row, tmp_path, capsys):
-    bad = replace(row, name="bad", words=("--method", "nonsense"))
+    bad = replace(row, name="bad", words="--method nonsense")
     later = replace(row, name="later", network=str(tmp_path / "none.onnx"))
     assert papers.main([str(tmp_path / "out")], rows=(bad, later)) == 1
     told = capsys.readouterr().err

@@ -98,8 +98,6 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
     if asked is None and settings.recovery.level in ("reconstruct", "finetune"):
         with clock("allocate"):
             plain = _repairable(subject, outcome, settings)
-            if not settings.method_found or settings.goal.searched or len(subject.tune or ()) < FEWEST_COMPARED:
-                return plain
             evaluator = cache(lambda: _evaluator(subject, settings))  # what both compare with, and with its losses
             found = _better_by_refit(subject, outcome, plain, settings, evaluator)
             return _better_by_hessian(subject, found, settings, evaluator)
@@ -127,13 +125,21 @@ def _refit(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
     return replace(found, notes=(*spared.notes, BY_REFIT))
 
 
+def _may_choose(subject: Subject, settings: Settings) -> bool:
+    """Whether another method may be taken: nobody asked for one, and size and samples let results be compared."""
+    enough = subject.tune is not None and len(subject.tune) >= FEWEST_COMPARED
+    return settings.method_found and not settings.goal.searched and enough
+
+
 def _better_by_refit(
     subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
 ) -> Outcome:
-    """`_refit` where it loses clearly less than `plain` at the size asked for.
+    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for.
 
     Where that would take longer than some minutes it is not tried.
     """
+    if not _may_choose(subject, settings):
+        return plain
     if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
         return plain
     try:
@@ -155,11 +161,11 @@ def _better_by_refit(
 def _better_by_hessian(
     subject: Subject, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
 ) -> Outcome:
-    """The order and widths of hessian where they lose less of what is no class.
+    """The order and widths of hessian where nobody asked for a method and they lose less of what is no class.
 
     Methods made for classifiers look at the answer; boxes and maps are numbers, of which second order tells the loss.
     """
-    if subject.outputs.classified or not has_torch():
+    if not _may_choose(subject, settings) or subject.outputs.classified or not has_torch():
         return plain
     if 3 * LOOKED_AT * subject.cost.totals()["macs"] > MOST_MACS:  # a gradient costs about three runs
         return plain

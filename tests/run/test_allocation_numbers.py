@@ -28,9 +28,13 @@ def scored(tmp_path_factory):
     return subject, outcome, settings
 
 
+def evaluator(subject, settings):
+    return lambda: allocation._evaluator(subject, settings)
+
+
 def test_the_second_order_of_the_loss_is_tried_and_taken_where_it_loses_less(scored):
     subject, outcome, settings = scored
-    found = allocation._better_by_hessian(subject, outcome, settings)
+    found = allocation._better_by_hessian(subject, outcome, settings, evaluator(subject, settings))
     (note,) = (note for note in found.notes if "second order" in note)
     new, old = (float(word) for word in note.split() if word.startswith("0."))
     assert new < old
@@ -40,7 +44,7 @@ def test_it_is_not_taken_where_it_does_no_better(scored, monkeypatch):
     subject, outcome, settings = scored
     losses = iter([np.arange(8.0), np.arange(8.0)[::-1]])
     monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: next(losses))
-    assert allocation._better_by_hessian(subject, outcome, settings) is outcome
+    assert allocation._better_by_hessian(subject, outcome, settings, evaluator(subject, settings)) is outcome
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -50,7 +54,7 @@ def test_a_method_that_was_asked_for_is_kept_and_so_are_widths_of_classifiers(sc
     if found:
         monkeypatch.setattr(type(subject.outputs), "classified", True)
     asked = replace(settings, method_found=found)
-    assert allocation._better_by_hessian(subject, outcome, asked) is outcome
+    assert allocation._better_by_hessian(subject, outcome, asked, evaluator(subject, asked)) is outcome
 
 
 def test_candidates_are_compared_by_what_is_found_not_by_the_background(scored):

@@ -7,6 +7,7 @@
 Everything is loaded when it is first used: importing this package imports neither torch nor onnx.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from onnxprune.plan import Plan
     from onnxprune.plan.cost import macs_rule
     from onnxprune.run.pipeline import Result
+
+# onnxruntime 1.29 and later tell their maker about the models that they load, unless this is set before the import.
+# Models given to us are often not public, so nothing is told unless the user asked for it with "0".
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Coupling": "onnxprune.coupling",

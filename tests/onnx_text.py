@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxprune import surgery
 from onnxprune.coupling import Coupling
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 # Integer initializers are settings, so their numbers are given; floats are random and never constant.
@@ -57,5 +58,5 @@ def random_keep(coupling: Coupling, seed: int, share: float = 0.5) -> dict:
 
 def prove(coupling: Coupling, keep: dict, seed: int = 0) -> comparison.Verification:
     """Cut against mask on random inputs at both probe sizes."""
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     return comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes, seed))

@@ -22,7 +22,7 @@ from onnxprune.measure.calibrations import alignment_for
 from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.plan import cost
-from onnxprune.plan.select import Budget, alignment, select
+from onnxprune.plan.select import Budget, Selection, alignment, select
 from onnxprune.run.settings import Widths
 from onnxprune.run.subject import Subject, prepare, scored_dims
 from onnxprune.system.clock import Clock
@@ -95,7 +95,7 @@ def compare(path: Path, arguments: argparse.Namespace, align: int) -> list[Row]:
         models = {"original": str(path)}
         for number, (name, keep) in enumerate(plans.items()):
             models[name] = str(Path(folder) / f"{number}.onnx")
-            graph.save(graph.finish(surgery.cut(subject.coupling, keep)), models[name])
+            graph.save(graph.finish(surgery.cut(Selection(subject.coupling, keep))), models[name])
         rounds = Rounds(runs=30, min_seconds=2.0, max_seconds=arguments.seconds)
         setting = {"provider": arguments.provider, "threads": arguments.threads, "rounds": rounds}
         tables = [measure_latency(models, **setting, sessions=1, memory=False) for _ in range(arguments.repeat)]

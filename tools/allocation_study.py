@@ -102,7 +102,7 @@ def row(subject: Subject, outcome: Outcome, options: Options, test: Samples, arg
     """One line: what the widths cost, and what the recovered model does on test images."""
     choice, spent, tried = known(subject, outcome, options, args)
     settings = resolved(options)
-    model = surgery.cut(subject.coupling, choice.keep)
+    model = surgery.cut(choice)
     levels.recover(subject.given, choice, model, settings.recovery, Clock())
     sizes = cost.keep_sizes(choice.keep)
     shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
@@ -122,7 +122,7 @@ def known(
     if file is not None and file.exists():
         with np.load(file) as stored:
             keep = {dims[name]: stored[name] for name in stored.files if name in dims}
-            return Selection(keep, options.method), float(stored["seconds"]), str(stored["tried"])
+            return Selection(subject.coupling, keep, options.method), float(stored["seconds"]), str(stored["tried"])
     start = time.monotonic()
     settings = resolved(options)
     chosen = allocation.allocated(subject, outcome, settings, Clock())

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from onnxprune.plan.select import Selection
 from onnxprune.run.finish import finish
 
 TIMES: dict[str, float] = {}
@@ -63,8 +64,8 @@ def main() -> None:
         model = graph.normalize(loaded)
         observed = shapes.observe(model)
         coupling = analyze(model, observed)
-        keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-        cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+        selection = Selection(coupling, {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free})
+        cut, masked = surgery.cut(selection), surgery.mask(selection)
         finished = finish(cut)
         feeds = comparison.random_feeds(model, observed)
         if arguments.samples:

@@ -20,6 +20,7 @@ import json, resource, sys, time
 import numpy as np
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
+from onnxprune.plan.select import Selection
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 steps, start = {}, time.perf_counter()
 def done(name): steps[name] = {"peak_bytes": peak(), "seconds": round(time.perf_counter() - start, 1)}
@@ -29,7 +30,7 @@ model = graph.normalize(model); done("normalize")
 coupling = analyze(model); done("analyze")
 rng = np.random.default_rng(0)
 keep = {dim: rng.permutation(dim.size) < dim.size * 3 // 4 for dim in coupling.free}
-cut = surgery.cut(coupling, keep); done("cut")
+cut = surgery.cut(Selection(coupling, keep)); done("cut")
 graph.save(cut, sys.argv[2]); done("save")
 print(json.dumps({"free": len(coupling.free), "steps": steps}))
 """

@@ -178,7 +178,7 @@ def variants(
         found, outcome = schedule.scored(subject, settings, Clock())
         outcome = allocation.allocated(found, outcome, settings, Clock())
         selection = next(iter(front.choices(found, outcome, settings, Clock()))).selection
-        model = surgery.cut(found.coupling, selection.keep)
+        model = surgery.cut(selection)
         levels.recover(found.given, selection, model, settings.recovery, Clock())
         graph.save(model, out)
         return judge.of(out)

@@ -56,6 +56,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import half, sessions, shapes
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, decisions, noise
 from onnxprune.system.isolation import CrashedError, isolated
 
@@ -246,7 +247,7 @@ def _task(name: str, number: int, seed: int, folder: str, most: int) -> Found:
     subject = prepared(name, folder)
     random = Random(zlib.crc32(f"{seed} {number} {name}".encode()))
     keep = plan_of(subject.coupling, random)
-    cut, masked = surgery.cut(subject.coupling, keep), surgery.mask(subject.coupling, keep)
+    cut, masked = surgery.cut(Selection(subject.coupling, keep)), surgery.mask(Selection(subject.coupling, keep))
     judge = partial(comparison.compare, masked=masked, feeds=subject.feeds)
     with Twin(masked):
         said = judge(cut)

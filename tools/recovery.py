@@ -27,7 +27,7 @@ from onnxprune.graph import sessions
 from onnxprune.methods import base
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost
-from onnxprune.plan.select import Budget, select
+from onnxprune.plan.select import Budget, Selection, select
 from onnxprune.recover import constants, reconstruct
 from onnxprune.recover.finetune import Settings, finetune
 
@@ -54,28 +54,28 @@ def main() -> None:
     model = graph.normalize(graph.load(cifar.DATA / "models" / f"{args.model}.onnx"))
     coupling = analyze(model)
     tune = _samples(model, "train", args.samples)
-    keep = chosen(coupling, args.method, args.macs, args.seed, tune)
-    print(f"{args.model}, {args.method}, MACs x {macs_left(coupling, keep):.3f}\n")
+    selection = chosen(coupling, args.method, args.macs, args.seed, tune)
+    print(f"{args.model}, {args.method}, MACs x {macs_left(selection):.3f}\n")
     print("| step | seconds | accuracy, % |\n|---|---|---|")
-    for step, seconds, accuracy in table(model, coupling, keep, tune, args):
+    for step, seconds, accuracy in table(model, selection, tune, args):
         print(f"| {step} | {seconds:.0f} | {100 * accuracy:.2f} |", flush=True)
 
 
-def table(model: ir.Model, coupling: Coupling, keep: Keep, tune: Samples, args: argparse.Namespace) -> Iterator[Row]:
+def table(model: ir.Model, selection: Selection, tune: Samples, args: argparse.Namespace) -> Iterator[Row]:
     """The accuracy after each step, in order."""
     test = _samples(model, "test", args.test)
     yield "original", 0.0, accuracy_of(model, test)
-    cut_model = surgery.cut(coupling, keep)
+    cut_model = surgery.cut(selection)
     yield "cut", 0.0, accuracy_of(cut_model, test)
     start = time.monotonic()
-    constants.push(coupling, keep, cut_model, tune)
+    constants.push(selection, cut_model, tune)
     yield "constants", time.monotonic() - start, accuracy_of(cut_model, test)
     start = time.monotonic()
-    reconstruct.refit(coupling, keep, cut_model, tune, limit=args.limit, progress=True)
+    reconstruct.refit(selection, cut_model, tune, limit=args.limit, progress=True)
     yield "reconstruct", time.monotonic() - start, accuracy_of(cut_model, test)
     tune, held = split(tune, 0.1, args.seed)
     for batchnorm, labels, epochs in itertools.product(args.batchnorm, args.labels, args.epochs):
-        tuned = surgery.cut(coupling, keep)
+        tuned = surgery.cut(selection)
         for name, value in cut_model.graph.initializers.items():
             graph.set_constant(tuned.graph.initializers[name], graph.array_of(value))
         settings = Settings(
@@ -106,20 +106,21 @@ def accuracy_of(model: ir.Model, test: Samples) -> float:
     return found.value
 
 
-def chosen(coupling: Coupling, method: str, target: float, seed: int, tune: Samples | None = None) -> Keep:
+def chosen(coupling: Coupling, method: str, target: float, seed: int, tune: Samples | None = None) -> Selection:
     """The units that `method` and the selection of the command line keep, to `target` of the MACs."""
     found = cost.of(coupling)
     context = base.Context(coupling, found, coupling.free, tune, seed)
     outcome = base.run(base.get(method), context)
     if outcome.model is not None or outcome.zeros:
         raise SystemExit(f"{method} trains or zeroes weights; choose a method that only scores")
-    return select(outcome.ranking, found, Budget({"macs": target}), comparable=outcome.comparable)
+    keep = select(outcome.ranking, found, Budget({"macs": target}), comparable=outcome.comparable)
+    return Selection(coupling, keep, method)
 
 
-def macs_left(coupling: Coupling, keep: Keep) -> float:
+def macs_left(selection: Selection) -> float:
     """MACs that remain, as a share."""
-    found = cost.of(coupling)
-    return found.totals(cost.keep_sizes(keep))["macs"] / found.totals()["macs"]
+    found = cost.of(selection.coupling)
+    return found.totals(cost.keep_sizes(selection.keep))["macs"] / found.totals()["macs"]
 
 
 if __name__ == "__main__":

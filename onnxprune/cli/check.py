@@ -67,7 +67,7 @@ def told(path: Path, prepared: "Callable[[tuple[int, ...]], Subject] | None") ->
     if prepared is None:
         return ", ".join([*parts, f"for {loaded.model_name or 'a model without a name'}"])
     subject = prepared(loaded.tokens)
-    plan.masks(loaded, subject.coupling)
+    plan.selection_of(loaded, subject.coupling)
     same = loaded.model_sha256 == subject.sha256
     return ", ".join([*parts, f"belongs to {subject.path.name}{'' if same else ', which has other weights by now'}"])
 

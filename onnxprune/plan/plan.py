@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxprune.coupling import Coupling, dims
-from onnxprune.coupling.dims import Dim, Keep
 from onnxprune.errors import UsageError
 from onnxprune.plan import matching
+from onnxprune.plan.select import Selection
 from onnxprune.system.atomic_files import replace_text
 
 FORMAT = "onnxprune-plan/1"
@@ -88,44 +88,43 @@ class Plan:
 
 
 def make(
-    coupling: Coupling,
-    keep: Keep,
+    selection: Selection,
     *,
-    method: str,
     seed: int,
     sha256: str,
     name: str,
     before: Mapping[str, int],
     after: Mapping[str, int],
 ) -> Plan:
-    """The plan that keeps, of each Dim in `keep`, the positions that are True (size,)."""
-    chosen = {dim: mask for dim, mask in keep.items() if not mask.all()}
+    """The plan of a selection; before, after: its costs."""
+    chosen = {dim: mask for dim, mask in selection.keep.items() if not mask.all()}
     entries = tuple(
         DimPlan(dim.name, dim.size, _positions(chosen[dim]), dim.reduced is None)
-        for dim in coupling.dims
+        for dim in selection.coupling.dims
         if dim in chosen
     )
-    return Plan(
-        method, seed, sha256, name, entries, slices_of(coupling, chosen), dict(before), dict(after), tool=tool_version()
-    )
+    slices = slices_of(replace(selection, keep=chosen))
+    costs = dict(before), dict(after)
+    return Plan(selection.method, seed, sha256, name, entries, slices, *costs, tool=tool_version())
 
 
-def slices_of(coupling: Coupling, keep: Keep) -> tuple[SlicePlan, ...]:
+def slices_of(selection: Selection) -> tuple[SlicePlan, ...]:
     """Every use of every initializer that loses positions on an axis."""
     found: list[SlicePlan] = []
+    coupling, keep = selection.coupling, selection.keep
     for node in coupling.model.graph.all_nodes():
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer():
                 continue
             for position, axis in enumerate(coupling.axes.get(value.name or "", ())):
                 if any(dim in keep for dim in dims.leaves(axis)):
-                    mask = dims.keep_mask(axis, keep)
+                    mask = selection.mask_of(axis)
                     found.append(SlicePlan(value.name or "", node.name or "", index, position, _positions(mask)))
     return tuple(found)
 
 
-def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
-    """The kept positions of `plan` as booleans by Dim of `coupling`, which may have other names for some weights.
+def selection_of(plan: Plan, coupling: Coupling) -> Selection:
+    """What `plan` removes of the model of `coupling`, which may have other names for some weights.
 
     Raises: UsageError when the plan belongs to another model, or was edited so that its parts disagree.
     """
@@ -138,9 +137,10 @@ def masks(plan: Plan, coupling: Coupling) -> dict[Dim, npt.NDArray[np.bool_]]:
             )
     if all(entry.name in known for entry in plan.dims):
         keep = {known[entry.name]: matching.mask_of(entry.keep, known[entry.name]) for entry in plan.dims}
-        if set(slices_of(coupling, keep)) == set(plan.slices):
-            return keep
-    return matching.matched(plan, coupling)
+        found = Selection(coupling, keep, plan.method)
+        if set(slices_of(found)) == set(plan.slices):
+            return found
+    return Selection(coupling, matching.matched(plan, coupling), plan.method)
 
 
 def save(plan: Plan, path: str | Path) -> None:

@@ -15,7 +15,8 @@ from math import ceil
 
 import numpy as np
 
-from onnxprune.coupling import Dim, Keep
+from onnxprune.coupling import Coupling, Dim, Keep, dims
+from onnxprune.coupling.dims import Axis
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.plan.cost import Cost, Kind
 
@@ -30,14 +31,24 @@ Scores = Mapping[Dim, np.ndarray]
 class Selection:
     """What is to be removed: selection makes it, or a plan file has it; cut, recovery and report follow it.
 
-    keep: kept positions (size,) by Dim; Dims that are absent keep all. method: whose scores chose. zeros: positions
-    that a sparse method left at zero beside that, by initializer. notes: for the report.
+    coupling: of the model that is cut. keep: kept positions (size,) by Dim; Dims that are absent keep all. method:
+    whose scores chose. zeros: positions that a sparse method left at zero beside that, by initializer. notes: for the
+    report.
     """
 
+    coupling: Coupling
     keep: Keep
     method: str = ""
     zeros: Mapping[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
     notes: tuple[str, ...] = ()
+
+    def mask_of(self, axis: Axis) -> np.ndarray:
+        """True at the positions (length,) of `axis` that stay."""
+        return dims.keep_mask(axis, self.keep)
+
+    def of(self, coupling: Coupling) -> "Selection":
+        """The same positions of the same graph with other weights."""
+        return replace(self, coupling=coupling)
 
     def noted(self, *notes: str) -> "Selection":
         """The same with these notes behind its own."""

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.errors import VerificationError
+from onnxprune.plan.select import Selection
 from onnxprune.recover.linear import Linear, linears, number, only_user, stored_behind, users
 
 
@@ -95,12 +95,12 @@ def most_made(model: ir.Model) -> tuple[int, int]:
     return len(widths), sum(widths)
 
 
-def carry(coupling: Coupling, keep: Keep, cut_model: ir.Model, masked: ir.Model) -> int:
+def carry(selection: Selection, cut_model: ir.Model, masked: ir.Model) -> int:
     """Gives `masked` the biases that `cut_model` has beyond it, zero at removed positions; how many."""
     made = 0
     for name, mine, theirs in _beyond(masked, cut_model):
         b = read_bias(theirs)
-        kept = dims.keep_mask(coupling.axes[output_of(mine).name or ""][mine.y_axis], keep)
+        kept = selection.mask_of(selection.coupling.axes[output_of(mine).name or ""][mine.y_axis])
         if b is None or int(kept.sum()) != len(b):
             raise VerificationError(
                 f"{mine.node.op_type} '{name}': {0 if b is None else len(b)} biases were made for {kept.sum()} outputs"

@@ -16,9 +16,10 @@ from math import prod
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.coupling import Coupling, Keep, dims
+from onnxprune.coupling import Coupling
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
+from onnxprune.plan.select import Selection
 from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
@@ -42,18 +43,16 @@ class Consumer:
         return self.linear.x.name or ""
 
 
-def push(
-    coupling: Coupling, keep: Keep, cut_model: ir.Model, samples: Samples | None = None, *, limit: int = 256
-) -> int:
+def push(selection: Selection, cut_model: ir.Model, samples: Samples | None = None, *, limit: int = 256) -> int:
     """Adds what removed units emit to the biases of their consumers in `cut_model`, in place; how many changed.
 
     With samples it is their mean over the first `limit` in the dense model, without what is known of a unit's emission.
     """
-    found = list(consumers(coupling, keep))
+    found, coupling = list(consumers(selection)), selection.coupling
     if not found:
         return 0
     if samples is None:
-        dense = emission.silenced(coupling, keep)
+        dense = emission.silenced(selection)
         feeds: Iterable[Mapping[str, np.ndarray]] = list(emission.noise_feeds(coupling.model, coupling))
     else:
         dense, names = coupling.model, [consumer.x for consumer in found]
@@ -63,15 +62,16 @@ def push(
     return sum(_push_one(cut_model, nodes.get(c.linear.name), c, means.get(c.linear.name)) for c in found)
 
 
-def consumers(coupling: Coupling, keep: Keep) -> Iterator[Consumer]:
+def consumers(selection: Selection) -> Iterator[Consumer]:
     """The linear nodes of the dense model that lose some of their inputs."""
+    coupling = selection.coupling
     for linear in linears(coupling.model).values():
         x, y = coupling.axes.get(linear.x.name or ""), coupling.axes.get(output_of(linear).name or "")
         if not x or not y:
             continue
-        removed = ~dims.keep_mask(x[linear.x_axis], keep)
+        removed = ~selection.mask_of(x[linear.x_axis])
         if removed.any():
-            yield Consumer(linear, removed, dims.keep_mask(y[linear.y_axis], keep))
+            yield Consumer(linear, removed, selection.mask_of(y[linear.y_axis]))
 
 
 def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> Iterator[Mapping[str, np.ndarray]]:

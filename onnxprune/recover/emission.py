@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, Keep, dims, unit_positions
+from onnxprune.coupling import Coupling, Dim, dims, unit_positions
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover.biases import has_bias, read_bias, write_bias
 from onnxprune.recover.linear import Linear, linears, number, stored_behind
@@ -24,14 +25,14 @@ DEAD = 0.05  # of the median norm of a kernel's units: below, a unit's input har
 RUNS = 8
 
 
-def silenced(coupling: Coupling, keep: Keep) -> ir.Model:
+def silenced(selection: Selection) -> ir.Model:
     """The dense model in which dropped units have zero kernels, live ones among them zero biases too, and noise
     stands before each normalization."""
-    model = graph.copy(coupling.model)
+    model = graph.copy(selection.coupling.model)
     live: dict[Dim, np.ndarray] = {}
     nodes = list(linears(model).values())
     for linear in sorted(nodes, key=_depthwise):  # what a depthwise node emits depends on the unit that feeds it
-        _silence(model, linear, coupling, keep, live)
+        _silence(model, linear, selection, live)
     seed = 0
     for node in list(model.graph):
         if node.op_type in NORMS and _takes_noise(node):
@@ -47,13 +48,13 @@ def noise_feeds(model: ir.Model, coupling: Coupling) -> Iterator[Mapping[str, np
         yield comparison.random_feeds(model, coupling.shapes, seed)[0]
 
 
-def _silence(model: ir.Model, linear: Linear, coupling: Coupling, keep: Keep, live: dict[Dim, np.ndarray]) -> None:
+def _silence(model: ir.Model, linear: Linear, selection: Selection, live: dict[Dim, np.ndarray]) -> None:
     """Zeroes dropped units of one node; notes in `live` the units that say something, and makes their biases zero."""
-    axes = coupling.axes.get(linear.stored.name or "")
+    axes = selection.coupling.axes.get(linear.stored.name or "")
     if not axes:
         return
     axis = linear.outputs(len(axes))
-    dropped = ~dims.keep_mask(axes[axis], keep)
+    dropped = ~selection.mask_of(axes[axis])
     if not dropped.any():
         return
     array = graph.array_of(linear.stored)

@@ -12,7 +12,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Keep, dims
+from onnxprune.coupling import dims
+from onnxprune.plan.select import Selection
 from onnxprune.recover.biases import output_of, read_bias
 from onnxprune.recover.linear import Linear, linears, number, only_user, read_weights, stored_behind, users
 
@@ -60,10 +61,10 @@ class Norm:
         return value.name or ""
 
 
-def find(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> list[Layer | Norm]:
+def find(selection: Selection, cut_model: ir.Model) -> list[Layer | Norm]:
     """All layers and norms that read something changed, in an order in which what they read is ready."""
     nodes = linears(cut_model)
-    changed = _changed(coupling, keep, cut_model)
+    changed = _changed(selection, cut_model)
     depth: dict[ir.Value, int] = {}
     found: list[Layer | Norm] = []
     normed: set[ir.Node] = set()
@@ -73,9 +74,9 @@ def find(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> list[Layer | No
         if node.inputs and node.inputs[0] in changed:
             linear = nodes.get(node.name or "")
             if linear is not None:
-                item = _layer(linear, wave, coupling, keep, depth)
+                item = _layer(linear, wave, selection, depth)
             elif node.op_type == "BatchNormalization" and node not in normed and not _intact(node, nodes, changed):
-                item = _norm(node, wave, coupling, keep)
+                item = _norm(node, wave, selection)
         if item is not None:
             found.append(item)
             wave += 1
@@ -99,9 +100,9 @@ def _intact(norm: ir.Node, nodes: Mapping[str, Linear], changed: set[ir.Value]) 
     return producer is not None and (producer.name or "") in nodes and producer.inputs[0] not in changed
 
 
-def _changed(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> set[ir.Value]:
+def _changed(selection: Selection, cut_model: ir.Model) -> set[ir.Value]:
     """Values that differ from the dense model's: they lost positions, or come of something that did."""
-    lost = {name for name, axes in coupling.axes.items() if any(not dims.keep_mask(a, keep).all() for a in axes)}
+    lost = {name for name, axes in selection.coupling.axes.items() if any(not selection.mask_of(a).all() for a in axes)}
     changed: set[ir.Value] = set()
     for node in cut_model.graph:
         # A layer that loses outputs only computes the others as before.
@@ -112,18 +113,18 @@ def _changed(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> set[ir.Valu
     return changed
 
 
-def _layer(linear: Linear, wave: int, coupling: Coupling, keep: Keep, depth: Mapping[ir.Value, int]) -> Layer | None:
+def _layer(linear: Linear, wave: int, selection: Selection, depth: Mapping[ir.Value, int]) -> Layer | None:
     w = read_weights(linear)
     if w.shape[2] * w.shape[3] > MOST_FEATURES or read_bias(linear) is None or len(list(users(linear.stored))) > 1:
         return None
     out = output_of(linear)
-    axes = coupling.axes.get(out.name or "")
+    axes = selection.coupling.axes.get(out.name or "")
     if not axes:
         return None
-    kept = dims.keep_mask(axes[linear.y_axis], keep)
+    kept = selection.mask_of(axes[linear.y_axis])
     if int(kept.sum()) != w.shape[0] * w.shape[1]:
         return None
-    masks = {k: dims.keep_mask(a, keep) for k, a in enumerate(axes) if k != linear.y_axis % len(axes)}
+    masks = {k: selection.mask_of(a) for k, a in enumerate(axes) if k != linear.y_axis % len(axes)}
     rows = {k: np.flatnonzero(mask) for k, mask in masks.items() if not mask.all()}
     if any(dims.is_dynamic(axes[k]) for k in rows):
         return None
@@ -164,9 +165,9 @@ def _sum_behind(value: ir.Value, wave: int, depth: Mapping[ir.Value, int]) -> tu
     return node.outputs[0], other.name
 
 
-def _norm(node: ir.Node, wave: int, coupling: Coupling, keep: Keep) -> Norm | None:
-    axes = coupling.axes.get(node.outputs[0].name or "")
+def _norm(node: ir.Node, wave: int, selection: Selection) -> Norm | None:
+    axes = selection.coupling.axes.get(node.outputs[0].name or "")
     stored = [stored_behind(value) for value in node.inputs[3:5]]
     if not axes or any(value is None for value in stored) or number(node, "training_mode", 0):
         return None
-    return Norm(node, wave, dims.keep_mask(axes[1], keep))
+    return Norm(node, wave, selection.mask_of(axes[1]))

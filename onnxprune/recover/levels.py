@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, surgery
-from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples, fixed_batch, split
 from onnxprune.graph import extras
 from onnxprune.options import Level
@@ -37,9 +36,8 @@ FITTED_MACS, FITTED_NUMBERS = 300_000_000_000, 1024 * 3 * 224 * 224  # these MAC
 
 @dataclass(frozen=True)
 class Given:
-    """What a cut model recovers by: the coupling before the cut, the original as teacher, the samples to tune on."""
+    """What a cut model recovers by: the original as teacher, the samples to tune on."""
 
-    coupling: Coupling
     original: ir.Model
     tune: Samples | None
     macs: int  # of the original
@@ -76,7 +74,7 @@ def recover(
 
     trial: on few samples, for one epoch: to tell what the whole would bring.
     """
-    tune, keep = partial(tuned, given, how), selection.keep
+    tune = partial(tuned, given, how)
     if trial:
         given, how = _fewer(given), how.trial
     if how.level == "none":
@@ -85,7 +83,7 @@ def recover(
 
     fixed = fixed_batch(given.original) is not None
     with clock("push constants"):
-        retrying(lambda: constants.push(given.coupling, keep, cut_model, given.tune), "pushing constants", fixed=fixed)
+        retrying(lambda: constants.push(selection, cut_model, given.tune), "pushing constants", fixed=fixed)
     fitted = learned_from(given, how)
     if fitted is None or how.level == "constants":
         return None
@@ -95,9 +93,7 @@ def recover(
         with clock("reconstruct"):
             limit = FEWEST if trial else fitting_samples(given)
             retrying(
-                lambda: reconstruct.refit(
-                    given.coupling, keep, cut_model, fitted, limit=limit, progress=how.tuning.progress
-                ),
+                lambda: reconstruct.refit(selection, cut_model, fitted, limit=limit, progress=how.tuning.progress),
                 "least squares",
                 fixed=fixed,
             )
@@ -111,8 +107,8 @@ def recover(
         _left_out(cut_model, f"{len(given.tune)} samples are too few; give more with --data")
         return None
     with clock("finetune"):
-        stays = {name: ~mask for name, mask in dead.cut_zeros(given.coupling, keep, selection.zeros).items()}
-        positions = surgery.kept_positions(given.coupling, keep) if how.tuning.features > 0 else {}
+        stays = {name: ~mask for name, mask in dead.cut_zeros(selection).items()}
+        positions = surgery.kept_positions(selection) if how.tuning.features > 0 else {}
         left = clock.left()
         history = processes.together(tune, cut_model, stays, positions, how.resume, trial, left, save=graph.save)
         LOG.info("  %s", history.settings.described())
@@ -197,10 +193,10 @@ def judged_share(count: int) -> float:
     return min(JUDGED_SHARE, MOST_JUDGED / max(1, count))
 
 
-def twin_of(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
+def twin_of(selection: Selection, cut_model: ir.Model) -> ir.Model:
     """The masked model with the weights of a recovered `cut_model`, and with the biases that were made in it."""
-    twin = surgery.uncut(coupling, keep, cut_model)
-    biases.carry(coupling, keep, cut_model, twin)
+    twin = surgery.uncut(selection, cut_model)
+    biases.carry(selection, cut_model, twin)
     return twin
 
 

@@ -16,10 +16,10 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Keep
 from onnxprune.data import Samples
 from onnxprune.errors import GraphError
 from onnxprune.graph import extras
+from onnxprune.plan.select import Selection
 from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
@@ -50,8 +50,7 @@ class Refit:
 
 
 def refit(
-    coupling: Coupling,
-    keep: Keep,
+    selection: Selection,
     cut_model: ir.Model,
     samples: Samples,
     *,
@@ -64,7 +63,7 @@ def refit(
 
     ridge: of the features' mean variance; powers of ten up to 1e5 times as much are tried too.
     """
-    items = layers.find(coupling, keep, cut_model)
+    items, coupling = layers.find(selection, cut_model), selection.coupling
     if not items:
         return []
     feeds = list(first_batches(coupling.model, samples, limit, batch_within(coupling, [item.x for item in items])))

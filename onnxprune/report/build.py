@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from onnxprune import report
-from onnxprune.coupling import Coupling, Dim, Keep, Member
+from onnxprune.coupling import Coupling, Dim, Member
 from onnxprune.coupling.analyze import RAISED
 from onnxprune.coupling.layers import layer_of
 from onnxprune.graph import bodies, extras
@@ -18,6 +18,7 @@ from onnxprune.measure import machine, tool
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan import cost, plan
 from onnxprune.plan.cost import Cost
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 if TYPE_CHECKING:
@@ -42,13 +43,12 @@ def describe(
     data: Any = None,
 ) -> report.Report:
     """Everything that a reader needs to judge a run and to repeat it; command and data: as they were given."""
-    keep = plan.masks(made, coupling)
     return report.Report(
         command,
         models,
         ratios,
         proof,
-        layers(coupling, costs, keep),
+        layers(plan.selection_of(made, coupling), costs),
         tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
         tuple(steps),
         _tuning_points(history),
@@ -82,9 +82,9 @@ def _tuning_points(history: History | None) -> tuple[report.TuningPoint, ...]:
     )
 
 
-def layers(coupling: Coupling, costs: Cost, keep: Keep) -> tuple[report.Layer, ...]:
+def layers(selection: Selection, costs: Cost) -> tuple[report.Layer, ...]:
     """Every node with MACs and a weight, before and after."""
-    sizes = cost.keep_sizes(keep)
+    coupling, sizes = selection.coupling, cost.keep_sizes(selection.keep)
     before, after = costs.by_node(), costs.by_node(sizes)
     rows: list[report.Layer] = []
     for node in coupling.model.graph.all_nodes():

@@ -21,7 +21,7 @@ from time import perf_counter
 import numpy as np
 
 from onnxprune import surgery
-from onnxprune.coupling import Dim, Keep
+from onnxprune.coupling import Dim
 from onnxprune.data import batch_axes, input_infos, split
 from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.methods import base
@@ -362,13 +362,13 @@ def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     def losses(selection: Selection) -> np.ndarray:
         key = key_of(selection.keep)
         if key not in known:
-            known[key] = measured(selection.keep)
+            known[key] = measured(selection)
         return known[key]
 
-    def measured(keep: Keep) -> np.ndarray:
-        model = surgery.cut(subject.coupling, keep)
-        constants.push(subject.coupling, keep, model, learned, limit=FITTED // 2)
-        reconstruct.refit(subject.coupling, keep, model, learned, limit=FITTED, seed=settings.seed)
+    def measured(selection: Selection) -> np.ndarray:
+        model = surgery.cut(selection)
+        constants.push(selection, model, learned, limit=FITTED // 2)
+        reconstruct.refit(selection, model, learned, limit=FITTED, seed=settings.seed)
         lost = original.lost(model)
         return distances(original.answers(model), original.said) if lost is None else lost
 

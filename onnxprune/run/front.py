@@ -241,7 +241,7 @@ def _latencies(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
     batch, feeds = measuring.latency_feeds(subject)
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path}
     for number, point in enumerate(points):
-        models[str(number)] = as_written(surgery.cut(subject.coupling, point.keep), subject, settings)
+        models[str(number)] = as_written(surgery.cut(point.selection), subject, settings)
     table = measure_settled(models, feeds, **settings.timing.at(batch))
     return {key_of(points[int(ratio.model)].keep): ratio.median for ratio in table.ratios}
 
@@ -253,7 +253,7 @@ def _sizes(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
         return {}
     whole = measure_file(ORIGINAL, subject.path, subject.cost.totals()).bytes or 1
     provider = trials.settings.timing.provider
-    models = {key_of(point.keep): finish(surgery.cut(subject.coupling, point.keep)) for point in points}
+    models = {key_of(point.keep): finish(surgery.cut(point.selection)) for point in points}
     return {key: quantize.file_bytes(model, asked, provider) / whole for key, model in models.items()}
 
 

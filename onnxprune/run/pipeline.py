@@ -13,7 +13,6 @@ from onnxprune.errors import UsageError
 from onnxprune.methods import options as method_options
 from onnxprune.options import Options, provider_for
 from onnxprune.plan import plan
-from onnxprune.plan.select import Selection
 from onnxprune.recover import asked, levels
 from onnxprune.run import allocation, first_check, forecast, front, schedule, settings
 from onnxprune.run.checks import check_devices, check_paths
@@ -130,7 +129,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
         _check_form(subject.model, found.form)
         forecast.tell(subject, found, clock, method=None)
         notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)
-        selection = Selection(plan.masks(loaded, subject.coupling), loaded.method, notes=notes)
+        selection = plan.selection_of(loaded, subject.coupling).noted(*notes)
         return produce(subject, front.Choice(selection), out, found, clock)
 
     return _in_all_processes(work, source, options, loaded.tokens)

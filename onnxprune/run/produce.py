@@ -14,7 +14,6 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune import graph, quantize, report, surgery
-from onnxprune.coupling import Keep
 from onnxprune.errors import GraphError
 from onnxprune.graph import extras, qoperator
 from onnxprune.measure.records import PRUNED, QUANTIZED, final
@@ -81,13 +80,13 @@ def produce(
     """
     # The cut is proven before anything is tuned: afterwards only a twin with the tuned weights can be compared.
     selection, papers = choice.selection, settings.papers
-    cut_model = _proven_cut(subject, selection.keep, clock)
+    cut_model = _proven_cut(subject, selection, clock)
     if look is not None:
         look(cut_model)
     recovered = choice.recovered or Recovered(
         cut_model, levels.recover(subject.given, selection, cut_model, settings.recovery, clock)
     )
-    twin = levels.twin_of(subject.coupling, selection.keep, recovered.model)
+    twin = levels.twin_of(selection, recovered.model)
     files = (out, *([papers.plan] if papers.plan else ()), *papers.reports)
     # Files take their places together at the end of the block, so that nothing half done is ever left behind.
     with staged(*files) as places, scratch(places[out].parent) as folder:
@@ -98,7 +97,7 @@ def produce(
             stored = rounded.made
         if stored is not None and stored.trained:
             with clock("verify the trained weights"):
-                replay.check_recovered(subject, selection.keep, stored.float_model, out, quantize.folded)
+                replay.check_recovered(subject, selection, stored.float_model, out, quantize.folded)
         results = _written(stored, proven, places[out])
         planned = _plan_of(subject, selection, settings)
         made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
@@ -131,12 +130,12 @@ def produce(
     return Result(made, before, after, described, plans=tuple(plans.values()))
 
 
-def _proven_cut(subject: Subject, keep: Keep, clock: Clock) -> ir.Model:
-    """The model without what `keep` leaves out. Raises: VerificationError where it differs from the masked one."""
+def _proven_cut(subject: Subject, selection: Selection, clock: Clock) -> ir.Model:
+    """The model without what was not selected. Raises: VerificationError where it differs from the masked one."""
     with clock("cut"):
-        cut_model = surgery.cut(subject.coupling, keep)
+        cut_model = surgery.cut(selection)
     with clock("verify"):
-        _first_proof(cut_model, surgery.mask(subject.coupling, keep), subject)
+        _first_proof(cut_model, surgery.mask(selection), subject)
     return cut_model
 
 
@@ -178,9 +177,7 @@ def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan
     """The plan of a selection, as far as it is known before the result is made."""
     sizes = cost.keep_sizes(selection.keep)
     made = plan.make(
-        subject.normalized,
-        selection.keep,
-        method=selection.method,
+        selection.of(subject.normalized),  # a plan names what the original has, not the biases that training made
         seed=settings.seed,
         sha256=subject.sha256,
         name=subject.path.name,

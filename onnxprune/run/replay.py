@@ -8,11 +8,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph, quantize, surgery
-from onnxprune.coupling import Coupling, Dim, Keep, analyze, dims, unit_positions
+from onnxprune.coupling import Coupling, Dim, analyze, dims, unit_positions
 from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import shapes
 from onnxprune.options import Options
 from onnxprune.plan import plan
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.recover import biases
@@ -37,28 +38,28 @@ def check(
     """
     loaded = plan.load(plan_path)
     subject = prepare(source, options, Clock(), loaded.tokens)
-    keep = plan.masks(loaded, subject.coupling)
+    selection = plan.selection_of(loaded, subject.coupling)
     result = graph.load(out)
     file = None if loaded.states else out
     if loaded.states:
         result = narrow.widened(result, narrow.of_json(loaded.states))
     _same_interface(subject.model, result, out)
     if loaded.quantize is not None:
-        return _check_quantized(subject, keep, result, out, loaded, any_weights)
+        return _check_quantized(subject, selection, result, out, loaded, any_weights)
     other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
-    masked = surgery.mask(subject.coupling, keep)
+    masked = surgery.mask(selection)
     found = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if found.ok:
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
-    masked = _with_constants(subject, keep)
+    masked = _with_constants(subject, selection)
     with_constants = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if with_constants.ok:
         return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:
         _check_weights(loaded, subject, source, out)
-    found, what = check_recovered(subject, keep, result, out)
+    found, what = check_recovered(subject, selection, result, out)
     foreign = other or loaded.result_sha256 != file_sha256(out)
     return found, f"{what}{', which are not those that the plan was written with (--any-weights)' if foreign else ''}"
 
@@ -79,11 +80,11 @@ def _check_weights(loaded: plan.Plan, subject: Subject, source: Path, out: Path)
 
 
 def _check_quantized(
-    subject: Subject, keep: Keep, result: ir.Model, out: Path, loaded: plan.Plan, any_weights: bool
+    subject: Subject, selection: Selection, result: ir.Model, out: Path, loaded: plan.Plan, any_weights: bool
 ) -> tuple[comparison.Verification, str]:
     """The two promises of a quantized result: its weights as floats are a pruned model that equals the masked one that
     carries them, and the file is the rounding of that model."""
-    pruned = finish(surgery.cut(subject.coupling, keep))
+    pruned = finish(surgery.cut(selection))
     floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
     try:
         simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
@@ -91,16 +92,16 @@ def _check_quantized(
         raise GraphError(f"{out}: onnxruntime ends with {crash} on it, so that it cannot be verified") from crash
     if not any_weights:
         _check_weights(loaded, subject, subject.path, out)
-    found, what = check_recovered(subject, keep, floats, out, quantize.folded)
+    found, what = check_recovered(subject, selection, floats, out, quantize.folded)
     return found, f"{what}; {simulation}"
 
 
-def _with_constants(subject: Subject, keep: Keep) -> ir.Model:
+def _with_constants(subject: Subject, selection: Selection) -> ir.Model:
     from onnxprune.recover import constants
 
-    cut_model = surgery.cut(subject.coupling, keep)
-    constants.push(subject.coupling, keep, cut_model, subject.tune)
-    return twin_of(subject.coupling, keep, cut_model)
+    cut_model = surgery.cut(selection)
+    constants.push(selection, cut_model, subject.tune)
+    return twin_of(selection, cut_model)
 
 
 def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
@@ -116,7 +117,11 @@ def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
 
 
 def check_recovered(
-    subject: Subject, keep: Keep, result: ir.Model, out: Path, rewritten: Callable[[ir.Model], ir.Model] = lambda m: m
+    subject: Subject,
+    selection: Selection,
+    result: ir.Model,
+    out: Path,
+    rewritten: Callable[[ir.Model], ir.Model] = lambda m: m,
 ) -> tuple[comparison.Verification, str]:
     """Compares `result` with the masked model into which its own weights were put back at the kept positions.
 
@@ -132,8 +137,8 @@ def check_recovered(
             # Weights that are equal here may be so no longer in the result.
             folded = graph.normalize(rewritten(finish(biased, join=False)))
             coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
-            kept = same_positions(subject.coupling, keep, coupling)
-            twin = surgery.mask(replace(coupling, model=_put_back(coupling, kept, tuned, out)), kept)
+            kept = same_positions(selection, coupling)
+            twin = surgery.mask(kept.of(replace(coupling, model=_put_back(kept, tuned, out))))
             compared = comparison.compare_or_tell(result, twin, subject.feeds, str(out))
             found = comparison.require(compared, str(out), NOT_BY_PLAN)
             return found, "cut = mask with the recovered weights"
@@ -158,23 +163,24 @@ def _with_biases_of(model: ir.Model, tuned: ir.Model | None) -> ir.Model:
     return model
 
 
-def same_positions(old: Coupling, keep: Keep, new: Coupling) -> dict[Dim, np.ndarray]:
-    """The kept positions of the Dims of `new`, a rewriting of the same model, found by the names of shared values."""
+def same_positions(old: Selection, new: Coupling) -> Selection:
+    """The same positions of `new`, a rewriting of the same model, found by the names of shared values."""
     found: dict[Dim, np.ndarray] = {}
     for name, axes in new.axes.items():
-        for axis, before in zip(axes, old.axes.get(name, ()), strict=False):
-            mask = dims.keep_mask(before, keep)
+        for axis, before in zip(axes, old.coupling.axes.get(name, ()), strict=False):
+            mask = old.mask_of(before)
             for dim in dims.leaves(axis):
                 units = unit_positions(axis, dim)
                 if dim.frozen is not None or dim in found or len(units) != len(mask):
                     continue
                 found[dim] = np.zeros(dim.size, bool)
                 found[dim][units[(units >= 0) & mask]] = True
-    return found
+    return replace(old, coupling=new, keep=found)
 
 
-def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir.Model:
-    """The model of `coupling` with the floats of `result` at the kept positions of those that the same nodes use."""
+def _put_back(selection: Selection, result: ir.Model, out: Path) -> ir.Model:
+    """The model of a selection with the floats of `result` at the kept positions of those that the same nodes use."""
+    coupling = selection.coupling
     model = graph.copy(coupling.model)
     nodes = _paired(coupling.model, result)
     for node in coupling.model.graph.all_nodes():
@@ -191,7 +197,7 @@ def _put_back(coupling: Coupling, keep: Keep, result: ir.Model, out: Path) -> ir
                 continue
             axes = coupling.axes.get(value.name or "")  # none for numbers such as the factors of Resize
             whole = [np.ones(size, bool) for size in graph.array_of(value).shape]
-            masks = whole if axes is None else [dims.keep_mask(axis, keep) for axis in axes]
+            masks = whole if axes is None else [selection.mask_of(axis) for axis in axes]
             expected = tuple(int(mask.sum()) for mask in masks)
             if tuned.shape != expected:
                 raise VerificationError(

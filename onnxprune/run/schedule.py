@@ -16,6 +16,7 @@ from onnxprune.coupling import Coupling, Keep
 from onnxprune.coupling.dims import Axis
 from onnxprune.methods import base
 from onnxprune.methods.base import Method, Outcome
+from onnxprune.plan.select import Selection
 from onnxprune.recover import biases, levels
 from onnxprune.recover.linear import linears
 from onnxprune.run import measuring, search
@@ -31,10 +32,8 @@ def scored(subject: Subject, settings: Settings, clock: Clock) -> tuple[Subject,
     Step k of N approaches the targets f as f^(k/N), so that each removes the same share of what is left.
     """
     keep: Keep = {}
-    goal, how = (
-        settings.goal,
-        replace(settings.recovery, resume=None),
-    )  # checkpoints are those of the recovery at the end
+    # Checkpoints are those of the recovery at the end.
+    goal, how = settings.goal, replace(settings.recovery, resume=None)
     for step in range(1, goal.steps):
         subject, outcome = _score(subject, settings, keep, clock)
         share = step / goal.steps
@@ -42,18 +41,13 @@ def scored(subject: Subject, settings: Settings, clock: Clock) -> tuple[Subject,
         with clock(f"step {step} of {goal.steps}"):
             selection = next(search.selections(subject, outcome, settings, near))
             keep = selection.keep
-            model = surgery.cut(subject.coupling, keep)
+            model = surgery.cut(selection)
         levels.recover(subject.given, selection, model, how, clock)
-        subject = replace(subject, coupling=restored(subject.coupling, keep, model))
+        subject = replace(subject, coupling=restored(selection, model))
     return _score(subject, settings, keep, clock)
 
 
-def _score(
-    subject: Subject,
-    settings: Settings,
-    keep: Keep,
-    clock: Clock,
-) -> tuple[Subject, Outcome]:
+def _score(subject: Subject, settings: Settings, keep: Keep, clock: Clock) -> tuple[Subject, Outcome]:
     """The scores for the next step, in which what earlier steps removed comes last; keep: what they left."""
     outcome = score(subject, settings.method, settings, clock)
     if outcome.model is not None:  # a training method: the same graph with the weights that it learned
@@ -71,19 +65,20 @@ def _removed_lowest(scores: np.ndarray, kept: np.ndarray | None) -> np.ndarray:
     return np.where(kept, scores, min(-np.abs(alive).mean(), alive.min() - 1e-9))
 
 
-def restored(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> Coupling:
-    """`coupling` with the weights of `cut_model` at the kept positions of its graph, and silence elsewhere.
+def restored(selection: Selection, cut_model: ir.Model) -> Coupling:
+    """The coupling of a selection with the weights of `cut_model` at the kept positions, and silence elsewhere.
 
     Biases that recovery made are made there as well; they stand on the axes of the outputs that they are added to.
     """
-    full = surgery.uncut(coupling, keep, cut_model).graph.initializers
+    coupling = selection.coupling
+    full = surgery.uncut(selection, cut_model).graph.initializers
     model = graph.copy(coupling.model)
     for name, value in model.graph.initializers.items():
         if name in full and value.const_value is not None:
             array = graph.array_of(full[name])
             if array.shape == tuple(value.const_value.shape.numpy()):
                 graph.set_constant(value, array)
-    biases.carry(coupling, keep, cut_model, model)
+    biases.carry(selection, cut_model, model)
     return replace(coupling, model=model, axes={**coupling.axes, **_axes_of_biases(coupling, model)})
 
 

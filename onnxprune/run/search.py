@@ -8,8 +8,6 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import onnx_ir as ir
-
 from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError
@@ -68,10 +66,10 @@ def selections(
     if "latency" in target:
         yield from _by_latency(subject, outcome, settings, targets)
     elif outcome.keep is not None and (not targets or _by_zeros(outcome, settings)):
-        yield _decided_by_method(outcome, settings)
+        yield _decided_by_method(subject, outcome, settings)
     # Zeros first: whole channels cost accuracy that zeros stored small do not.
     elif settings.form.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
-        yield _decided_by_method(outcome, settings)
+        yield _decided_by_method(subject, outcome, settings)
         note = "zeros alone did not make the file small enough, so whole channels were removed as well"
         yield near_the_target(subject, outcome, settings, targets).noted(note)
     else:
@@ -125,11 +123,11 @@ def one_shot(
         tries.append((replace(budget, limits={}, align=1), (note,)))
     for tried, notes in tries[:-1]:
         try:
-            return _made(_selected(subject, outcome, tried), outcome, settings, notes)
+            return _made(subject, _selected(subject, outcome, tried), outcome, settings, notes)
         except BudgetError:
             continue
     tried, notes = tries[-1]
-    return _made(_selected(subject, outcome, tried), outcome, settings, notes)
+    return _made(subject, _selected(subject, outcome, tried), outcome, settings, notes)
 
 
 def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
@@ -137,9 +135,9 @@ def _selected(subject: Subject, outcome: Outcome, budget: Budget) -> Keep:
     return select(ranking, subject.cost, budget, comparable=outcome.comparable, prices=prices)
 
 
-def _made(keep: Keep, outcome: Outcome, settings: Settings, notes: tuple[str, ...]) -> Selection:
+def _made(subject: Subject, keep: Keep, outcome: Outcome, settings: Settings, notes: tuple[str, ...]) -> Selection:
     """The selection of these positions beside the zeros that the method made."""
-    return Selection(keep, settings.method.name, outcome.zeros, notes)
+    return Selection(subject.coupling, keep, settings.method.name, outcome.zeros, notes)
 
 
 def near_the_target(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Selection:
@@ -207,11 +205,11 @@ def _in_floats(
     nearest = float("inf")
     for _ in range(SIZE_TRIALS):
         try:
-            keep = one_shot(subject, outcome, settings, with_size(share)).keep
+            selection = one_shot(subject, outcome, settings, with_size(share))
         except BudgetError:  # too small to be reached: back towards what is too large
             low, share = share, (share + high) / 2
             continue
-        model = finish(surgery.cut(subject.coupling, keep))
+        model = finish(surgery.cut(selection))
         size = quantize.file_bytes(model, asked, settings.timing.provider)
         nearest = min(nearest, (size + made) / whole)
         LOG.info("  in floats %.3f of the size, quantized %.3f", share, size / whole)
@@ -236,12 +234,12 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
     """Whether the zeros of a sparse method alone, stored small, bring the file to `share` of the original."""
     if not outcome.zeros or outcome.keep is None:
         return False
-    packed = packing.pack(surgery.cut(subject.coupling, outcome.keep))
+    packed = packing.pack(surgery.cut(Selection(subject.coupling, outcome.keep)))
     whole = measure_file("original", subject.path, subject.cost.totals()).bytes or 0
     return packing.file_bytes(packed) <= share * whole
 
 
-def _decided_by_method(outcome: Outcome, settings: Settings) -> Selection:
+def _decided_by_method(subject: Subject, outcome: Outcome, settings: Settings) -> Selection:
     """What the method itself leaves out, in widths that the provider runs well."""
     assert outcome.keep is not None
     keep, align, strict = outcome.keep, settings.widths.align, settings.widths.strict
@@ -254,7 +252,7 @@ def _decided_by_method(outcome: Outcome, settings: Settings) -> Selection:
         note = "the target counts what is not zero; only units that are dead were removed"
     else:
         note = "the method decided how much to remove"
-    return _made(keep, outcome, settings, (note,))
+    return _made(subject, keep, outcome, settings, (note,))
 
 
 # Searching --------------------------------------------------------------------------------------------------------
@@ -323,13 +321,10 @@ def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets:
     batch, feeds = measuring.latency_feeds(subject)
     setting = settings.timing.at(batch)
 
-    def trial(keep: Keep) -> ir.Model:
-        return as_written(surgery.cut(subject.coupling, keep), subject, settings)
-
     def measured(share: float) -> float:
         """The time of a trial as a share of the original's, both measured in turns."""
-        keep = one_shot(subject, outcome, settings, with_macs(targets, share)).keep
-        models = {"original": subject.path, "trial": trial(keep)}
+        selection = one_shot(subject, outcome, settings, with_macs(targets, share))
+        models = {"original": subject.path, "trial": as_written(surgery.cut(selection), subject, settings)}
         found = measure_settled(models, feeds, **setting).ratios[0].median
         if abs(found / wanted - 1) < UNSURE:  # as near as this, the noise of one measurement decides: two share it
             found = (found + measure_settled(models, feeds, **setting).ratios[0].median) / 2

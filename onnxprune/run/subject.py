@@ -61,7 +61,7 @@ class Subject:
     @property
     def given(self) -> Given:
         """What recovery works with."""
-        return Given(self.coupling, self.model, self.tune, self.cost.totals()["macs"], self.outputs)
+        return Given(self.model, self.tune, self.cost.totals()["macs"], self.outputs)
 
 
 def prepare(path: Path, options: Options, clock: Clock, tokens: tuple[int, ...] = ()) -> Subject:

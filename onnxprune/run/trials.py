@@ -159,7 +159,7 @@ class Trials:
         return min(max(high, LOWEST), self.largest)
 
     def _recovered(self, selection: Selection, how: levels.Recovery, clock: Clock, *, trial: bool = False) -> Recovered:
-        model = surgery.cut(self.subject.coupling, selection.keep)
+        model = surgery.cut(selection)
         return Recovered(model, levels.recover(self.subject.given, selection, model, how, clock, trial=trial))
 
     def _measured(self, selection: Selection, model: ir.Model) -> Trial:

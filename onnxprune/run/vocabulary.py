@@ -20,6 +20,7 @@ from onnxprune.coupling.rules.indexing import OPEN_MAP
 from onnxprune.errors import DataError, UsageError
 from onnxprune.graph import extras, shapes, states
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, normal_form
 
 LOG = logging.getLogger("onnxprune")
@@ -90,7 +91,7 @@ def restricted(loaded: ir.Model, keep: Sequence[int], seed: int = 0) -> Restrict
     flags = np.isin(np.arange(size), keep)
     chosen = _chosen(coupling, gathers, flags)
     macs = cost.of(coupling).totals()["macs"]
-    cut_model = surgery.cut(coupling, chosen)
+    cut_model = surgery.cut(Selection(coupling, chosen))
     _renumber(cut_model, flags)
     cut_model = graph.finish(cut_model, rewrite=False, join=False)
     feeds = _within(comparison.random_feeds(original, observed, seed), _ids_of(gathers), np.asarray(keep))

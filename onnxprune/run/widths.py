@@ -18,6 +18,7 @@ from onnxprune.coupling import Dim
 from onnxprune.data import Samples, batch_axes, input_infos, split
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
+from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, levels
 from onnxprune.recover.biases import add_to_bias
 from onnxprune.recover.linear import linears, read_weights, write_weights
@@ -99,7 +100,7 @@ def prices(measured: Measured) -> np.ndarray:
 
 def _narrowed(subject: Subject, dim: Dim, readers: Sequence[leftover.Reader], seen, gone: np.ndarray):
     """The model without the units `gone` (size,) of one Dim, its readers refitted."""
-    model = surgery.cut(subject.coupling, {dim: ~gone})
+    model = surgery.cut(Selection(subject.coupling, {dim: ~gone}))
     nodes = linears(model)
     for reader in readers:
         w, b = leftover.refitted(reader, seen[reader.linear.name], gone)

@@ -17,6 +17,7 @@ from onnxprune.outputs import kinds
 from onnxprune.outputs.describe import describe
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
+from onnxprune.plan.select import Selection
 from onnxprune.proof import normal_form
 from onnxprune.report import build, text, widths
 from onnxprune.run.subject import load_data, sample_shapes
@@ -72,7 +73,7 @@ def inspect(
                 "macs": row.macs_before,
                 **wide.get(row.node, {}),
             }
-            for row in build.layers(coupling, costs, {})
+            for row in build.layers(Selection(coupling, {}), costs)
         ],
     }
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from onnxprune import report, surgery
-from onnxprune.coupling import Dim, Keep
+from onnxprune.coupling import Dim
 from onnxprune.errors import UsageError, no_samples
 from onnxprune.measure import machine, measure_file, tool
 from onnxprune.methods import base
 from onnxprune.options import Options
 from onnxprune.outputs import metrics
+from onnxprune.plan.select import Selection
 from onnxprune.recover import constants
 from onnxprune.recover.levels import device
 from onnxprune.report import build
@@ -134,7 +135,7 @@ def curve_of(
     for count in removable(dim.size, fractions):
         keep = np.ones(dim.size, bool)
         keep[np.argsort(scores, kind="stable")[:count]] = False
-        points[count / dim.size] = trial(subject, {dim: keep}, reference)
+        points[count / dim.size] = trial(subject, Selection(subject.coupling, {dim: keep}), reference)
     removed, found = tuple(points), tuple(points.values())
     return report.SensitivityCurve(
         dim.name,
@@ -150,10 +151,10 @@ def removable(size: int, fractions: Sequence[float]) -> list[int]:
     return sorted({min(size - 1, round(f * size)) for f in fractions} - {0})
 
 
-def trial(subject: Subject, keep: Keep, reference: Reference) -> metrics.Accuracy:
-    """The accuracy of the model cut by `keep`, constants pushed."""
-    model = surgery.cut(subject.coupling, keep)
-    constants.push(subject.coupling, keep, model, subject.tune, limit=PUSHED_SAMPLES)
+def trial(subject: Subject, selection: Selection, reference: Reference) -> metrics.Accuracy:
+    """The accuracy of the model cut by a selection, constants pushed."""
+    model = surgery.cut(selection)
+    constants.push(selection, model, subject.tune, limit=PUSHED_SAMPLES)
     accuracy = reference.judge.of(model)
     assert accuracy is not None
     return accuracy

@@ -6,16 +6,17 @@ bias is left. Either makes slices of other weights vanish, so the search is repe
 stores the zeros that remain in little space.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Dim, Keep, Member, analyze, dims
+from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
 from onnxprune.coupling.layers import layer_of
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 
 
 def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.ndarray]:
@@ -30,12 +31,12 @@ def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.nd
     return finder.keep
 
 
-def cut_zeros(coupling: Coupling, keep: Keep, zeros: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The positions in `zeros` (initializer -> booleans of its shape) that are left after a cut by `keep`."""
+def cut_zeros(selection: Selection) -> dict[str, np.ndarray]:
+    """The zeros of a selection that are left after its cut, initializer -> booleans of its shape."""
     found: dict[str, np.ndarray] = {}
-    for name, mask in zeros.items():
-        for position, axis in enumerate(coupling.axes.get(name, ())):
-            mask = np.compress(dims.keep_mask(axis, keep), mask, axis=position)
+    for name, mask in selection.zeros.items():
+        for position, axis in enumerate(selection.coupling.axes.get(name, ())):
+            mask = np.compress(selection.mask_of(axis), mask, axis=position)
         found[name] = mask
     return found
 

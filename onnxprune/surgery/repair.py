@@ -8,10 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Keep, Length, Range, dims
+from onnxprune.coupling import Length, Range, dims
 from onnxprune.coupling.dims import Axis
 from onnxprune.errors import CouplingError
 from onnxprune.graph import states
+from onnxprune.plan.select import Selection
 from onnxprune.surgery import dynamic_positions
 
 Record = TypeVar("Record", bound=tuple[Any, ...])
@@ -23,10 +24,10 @@ class Surgeon:
     Raises: CouplingError for a plan that removes all of a Dim, or positions of a frozen one.
     """
 
-    def __init__(self, coupling: Coupling, keep: Keep):
-        self.coupling = coupling
+    def __init__(self, selection: Selection):
+        self.coupling = coupling = selection.coupling
         # A Dim that keeps all is as good as absent: nothing has to be repaired for it.
-        self.keep = {dim: mask for dim, mask in keep.items() if not mask.all()}
+        self.keep = {dim: mask for dim, mask in selection.keep.items() if not mask.all()}
         for dim, kept in self.keep.items():
             if dim.frozen is not None or kept.sum() < dim.least:
                 why = dim.frozen or (f"{dim.picks} of them are picked for each input" if dim.picks else "none is left")

@@ -13,20 +13,17 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.coupling import Coupling, Keep, dims
 from onnxprune.coupling.dims import Axis
 from onnxprune.graph import bodies, extras, quantized, states
 from onnxprune.graph.tensors import tensor_of
+from onnxprune.plan.select import Selection
 from onnxprune.surgery import dynamic_positions
 from onnxprune.surgery.repair import Surgeon
 
 
-def cut(coupling: Coupling, keep: Keep) -> ir.Model:
-    """A new model without the positions that `keep` leaves out; initializers that lose nothing are shared.
-
-    keep: Dim -> booleans (size,); Dims that are absent keep all.
-    """
-    surgeon = Surgeon(coupling, keep)
+def cut(selection: Selection) -> ir.Model:
+    """A new model without the positions that were not selected; initializers that lose nothing are shared."""
+    surgeon = Surgeon(selection)
     if not surgeon.keep:
         return surgeon.model
     for value in list(surgeon.model.graph.initializers.values()):
@@ -40,30 +37,31 @@ def cut(coupling: Coupling, keep: Keep) -> ir.Model:
     return surgeon.model
 
 
-def mask(coupling: Coupling, keep: Keep) -> ir.Model:
+def mask(selection: Selection) -> ir.Model:
     """A new model of the original shapes in which the left-out positions are silent."""
-    surgeon = Surgeon(coupling, keep)
+    surgeon = Surgeon(selection)
     for value in list(surgeon.model.graph.initializers.values()):
         _silence_initializer(surgeon, value)
     for node in bodies.all_nodes(surgeon.model.graph):
-        if node.name not in coupling.local or not surgeon.loses_reduced(node):
+        if node.name not in surgeon.coupling.local or not surgeon.loses_reduced(node):
             continue
         if node.name in surgeon.lifts:
             surgeon.silence_lifted(node)
         else:
             surgeon.compute_over_kept(node)
     extras.put(
-        surgeon.model, replace(extras.of(surgeon.model), kept=_kept_positions(surgeon), forced=coupling.shapes.forced)
+        surgeon.model,
+        replace(extras.of(surgeon.model), kept=_kept_positions(surgeon), forced=surgeon.coupling.shapes.forced),
     )
     return surgeon.model
 
 
-def kept_positions(coupling: Coupling, keep: Keep) -> dict[str, dict[int, np.ndarray]]:
+def kept_positions(selection: Selection) -> dict[str, dict[int, np.ndarray]]:
     """Kept positions of every computed value that loses some: value name -> axis -> positions (kept,).
 
     Left out are values whose kept positions depend on a length that is known only when the model runs.
     """
-    surgeon = Surgeon(coupling, keep)
+    surgeon = Surgeon(selection)
     return {
         name: {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in axes.items()}
         for name, axes in _axes_that_lose(surgeon)
@@ -94,20 +92,21 @@ def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
                 yield value.name or "", lost
 
 
-def uncut(coupling: Coupling, keep: Keep, cut_model: ir.Model) -> ir.Model:
+def uncut(selection: Selection, cut_model: ir.Model) -> ir.Model:
     """The masked model with the arrays of `cut_model` at the kept positions: the twin of a tuned model."""
+    coupling = selection.coupling
     model = graph.copy(coupling.model)
     for name, value in model.graph.initializers.items():
         tuned = cut_model.graph.initializers.get(name)
         axes = coupling.axes.get(name)
         if tuned is None or axes is None or tuned.const_value is None:
             continue
-        masks = [dims.keep_mask(axis, keep) for axis in axes]
+        masks = [selection.mask_of(axis) for axis in axes]
         full, part = (tuple(tensor_of(each).shape.numpy()) for each in (value, tuned))
         floats = tensor_of(tuned).dtype.numpy().kind == "f"
         if part == tuple(int(m.sum()) for m in masks) and (part != full or floats):
             graph.change(value, full, partial(_put_back, tensor_of(tuned), masks))
-    return mask(replace(coupling, model=model), keep)
+    return mask(selection.of(replace(coupling, model=model)))
 
 
 def _put_back(part: ir.TensorProtocol, masks: Sequence[np.ndarray], full: np.ndarray) -> np.ndarray:

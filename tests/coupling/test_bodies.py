@@ -12,6 +12,7 @@ from networks import filled
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, analyze
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 HEAD = '<ir_version: 8, opset_import: ["" : 17]>'
@@ -137,7 +138,7 @@ def test_widths_inside_bodies_are_free_and_their_cut_is_proven(text, sizes):
     coupling = analysed(text)
     assert sorted(dim.size for dim in coupling.free) == sizes
     keep = half_of_all(coupling)
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     feeds = comparison.random_feeds(coupling.model, coupling.shapes, 0)
     assert comparison.compare(cut, masked, feeds).ok
     predicted = cost.of(coupling).totals(cost.keep_sizes(keep))
@@ -154,7 +155,7 @@ def test_a_cut_loop_equals_its_mask_over_many_steps():
     coupling = analysed(LSTM_LOOP)
     keep = half_of_all(coupling)
     x = np.random.default_rng(1).normal(size=(9, 2, 5)).astype(np.float32)
-    ours, theirs = (outputs(make(coupling, keep), x=x) for make in (surgery.cut, surgery.mask))
+    ours, theirs = (outputs(make(Selection(coupling, keep)), x=x) for make in (surgery.cut, surgery.mask))
     assert np.abs(theirs).max() > 0.01
     np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
 
@@ -163,7 +164,7 @@ def test_a_cut_loop_equals_its_mask_over_many_steps():
 def test_an_error_in_either_branch_is_found_whichever_the_inputs_take(weight):
     coupling = analysed(TWO_BRANCHES)
     keep = half_of_all(coupling)
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     value = cut.graph.initializers[weight]
     graph.set_constant(value, graph.array_of(value) * 1.01)
     assert not comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes, 0)).ok

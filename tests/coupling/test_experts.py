@@ -16,7 +16,7 @@ from onnxprune.coupling.dims import Reason, merge, pick, split
 from onnxprune.errors import CouplingError
 from onnxprune.graph import quantized
 from onnxprune.plan import cost
-from onnxprune.plan.select import Budget, select, with_least
+from onnxprune.plan.select import Budget, Selection, select, with_least
 
 MIXTURES = [r for r in RECORDS if r.op_type in ("MoE", "QMoE") and "~r" in r.free]
 BY_NAME = pytest.mark.parametrize("record", MIXTURES, ids=lambda record: record.name)
@@ -31,10 +31,10 @@ def test_as_many_experts_stay_as_are_picked(record):
     coupling = analyze(_model(record))
     experts = coupling.dim("r")
     assert (experts.picks, experts.size) == (2, 4)
-    cut = surgery.cut(coupling, {experts: np.array([True, False, False, True])})
+    cut = surgery.cut(Selection(coupling, {experts: np.array([True, False, False, True])}))
     assert next(node for node in cut.graph if "MoE" in node.op_type).inputs[2].shape[0] == 2
     with pytest.raises(CouplingError, match="2 of them are picked"):
-        surgery.cut(coupling, {experts: np.array([True, False, False, False])})
+        surgery.cut(Selection(coupling, {experts: np.array([True, False, False, False])}))
 
 
 @BY_NAME

@@ -13,6 +13,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze, dims
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import GraphError
+from onnxprune.plan.select import Selection
 
 LAX = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
@@ -22,7 +23,7 @@ def check(source, seed: int) -> None:
     keep = random_keep(coupling, seed)
     verification = prove(coupling, keep, seed)
     assert verification.ok, (verification, {dim.name: mask for dim, mask in keep.items()})
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     for before, after in zip(source.graph.inputs, cut.graph.inputs, strict=True):
         assert (before.name, before.shape, before.type) == (after.name, after.shape, after.type)
     assert [v.name for v in source.graph.outputs] == [v.name for v in cut.graph.outputs]

@@ -11,6 +11,7 @@ from onnxprune import surgery
 from onnxprune.coupling import analyze
 from onnxprune.coupling.registry import RULES
 from onnxprune.graph import shapes
+from onnxprune.plan.select import Selection
 
 BY_NAME = pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.name)
 
@@ -38,8 +39,8 @@ def test_the_axes_are_as_written_and_cut_equals_mask(record: Record):
 def test_an_empty_plan_changes_nothing(record: Record):
     source = model(record.text, dict(record.constants), record.opset)
     coupling = analyze(source)
-    assert to_proto(surgery.cut(coupling, {})) == to_proto(source)
-    assert to_proto(surgery.mask(coupling, {})) == to_proto(source)
+    assert to_proto(surgery.cut(Selection(coupling, {}))) == to_proto(source)
+    assert to_proto(surgery.mask(Selection(coupling, {}))) == to_proto(source)
 
 
 def test_a_slice_by_bounds_that_were_not_seen_freezes_only_the_axis_that_it_cuts():

@@ -13,6 +13,7 @@ from onnx_text import model, proto
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.graph import extras, half, sessions
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover.segments import Walk
 
@@ -47,7 +48,7 @@ def test_a_widened_model_says_the_same_in_float32():
 def test_what_float16_rounds_away_is_compared_in_float32(monkeypatch, wrong):
     coupling = analyze(model(HALF))
     keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     if wrong:
         value = cut.graph.initializers["u"]
         graph.set_constant(value, graph.array_of(value) * np.float16(1.01))

@@ -9,6 +9,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.graph import files, sessions, stored
 from onnxprune.graph.tensors import tensor_of
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 
@@ -53,8 +54,8 @@ def test_cut_and_mask_of_stored_weights_are_proven_and_written_like_those_in_mem
     for model in (graph.normalize(graph.load(beside)), graph.normalize(_in_memory(beside, tmp_path))):
         coupling = analyze(model)
         keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-        cut = surgery.cut(coupling, keep)
-        twin = surgery.uncut(coupling, keep, cut)
+        cut = surgery.cut(Selection(coupling, keep))
+        twin = surgery.uncut(Selection(coupling, keep), cut)
         feeds = comparison.random_feeds(model, coupling.shapes, 0)
         assert comparison.compare(cut, twin, feeds).ok
         results.append([*sessions.run(sessions.open_session(cut), feeds[0]).values()])

@@ -76,8 +76,10 @@ def test_at_equal_macs_its_choice_loses_less_than_l2s():
         accuracy(
             context,
             surgery.cut(
-                context.coupling,
-                select.select(o.scores, context.cost, select.Budget({"macs": 0.5}), comparable=o.comparable),
+                select.Selection(
+                    context.coupling,
+                    select.select(o.scores, context.cost, select.Budget({"macs": 0.5}), comparable=o.comparable),
+                )
             ),
         )
         for o in (ours, theirs)
@@ -121,6 +123,6 @@ def test_one_stage_from_random_weights_decides_and_trains():
     whole = accuracy(context, outcome.model)
     assert whole > 0.8
     # What the masks silenced can be cut without a change.
-    assert accuracy(context, surgery.cut(with_model(context, outcome.model).coupling, outcome.keep)) == pytest.approx(
-        whole, abs=0.01
-    )
+    assert accuracy(
+        context, surgery.cut(select.Selection(with_model(context, outcome.model).coupling, outcome.keep))
+    ) == pytest.approx(whole, abs=0.01)

@@ -10,6 +10,7 @@ from records import RECORDS
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 
 CHAIN = (
     "(float[n,3,6,6] x, float[8,3,3,3] w, float[8] c, float[8,1,3,3] k, float[5,8,1,1] v) => (float[n,5,2,2] y) "
@@ -49,7 +50,7 @@ def test_the_polynomial_agrees_with_the_cut_model(record):
     coupling = analyze(model(record.text, dict(record.constants), record.opset))
     keep = random_keep(coupling, 0)
     predicted = cost.of(coupling).totals(cost.keep_sizes(keep))
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     if any(".lift" in (node.name or "") for node in cut.graph):
         pytest.skip("the cut model sees one axis at full size")
     real = cost.of(analyze(cut)).totals()

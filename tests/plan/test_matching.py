@@ -9,6 +9,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import UsageError
 from onnxprune.plan import plan
+from onnxprune.plan.select import Selection
 
 HEAD = "(float[2,3,6,6] x, float[8,3,1,1] w, float[8,8,1,1] u, float[5,8,1,1] v{more}) => (float[2,5,6,6] y) "
 APART = HEAD.format(more=", float[8] wb, float[8] ub") + (
@@ -38,8 +39,9 @@ def analysed(text: str, **names: str):
 
 
 def planned(coupling, seed: int = 0) -> plan.Plan:
-    keep, costs = random_keep(coupling, seed), {"macs": 10, "params": 5, "bytes": 20}
-    return plan.make(coupling, keep, method="random", seed=0, sha256="ab", name="m", before=costs, after=costs)
+    selection = Selection(coupling, random_keep(coupling, seed), "random")
+    costs = {"macs": 10, "params": 5, "bytes": 20}
+    return plan.make(selection, seed=0, sha256="ab", name="m", before=costs, after=costs)
 
 
 RENAMED_NODES = {"Conv_0": "Conv_9", "Conv_2": "Conv_0", "Conv_4": "Conv_2"}
@@ -61,16 +63,12 @@ def test_a_plan_is_found_again_by_where_it_stands(other, backward):
     if backward:
         given, here = here, given
     made = planned(given)
-    keep = plan.masks(made, here)
-    cut = surgery.cut(here, keep)
+    found, wished = plan.selection_of(made, here), plan.selection_of(made, given)
+    cut = surgery.cut(found)
     ours = {tuple(value.shape) for value in cut.graph.initializers.values() if len(value.shape) == 4}
-    wanted = {
-        tuple(value.shape)
-        for value in surgery.cut(given, plan.masks(made, given)).graph.initializers.values()
-        if len(value.shape) == 4
-    }
+    wanted = {tuple(value.shape) for value in surgery.cut(wished).graph.initializers.values() if len(value.shape) == 4}
     assert ours == wanted
-    assert sorted(map(tuple, keep.values())) == sorted(map(tuple, plan.masks(made, given).values()))
+    assert sorted(map(tuple, found.keep.values())) == sorted(map(tuple, wished.keep.values()))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +81,7 @@ def test_a_plan_is_found_again_by_where_it_stands(other, backward):
 )
 def test_what_cannot_be_found_or_would_lose_more_is_refused_in_one_line(text, names, words):
     with pytest.raises(UsageError, match=words) as caught:
-        plan.masks(planned(analysed(APART), seed=3), analysed(text, **names))
+        plan.selection_of(planned(analysed(APART), seed=3), analysed(text, **names))
     assert "\n" not in str(caught.value)
 
 

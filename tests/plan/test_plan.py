@@ -10,6 +10,7 @@ from onnxprune import surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import UsageError
 from onnxprune.plan import plan
+from onnxprune.plan.select import Selection
 
 TEXT = (
     "(float[2,3,6,6] x, float[8,3,1,1] w, float[6,8,1,1] u, float[5,6,1,1] v) => (float[2,5,6,6] y) "
@@ -22,11 +23,8 @@ def made():
     coupling = analyze(model(TEXT))
     keep = random_keep(coupling, 0)
     costs = {"macs": 10, "params": 5, "bytes": 20}
-    return (
-        coupling,
-        keep,
-        plan.make(coupling, keep, method="random", seed=0, sha256="ab", name="m", before=costs, after=costs),
-    )
+    selection = Selection(coupling, keep, "random")
+    return coupling, keep, plan.make(selection, seed=0, sha256="ab", name="m", before=costs, after=costs)
 
 
 def test_a_plan_survives_the_file(made, tmp_path):
@@ -34,14 +32,14 @@ def test_a_plan_survives_the_file(made, tmp_path):
     plan.save(one, tmp_path / "p.json")
     two = plan.load(tmp_path / "p.json")
     assert two == one
-    again = plan.masks(two, coupling)
-    assert all(np.array_equal(again[dim], mask) for dim, mask in keep.items() if not mask.all())
+    again = plan.selection_of(two, coupling)
+    assert all(np.array_equal(again.keep[dim], mask) for dim, mask in keep.items() if not mask.all())
 
 
 def test_the_slices_rebuild_the_mask(made):
     """Anyone can zero what is not kept and has the masked model."""
     coupling, keep, one = made
-    masked = surgery.mask(coupling, keep)
+    masked = surgery.mask(Selection(coupling, keep))
     arrays = {name: v.const_value.numpy().copy() for name, v in coupling.model.graph.initializers.items()}
     for piece in one.slices:
         gone = np.setdiff1d(np.arange(arrays[piece.initializer].shape[piece.axis]), piece.keep)
@@ -54,7 +52,7 @@ def test_the_slices_rebuild_the_mask(made):
 def test_dims_that_lose_nothing_are_not_in_the_plan(made):
     coupling, _, _ = made
     nothing = {dim: np.ones(dim.size, bool) for dim in coupling.free}
-    empty = plan.make(coupling, nothing, method="l1", seed=0, sha256="", name="", before={}, after={})
+    empty = plan.make(Selection(coupling, nothing, "l1"), seed=0, sha256="", name="", before={}, after={})
     assert (empty.dims, empty.slices) == ((), ())
 
 
@@ -98,7 +96,7 @@ def test_a_missing_plan_is_refused(tmp_path):
 def test_a_plan_for_another_model_is_refused(made):
     other = analyze(model(TEXT.replace("[8,3,", "[10,3,").replace("[6,8,", "[6,10,")))
     with pytest.raises(UsageError, match="another model"):
-        plan.masks(made[2], other)
+        plan.selection_of(made[2], other)
 
 
 def test_edited_slices_are_noticed(made):
@@ -106,4 +104,4 @@ def test_edited_slices_are_noticed(made):
 
     coupling, _, one = made
     with pytest.raises(UsageError, match="slices do not follow"):
-        plan.masks(replace(one, slices=one.slices[1:]), coupling)
+        plan.selection_of(replace(one, slices=one.slices[1:]), coupling)

@@ -14,7 +14,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.plan import cost
-from onnxprune.plan.select import Budget, aligned, alignment, select, topped_up
+from onnxprune.plan.select import Budget, Selection, aligned, alignment, select, topped_up
 
 KINDS = cost.KINDS
 names = st.sampled_from([*sorted(NETWORKS), "digits", "digits-bn"])
@@ -226,7 +226,7 @@ def test_polynomials_equal_counting_on_the_cut_model(name, data):
         mask = np.zeros(dim.size, bool)
         mask[list(data.draw(st.sets(st.integers(0, dim.size - 1), min_size=1)))] = True
         keep[dim] = mask
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     counted = cost.of(analyze(graph.normalize(cut))).totals()
     assert costs.totals(sizes_of(keep)) == counted
     params = sum(int(np.prod(value.shape.numpy())) for value in cut.graph.initializers.values())

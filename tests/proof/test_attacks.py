@@ -9,6 +9,7 @@ from onnx_text import model
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import Coupling, analyze
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, inside, noise
 from onnxprune.proof.evidence import Verification
 
@@ -31,12 +32,12 @@ class Attack:
                 graph.set_constant(value, array / np.float32(np.sqrt(array[0].size)))
         self.coupling = analyze(graph.normalize(source))
         self.keep = halved(self.coupling)
-        self.masked = surgery.mask(self.coupling, self.keep)
+        self.masked = surgery.mask(Selection(self.coupling, self.keep))
         self.feeds = comparison.random_feeds(self.coupling.model, self.coupling.shapes)
 
     def judged(self, **damages) -> Verification:
         """How a cut is judged in which each named weight was changed by a function."""
-        cut = surgery.cut(self.coupling, self.keep)
+        cut = surgery.cut(Selection(self.coupling, self.keep))
         for name, damage in damages.items():
             value = cut.graph.initializers[name]
             graph.set_constant(value, np.ascontiguousarray(damage(graph.array_of(value).copy())))
@@ -203,7 +204,7 @@ def test_an_unstable_model_is_not_called_wrong_and_is_told_to_be_unstable():
         "b = MatMul(a, v) c = Mul(b, big) y = Sin(c) }"
     )
     attack = Attack(text, {"big": [1e7] * 4})
-    cut = noise.moved(surgery.cut(attack.coupling, attack.keep), 7)
+    cut = noise.moved(surgery.cut(Selection(attack.coupling, attack.keep)), 7)
     found = comparison.compare(cut, attack.masked, attack.feeds)
     assert found.ok
     assert "unstable: rounding errors alone move it" in found.note
@@ -212,7 +213,7 @@ def test_an_unstable_model_is_not_called_wrong_and_is_told_to_be_unstable():
 @pytest.mark.parametrize("network", ["quantized", "joined", "tokens"])
 def test_rounding_errors_of_all_weights_are_no_difference(request, network):
     attack = request.getfixturevalue(network)
-    cut = noise.moved(surgery.cut(attack.coupling, attack.keep), 7)
+    cut = noise.moved(surgery.cut(Selection(attack.coupling, attack.keep)), 7)
     assert comparison.compare(cut, attack.masked, attack.feeds).ok
 
 

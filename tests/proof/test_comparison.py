@@ -12,6 +12,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import VerificationError
 from onnxprune.graph import extras, half, sessions, simplify
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, decisions, differences, noise
 from onnxprune.proof.evidence import Evidence
 from onnxprune.run import replay
@@ -108,7 +109,7 @@ def test_values_inside_are_compared_at_the_kept_positions():
     )
     coupling = analyze(model(text))
     keep = random_keep(coupling, 0)
-    masked = surgery.mask(coupling, keep)
+    masked = surgery.mask(Selection(coupling, keep))
     kept = extras.of(masked).kept["a"]
     assert list(kept) == [1]
     assert np.array_equal(kept[1](8), np.flatnonzero(next(iter(keep.values()))))
@@ -120,7 +121,7 @@ def test_large_weights_stay_alive_with_their_session(monkeypatch):
     monkeypatch.setattr(sessions, "SMALL_WEIGHT_BYTES", 0)
     coupling = analyze(model(TEXT))
     keep = random_keep(coupling, 0)
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     feeds = comparison.random_feeds(coupling.model, coupling.shapes)
     session = sessions.open_session(cut)
     assert len(sessions._ORIGINS[session].weights) == 2
@@ -223,7 +224,7 @@ def test_a_twin_that_computes_over_kept_positions_is_compared_inside():
     text += "b = LayerNormalization(a, g, c) y = MatMul(b, v) }"
     coupling = analyze(model(text, {"v": np.zeros((8, 3))}))
     keep = random_keep(coupling, 0)
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     found = comparison.compare(cut, masked, comparison.random_feeds(coupling.model, coupling.shapes))
     assert found.ok
     assert "b" in [item.where for item in found.evidence if item.kind == "inside"]

@@ -14,6 +14,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import GraphError, VerificationError
 from onnxprune.graph import extras, shapes, simplify
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, normal_form
 from onnxprune.system.isolation import CrashedError
 
@@ -220,7 +221,7 @@ def test_the_file_that_was_proven_is_the_one_that_is_written(cli, tmp_path, monk
 def test_a_file_is_proven_beside_torch_too(tmp_path):
     coupling = analyze(model(TEXT))
     keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     feeds = comparison.random_feeds(coupling.model, coupling.shapes)
     import torch  # noqa: F401
 

@@ -7,6 +7,7 @@ from onnx_text import random_keep
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 # Every unit behind the bias is silent on any input of moderate size.
@@ -25,8 +26,8 @@ def judged(text: str, constants: dict, damage) -> tuple[bool, bool]:
     """Whether the honest cut is accepted, and what `damage` makes of it."""
     model = graph.normalize(written(text, constants))
     coupling = analyze(model)
-    keep = random_keep(coupling, 3, 0.8)
-    masked, honest, mutant = surgery.mask(coupling, keep), surgery.cut(coupling, keep), surgery.cut(coupling, keep)
+    selection = Selection(coupling, random_keep(coupling, 3, 0.8))
+    masked, honest, mutant = surgery.mask(selection), surgery.cut(selection), surgery.cut(selection)
     damage(mutant)
     feeds = comparison.random_feeds(coupling.model, coupling.shapes)
     return comparison.compare(honest, masked, feeds).ok, comparison.compare(mutant, masked, feeds).ok

@@ -10,6 +10,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze, dims
 from onnxprune.data import input_infos, load_samples
 from onnxprune.graph import sessions
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants
 from onnxprune.recover.linear import linears
@@ -94,9 +95,9 @@ def test_the_constant_of_dead_units_is_kept_exactly(text: str, with_samples: boo
     coupling, keep = _dead(model)
     feeds = comparison.random_feeds(model, coupling.shapes)[0]
     samples = load_samples(feeds, input_infos(model)) if with_samples else None
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     plain = _run(cut, feeds)
-    assert constants.push(coupling, keep, cut, samples) == 1
+    assert constants.push(Selection(coupling, keep), cut, samples) == 1
     wanted, scale = _run(model, feeds), np.abs(_run(model, feeds)).max()
     if "ConvTranspose" not in text:  # each of its phases sees other taps, and a bias knows none of them
         assert np.abs(_run(cut, feeds) - wanted).max() <= 1e-5 * scale
@@ -107,10 +108,10 @@ def test_the_constant_of_dead_units_is_kept_exactly(text: str, with_samples: boo
 def test_the_twin_carries_biases_that_were_made(text: str):
     model = text_model(text)
     coupling, keep = _dead(model)
-    cut = surgery.cut(coupling, keep)
-    constants.push(coupling, keep, cut)
-    twin = surgery.uncut(coupling, keep, cut)
-    made = biases.carry(coupling, keep, cut, twin)
+    cut = surgery.cut(Selection(coupling, keep))
+    constants.push(Selection(coupling, keep), cut)
+    twin = surgery.uncut(Selection(coupling, keep), cut)
+    made = biases.carry(Selection(coupling, keep), cut, twin)
     assert made == ("without bias" in next(name for name, case in CASES.items() if case == text))
     assert comparison.compare(cut, twin, comparison.random_feeds(model, coupling.shapes)).ok
 
@@ -120,8 +121,8 @@ def test_half_precision_weights_stay_half_precision():
     text = text.replace("float[5", "float16[5").replace("float[N,3", "float16[N,3").replace("float[N,5", "float16[N,5")
     model = text_model(text.replace("float1616", "float16"))
     coupling, keep = _dead(model)
-    cut = surgery.cut(coupling, keep)
-    assert constants.push(coupling, keep, cut) == 1
+    cut = surgery.cut(Selection(coupling, keep))
+    assert constants.push(Selection(coupling, keep), cut) == 1
     assert all(v.const_value.dtype == ir.DataType.FLOAT16 for v in cut.graph.initializers.values())
 
 
@@ -132,9 +133,9 @@ def test_quantized_weights_are_left_alone():
     )
     model = text_model(text, {"s": 0.1, "z": 0})
     coupling, keep = _dead(model)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     before = {name: graph.array_of(v).tobytes() for name, v in cut.graph.initializers.items()}
-    assert constants.push(coupling, keep, cut) == 0
+    assert constants.push(Selection(coupling, keep), cut) == 0
     assert before == {name: graph.array_of(v).tobytes() for name, v in cut.graph.initializers.items()}
 
 
@@ -146,38 +147,38 @@ def test_a_depthwise_consumer_gets_nothing():
     )
     model = text_model(text)
     coupling, keep = _dead(model)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     depthwise = graph.array_of(cut.graph.initializers["c"]).copy()
-    assert constants.push(coupling, keep, cut) == 1
+    assert constants.push(Selection(coupling, keep), cut) == 1
     assert np.array_equal(depthwise, graph.array_of(cut.graph.initializers["c"]))
 
 
 def test_live_units_without_a_norm_count_as_silent_when_there_are_no_samples(folded: Digits):
     keep = random_keep(folded.coupling, 0.8)
-    cut = surgery.cut(folded.coupling, keep)
-    constants.push(folded.coupling, keep, cut)
-    assert folded.error(cut) == pytest.approx(folded.error(surgery.cut(folded.coupling, keep)))
+    cut = surgery.cut(Selection(folded.coupling, keep))
+    constants.push(Selection(folded.coupling, keep), cut)
+    assert folded.error(cut) == pytest.approx(folded.error(surgery.cut(Selection(folded.coupling, keep))))
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.9, 0.6), (0.75, 0.85)])
 def test_norms_say_what_units_emit_without_samples(normed: Digits, share: float, left: float):
     keep = random_keep(normed.coupling, share)
-    cut = surgery.cut(normed.coupling, keep)
+    cut = surgery.cut(Selection(normed.coupling, keep))
     plain = normed.error(cut)
-    assert constants.push(normed.coupling, keep, cut) > 0
+    assert constants.push(Selection(normed.coupling, keep), cut) > 0
     assert normed.error(cut) < left * plain
 
 
 @pytest.mark.parametrize(("share", "left"), [(0.9, 0.6), (0.75, 0.85)])
 def test_samples_say_what_units_emit(digits: Digits, share: float, left: float):
     keep = random_keep(digits.coupling, share)
-    cut = surgery.cut(digits.coupling, keep)
+    cut = surgery.cut(Selection(digits.coupling, keep))
     plain = digits.error(cut)
-    constants.push(digits.coupling, keep, cut, digits.tune, limit=64)
+    constants.push(Selection(digits.coupling, keep), cut, digits.tune, limit=64)
     assert digits.error(cut) < left * plain
 
 
 def test_a_plan_that_keeps_everything_changes_nothing(folded: Digits):
-    cut = surgery.cut(folded.coupling, {})
-    assert constants.push(folded.coupling, {}, cut, folded.tune) == 0
-    assert graph.digest(cut) == graph.digest(surgery.cut(folded.coupling, {}))
+    cut = surgery.cut(Selection(folded.coupling, {}))
+    assert constants.push(Selection(folded.coupling, {}), cut, folded.tune) == 0
+    assert graph.digest(cut) == graph.digest(surgery.cut(Selection(folded.coupling, {})))

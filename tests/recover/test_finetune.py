@@ -18,6 +18,7 @@ from onnxprune.graph import sessions
 from onnxprune.outputs.describe import describe
 from onnxprune.outputs.kinds import Output, Outputs, Part
 from onnxprune.outputs.losses import shared_points
+from onnxprune.plan.select import Selection
 from onnxprune.recover import constants, probe, reconstruct, training
 from onnxprune.recover import finetune as finetuning
 from onnxprune.recover.finetune import Settings, choose, finetune
@@ -32,12 +33,12 @@ def refitted(request: pytest.FixtureRequest):
     """(digits, keep, a function that makes a cut and refitted model anew)."""
     digits = request.getfixturevalue("folded")
     keep = random_keep(digits.coupling, 0.5)
-    cut = surgery.cut(digits.coupling, keep)
-    constants.push(digits.coupling, keep, cut, digits.tune)
-    reconstruct.refit(digits.coupling, keep, cut, digits.tune, limit=128)
+    cut = surgery.cut(Selection(digits.coupling, keep))
+    constants.push(Selection(digits.coupling, keep), cut, digits.tune)
+    reconstruct.refit(Selection(digits.coupling, keep), cut, digits.tune, limit=128)
 
     def again():
-        copy = surgery.cut(digits.coupling, keep)
+        copy = surgery.cut(Selection(digits.coupling, keep))
         for name, value in copy.graph.initializers.items():
             graph.set_constant(value, graph.array_of(cut.graph.initializers[name]))
         return copy
@@ -47,8 +48,8 @@ def refitted(request: pytest.FixtureRequest):
 
 def test_without_labels_it_comes_within_half_a_point(folded: Digits):
     digits, keep = folded, random_keep(folded.coupling, 0.7)  # half of the MACs
-    cut = surgery.cut(digits.coupling, keep)
-    reconstruct.refit(digits.coupling, keep, cut, digits.unlabelled(digits.tune), limit=128)
+    cut = surgery.cut(Selection(digits.coupling, keep))
+    reconstruct.refit(Selection(digits.coupling, keep), cut, digits.unlabelled(digits.tune), limit=128)
     settings = replace(QUICK, epochs=6)
     history = finetune(cut, digits.model, digits.unlabelled(digits.tune), digits.unlabelled(digits.held), settings)
     assert history.metric == "agreement"
@@ -162,14 +163,14 @@ def test_outputs_that_are_no_classes_are_regressed():
 def test_shared_intermediate_values_can_be_compared(refitted):
     digits, _, _ = refitted
     keep = {dim: mask for dim, mask in random_keep(digits.coupling, 0.5).items() if "body" in dim.name}
-    cut = surgery.cut(digits.coupling, keep)
+    cut = surgery.cut(Selection(digits.coupling, keep))
     history = finetune(cut, digits.model, digits.tune, digits.held, replace(QUICK, epochs=1, features=0.5))
     assert history.best >= history.initial
 
 
 def test_what_is_left_of_cut_values_can_be_compared(refitted):
     digits, keep, again = refitted
-    positions = surgery.kept_positions(digits.coupling, keep)
+    positions = surgery.kept_positions(Selection(digits.coupling, keep))
     points = shared_points(again(), digits.model, positions)
     assert len(points) == 4
     assert all(name in positions for name in points)
@@ -277,9 +278,9 @@ def test_weights_stored_small_behind_casts_are_trained_and_stay_small(folded: Di
         del model.graph.initializers[value.name or ""]
     coupling = analyze(model)
     keep = random_keep(coupling, 0.6)
-    cut = surgery.cut(coupling, keep)
-    constants.push(coupling, keep, cut, folded.tune, limit=64)
-    reconstruct.refit(coupling, keep, cut, folded.tune, limit=128)
+    cut = surgery.cut(Selection(coupling, keep))
+    constants.push(Selection(coupling, keep), cut, folded.tune, limit=64)
+    reconstruct.refit(Selection(coupling, keep), cut, folded.tune, limit=128)
     before = folded.accuracy(cut)
     history = finetune(cut, model, folded.tune, folded.held, replace(QUICK, batchnorm="on"))
     kinds = {value.const_value.dtype for name, value in cut.graph.initializers.items() if name.endswith(".half")}

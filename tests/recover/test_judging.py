@@ -13,6 +13,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import batch_axes, input_infos, load_samples
 from onnxprune.outputs.describe import describe
+from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, reconstruct
 from onnxprune.recover.finetune import NO_TIME, Settings, choose, finetune
 from onnxprune.recover.settings import LEAST_STEPS, affordable, small_images
@@ -61,7 +62,7 @@ def test_boxes_are_judged_by_the_loss_that_is_trained_and_the_user_is_told():
     outputs = describe(model, tune)
     coupling = analyze(model)
     keep = random_keep(coupling, 0.7)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     settings = Settings(epochs=2, outputs=outputs, lr=1e-4, optimizer="adamw", batchnorm="off")
     history = finetune(cut, model, tune.subset(np.arange(30)), tune.subset(np.arange(30, 40)), settings)
     assert history.metric == "share_kept"
@@ -79,8 +80,8 @@ def test_one_sample_alone_is_left_as_it_is():
 
 def test_the_end_is_kept_unless_it_is_clearly_worse_and_the_user_is_told(folded: Digits):
     keep = random_keep(folded.coupling, 0.5)
-    cut = surgery.cut(folded.coupling, keep)
-    reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=128)
+    cut = surgery.cut(Selection(folded.coupling, keep))
+    reconstruct.refit(Selection(folded.coupling, keep), cut, folded.tune, limit=128)
     quick = Settings(epochs=3, batch_size=64, amp="off", channels_last=False)
     good = finetune(cut, folded.model, folded.tune, folded.held, quick)
     assert good.best_epoch == 3
@@ -139,7 +140,7 @@ def test_where_the_clock_ends_training_more_is_planned_than_its_first_steps_prom
 
 
 def test_without_time_nothing_is_trained_and_the_start_is_kept(folded: Digits):
-    cut = surgery.cut(folded.coupling, random_keep(folded.coupling, 0.5))
+    cut = surgery.cut(Selection(folded.coupling, random_keep(folded.coupling, 0.5)))
     history = finetune(cut, folded.model, folded.tune, folded.held, Settings(seconds=0.0))
     assert (history.epochs, history.best_epoch, history.told) == ((), 0, NO_TIME)
 

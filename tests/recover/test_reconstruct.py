@@ -12,6 +12,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import GraphError
 from onnxprune.graph import extras, sessions
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants, reconstruct
 from onnxprune.recover.layers import Layer, find
@@ -20,42 +21,42 @@ from onnxprune.recover.levels import fitting_samples
 
 def test_over_half_of_the_lost_accuracy_comes_back(digits: Digits):
     keep = random_keep(digits.coupling, 0.6)
-    cut = surgery.cut(digits.coupling, keep)
-    constants.push(digits.coupling, keep, cut, digits.tune)
+    cut = surgery.cut(Selection(digits.coupling, keep))
+    constants.push(Selection(digits.coupling, keep), cut, digits.tune)
     lost = digits.accuracy(digits.model) - digits.accuracy(cut)
     assert lost > 0.2
-    records = reconstruct.refit(digits.coupling, keep, cut, digits.unlabelled(digits.tune), limit=192)
+    records = reconstruct.refit(Selection(digits.coupling, keep), cut, digits.unlabelled(digits.tune), limit=192)
     assert digits.accuracy(digits.model) - digits.accuracy(cut) < 0.25 * lost
     assert all(record.after < record.before for record in records if record.accepted and record.rows > 10)
 
 
 def test_the_twin_still_holds(digits: Digits):
     keep = random_keep(digits.coupling, 0.6)
-    cut = surgery.cut(digits.coupling, keep)
-    reconstruct.refit(digits.coupling, keep, cut, digits.tune, limit=64)
-    twin = surgery.uncut(digits.coupling, keep, cut)
-    assert biases.carry(digits.coupling, keep, cut, twin) == 0
+    cut = surgery.cut(Selection(digits.coupling, keep))
+    reconstruct.refit(Selection(digits.coupling, keep), cut, digits.tune, limit=64)
+    twin = surgery.uncut(Selection(digits.coupling, keep), cut)
+    assert biases.carry(Selection(digits.coupling, keep), cut, twin) == 0
     assert comparison.compare(cut, twin, comparison.random_feeds(digits.model, digits.coupling.shapes)).ok
 
 
 def test_the_same_seed_gives_the_same_model(folded: Digits):
     keep, digests = random_keep(folded.coupling, 0.6), []
     for _ in range(2):
-        cut = surgery.cut(folded.coupling, keep)
-        reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=48)
+        cut = surgery.cut(Selection(folded.coupling, keep))
+        reconstruct.refit(Selection(folded.coupling, keep), cut, folded.tune, limit=48)
         digests.append(graph.digest(cut))
     assert digests[0] == digests[1]
 
 
 def test_nothing_lost_changes_nothing(folded: Digits):
-    cut = surgery.cut(folded.coupling, {})
-    assert reconstruct.refit(folded.coupling, {}, cut, folded.tune) == []
+    cut = surgery.cut(Selection(folded.coupling, {}))
+    assert reconstruct.refit(Selection(folded.coupling, {}), cut, folded.tune) == []
 
 
 def test_residual_sums_make_good_what_their_shortcut_lost(folded: Digits):
     keep = random_keep(folded.coupling, 0.6)
-    cut = surgery.cut(folded.coupling, keep)
-    found = {item.linear.name: item for item in find(folded.coupling, keep, cut) if isinstance(item, Layer)}
+    cut = surgery.cut(Selection(folded.coupling, keep))
+    found = {item.linear.name: item for item in find(Selection(folded.coupling, keep), cut) if isinstance(item, Layer)}
     outputs = {node.name: node.outputs[0].name for node in cut.graph}
     last = found["/stage1/body/body.3/Conv"]
     assert (last.target, last.other) == (outputs["/stage1/Add"], outputs["/stem/stem.2/Relu"])
@@ -93,8 +94,10 @@ def test_a_redundant_layer_is_made_whole(text: str):
     keep = {dim: np.arange(dim.size) < (3 if dim.size == 4 else 4)}
     shape = [size if isinstance(size, int) else 100 for size in model.graph.inputs[0].shape]
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    cut = surgery.cut(coupling, keep)
-    (record,) = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)), ridge=1e-7)
+    cut = surgery.cut(Selection(coupling, keep))
+    (record,) = reconstruct.refit(
+        Selection(coupling, keep), cut, load_samples({"x": x}, input_infos(model)), ridge=1e-7
+    )
     y, wanted = (sessions.run(sessions.open_session(m, threads=1), {"x": x[:20]})["y"] for m in (cut, model))
     assert record.accepted
     assert record.before > 0.05
@@ -111,11 +114,11 @@ def test_attention_projections_are_refitted():
     model = text_model(text)
     coupling = analyze(model)
     keep = random_keep(coupling, 0.75)
-    cut = surgery.cut(coupling, keep)
-    found = [item.linear.stored.name for item in find(coupling, keep, cut) if isinstance(item, Layer)]
+    cut = surgery.cut(Selection(coupling, keep))
+    found = [item.linear.stored.name for item in find(Selection(coupling, keep), cut) if isinstance(item, Layer)]
     assert found == ["wq", "wk", "wv", "wo"]
     x = np.random.default_rng(0).normal(size=(64, 6, 8)).astype(np.float32)
-    records = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)))
+    records = reconstruct.refit(Selection(coupling, keep), cut, load_samples({"x": x}, input_infos(model)))
     assert any(record.accepted for record in records)
 
 
@@ -129,10 +132,10 @@ def test_a_norm_before_its_layer_follows_the_moments():
     model = text_model(text)
     coupling = analyze(model)
     keep = random_keep(coupling, 0.5)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     x = np.random.default_rng(0).normal(size=(64, 3, 6, 6)).astype(np.float32)
     mean = graph.array_of(cut.graph.initializers["m"]).copy()
-    reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(model)))
+    reconstruct.refit(Selection(coupling, keep), cut, load_samples({"x": x}, input_infos(model)))
     assert not np.array_equal(mean, graph.array_of(cut.graph.initializers["m"]))
     assert (graph.array_of(cut.graph.initializers["var"]) > 0).all()
 
@@ -158,10 +161,10 @@ def test_rows_that_went_are_left_out_of_what_a_mixing_layer_is_fitted_to():
     coupling = analyze(dense)
     (dim,) = (d for d in coupling.free if d.size == 12)
     keep = {dim: np.arange(12) % 2 == 1}
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     before = graph.array_of(cut.graph.initializers["t"]).copy()
     x = np.random.default_rng(0).normal(size=(200, 6, 8)).astype(np.float32)
-    refit = reconstruct.refit(coupling, keep, cut, load_samples({"x": x}, input_infos(dense)))
+    refit = reconstruct.refit(Selection(coupling, keep), cut, load_samples({"x": x}, input_infos(dense)))
     (mixing,) = (record for record in refit if record.node == "MatMul_2")
     assert mixing.before < 1e-9  # it still mixes the same tokens of each channel that is left
     assert np.allclose(graph.array_of(cut.graph.initializers["t"]), before, atol=1e-4)
@@ -169,7 +172,7 @@ def test_rows_that_went_are_left_out_of_what_a_mixing_layer_is_fitted_to():
 
 def test_layers_that_were_not_refitted_are_told_of(folded: Digits, monkeypatch):
     keep = random_keep(folded.coupling, 0.6)
-    cut, whole, calls = surgery.cut(folded.coupling, keep), reconstruct._refit_wave, []
+    cut, whole, calls = surgery.cut(Selection(folded.coupling, keep)), reconstruct._refit_wave, []
 
     def failing(*given):
         calls.append(given)
@@ -178,7 +181,7 @@ def test_layers_that_were_not_refitted_are_told_of(folded: Digits, monkeypatch):
         return whole(*given)
 
     monkeypatch.setattr(reconstruct, "_refit_wave", failing)
-    count = len(reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=48))
+    count = len(reconstruct.refit(Selection(folded.coupling, keep), cut, folded.tune, limit=48))
     assert count
     (note,) = extras.of(cut).notes
     assert note.startswith(f"least squares refitted {count} of ")

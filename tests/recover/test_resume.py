@@ -18,6 +18,7 @@ from onnxprune import graph, surgery
 from onnxprune.data import Samples
 from onnxprune.data.samples import Subset
 from onnxprune.errors import UsageError
+from onnxprune.plan.select import Selection
 from onnxprune.recover import checkpoint
 from onnxprune.recover.finetune import Settings, finetune
 
@@ -116,7 +117,7 @@ def test_a_run_that_failed_midway_ends_equal(folded: Digits, tmp_path: Path, mon
     torch.set_num_threads(1)
     keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(448))
     settings = replace(QUICK, **extra)
-    whole = surgery.cut(folded.coupling, keep)
+    whole = surgery.cut(Selection(folded.coupling, keep))
     finetune(whole, folded.model, few, folded.held, settings)
     calls, step = 0, training.step_on
 
@@ -130,8 +131,8 @@ def test_a_run_that_failed_midway_ends_equal(folded: Digits, tmp_path: Path, mon
     monkeypatch.setattr(training, "step_on", failing)
     settings = replace(settings, resume_dir=str(tmp_path / "state"))
     with pytest.raises(StopError):
-        finetune(surgery.cut(folded.coupling, keep), folded.model, few, folded.held, settings)
-    resumed = surgery.cut(folded.coupling, keep)
+        finetune(surgery.cut(Selection(folded.coupling, keep)), folded.model, few, folded.held, settings)
+    resumed = surgery.cut(Selection(folded.coupling, keep))
     history = finetune(resumed, folded.model, few, folded.held, settings)
     assert calls == 21 + 1  # only the step that failed was done again
     assert len(history.epochs) == 3
@@ -143,7 +144,7 @@ def test_a_finished_run_is_not_run_again(folded: Digits, tmp_path: Path):
     settings = replace(QUICK, resume_dir=str(tmp_path))
     models = []
     for _ in range(2):
-        cut = surgery.cut(folded.coupling, keep)
+        cut = surgery.cut(Selection(folded.coupling, keep))
         models.append((finetune(cut, folded.model, few, folded.held, settings).epochs, graph.digest(cut)))
     assert models[0] == models[1]
 
@@ -170,13 +171,13 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(folded: Digits, tmp_path:
     torch.set_num_threads(1)
     keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
     settings = replace(QUICK, epochs=1, resume_dir=str(tmp_path))
-    cut = surgery.cut(folded.coupling, keep)
+    cut = surgery.cut(Selection(folded.coupling, keep))
     _tuned(folded.model, cut.clone(), few, folded.held, settings)
     first = {path: path.read_bytes() for path in tmp_path.iterdir()}
     teacher = folded.model
     if what == "weights":
         teacher = _other_weights(folded.model)
-        cut = surgery.cut(replace(folded.coupling, model=teacher), keep)
+        cut = surgery.cut(Selection(replace(folded.coupling, model=teacher), keep))
     elif what == "start":
         cut = _other_weights(cut)
     elif what == "samples":
@@ -186,7 +187,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(folded: Digits, tmp_path:
     elif what == "settings":
         settings = replace(settings, seed=1)
     else:  # the same sizes at other positions
-        cut = surgery.cut(folded.coupling, {dim: mask[::-1].copy() for dim, mask in keep.items()})
+        cut = surgery.cut(Selection(folded.coupling, {dim: mask[::-1].copy() for dim, mask in keep.items()}))
     caplog.clear()
     second = _tuned(teacher, cut.clone(), few, folded.held, settings)
     assert second == _tuned(teacher, cut.clone(), few, folded.held, replace(settings, resume_dir=None))
@@ -198,7 +199,7 @@ def test_the_checkpoint_of_another_run_is_not_taken_up(folded: Digits, tmp_path:
 def test_what_was_taken_up_is_told_and_last_bits_of_the_start_do_not_matter(folded: Digits, tmp_path: Path, caplog):
     keep, few = random_keep(folded.coupling, 0.5), folded.tune.subset(np.arange(128))
     settings = replace(QUICK, epochs=1, resume_dir=str(tmp_path))
-    cut = surgery.cut(folded.coupling, keep)
+    cut = surgery.cut(Selection(folded.coupling, keep))
     _tuned(folded.model, cut.clone(), few, folded.held, settings)
     caplog.clear()
     moved = cut.clone()

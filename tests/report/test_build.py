@@ -7,6 +7,7 @@ from networks import filled
 from onnxprune import graph
 from onnxprune.coupling import analyze
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 from onnxprune.report import build
 
 GEMM = """<ir_version: 8, opset_import: ["" : 17]>
@@ -21,7 +22,7 @@ gemm (float[N, 6] x) => (float[N, 3] y) <float[6, 16] w1, float[16] b1, float[3,
 
 def test_widths_of_gemm_follow_its_transposition():
     coupling = analyze(graph.normalize(ir.from_proto(filled(GEMM))))
-    rows = {row.node: row for row in build.layers(coupling, cost.of(coupling), {})}
+    rows = {row.node: row for row in build.layers(Selection(coupling, {}), cost.of(coupling))}
     assert {name: (row.axis, row.widths) for name, row in rows.items()} == {
         "first": (1, (16, 16)),
         "second": (0, (3, 3)),

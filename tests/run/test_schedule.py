@@ -15,6 +15,7 @@ from onnxprune.data import input_infos, load_samples
 from onnxprune.graph import sessions
 from onnxprune.methods import base
 from onnxprune.options import Options
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import asked, constants, levels
 from onnxprune.run import schedule, settings
@@ -39,13 +40,13 @@ tokens (float[N, 5, 6] x) => (float[N, 5, 3] y) <float[6, 16] w1, float[16] b1, 
 def test_biases_that_a_step_made_are_carried_to_the_next(text, shape):
     coupling = analyze(graph.normalize(ir.from_proto(filled(text))))
     keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     before = set(cut.graph.initializers)
     feeds = {"x": np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)}
-    constants.push(coupling, keep, cut, load_samples(feeds, input_infos(coupling.model)))
+    constants.push(Selection(coupling, keep), cut, load_samples(feeds, input_infos(coupling.model)))
     assert set(cut.graph.initializers) - before, "no bias was made: the test shows nothing"
     # Cutting the restored model by the same plan gives the recovered one again.
-    full = schedule.restored(coupling, keep, cut)
+    full = schedule.restored(Selection(coupling, keep), cut)
     again = surgery.cut(full, keep)
     one, two = (sessions.run(sessions.open_session(model, threads=1), feeds)["y"] for model in (cut, again))
     np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max())

@@ -101,7 +101,7 @@ def test_bisect_that_never_holds_tells_all_trials():
 
 def noted(*words):
     """A choice for each word, which is its note."""
-    return (front.Choice(Selection({}, notes=(word,))) for word in words)
+    return (front.Choice(Selection(None, {}, notes=(word,))) for word in words)
 
 
 def test_first_that_holds_goes_on_after_misses():

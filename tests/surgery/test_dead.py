@@ -11,6 +11,7 @@ from onnxprune.coupling import Coupling, analyze
 from onnxprune.data import input_infos
 from onnxprune.graph import sessions
 from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
 from onnxprune.surgery import dead
 
 
@@ -34,7 +35,10 @@ def same(coupling: Coupling, keep) -> None:
     info = input_infos(coupling.model)[0]
     shape = [d if isinstance(d, int) else 3 for d in info.shape]
     x = {info.name: np.random.default_rng(0).normal(size=shape).astype(np.float32)}
-    y, z = (sessions.run(sessions.open_session(m, threads=1), x) for m in (coupling.model, surgery.cut(coupling, keep)))
+    y, z = (
+        sessions.run(sessions.open_session(m, threads=1), x)
+        for m in (coupling.model, surgery.cut(Selection(coupling, keep)))
+    )
     for name in y:
         np.testing.assert_allclose(z[name], y[name], atol=1e-5 * np.abs(y[name]).max())
 
@@ -124,8 +128,8 @@ def test_a_depthwise_kernel_of_zeros_leaves_a_constant(samples):
     assert [np.flatnonzero(~mask).tolist() for mask in keep.values() if not mask.all()] == [[5]]
     x = np.random.default_rng(0).normal(size=(7, 3, 6, 6)).astype(np.float32)
     tune = load_samples({"x": x}, input_infos(coupling.model)) if samples else None
-    small = surgery.cut(coupling, keep)
-    constants.push(coupling, keep, small, tune)
+    small = surgery.cut(Selection(coupling, keep))
+    constants.push(Selection(coupling, keep), small, tune)
     y, z = (sessions.run(sessions.open_session(m, threads=1), {"x": x})["y"] for m in (coupling.model, small))
     np.testing.assert_allclose(z, y, atol=1e-5 * np.abs(y).max())
 
@@ -213,7 +217,7 @@ def test_zeros_follow_a_cut():
     dim = next(dim for dim in coupling.free if dim.size == 16)
     keep = np.arange(16) % 2 == 0
     mask = np.random.default_rng(0).random((16, 10)) < 0.5
-    assert np.array_equal(dead.cut_zeros(coupling, {dim: keep}, {"w2": mask})["w2"], mask[keep])
+    assert np.array_equal(dead.cut_zeros(Selection(coupling, {dim: keep}, zeros={"w2": mask}))["w2"], mask[keep])
 
 
 def test_density_counts_weights_and_not_biases():

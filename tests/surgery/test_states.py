@@ -11,6 +11,7 @@ import pytest
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.graph import extras, sessions, states
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.surgery import narrow
 
@@ -137,7 +138,7 @@ def test_states_are_cut_inside_and_stream_as_the_masked_model_does(name):
     assert sorted(dim.size for dim in coupling.free) == free
     for seed in range(3):
         keep = onnx_text.random_keep(coupling, seed)
-        cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+        cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
         comparison.require(comparison.compare(cut, masked, comparison.random_feeds(model, coupling.shapes, seed)))
         for one, two in zip(stream(cut, handed), stream(masked, handed), strict=True):
             for output, array in two.items():

@@ -10,6 +10,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.errors import CouplingError
 from onnxprune.graph import sessions, simplify
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.surgery import repair
 
@@ -26,7 +27,7 @@ def halves(coupling):
 def test_cut_removes_and_mask_silences_the_same_positions():
     coupling = analyze(model(CHAIN))
     keep = halves(coupling)
-    cut, masked = surgery.cut(coupling, keep), surgery.mask(coupling, keep)
+    cut, masked = surgery.cut(Selection(coupling, keep)), surgery.mask(Selection(coupling, keep))
     w, c = (coupling.model.graph.initializers[name].const_value.numpy() for name in "wc")
     assert np.array_equal(graph.array_of(cut.graph.initializers["w"]), w[::2])
     silenced = graph.array_of(masked.graph.initializers["w"])
@@ -48,7 +49,7 @@ def test_a_symbolic_size_that_counts_what_was_removed_is_forgotten():
     merged.shape = ir.Shape(["2*n", 6, 4])
     coupling = analyze(source)
     heads = next(dim for dim in coupling.free if dim.size == 2)
-    cut = surgery.cut(coupling, {heads: np.array([True, False])})
+    cut = surgery.cut(Selection(coupling, {heads: np.array([True, False])}))
     found = next(node for node in cut.graph if node.outputs[0].name == "m").outputs[0]
     assert found.shape is not None
     assert [str(size) for size in found.shape] == ["None", "6", "4"]
@@ -57,7 +58,7 @@ def test_a_symbolic_size_that_counts_what_was_removed_is_forgotten():
 def test_initializers_that_lose_nothing_are_shared_not_copied():
     coupling = analyze(model(CHAIN))
     dim = coupling.dim("w")
-    cut = surgery.cut(coupling, {dim: np.arange(8) < 4})
+    cut = surgery.cut(Selection(coupling, {dim: np.arange(8) < 4}))
     assert cut.graph.initializers["v"].const_value is coupling.model.graph.initializers["v"].const_value
 
 
@@ -65,8 +66,8 @@ def test_the_analysed_model_is_never_changed():
     source = model(CHAIN)
     before = graph.digest(source)
     coupling = analyze(source)
-    surgery.cut(coupling, halves(coupling))
-    surgery.mask(coupling, halves(coupling))
+    surgery.cut(Selection(coupling, halves(coupling)))
+    surgery.mask(Selection(coupling, halves(coupling)))
     assert graph.digest(source) == before
 
 
@@ -75,17 +76,17 @@ def test_a_dim_cannot_lose_everything_or_be_frozen(mask):
     coupling = analyze(model(CHAIN))
     if mask is not None:
         with pytest.raises(CouplingError, match="'w' cannot lose 8 of 8"):
-            surgery.cut(coupling, {coupling.dim("w"): mask})
+            surgery.cut(Selection(coupling, {coupling.dim("w"): mask}))
     else:
         frozen = next(dim for dim in coupling.dims if dim.frozen)
         with pytest.raises(CouplingError, match="graph"):
-            surgery.cut(coupling, {frozen: np.arange(frozen.size) < 1})
+            surgery.cut(Selection(coupling, {frozen: np.arange(frozen.size) < 1}))
 
 
 def test_known_shapes_of_values_follow_the_cut():
     inferred = ir.from_proto(onnx.shape_inference.infer_shapes(proto(CHAIN)))
     coupling = analyze(inferred)
-    cut = surgery.cut(coupling, halves(coupling))
+    cut = surgery.cut(Selection(coupling, halves(coupling)))
     shapes = {v.name: list(v.shape or ()) for node in cut.graph for v in node.outputs}
     assert shapes["a"][1] == 4
     assert shapes["d"][1] == 3
@@ -95,10 +96,10 @@ def test_known_shapes_of_values_follow_the_cut():
 def test_uncut_puts_tuned_weights_back_among_the_silent_ones():
     coupling = analyze(model(CHAIN))
     keep = halves(coupling)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     for value in cut.graph.initializers.values():
         graph.set_constant(value, graph.array_of(value) * np.float32(1.5) + np.float32(0.25))
-    twin = surgery.uncut(coupling, keep, cut)
+    twin = surgery.uncut(Selection(coupling, keep), cut)
     assert comparison.compare(cut, twin, comparison.random_feeds(coupling.model, coupling.shapes)).ok
 
 
@@ -111,11 +112,11 @@ def test_uncut_puts_tuned_norms_back_that_are_computed_over_kept_positions():
         )
     )
     keep = halves(coupling)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     assert cut.graph.initializers["g"].const_value.shape[0] == 4
     for value in cut.graph.initializers.values():
         graph.set_constant(value, graph.array_of(value) * np.float32(1.5) + np.float32(0.25))
-    twin = surgery.uncut(coupling, keep, cut)
+    twin = surgery.uncut(Selection(coupling, keep), cut)
     assert comparison.compare(cut, twin, comparison.random_feeds(coupling.model, coupling.shapes)).ok
 
 
@@ -165,7 +166,7 @@ def test_a_quantized_table_is_silenced_behind_its_gather():
         "{ g = Gather(w, x) d = DequantizeLinear(g, var, z) y = MatMul(d, v) }"
     )
     coupling = analyze(model(text, {"z": 77}))
-    masked = surgery.mask(coupling, halves(coupling))
+    masked = surgery.mask(Selection(coupling, halves(coupling)))
     assert (graph.array_of(masked.graph.initializers["w"])[:, 1::2] == 77).all()
 
 
@@ -176,12 +177,12 @@ def test_weights_on_disk_are_cut_as_they_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(simplify, "LARGE_MODEL_BYTES", 0)
     coupling = analyze(graph.normalize(graph.load(tmp_path / "e.onnx")))
     keep = halves(coupling)
-    cut = surgery.cut(coupling, keep)
+    cut = surgery.cut(Selection(coupling, keep))
     assert any(isinstance(value.const_value, ir.LazyTensor) for value in cut.graph.initializers.values())
     graph.save(cut, tmp_path / "out.onnx")
     x = {"x": np.random.default_rng(0).normal(size=(2, 3, 6, 6)).astype(np.float32)}
     written = sessions.run(sessions.open_session(str(tmp_path / "out.onnx"), threads=1), x)["y"]
-    masked = sessions.run(sessions.open_session(surgery.mask(coupling, keep), threads=1), x)["y"]
+    masked = sessions.run(sessions.open_session(surgery.mask(Selection(coupling, keep)), threads=1), x)["y"]
     assert np.abs(written - masked).max() <= 1e-5 * np.abs(masked).max()
 
 
@@ -191,10 +192,10 @@ def test_names_that_surgery_adds_are_new():
         "q = Gather(s, k) b = Reshape(a, s) c = Reshape(b, s) d = Relu(c) y = ReduceSum<keepdims = 0>(d) }"
     )
     coupling = analyze(model(text, {"k": [0]}))
-    cut = surgery.cut(coupling, halves(coupling))
+    cut = surgery.cut(Selection(coupling, halves(coupling)))
     names = [value.name for node in cut.graph for value in node.outputs]
     assert len(names) == len(set(names))
-    assert repair.Surgeon(coupling, {}).keep == {}
+    assert repair.Surgeon(Selection(coupling, {})).keep == {}
 
 
 @pytest.mark.parametrize(("low", "exact"), [(-1.0, True), (0.5, True)])

@@ -20,6 +20,7 @@ from onnxprune import graph, surgery
 from onnxprune.bridge import Network
 from onnxprune.errors import OutOfMemoryError
 from onnxprune.graph import sessions
+from onnxprune.plan.select import Selection
 from onnxprune.recover.finetune import Settings, finetune
 from onnxprune.system import memory
 from onnxprune.system.memory import at_most, halving, out_of_memory, retrying
@@ -123,7 +124,7 @@ def test_fine_tuning_in_pieces_learns_the_same(monkeypatch, caplog, extra):
     settings = Settings(epochs=2, batch_size=32, amp="off", channels_last=False, batchnorm="off", ema=0.0, **extra)
     tuned = []
     for most in (None, 9):
-        cut = surgery.cut(digits.coupling, keep)
+        cut = surgery.cut(Selection(digits.coupling, keep))
         with monkeypatch.context() as patch:
             if most:
                 limited(patch, most)

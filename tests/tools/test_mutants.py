@@ -15,6 +15,7 @@ from mutant_damages import DAMAGES, Case
 from mutant_networks import networks
 
 from onnxprune import graph, surgery
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 KINDS = "classifier detector segmentation encoder decoder mixture recurrent qdq qoperator fp16".split()
@@ -105,7 +106,7 @@ def test_the_same_seed_draws_the_same_mutants(folder):
 def _honest(folder: str, name: str) -> tuple[mutants.Prepared, Case, mutants.Honest]:
     subject = mutants.prepared(name, folder)
     keep = mutants.plan_of(subject.coupling, mutants.Random(0))
-    cut = surgery.cut(subject.coupling, keep)
+    cut = surgery.cut(Selection(subject.coupling, keep))
     return subject, Case(subject.coupling, keep, cut), mutants.Honest(cut, subject.probes)
 
 

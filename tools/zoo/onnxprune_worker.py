@@ -57,6 +57,7 @@ def main(file: str) -> dict[str, Any]:
     from onnxprune.graph import shapes
     from onnxprune.options import Options
     from onnxprune.plan import cost
+    from onnxprune.plan.select import Selection
     from onnxprune.proof import comparison, normal_form
     from onnxprune.report import build
     from onnxprune.run import schedule, search, settings
@@ -81,13 +82,13 @@ def main(file: str) -> dict[str, Any]:
     subject, outcome = schedule.scored(subject, found, clock)  # type: ignore[arg-type]
     with clock("select"):
         try:
-            keep = next(search.selections(subject, outcome, found)).keep
+            selection = next(search.selections(subject, outcome, found))
         except BudgetError:  # the structure does not allow half: as much as it does
-            keep = {dim: _first(dim.size) for dim in coupling.free}
+            selection = Selection(coupling, {dim: _first(dim.size) for dim in coupling.free})
     with clock("cut"):
-        cut = surgery.cut(coupling, keep)
-    found = comparison.compare(cut, surgery.mask(coupling, keep), feeds)
-    before, after = costs.totals()["params"], costs.totals(cost.keep_sizes(keep))["params"]
+        cut = surgery.cut(selection)
+    found = comparison.compare(cut, surgery.mask(selection), feeds)
+    before, after = costs.totals()["params"], costs.totals(cost.keep_sizes(selection.keep))["params"]
     reasons = Counter(str(dim.frozen).split(" (")[0] for dim in coupling.dims if dim.frozen)
     return {
         "free_dims": len(coupling.free),

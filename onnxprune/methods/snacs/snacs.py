@@ -38,7 +38,7 @@ from onnxprune.methods.snacs.acmi import connection_scores
 from onnxprune.methods.snacs.layers import Layer, balanced, find, mean_activations, protect
 from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
 from onnxprune.outputs import answers
-from onnxprune.plan.select import aligned
+from onnxprune.plan.select import Selection, aligned
 
 LOG = logging.getLogger("onnxprune")
 PAIRS = 8192  # connections of a layer that are scored: children are grouped so far
@@ -284,9 +284,9 @@ def decide(
     def error(fraction: float) -> float:
         from onnxprune.recover import constants
 
-        keep = keep_at(fraction)
-        model = surgery.cut(context.coupling, keep)
-        constants.push(context.coupling, keep, model, few)
+        selection = Selection(context.coupling, keep_at(fraction))
+        model = surgery.cut(selection)
+        constants.push(selection, model, few)
         lost = disagreement(model, reference)
         LOG.debug("  snacs: fraction %.3f loses %.3f", fraction, lost)
         return lost

@@ -47,7 +47,7 @@ def test_biases_that_a_step_made_are_carried_to_the_next(text, shape):
     assert set(cut.graph.initializers) - before, "no bias was made: the test shows nothing"
     # Cutting the restored model by the same plan gives the recovered one again.
     full = schedule.restored(Selection(coupling, keep), cut)
-    again = surgery.cut(full, keep)
+    again = surgery.cut(Selection(full, keep))
     one, two = (sessions.run(sessions.open_session(model, threads=1), feeds)["y"] for model in (cut, again))
     np.testing.assert_allclose(two, one, atol=1e-5 * np.abs(one).max())
     # And the next step's proof holds on it.

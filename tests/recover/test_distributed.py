@@ -20,10 +20,11 @@ import torch
 torch.set_num_threads(1)
 from recovering import digits_of, random_keep
 from onnxprune import graph, surgery
+from onnxprune.plan.select import Selection
 from onnxprune.system import processes
 from onnxprune.recover.finetune import Settings, finetune
 digits = digits_of("digits.onnx")
-cut = surgery.cut(digits.coupling, random_keep(digits.coupling, 0.6))
+cut = surgery.cut(Selection(digits.coupling, random_keep(digits.coupling, 0.6)))
 history = finetune(cut, digits.model, digits.tune, digits.held, Settings(
     epochs=2, batch_size=64, amp="off", channels_last=False, batchnorm="off", lr=0.02))
 rank = os.environ.get("RANK", "0")

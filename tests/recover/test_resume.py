@@ -31,9 +31,10 @@ import torch
 torch.set_num_threads(1)
 from recovering import digits_of, random_keep
 from onnxprune import graph, surgery
+from onnxprune.plan.select import Selection
 from onnxprune.recover.finetune import Settings, finetune
 digits = digits_of("digits.onnx")
-cut = surgery.cut(digits.coupling, random_keep(digits.coupling, 0.5))
+cut = surgery.cut(Selection(digits.coupling, random_keep(digits.coupling, 0.5)))
 print("started", flush=True)
 finetune(cut, digits.model, digits.tune, digits.held, Settings(
     epochs=3, batch_size=64, amp="off", channels_last=False, checkpoint_seconds=0.0, batchnorm="on",

@@ -14,6 +14,7 @@ from onnxprune.system.clock import Step
 Interval = tuple[float, float]
 ORIGINAL, PRUNED, QUANTIZED = "original", "pruned", "quantized"
 NORMALIZED = "normalized"  # what the original is without anything pruned
+FEW_ZEROS = 0.99  # a larger share of parameters that are not zero is not worth a word
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,11 @@ class Measurement:
     latency: tuple[Latency, ...] = ()
     nonzeros: int | None = None
     nonzero_macs: int | None = None
+
+    @property
+    def has_zeros(self) -> bool:
+        """Whether so many parameters are zero that it is worth a word."""
+        return bool(self.nonzeros is not None and self.params and self.nonzeros < FEW_ZEROS * self.params)
 
 
 @dataclass(frozen=True)

@@ -100,9 +100,9 @@ def aswl(context: Context) -> Outcome:
     model = reinit.trained(context.model, working) if settings.reinit else working
     goals = ", ".join(f"{each.density:.4g}" + (f" for {each.kind}" if each.kind else "") for each in allowed)
     notes = (
-        f"aswl: density {attention.density():.4f} (target {goals}), attentions {start.mean():.2f} -> "
-        f"{attention.values().min():.2f} to {attention.values().max():.2f}, loss by epoch "
-        + ", ".join(f"{value:.3g}" for value in history),
+        f"aswl: {attention.density():.2%} of the weights that it may set to zero are left ({goals} were to be); "
+        f"attention of the layers {start.mean():.2f} at first, {attention.values().min():.2f} to "
+        f"{attention.values().max():.2f} in the end; {training.told(history)}",
     )
     return zeroed.outcome(context, model, zeros, notes)
 

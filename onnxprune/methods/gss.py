@@ -18,7 +18,7 @@ evaluation; here groups are ranked by norm and the budget cuts. With `outputs` u
 unit's values, the second motive of the abstract.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -78,7 +78,7 @@ def gss(context: Context) -> Outcome:
     model = graph.copy(context.model)
     network.write_back(model)
     return Outcome(
-        _scores(context, model, regularizer), model=model, notes=_notes(start, regularizer.spread(), history, settings)
+        _scores(context, model, regularizer), model=model, notes=(_note(start, regularizer.spread(), history),)
     )
 
 
@@ -87,10 +87,11 @@ def _untrained(context: Context, lacks: str) -> Outcome:
     return Outcome(scores, notes=(f"gss had no {lacks}; units are ranked by the norms as they are",))
 
 
-def _notes(start: float, end: float, history: list[float], settings: Settings) -> tuple[str, ...]:
-    losses = ", ".join(f"{value:.3g}" for value in history)
-    given = ", ".join(f"{f.name}={getattr(settings, f.name)}" for f in fields(settings))
-    return (f"gss: CV^2 of the group norms {start:.3g} -> {end:.3g}, loss by epoch {losses} ({given})",)
+def _note(start: float, end: float, history: list[float]) -> str:
+    return (
+        "gss: training told strong units from weak ones: the variance of their norms, over the squared mean, was "
+        f"{start:.3g} before and is {end:.3g}; {training.told(history)}"
+    )
 
 
 def _scores(context: Context, model: ir.Model, regularizer: "Regularizer") -> dict[Dim, np.ndarray]:

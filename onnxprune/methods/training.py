@@ -136,6 +136,11 @@ def adam(network: Network, lr: float) -> torch.optim.Adam:
     return torch.optim.Adam([{"params": tensors, "lr": rate} for rate, tensors in rates.items()], lr=lr)
 
 
+def told(history: list[float]) -> str:
+    """The losses of `run` in words."""
+    return f"training loss {history[0]:.3g} in the first epoch, {history[-1]:.3g} in the last of {len(history)}"
+
+
 def run(
     context: Context,
     network: Network,

@@ -9,14 +9,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from onnxprune.measure.records import NORMALIZED, QUANTIZED, Measurement, Report, final, ratio
+from onnxprune.measure.records import FEW_ZEROS, NORMALIZED, QUANTIZED, Measurement, Report, final, ratio
 from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
 from onnxprune.report import front, text
 from onnxprune.report.document import latency_ratios
 
 Row = tuple[str, list[str], str]
 COMPARED_WITH_THE_ORIGINAL = ("agreement", "text_agreement", "relative_error")  # of which its own value says nothing
-MANY_ZEROS = 0.99  # below this share of non-zeros the table shows them
 
 
 def print_report(report: Report, file: IO[str] | None = None) -> None:
@@ -89,6 +88,8 @@ def _sizes(before: Measurement, after: Measurement) -> Iterator[str]:
         share = ratio(getattr(before, key), getattr(after, key))
         if share is not None:
             yield f"{text.percent_left(share)} of the {name}"
+    if after.has_zeros:
+        yield f"{text.percent_left(ratio(before.params, after.nonzeros))} of the parameters are not zero"
 
 
 def _quality(before: Measurement, after: Measurement) -> Iterator[str]:
@@ -182,7 +183,7 @@ def _nonzeros(models: tuple[Measurement, ...]) -> list[Row]:
     counts = (("nonzero_macs", "macs", "MACs without zeros"), ("nonzeros", "params", "parameters without zeros"))
     for key, whole, label in counts:
         values, all_of = ([getattr(m, name) for m in models] for name in (key, whole))
-        if any(v is not None and a and v < MANY_ZEROS * a for v, a in zip(values, all_of, strict=True)):
+        if any(v is not None and a and v < FEW_ZEROS * a for v, a in zip(values, all_of, strict=True)):
             shown = [text.count(v) for v in values]
             found.append((label, shown, text.times(ratio(all_of[0], values[_position(models)]))))
     return found

@@ -87,10 +87,12 @@ def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:
     """A note, which is also logged, where the result is larger than the original."""
     if not before.bytes or not after.bytes or after.bytes <= before.bytes:
         return []
-    note = (
-        f"the result is larger than the original, {after.bytes} bytes where that has {before.bytes}: what the original "
-        "stores once, sparse or packed is stored plainly"
-    )
+    sizes = f"the result is larger than the original, {after.bytes} bytes where that has {before.bytes}"
+    if after.has_zeros:
+        why = "the zeros are stored like other numbers; --pack stores them in less"
+    else:
+        why = "what the original stores once, sparse or packed is stored plainly"
+    note = f"{sizes}: {why}"
     LOG.warning("%s", note)
     return [note]
 

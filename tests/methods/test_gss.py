@@ -34,7 +34,7 @@ def test_spread_rises_under_gss_and_not_under_plain_group_lasso():
     full, outcome = trained()
     assert lasso < 1.3 * before
     assert full > 2 * before
-    assert "CV^2 of the group norms" in outcome.notes[0]
+    assert "told strong units from weak ones" in outcome.notes[0]
 
 
 def test_the_papers_form_raises_the_spread_too():

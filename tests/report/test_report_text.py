@@ -184,6 +184,12 @@ def test_the_verdict_tells_whether_chance_explains_the_change(metric, before, af
     assert verdict(Report("", models, ())).endswith(said)
 
 
+@pytest.mark.parametrize(("nonzeros", "said"), [(30, ["30.0 % of the parameters are not zero"]), (100, [])])
+def test_the_verdict_counts_zeros_where_there_are_many(nonzeros, said):
+    models = Measurement("a", params=100), Measurement("b", params=100, nonzeros=nonzeros)
+    assert [part for part in verdict(Report("", models, ())).split(", ") if "zero" in part] == said
+
+
 def test_a_verdict_without_intervals_says_nothing_of_noise():
     one = Accuracy("mine:score", 3.5, 10, None)
     assert verdict(Report("", (Measurement("a", accuracy=one), Measurement("b", accuracy=one)), ())).endswith("before")

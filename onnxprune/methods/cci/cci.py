@@ -76,11 +76,12 @@ def cci(context: Context) -> Outcome:
     kept = count_kept(context, settings, chosen, size)
     model = context.model
     notes = [
-        f"cci: {kept} of every {size} weights along {settings.axis} channels in {len(chosen)} layers: {_names(chosen)}"
+        f"cci: {kept} of every {size} weights along {settings.axis} channels stay in {len(chosen)} layers: "
+        + _names(chosen)
     ]
     if settings.permute:
         model, before, after = permute(context, chosen, settings.axis, size, kept)
-        notes.append(f"cci: channel permutation raised the kept energy from {before:.4f} to {after:.4f}")
+        notes.append(f"cci: another order of channels keeps {after:.1%} of the squared weights instead of {before:.1%}")
     torch.manual_seed(context.seed)
     if settings.closed:
         model, zeros, errors = fit(context, model, chosen, settings.axis, size, kept, settings.calibration)
@@ -104,7 +105,7 @@ def cci(context: Context) -> Outcome:
     )
     model = graph.copy(model)
     zeros = trainer.fold(model)
-    notes.append("cci: loss by epoch " + ", ".join(f"{value:.3g}" for value in history))
+    notes.append(f"cci: {training.told(history)}")
     return zeroed.outcome(context, model, zeros, notes)
 
 

@@ -129,10 +129,15 @@ def _outcome(context: Context, settings: Settings, history: list[float], run: "R
     ranks = {**raw, **run.means()}
     # Ranks are comparable as they are; selection divides by what a removal saves, so that is multiplied in here.
     scores = {dim: ranks[dim] * max(context.cost.marginal("macs", dim), 1e-9) for dim in context.dims}
-    losses = ", ".join(f"{value:.3g}" for value in history)
-    notes = [f"paam: mean score 1 -> {mean:.3f}, lambda {run.weight:.3g}, loss by epoch {losses}"]
+    notes = [
+        f"paam: the attention of units went from 1 to {mean:.3f} on average, at a price of {run.weight:.3g} for what "
+        f"it keeps; {training.told(history)}"
+    ]
     if unseen:
-        notes.append(f"paam scored {len(unseen)} dimensions by l2: no weights of equal size produce their units")
+        notes.append(
+            f"paam: {len(unseen)} dimensions were scored by the size of their weights, for no weights of equal size "
+            "produce their units"
+        )
     return Outcome(scores, comparable=True, keep=keep, model=model, notes=tuple(notes))
 
 

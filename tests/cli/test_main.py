@@ -175,8 +175,8 @@ def test_verification_failure_is_exit_3_and_writes_nothing(cli, cnn_path, tmp_pa
 
     good = surgery.cut
 
-    def wrong(coupling, keep):
-        model = good(coupling, keep)
+    def wrong(selection):
+        model = good(selection)
         value = model.graph.initializers["w5"]
         graph.set_constant(value, 2 * graph.array_of(value))
         return model

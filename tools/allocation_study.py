@@ -4,8 +4,9 @@
 
 Least squares only, no labels, kept sizes in multiples of one. The models and images are those of $ONNXPRUNE_DATA, see
 cifar.py and, for a model whose name begins with imagenet, imagenet.py. A method 'auto' is what the command takes where
-nobody asks for one. --original adds a row of the original. --cache FOLDER keeps the widths that were chosen, so that a
-run that was ended goes on with them.
+nobody asks for one: with 'default' that is the plain command. --original adds a row of the original. --cache FOLDER
+keeps the widths that were chosen, so that a run that was ended goes on with them. --start leaves the first test images
+out, so that what is chosen on some is reported on others. Seconds are those of the processor.
 """
 
 import argparse
@@ -36,6 +37,10 @@ from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
 
+HEAD = """\
+| method | widths | seed | MACs | parameters | top-1 | 95 % interval | scores | widths | recovery | what was tried |
+|---|---|---:|---:|---:|---:|---|---:|---:|---:|---|"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -45,6 +50,7 @@ def main() -> None:
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5])
     parser.add_argument("--samples", type=int, default=5000, help="training images, without labels")
     parser.add_argument("--test", type=int, default=4000)
+    parser.add_argument("--start", type=int, default=0, help="the first of the test images")
     parser.add_argument("--time", type=float, help="seconds of a run, of which the allocation takes its part")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -52,41 +58,42 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder for the widths that were chosen")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print("| method | widths | seed | MACs | parameters | top-1 | 95 % interval | seconds | what was tried |")
-    print("|---|---|---:|---:|---:|---:|---|---:|---|")
+    print(HEAD)
     for method in args.methods:
         for seed in range(args.seeds):
             for row in rows(args, method, seed):
                 print(row, flush=True)
 
 
-def images(model: str, count: int, test: int) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """`count` training images, and `test` others with their labels, as `model` wants them."""
+def images(model: str, count: int, test: int, start: int = 0) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """`count` training images, and `test` others from `start` on with their labels, as `model` wants them."""
     if not model.startswith("imagenet"):
         kind = "vgg" if "vgg" in model else "resnet"
-        return cifar.load(kind, "train", 0, count)[0], cifar.load(kind, "test", 0, test)
+        return cifar.load(kind, "train", 0, count)[0], cifar.load(kind, "test", start, test)
     learned, held = imagenet.Images("train1000"), imagenet.Images("val900")
     step = max(1, len(learned) // count)  # all kinds of classes
     x = np.stack([learned[k][0] for k in range(0, len(learned), step)][:count])
-    y = np.stack([held[k][0] for k in range(min(test, len(held)))])
-    return x, (y, held.targets[: len(y)])
+    y = np.stack([held[k][0] for k in range(start, min(start + test, len(held)))])
+    return x, (y, held.targets[start : start + len(y)])
 
 
 def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
     """A line of the table for each target and kind of widths, from one scoring per target."""
-    x, tested = images(args.model, args.samples, args.test)
+    x, tested = images(args.model, args.samples, args.test, args.start)
     for macs in args.macs:
         given = {"data": x, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
         given |= {"method": method, "seed": seed, "time": args.time, "val": tested}  # all of x to tune on
         options = Options(**given)
         subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
+        began = time.process_time()
         subject, outcome = schedule.scored(subject, resolved(options), Clock())
+        scoring = time.process_time() - began
         test = load_samples(tested, input_infos(subject.model))
         if args.original:
-            yield "| " + " | ".join(("original", "", "", "1", "1", *shown(subject.model, test), "", "")) + " |"
+            yield "| " + " | ".join(("original", "", "", "1", "1", *shown(subject.model, test), "", "", "", "")) + " |"
         for name in args.allocate:
             widths = None if name == "default" else name
-            yield row(subject, outcome, Options(**given, allocate=widths), test, args)
+            yield row(subject, outcome, Options(**given, allocate=widths), test, args, scoring)
 
 
 def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
@@ -98,17 +105,26 @@ def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
     return f"{100 * found.value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
-def row(subject: Subject, outcome: Outcome, options: Options, test: Samples, args: argparse.Namespace) -> str:
+def row(
+    subject: Subject, outcome: Outcome, options: Options, test: Samples, args: argparse.Namespace, scoring: float
+) -> str:
     """One line: what the widths cost, and what the recovered model does on test images."""
     choice, spent, tried = known(subject, outcome, options, args)
     settings = resolved(options)
     model = surgery.cut(choice)
+    began = time.process_time()
     levels.recover(subject.given, choice, model, settings.recovery, Clock())
+    recovery = time.process_time() - began
     sizes = cost.keep_sizes(choice.keep)
     shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
     numbers = (*(f"{share:.3f}" for share in shares), *shown(model, test))
-    cells = (options.method, options.allocate or "default", options.seed, *numbers)
-    return "| " + " | ".join(map(str, (*cells, f"{spent:.0f}", tried))) + " |"
+    method = "auto" if options.method_found else options.method
+    seconds = (f"{each:.0f}" for each in (scoring, spent, recovery))
+    return (
+        "| "
+        + " | ".join(map(str, (method, options.allocate or "default", options.seed, *numbers, *seconds, tried)))
+        + " |"
+    )
 
 
 def known(
@@ -116,17 +132,18 @@ def known(
 ) -> tuple[Selection, float, str]:
     """(what is removed, the seconds that its widths took, what was tried for them), from --cache where it is there."""
     share = next(iter(options.target.values()))
-    told = (args.model, args.samples, options.method, options.allocate or "default", f"{share:g}", options.seed)
+    method = "auto" if options.method_found else options.method
+    told = (args.model, args.samples, method, options.allocate or "default", f"{share:g}", options.seed)
     file = args.cache / f"{'_'.join(map(str, told))}.npz" if args.cache else None
     dims = {dim.name: dim for dim in subject.coupling.dims}
     if file is not None and file.exists():
         with np.load(file) as stored:
             keep = {dims[name]: stored[name] for name in stored.files if name in dims}
             return Selection(subject.coupling, keep, options.method), float(stored["seconds"]), str(stored["tried"])
-    start = time.monotonic()
+    start = time.process_time()
     settings = resolved(options)
     chosen = allocation.allocated(subject, outcome, settings, Clock())
-    spent = time.monotonic() - start
+    spent = time.process_time() - start
     tried = next((note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT))), "")
     choice = next(search.selections(subject, chosen, settings))
     if file is not None:

@@ -26,7 +26,8 @@ class Layer:
 
     y: its output; target: the dense value that it is fitted to; other: the other term of the sum that is the target;
     kept: positions of the target's channels; rows: axis -> positions that are left of its other axes, where some went
-    (a mixer mixes tokens, and loses channels); scale, shift: of the norm between y and the target, (O,) or None.
+    (a mixer mixes tokens, and loses channels); scale, shift: of the norm between y and the target, (O,) or None;
+    counts: between which values the activation that alone reads the target is not flat, None where it has no such part.
     """
 
     linear: Linear
@@ -38,6 +39,7 @@ class Layer:
     other: str | None = None
     scale: np.ndarray | None = None
     shift: np.ndarray | None = None
+    counts: tuple[float, float] | None = None
 
     @property
     def x(self) -> str:
@@ -137,7 +139,34 @@ def _layer(linear: Linear, wave: int, selection: Selection, depth: Mapping[ir.Va
             value = norm.outputs[0]
     total, other = _sum_behind(value, wave, depth)
     target = total if total is not None else value
-    return Layer(linear, wave, out.name or "", target.name or "", kept, rows, other, scale, shift)
+    return Layer(linear, wave, out.name or "", target.name or "", kept, rows, other, scale, shift, _counts(target))
+
+
+def _counts(value: ir.Value) -> tuple[float, float] | None:
+    """Between which values the activation that alone reads `value` is not flat; None where it is nowhere flat."""
+    node = only_user(value)
+    if node is None:
+        return None
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type == "HardSwish":
+        return -3.0, np.inf
+    if node.op_type == "HardSigmoid":
+        slope, middle = number(node, "alpha", 0.2), number(node, "beta", 0.5)
+        return (-middle / slope, (1 - middle) / slope) if slope > 0 else None
+    return _clipped(node) if node.op_type == "Clip" else None
+
+
+def _clipped(node: ir.Node) -> tuple[float, float] | None:
+    """The bounds of a Clip, which old models have as attributes; None where they are computed."""
+    found = [number(node, "min", -np.inf), number(node, "max", np.inf)]
+    for k, value in enumerate(node.inputs[1:3]):
+        stored = stored_behind(value) if value is not None else None
+        if value is not None and stored is None:
+            return None
+        if stored is not None:
+            found[k] = float(graph.array_of(stored).reshape(()))
+    return found[0], found[1]
 
 
 def _affine(norm: ir.Node) -> tuple[np.ndarray, np.ndarray] | None:

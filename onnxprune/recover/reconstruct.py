@@ -24,7 +24,7 @@ from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
 from onnxprune.recover.layers import Layer, Norm
-from onnxprune.recover.leastsquares import HELD, Sums
+from onnxprune.recover.leastsquares import HELD, Bounds, Sums
 from onnxprune.recover.linear import read_weights, stored_behind, write_weights
 from onnxprune.recover.patches import outputs, window_of, windows
 from onnxprune.recover.segments import Walk
@@ -32,6 +32,8 @@ from onnxprune.recover.segments import Walk
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
 ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 16_000, 40_000, 4
+# More of them where that costs little: so many multiplications, and bytes of what they see.
+CHEAP_ROWS, CHEAP_WORK, CHEAP_BYTES = 64_000, 12e9, 256_000_000
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,15 @@ def _dense_values(item: Layer | Norm) -> list[str]:
 def _state(item: Layer | Norm, batches: int, rng: np.random.Generator) -> "_LayerState | _NormState":
     if isinstance(item, Norm):
         return _NormState(item)
-    features = int(np.prod(read_weights(item.linear).shape[2:]))
-    rows = max(min(max(ROWS_PER_FEATURE * features, FEWEST_ROWS), MOST_ROWS), LEAST_PER_FEATURE * features)
-    return _LayerState(item, -(-rows // batches), rng)
+    groups, _, *seen = read_weights(item.linear).shape
+    return _LayerState(item, -(-rows_for(groups, int(np.prod(seen))) // batches), rng)
+
+
+def rows_for(groups: int, features: int) -> int:
+    """How many output positions a layer with so many features in each group is fitted to."""
+    cheap = min(CHEAP_ROWS, CHEAP_WORK / (groups * features**2), CHEAP_BYTES / (4 * groups * features))
+    needed = min(max(ROWS_PER_FEATURE * features, FEWEST_ROWS), MOST_ROWS)
+    return max(int(cheap), needed, LEAST_PER_FEATURE * features)
 
 
 @dataclass(eq=False)
@@ -135,13 +143,18 @@ class _LayerState:
         positions = y.size // y.shape[linear.y_axis]
         picks = self.rng.permutation(positions)[: self.rows] if positions > self.rows else np.arange(positions)
         goal = outputs(y, linear.y_axis, picks)[:, layer.kept]
-        if layer.other is not None:
-            goal = goal - outputs(cut_values[layer.other].astype(np.float32), linear.y_axis, picks)
-        if layer.scale is not None and layer.shift is not None:
-            goal = ((goal - layer.shift) / layer.scale).astype(np.float32)
+        other = (
+            None if layer.other is None else outputs(cut_values[layer.other].astype(np.float32), linear.y_axis, picks)
+        )
         x = _features(layer, cut_values[layer.x].astype(np.float32), y, picks)
         held = (picks // max(1, positions // len(y))) % HELD == HELD - 1
-        self.sums.add(x, goal.reshape(len(picks), x.shape[1], -1), held)
+        shape = (len(picks), x.shape[1], -1)
+        goal, bounds = _before(layer, goal, other), None
+        if layer.counts is not None:
+            ends = (np.broadcast_to(_before(layer, np.float32(end), other), goal.shape) for end in layer.counts)
+            one, two = (end.reshape(shape) for end in ends)
+            bounds = Bounds(np.minimum(one, two), np.maximum(one, two))  # a negative scale turns them round
+        self.sums.add(x, goal.reshape(shape), held, bounds)
 
     def finish(self, cut_model: ir.Model, ridge: float) -> Refit:
         linear = self.layer.linear
@@ -159,6 +172,14 @@ class _LayerState:
                 add_to_bias(cut_model, linear, fit.bias.reshape(-1) - b)
         scale = max(fit.scale, 1e-30)
         return Refit(linear.name, fit.before / scale, fit.after / scale, fit.ridge, self.sums.rows, accepted)
+
+
+def _before(layer: Layer, y: np.ndarray | np.float32, other: np.ndarray | None) -> np.ndarray:
+    """What the layer itself has to say, so that the norm and the sum behind it come to y (R, O)."""
+    y = np.asarray(y, np.float32) if other is None else y - other
+    if layer.scale is None or layer.shift is None:
+        return y
+    return ((y - layer.shift) / layer.scale).astype(np.float32)
 
 
 def _features(layer: Layer, x: np.ndarray, y: np.ndarray, picks: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.recover.leastsquares import Sums
+from onnxprune.recover.leastsquares import Bounds, Sums
 
 
 def _data(rows: int = 400, groups: int = 2, features: int = 5, outs: int = 3, seed: int = 0):
@@ -72,3 +72,48 @@ def test_too_few_rows_give_nothing(rows: int):
     if rows:
         sums.add(x, y, np.zeros(rows, bool))
     assert sums.solve(w, b, 1e-3) is None
+
+
+def test_what_an_activation_cuts_off_does_not_count():
+    x = np.random.default_rng(0).uniform(-1, 1, (500, 1, 1)).astype(np.float32)
+    y = np.where(x > 0, x, -5 * x**2)  # behind Relu it is x
+    sums = Sums()
+    bounds = Bounds(np.zeros_like(y), np.full_like(y, np.inf))
+    sums.add(x, y, np.arange(500) % 5 == 4, bounds)
+    fit = sums.solve(np.zeros((1, 1, 1)), np.zeros((1, 1)), 1e-9)
+    assert fit is not None
+    whole = _sums(x, y).solve(np.zeros((1, 1, 1)), np.zeros((1, 1)), 1e-9)
+    assert whole is not None
+    shown = np.maximum(y, 0)
+    one, two = (np.square(np.maximum(f.weights * x + f.bias, 0) - shown).mean() for f in (whole, fit))
+    assert two < 0.4 * one  # before the activation it follows the parabola
+
+
+@pytest.mark.parametrize("kept_bytes", [10**9, 20_000])
+def test_a_fit_behind_an_activation_is_better_there_than_one_before_it(kept_bytes: int):
+    """A unit went, so that nothing fits exactly. Few kept rows stand for all of them."""
+    x, y, w, b = _data(rows=2000)
+    x = x - 3
+    low, high = np.full_like(y, -1.0), np.full_like(y, 1.0)
+    plain, behind = Sums(), Sums(kept_bytes)
+    for sums, bounds in ((plain, None), (behind, (low, high))):
+        for part in np.array_split(np.arange(len(x)), 10):
+            given = None if bounds is None else Bounds(*(each[part] for each in bounds))
+            sums.add(x[part][:, :, :3], y[part], part % 5 == 4, given)
+    start = w[:, :, :3]
+    one, two = (sums.solve(start, b, 1e-6) for sums in (plain, behind))
+    assert one is not None
+    assert two is not None
+
+    def error(fit) -> float:
+        guess = np.einsum("rgd,god->rgo", x[:, :, :3], fit.weights) + fit.bias
+        return float(np.square(np.clip(guess, low, high) - np.clip(y, low, high)).mean())
+
+    assert error(two) < 0.99 * error(one)
+    assert two.after == pytest.approx(error(two), rel=0.2)
+
+
+def test_targets_outside_become_the_prediction_or_the_bound():
+    y, z = np.array([2.0, 0.5, -1.0, -1.0, 3.0]), np.array([0.0, 0.7, -4.0, 0.3, 9.0])
+    bounds = Bounds(np.zeros(5), np.full(5, 2.5))
+    assert np.array_equal(bounds.targets(y, z), [2.0, 0.5, -4.0, 0.0, 9.0])

@@ -14,7 +14,7 @@ from onnxprune.errors import GraphError
 from onnxprune.graph import extras, sessions
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
-from onnxprune.recover import biases, constants, reconstruct
+from onnxprune.recover import biases, constants, layers, reconstruct
 from onnxprune.recover.layers import Layer, find
 from onnxprune.recover.levels import fitting_samples
 
@@ -185,3 +185,49 @@ def test_layers_that_were_not_refitted_are_told_of(folded: Digits, monkeypatch):
     assert count
     (note,) = extras.of(cut).notes
     assert note.startswith(f"least squares refitted {count} of ")
+
+
+@pytest.mark.parametrize(
+    ("behind", "counts"),
+    [
+        ("y = Relu (s)", (0, np.inf)),
+        ("y = Clip (s, low, high)", (-0.5, 6)),
+        ("y = Clip (s, , high)", (-np.inf, 6)),
+        ("y = HardSwish (s)", (-3, np.inf)),
+        ("y = HardSigmoid <alpha = 0.5, beta = 0.25> (s)", (-0.5, 1.5)),
+        ("y = Sigmoid (s)", None),
+        ("r = Relu (s) y = Add (r, s)", None),  # what Relu hides is read elsewhere
+        ("m = ReduceMax <keepdims = 0> (x) y = Clip (s, , m)", None),
+    ],
+)
+def test_what_the_activation_behind_a_layer_hides_does_not_count(behind: str, counts):
+    text = (
+        "(float[N,5] x, float[5,6] w0, float[6,4] w1, float low, float high) => (float[N,4] y)"
+        f" {{ a = MatMul(x, w0) h = Relu(a) s = MatMul(h, w1) {behind} }}"
+    )
+    model = text_model(text, {"low": np.float32(-0.5), "high": np.float32(6)})
+    coupling = analyze(model)
+    keep = {dim: np.arange(dim.size) > 1 for dim in coupling.free if dim.size == 6}
+    assert keep
+    (layer,) = (item for item in find(coupling, keep, surgery.cut(coupling, keep)) if isinstance(item, Layer))
+    assert layer.counts == counts
+
+
+def test_logits_are_nearer_where_layers_are_fitted_behind_their_activations(folded: Digits, monkeypatch):
+    def error() -> float:
+        cut = surgery.cut(folded.coupling, keep)
+        reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=512)
+        return folded.error(cut)
+
+    keep = random_keep(folded.coupling, 0.6)
+    behind = error()
+    monkeypatch.setattr(layers, "_counts", lambda _: None)
+    assert behind < 0.97 * error()
+
+
+def test_narrow_layers_are_fitted_to_more_positions_than_wide_ones_and_all_to_enough():
+    many, wide, widest = (reconstruct.rows_for(1, features) for features in (27, 576, 4608))
+    assert many == reconstruct.CHEAP_ROWS
+    assert many > wide > 16 * 576
+    assert widest >= 4 * 4608
+    assert reconstruct.rows_for(512, 9) * 512 * 9 * 4 < 400_000_000  # bytes

@@ -209,17 +209,18 @@ def test_what_the_activation_behind_a_layer_hides_does_not_count(behind: str, co
     coupling = analyze(model)
     keep = {dim: np.arange(dim.size) > 1 for dim in coupling.free if dim.size == 6}
     assert keep
-    (layer,) = (item for item in find(coupling, keep, surgery.cut(coupling, keep)) if isinstance(item, Layer))
+    selection = Selection(coupling, keep)
+    (layer,) = (item for item in find(selection, surgery.cut(selection)) if isinstance(item, Layer))
     assert layer.counts == counts
 
 
 def test_logits_are_nearer_where_layers_are_fitted_behind_their_activations(folded: Digits, monkeypatch):
     def error() -> float:
-        cut = surgery.cut(folded.coupling, keep)
-        reconstruct.refit(folded.coupling, keep, cut, folded.tune, limit=512)
+        cut = surgery.cut(selection)
+        reconstruct.refit(selection, cut, folded.tune, limit=512)
         return folded.error(cut)
 
-    keep = random_keep(folded.coupling, 0.6)
+    selection = Selection(folded.coupling, random_keep(folded.coupling, 0.6))
     behind = error()
     monkeypatch.setattr(layers, "_counts", lambda _: None)
     assert behind < 0.97 * error()

@@ -144,7 +144,9 @@ def known(
     settings = resolved(options)
     chosen = allocation.allocated(subject, outcome, settings, Clock())
     spent = time.process_time() - start
-    tried = next((note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT))), "")
+    tried = next(
+        (note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT, allocation.BY_ORDER))), ""
+    )
     choice = next(search.selections(subject, chosen, settings))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ original's on mixtures of samples to which nothing is fitted (see recover/fair.p
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from time import perf_counter
@@ -26,11 +26,10 @@ from onnxprune.data import batch_axes, input_infos, split
 from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
-from onnxprune.outputs import metrics
 from onnxprune.plan.select import Selection
 from onnxprune.recover import constants, fair, levels, reconstruct
 from onnxprune.run import schedule, search, widths
-from onnxprune.run.compared import compared, has_torch
+from onnxprune.run.compared import compared, distances, has_torch
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import key_of
@@ -50,6 +49,8 @@ PASSES, MOST_MACS = 3000, 5_000_000_000_000  # samples that go through the model
 LOOKED_AT = 256  # samples that second order is taken of
 MOST_WORK = 1e11  # multiplications to put units in order, about two minutes
 BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
+BY_ORDER = "units go in the order of what is lost once what reads them is refitted"
+SHORT = {BY_ORDER: "its widths in the order of the refit", BY_REFIT: "the widths and the order of the refit"}
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
@@ -118,10 +119,10 @@ def _repairable(subject: Subject, outcome: Outcome, settings: Settings) -> Outco
     return _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
 
 
-def _refit(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
+def _refit(subject: Subject, outcome: Outcome, settings: Settings, orders: widths.Orders | None = None) -> Outcome:
     """Order and widths by what is lost after the refit of what reads the units (widths.py), streams whole."""
     spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
-    found = widths.by_refit(subject, spared, settings.seed, reorder=True)
+    found = widths.by_refit(subject, spared, settings.seed, reorder=True, orders=orders)
     return replace(found, notes=(*spared.notes, BY_REFIT))
 
 
@@ -134,8 +135,9 @@ def _may_choose(subject: Subject, settings: Settings) -> bool:
 def _better_by_refit(
     subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
 ) -> Outcome:
-    """`_refit` where nobody asked for a method and it loses clearly less than `plain` at the size asked for.
+    """`plain` with its units in the order of what the refit leaves, or `_refit`, where nobody asked for a method.
 
+    The order is taken unless `plain` loses less at the size asked for, the widths where they lose clearly less.
     Where that would take longer than some minutes it is not tried.
     """
     if not _may_choose(subject, settings):
@@ -143,19 +145,34 @@ def _better_by_refit(
     if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
         return plain
     try:
-        found = _refit(subject, outcome, settings)
-        if subject.coupling.residual & found.scores.keys():  # the target asks for more than the inside of blocks
-            return plain
-        tried = [
-            _tried(name, each, subject, settings, evaluator()) for name, each in (("plain", plain), ("refit", found))
-        ]
+        orders = widths.Orders(subject, outcome.scores, settings.seed)
+        rankings = {settings.method.name: plain, BY_ORDER: widths.in_order(plain, orders)}
+        refit = _refit(subject, outcome, settings, orders)
+        if not subject.coupling.residual & refit.scores.keys():  # else more is asked for than the inside of blocks
+            rankings[BY_REFIT] = refit
+        tried = [c for item in rankings.items() for c in _tried(*item, subject, settings, evaluator())]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
-        LOG.info("  no widths by refit: %s", error)
+        LOG.info("  nothing by refit: %s", error)
         return plain
-    if not all(tried) or tried[1][0].loss > CLEARLY * tried[0][0].loss:
+    best = _best(tried, settings.method.name)
+    if best is None or best.outcome is plain:
         return plain
-    note = f"{BY_REFIT}: {tried[1][0].loss:.4f} instead of {tried[0][0].loss:.4f} by {settings.method.name}"
-    return replace(found, notes=(*found.notes[:-1], note))
+    told = "; ".join(f"{c.loss:.4f} by {SHORT.get(c.name, c.name)}" for c in tried)
+    note = f"{best.name} (lost in a trial: {told})"
+    LOG.info("  %s", note)
+    return replace(best.outcome, notes=(*(n for n in best.outcome.notes if n != BY_REFIT), note))
+
+
+def _best(tried: Sequence[Candidate], own: str) -> Candidate | None:
+    """Which of the results is taken: the method's own, its widths in another order, other widths; None without it."""
+    found = {candidate.name: candidate for candidate in tried}
+    best = found.get(own)
+    if best is None:
+        return None
+    ordered, refit = found.get(BY_ORDER), found.get(BY_REFIT)
+    if ordered is not None and not best.beats(ordered):
+        best = ordered
+    return refit if refit is not None and refit.loss <= CLEARLY * best.loss else best
 
 
 def _better_by_hessian(
@@ -373,30 +390,3 @@ def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
         return distances(original.answers(model), original.said) if lost is None else lost
 
     return losses
-
-
-def distances(outputs: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray]) -> np.ndarray:
-    """How far outputs are from the original's on each sample (N,): between distributions over classes half of the sum
-    of differences, else the relative error; the mean over all outputs of floats."""
-    found = [
-        _between_classes(y, t) if metrics.is_classes(t) else metrics.relative_error(y, t)
-        for (name, t), y in ((item, outputs[item[0]]) for item in original.items())
-        if t.dtype.kind == "f" and y.shape == t.shape and t.ndim > 0
-    ]
-    if not found:
-        raise UsageError("--allocate measured: no output of the model can be compared; choose method or uniform")
-    return np.mean(found, axis=0)
-
-
-def _between_classes(y: np.ndarray, t: np.ndarray) -> np.ndarray:
-    p, q = (_probabilities(z.reshape(len(z), -1).astype(np.float64), t) for z in (y, t))
-    return 0.5 * np.abs(p - q).sum(axis=1)
-
-
-def _probabilities(z: np.ndarray, original: np.ndarray) -> np.ndarray:
-    """Rows that sum to one: as they are where the original's do, else their softmax."""
-    flat = original.reshape(len(original), -1)
-    if (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1, atol=1e-3):
-        return z
-    z = np.exp(z - z.max(axis=1, keepdims=True))
-    return z / z.sum(axis=1, keepdims=True)

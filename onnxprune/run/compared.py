@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Samples
+from onnxprune.errors import UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs import answers, metrics
 from onnxprune.run.subject import Subject
@@ -65,6 +66,33 @@ def _said(subject: Subject, model: ir.Model, held: Samples) -> Mapping[str, np.n
     """Values that parts of the outputs look at; all outputs where it is not known what they are."""
     found = answers.answers(model, held, subject.outputs) if subject.outputs.entries else {}
     return found or metrics.outputs_on(sessions.open_session(model), held)
+
+
+def distances(outputs: Mapping[str, np.ndarray], original: Mapping[str, np.ndarray]) -> np.ndarray:
+    """How far outputs are from the original's on each sample (N,): between distributions over classes half of the sum
+    of differences, else the relative error; the mean over all outputs of floats."""
+    found = [
+        _between_classes(y, t) if metrics.is_classes(t) else metrics.relative_error(y, t)
+        for (name, t), y in ((item, outputs[item[0]]) for item in original.items())
+        if t.dtype.kind == "f" and y.shape == t.shape and t.ndim > 0
+    ]
+    if not found:
+        raise UsageError("--allocate measured: no output of the model can be compared; choose method or uniform")
+    return np.mean(found, axis=0)
+
+
+def _between_classes(y: np.ndarray, t: np.ndarray) -> np.ndarray:
+    p, q = (_probabilities(z.reshape(len(z), -1).astype(np.float64), t) for z in (y, t))
+    return 0.5 * np.abs(p - q).sum(axis=1)
+
+
+def _probabilities(z: np.ndarray, original: np.ndarray) -> np.ndarray:
+    """Rows that sum to one: as they are where the original's do, else their softmax."""
+    flat = original.reshape(len(original), -1)
+    if (flat >= 0).all() and np.allclose(flat.sum(axis=1), 1, atol=1e-3):
+        return z
+    z = np.exp(z - z.max(axis=1, keepdims=True))
+    return z / z.sum(axis=1, keepdims=True)
 
 
 def has_torch() -> bool:

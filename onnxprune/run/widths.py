@@ -8,7 +8,7 @@ unit is what the loss grows by when it goes. Such losses add up where each of th
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -43,34 +43,64 @@ class Measured:
     losses: Mapping[int, float]
 
 
-def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool) -> Outcome:
+class Orders:
+    """In which order the units of Dims go by what they cost once their readers are refitted, each found when asked for.
+
+    A Dim that is read otherwise than by layers with stored weights has none. seen: what readers see, on samples that
+    are not among `judged`.
+    """
+
+    def __init__(self, subject: Subject, dims: Iterable[Dim], seed: int) -> None:
+        assert subject.tune is not None
+        self.readers = leftover.readers(subject.coupling, dims)
+        learned, self.judged = split(subject.tune, levels.judged_share(len(subject.tune)), seed)
+        every = [reader for each in self.readers.values() for reader in each]
+        self.seen = leftover.moments(subject.coupling, every, learned, limit=WALKED, seed=seed)
+        self.known: dict[Dim, Order] = {}
+
+    def of(self, dim: Dim) -> Order | None:
+        """The order of `dim`."""
+        if dim not in self.readers or dim.size < 2:  # its only unit stays
+            return None
+        if dim not in self.known:
+            self.known[dim] = leftover.cheapest_first(self.readers[dim], self.seen, dim.size)
+        return self.known[dim]
+
+
+def in_order(outcome: Outcome, orders: Orders) -> Outcome:
+    """`outcome`, by which as many units of each Dim go, but those first that cost least after the refit."""
+    scores = {}
+    for dim, values in outcome.ranking.items():
+        order = orders.of(dim)
+        scores[dim] = np.asarray(values, np.float64)
+        if order is not None:
+            scores[dim] = np.empty(dim.size)
+            scores[dim][order.units] = np.sort(values)
+    return replace(outcome, scores=scores, losses=False, keep=None)
+
+
+def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool, orders: Orders | None = None) -> Outcome:
     """`outcome` with widths by what is lost after the refit.
 
     A Dim that is read otherwise than by stored weights keeps its order of units; it is measured without a refit.
     reorder: whether the units of others go in the order of what they cost after the refit, not in that of `outcome`.
     """
-    assert subject.tune is not None
-    found = leftover.readers(subject.coupling, outcome.scores)
-    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), seed)
-    seen = leftover.moments(
-        subject.coupling, [r for each in found.values() for r in each], learned, limit=WALKED, seed=seed
-    )
-    judge = _Judge.of(subject, judged, len(outcome.scores) * len(SHARES), seed)
+    orders = orders or Orders(subject, outcome.scores, seed)
+    judge = _Judge.of(subject, orders.judged, len(outcome.scores) * len(SHARES), seed)
     scores = {}
     for dim, values in outcome.ranking.items():
-        if dim.size < 2:  # its only unit stays
+        if dim.size < 2:
             scores[dim] = values
             continue
-        readers = found.get(dim, ())
+        readers = orders.readers.get(dim, ())
         steps = sorted({max(1, min(dim.size - 1, round(share * dim.size))) for share in SHARES})
-        if reorder and readers:
-            order = leftover.cheapest_first(readers, seen, dim.size)
-        else:
-            order = leftover.in_order(np.argsort(values, kind="stable"), readers, seen, steps)
+        order = orders.of(dim) if reorder else None
+        if order is None:
+            order = leftover.in_order(np.argsort(values, kind="stable"), readers, orders.seen, steps)
         losses = {}
         for count in steps:
             gone = np.isin(np.arange(dim.size), order.units[:count])
-            losses[count] = judge.loss(_narrowed(subject, dim, readers, seen, gone))
+            losses[count] = judge.loss(_narrowed(subject, dim, readers, orders.seen, gone))
         LOG.debug("  %s: %s", dim.name, ", ".join(f"{k} units lose {loss:.4f}" for k, loss in losses.items()))
         scores[dim] = prices(Measured(order, losses))
     return replace(outcome, scores=scores, comparable=True, losses=False, limits={}, keep=None)

@@ -12,7 +12,7 @@ from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
-from onnxprune.run import allocation, schedule, search
+from onnxprune.run import allocation, compared, schedule, search
 from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.system.clock import Clock
@@ -185,9 +185,9 @@ def test_without_samples_residual_streams_stay_whole_where_the_target_allows():
 def test_distances_are_of_distributions_or_relative():
     logits = np.log(np.array([[0.5, 0.5], [0.9, 0.1]], np.float32))
     other = np.log(np.array([[0.5, 0.5], [0.4, 0.6]], np.float32))
-    assert allocation.distances({"y": other}, {"y": logits}) == pytest.approx([0.0, 0.5], abs=1e-6)
-    assert allocation.distances({"y": np.exp(other)}, {"y": np.exp(logits)}) == pytest.approx([0.0, 0.5], abs=1e-6)
+    assert compared.distances({"y": other}, {"y": logits}) == pytest.approx([0.0, 0.5], abs=1e-6)
+    assert compared.distances({"y": np.exp(other)}, {"y": np.exp(logits)}) == pytest.approx([0.0, 0.5], abs=1e-6)
     x = np.ones((2, 3, 4), np.float32)
-    assert allocation.distances({"y": 1.5 * x}, {"y": x}) == pytest.approx([0.5, 0.5])
+    assert compared.distances({"y": 1.5 * x}, {"y": x}) == pytest.approx([0.5, 0.5])
     with pytest.raises(UsageError, match="no output"):
-        allocation.distances({"y": np.ones(2, np.int64)}, {"y": np.ones(2, np.int64)})
+        compared.distances({"y": np.ones(2, np.int64)}, {"y": np.ones(2, np.int64)})

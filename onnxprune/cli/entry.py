@@ -3,9 +3,7 @@
 import contextlib
 import difflib
 import logging
-import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -14,6 +12,7 @@ from pathlib import Path
 from onnxprune.cli.commands import COMMANDS, prune
 from onnxprune.errors import OnnxPruneError, UsageError
 from onnxprune.system import streams
+from onnxprune.system.interrupts import interruptible
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.packages import missing
 from onnxprune.system.plugins import import_here
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not verbose:  # those of libraries, which no user can act on
             warnings.simplefilter("ignore")
         try:
-            with terminable(), streams.results_apart(), own_logging():
+            with interruptible(), streams.results_apart(), own_logging():
                 return dispatch(without_libraries(without_plugins(given)))
         except Leave as stop:  # argparse after --help
             return int(stop.code or 0)
@@ -58,24 +57,6 @@ def own_logging() -> Iterator[None]:
                 handler.close()
         LOG.handlers[:], LOG.propagate = before[0], before[2]
         LOG.setLevel(before[1])
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM ends the run as Ctrl-C does: what was begun is cleaned up, and the exit code tells of it."""
-
-    def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: cleaning up is under way
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # signals reach no other
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before if before is not None else signal.SIG_DFL)
 
 
 def without_plugins(given: list[str]) -> list[str]:

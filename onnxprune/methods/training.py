@@ -21,6 +21,7 @@ from onnxprune.methods import objective
 from onnxprune.methods.base import Context
 from onnxprune.recover.augment import augment
 from onnxprune.recover.settings import Settings as Augmentation
+from onnxprune.system.interrupts import heed
 from onnxprune.system.memory import at_most
 
 TEMPERATURE = 2.0
@@ -168,6 +169,7 @@ def run(
     for epoch in range(course.epochs):
         losses = []
         for k, block in enumerate(lessons.blocks(epoch)):
+            heed()
             step = Step(index, total, epoch, k == 0)
             _set_rates(optimizers, rates, step.progress)
             before(step)

@@ -26,6 +26,7 @@ from onnxprune.recover.judging import Epoch, Judge, Verdict
 from onnxprune.recover.settings import LEAST_STEPS, Settings
 from onnxprune.recover.state import Start, keep, resume
 from onnxprune.recover.teacher import Teacher, precision
+from onnxprune.system.interrupts import heed
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
 
@@ -169,6 +170,7 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
     steps = _steps(run)
     total = planned = steps * (run.settings.epochs or 1)
     for feeds, numbers in batches_of(run, epoch, run.step - epoch * steps):
+        heed()
         run.module.train()
         total = min(planned, _steps_in_time(run))
         if run.step >= total:

@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from time import perf_counter
 
+from onnxprune.system.interrupts import heed
+
 LOG = logging.getLogger("onnxprune")
 
 
@@ -90,6 +92,7 @@ class Clock:
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
+        heed()
         LOG.info("%s ...", TOLD.get(name, name), extra={"step": name})
         _tell(Event(name))
         start = perf_counter()

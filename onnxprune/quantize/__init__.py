@@ -1,6 +1,7 @@
 """Quantization after the cut: onnxruntime's own quantizer, and what makes its result one to rely on.
 
 asked       --quantize KIND:KEY=VALUE,... as a record
+records     what quantization is made with, and what comes of it
 prepare     a finished model in the form that quantizers take: weights as initializers, names, the opset
 ranges      what values reach on samples, by onnxruntime's calibrators
 forms       how it is stored and computed
@@ -10,16 +11,23 @@ proof       quantized = simulated: the same rounding carried out apart from the 
 equalize    channels brought to more equal ranges
 tuning      training with the rounding in place
 biases      the mean error of each channel taken out of its bias
-floats      which nodes stay in float: those that do not stand it
-apply       all of it in order
+nearer      equal ranges and biases tried, and kept where they bring the outputs nearer
+spared      which nodes stay in float by rule: those that masks and infinities go through
+floats      which nodes stay in float by measuring: those that do not stand it
+integers    int8 in order
+apply       all kinds: made, verified, told of
 """
 
-from onnxprune.quantize.apply import Context, Quantized, as_stored, check, file_bytes, kind_of, quantize, told, verify
+from onnxprune.quantize.apply import as_stored, check, file_bytes, kind_of, quantize, told, verify
 from onnxprune.quantize.asked import KINDS, NONE, Asked, parse
+from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.parts import as_floats
 from onnxprune.quantize.prepare import check_model, folded
+from onnxprune.quantize.ranges import drawn
+from onnxprune.quantize.records import Context, Quantized
 
 __all__ = [
+    "JUDGED",
     "KINDS",
     "NONE",
     "Asked",
@@ -29,6 +37,7 @@ __all__ = [
     "as_stored",
     "check",
     "check_model",
+    "drawn",
     "file_bytes",
     "folded",
     "kind_of",

@@ -28,7 +28,7 @@ FORMS: Mapping[str, Mapping[str, Key]] = {
         "per_channel": Key(True, SWITCH, "a scale for each output channel of a weight"),
         "symmetric": Key(False, SWITCH, "values as int8 around zero instead of uint8"),
         "reduce_range": Key(False, SWITCH, "weights in 7 bits, for CPUs whose 8-bit sums saturate"),
-        "float": Key("none", ("none", "auto"), "auto: find by measuring which nodes stay in float, half a minute"),
+        "float": Key("needed", ("needed", "auto", "none"), "which nodes stay in float, found by measuring"),
         "equalize": Key(True, SWITCH, "bring channels to ranges more alike before rounding, where it helps"),
         "biases": Key(True, SWITCH, "take out the mean error that rounded weights make in a channel, where it helps"),
         "finetune": Key(0, (0, 1000), "epochs of training with the rounding in place, the original as teacher"),

@@ -1,51 +1,158 @@
-"""Which nodes stay in float because the outputs do not stand their rounding: found by leaving them out, one at a time.
+"""Which nodes stay in float because the outputs do not stand their rounding: found by leaving them out and measuring.
 
-A node is a candidate when it has a stored weight. Tried first are the first and the last, depthwise convolutions (few
-weights to a channel, so that little averages out), and then those whose weights rounding moves furthest; each trial
-quantizes all but that node, and time bounds how many there are.
+Where the outputs come out far off, more and more is left in float until they do not:
+
+steps     what has no weights and stands beside operators without integer kernels (a norm or an activation written out
+          node by node), and what comes after the last weights (scores and boxes joined, say)
+alone     all that has no weights: layers alone are computed in integers
+layers    those layers besides that make the largest part of the error
+
+Layers are tried one at a time, all but one quantized. Tried first are the first and the last, depthwise convolutions
+(few weights to a channel, so that little averages out), and then those whose weights rounding moves furthest; time
+bounds how many there are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
-from onnxprune.graph.inputs import Feeds
-from onnxprune.quantize import parts, proof
+from onnxprune.quantize import parts
 
 SECONDS = 30.0
-WORTH = 0.1  # share of the squared error of the outputs that a node must take away to stay in float
-MOST = 4  # nodes that stay; where more would have to, another kind fits the model better
+ENOUGH = 0.1  # how far off the outputs may be before anything is left in float
+BETTER = 0.9  # share of it that must be left where more stays in float
+WORTH = 0.1  # share of the squared error of the outputs that a layer must take away to stay in float
+MOST = 4  # layers that stay where the outputs are near enough without
+LAYERS = frozenset("Conv ConvTranspose Gemm MatMul".split())
+TABLES = frozenset(("Gather", "Transpose"))  # of a stored table: rows that are looked up, a head that is tied
 Form = Callable[[Sequence[str]], ir.Model]
+Far = Callable[[ir.Model], float]
 
 
-def chosen(
-    floats: ir.Model, made: ir.Model, form: Form, batches: Sequence[Feeds], seconds: float = SECONDS
-) -> tuple[list[str], tuple[str, ...]]:
-    """(names of the nodes that stay in float, notes); form: what quantizes `floats` less the nodes named."""
+@dataclass(frozen=True)
+class Choice:
+    """A quantized model, the nodes that it leaves in float, and how far off its outputs are."""
+
+    model: ir.Model
+    left: tuple[str, ...]
+    off: float
+
+
+def plainly(form: Form, far: Far) -> Choice:
+    """All of it in integers."""
+    return _tried(form, far, ())
+
+
+def standing(
+    floats: ir.Model, best: Choice, form: Form, far: Far, op_types: Collection[str], *, seconds: float = SECONDS
+) -> Choice:
+    """What leaves so much of `floats` in float that the outputs are near enough, or as near as they come.
+
+    form: what quantizes `floats` less the nodes named, with nodes of `op_types`. far: how far off a model's outputs
+    are: 0 where not at all, 1 where nothing is left.
+    """
+    for left in _steps(floats, op_types):
+        if best.off <= ENOUGH:
+            return best
+        best = _better(best, _tried(form, far, left))
+    return best if best.off <= ENOUGH else less_layers(floats, best, form, far, seconds=seconds)
+
+
+def less_layers(
+    floats: ir.Model, best: Choice, form: Form, far: Far, *, most: int | None = None, seconds: float = SECONDS
+) -> Choice:
+    """`best` without the layers that make the largest part of its error: `most`, or as many as it takes."""
+    gains = _gains(floats, best, form, far, seconds)
+    worth = [name for name in sorted(gains, key=lambda name: -gains[name]) if gains[name] > 0]
+    if most is not None:
+        ends = [min(most, sum(gains[name] > WORTH * best.off**2 for name in worth))]
+    else:  # twice as many each time: few trials, and no more of them in float than twice what has to be
+        ends = [2**k for k in range(len(worth).bit_length()) if 2**k < len(candidates(floats, best.model))]
+    first = best
+    for end in filter(None, ends):
+        best = _better(best, _tried(form, far, [*first.left, *worth[:end]]))
+        if best.off <= ENOUGH and most is None:
+            break
+    return best
+
+
+def _gains(floats: ir.Model, best: Choice, form: Form, far: Far, seconds: float) -> dict[str, float]:
+    """By how much the squared error falls when a layer is left in float besides what is, as far as time lets them be
+    tried."""
     start = perf_counter()
-    before = proof.error(made, floats, batches)
     gains: dict[str, float] = {}
-    names = candidates(floats, made)
-    for name in names:
+    names = candidates(floats, best.model)
+    for name in names if len(names) > 1 else ():
         if gains and perf_counter() - start > seconds:
             break
-        gains[name] = before**2 - proof.error(form([name]), floats, batches) ** 2
-    worth = [name for name, gain in gains.items() if gain > WORTH * before**2]
-    best = sorted(worth, key=lambda name: -gains[name])[:MOST]
-    if not best:
-        return [], ()
-    after = proof.error(form(best), floats, batches)
-    if after >= before:
-        return [], ()
-    listed = ", ".join(f"'{name}'" for name in best)
-    note = (
-        f"{listed} {'stay' if len(best) > 1 else 'stays'} in float: outputs are off by {100 * after:.2g} % instead of "
-        f"{100 * before:.2g} % ({len(gains)} of {len(names)} nodes were tried)"
-    )
-    return best, (note,)
+        gains[name] = best.off**2 - _tried(form, far, [*best.left, name]).off ** 2
+    return gains
+
+
+def _tried(form: Form, far: Far, left: Sequence[str]) -> Choice:
+    made = form(left)
+    return Choice(made, tuple(left), far(made))
+
+
+def _better(before: Choice, after: Choice) -> Choice:
+    """`after` where it is clearly nearer: less is computed in integers."""
+    return after if after.off < BETTER * before.off else before
+
+
+def told(floats: ir.Model, before: float, chosen: Choice) -> str:
+    """What was left in float, and for what."""
+    ops = {node.name or "": node.op_type for node in floats.graph}
+    names = ", ".join(f"'{name}'" for name in chosen.left)
+    if len(chosen.left) > MOST:
+        kinds = sorted({ops.get(name, "") for name in chosen.left})
+        names = f"{len(chosen.left)} nodes ({', '.join(kinds)})"
+    stay = "stays" if len(chosen.left) == 1 else "stay"
+    return f"{names} {stay} in float: outputs are off by {100 * chosen.off:.2g} % instead of {100 * before:.2g} %"
+
+
+def _steps(model: ir.Model, op_types: Collection[str]) -> Iterator[list[str]]:
+    """Names of the nodes to leave in float, more and more of them."""
+    plain = [node for node in model.graph if node.op_type in op_types and not weighted(node)]
+    written_out = [node for node in plain if _beside_others(node, op_types)]
+    last = _after_weights(model)
+    first = [node.name or "" for node in plain if node in written_out or node in last]
+    if first:
+        yield first
+    if len(first) < len(plain):
+        yield [node.name or "" for node in plain]
+
+
+def weighted(node: ir.Node) -> bool:
+    """Whether a node has a stored matrix or table that integers make small."""
+    places = (1,) if node.op_type in LAYERS else (0,) if node.op_type in TABLES else ()
+    arrays = (graph.constant(node.inputs[k]) for k in places if k < len(node.inputs))
+    return any(array is not None and array.ndim > 1 and array.dtype.kind == "f" for array in arrays)
+
+
+def _beside_others(node: ir.Node, op_types: Collection[str]) -> bool:
+    """Whether it reads from, or is read by, an operator that computes in floats."""
+    makers = [value.producer() for value in node.inputs if value is not None]
+    readers = [user for value in node.outputs for user, _ in value.uses()]
+    others = (other for other in (*makers, *readers) if other is not None)
+    return any(other.op_type not in op_types and _has_floats(other) for other in others)
+
+
+def _has_floats(node: ir.Node) -> bool:
+    return any(value.dtype is None or value.dtype.is_floating_point() for value in node.outputs)
+
+
+def _after_weights(model: ir.Model) -> set[ir.Node]:
+    """Nodes from which no stored matrix is reached."""
+    before: set[ir.Node] = set()
+    for node in reversed(list(model.graph)):
+        readers = (user for value in node.outputs for user, _ in value.uses())
+        if weighted(node) or any(user in before for user in readers):
+            before.add(node)
+    return {node for node in model.graph if node not in before}
 
 
 def candidates(floats: ir.Model, made: ir.Model) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from onnxprune import graph
 from onnxprune.errors import UsageError
 from onnxprune.graph import extras, providers
 from onnxprune.quantize import prepare
@@ -55,39 +56,53 @@ def int8(
         [],
         list(floats),
         op_types(provider),
-        {"ActivationSymmetric": symmetric, "TensorQuantOverrides": _tied(model), **UNKNOWN, **extra},
+        {"ActivationSymmetric": symmetric, "TensorQuantOverrides": _of_one_scale(model), **UNKNOWN, **extra},
     )
     with quiet():
         quantizer.quantize_model()
     return _checked(quantizer.model.model, model, "int8", "Conv, Gemm or MatMul")
 
 
-def _tied(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
-    """How tables are stored that are a matrix as well, transposed: with signs, for which integer kernels are made."""
+def _of_one_scale(model: ir.Model) -> dict[str, list[dict[str, Any]]]:
+    """How weights are stored that have one scale, with signs, for which integer kernels are made: tables that are a
+    matrix as well, transposed, and stacks of matrices, of which no integer kernel takes a scale per column."""
     from onnxruntime.quantization import QuantType
 
-    tables = [node.inputs[0].name or "" for node in model.graph if prepare.is_tied(node) and node.inputs[0]]
-    return {name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in sorted(set(tables))}
+    names = [node.inputs[0].name or "" for node in model.graph if prepare.is_tied(node) and node.inputs[0]]
+    names += [node.inputs[1].name or "" for node in model.graph if is_stack(node) and node.inputs[1]]
+    return {name: [{"quant_type": QuantType.QInt8, "symmetric": True}] for name in sorted(set(names))}
+
+
+def is_stack(node: ir.Node) -> bool:
+    """Whether `node` multiplies by a stored stack of matrices, as a mixture of experts does."""
+    w = graph.constant(node.inputs[1]) if node.op_type == "MatMul" else None
+    return w is not None and w.ndim > 2
 
 
 def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
     """`model` with the matrices of MatMul in 8 bits, and what they are multiplied with rounded as it comes."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    stacks = [node.name or "" for node in model.graph if is_stack(node)]
+    proto = proto_of(model)
     with scratch() as folder, quiet():
         out = Path(folder, "quantized.onnx")
-        quantize_dynamic(
-            proto_of(model),
-            out,
-            op_types_to_quantize=["MatMul"],
-            per_channel=asked["per_channel"],
-            reduce_range=asked["reduce_range"],
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(floats),
-            extra_options={"MatMulConstBOnly": True, **UNKNOWN},
-        )
-        made = onnx.load(out)
-    return _checked(made, model, "dynamic", "MatMul or Gemm")
+        # Stacks of matrices apart from the others: no integer kernel takes a scale per column of theirs.
+        for per_channel, others in ((asked["per_channel"], stacks), (False, None)):
+            if others is None and not stacks:
+                break
+            quantize_dynamic(
+                proto,
+                out,
+                op_types_to_quantize=["MatMul"],
+                per_channel=per_channel,
+                reduce_range=asked["reduce_range"],
+                weight_type=QuantType.QInt8,
+                nodes_to_exclude=[*floats, *(others or ())],
+                extra_options={"MatMulConstBOnly": True, **UNKNOWN},
+            )
+            proto = onnx.load(out)
+    return _checked(proto, model, "dynamic", "MatMul or Gemm")
 
 
 def int4(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:

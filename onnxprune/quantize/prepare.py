@@ -13,7 +13,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
 from onnxprune.errors import GraphError, OnnxPruneError, UsageError
-from onnxprune.graph import extras
+from onnxprune.graph import extras, half
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
 
@@ -33,16 +33,21 @@ CARRIERS = frozenset("Cast Transpose Reshape Identity Squeeze Unsqueeze Flatten"
 LAYOUT = CARRIERS - {"Cast"}
 LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold several
 STANDARD = ("", "ai.onnx")
+SINGLE = "the model computes in half precision: what is not rounded to integers is computed, and stored, in single"
 FREE_INITIALIZERS = 4  # version of the format from which on initializers need not be inputs
 
 
-def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model, tuple[str, ...]]:
-    """(a copy of `model` that quantizers can take, at opset `opset` at least; notes). split: without Gemm.
+def prepared(
+    model: ir.Model, kind: str, opset: int, split: bool = False, halves: bool = False
+) -> tuple[ir.Model, tuple[str, ...]]:
+    """(a copy of `model` that the quantizer of `kind` can take, at opset `opset` at least; notes). split: without Gemm.
+    halves: what is computed in half precision stays so.
 
     Raises: GraphError where it cannot be brought to that opset, UsageError where it is quantized already.
     """
-    check_model(model)
-    model = folded(model)
+    check_model(model, kind)
+    notes = (SINGLE,) if not halves and any(map(_is_halved, model.graph.all_nodes())) else ()
+    model = folded(model, halves)
     model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
     for index, node in enumerate(model.graph.all_nodes()):
         node.name = node.name or f"{node.op_type}_unnamed_{index}"
@@ -50,13 +55,22 @@ def prepared(model: ir.Model, opset: int, split: bool = False) -> tuple[ir.Model
         split_gemms(model)
     old = model.opset_imports.get("", opset)
     if old >= opset:
-        return model, ()
+        return model, notes
     raised = _raised(model, old, opset)
-    return raised, (f"opset {old} was raised to {opset}, which quantized weights with a scale per channel need",)
+    return raised, (
+        *notes,
+        f"opset {old} was raised to {opset}, which quantized weights with a scale per channel need",
+    )
 
 
-def check_model(model: ir.Model) -> None:
-    """Checks that `model` can be quantized, which it cannot be twice. Raises: UsageError otherwise."""
+def check_model(model: ir.Model, kind: str = "") -> None:
+    """Checks that `model` can be quantized as `kind`, which it cannot be twice. Raises: UsageError otherwise."""
+    halved = next((node for node in model.graph.all_nodes() if _is_halved(node)), None)
+    if kind == "fp16" and halved is not None:
+        raise UsageError(
+            f"--quantize fp16: the model computes in half precision already ({halved.op_type} '{halved.name}') and "
+            "stays so when it is pruned; leave --quantize out"
+        )
     found = next((node for node in model.graph.all_nodes() if node.op_type.startswith(QUANTIZED)), None)
     if found is not None:
         raise UsageError(
@@ -69,6 +83,10 @@ def check_model(model: ir.Model) -> None:
             f"--quantize: the pruned model has {size:.1f} GB of weights, and {LARGE_BYTES / 1e9:g} GB is the most that "
             "can be quantized; prune more, or quantize the result with onnxruntime's own tools"
         )
+
+
+def _is_halved(node: ir.Node) -> bool:
+    return node.op_type not in CARRIERS and any(value.dtype in half.HALVES for value in node.outputs)
 
 
 def split_gemms(model: ir.Model) -> None:
@@ -144,9 +162,12 @@ def excluded(model: ir.Model, patterns: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def folded(model: ir.Model) -> ir.Model:
-    """A copy of `model` in which weights are initializers themselves, and not what operators make of initializers."""
-    model = graph.copy(model)
+def folded(model: ir.Model, halves: bool = False) -> ir.Model:
+    """A copy of `model` in which weights are initializers themselves, and not what operators make of initializers.
+
+    halves: what is computed in half precision stays so; integer kernels give and take single precision only.
+    """
+    model = graph.copy(model) if halves or not half.has_halves(model) else _in_single(model)
     for node in list(model.graph):
         inputs = [graph.constant(value) for value in node.inputs if value is not None]
         if node.op_type not in CARRIERS or node.domain not in STANDARD or any(array is None for array in inputs):
@@ -160,6 +181,33 @@ def folded(model: ir.Model) -> ir.Model:
         model.graph.remove(node, safe=True)
     drop_unused(model)
     return model
+
+
+def _in_single(model: ir.Model) -> ir.Model:
+    """`model` in single precision between inputs and outputs of the types that they have."""
+    made = half.single(model)
+    for value, own in zip(made.graph.inputs, model.graph.inputs, strict=True):
+        if own.dtype in half.HALVES:
+            inner = _cast(f"{value.name}/single", value, ir.DataType.FLOAT)
+            value.replace_all_uses_with(inner.outputs[0], replace_graph_outputs=True)
+            inner.replace_input_with(0, value)
+            made.graph.insert_before(made.graph[0], inner)
+            value.type = own.type
+    for k, own in enumerate(model.graph.outputs):
+        if own.dtype in half.HALVES:
+            value = made.graph.outputs[k]
+            value.name = f"{own.name}/single"
+            outer = _cast(own.name or "", value, own.dtype)
+            outer.outputs[0].shape = own.shape
+            made.graph.append(outer)
+            made.graph.outputs[k] = outer.outputs[0]
+    return made
+
+
+def _cast(name: str, value: ir.Value, dtype: ir.DataType) -> ir.Node:
+    node = ir.Node("", "Cast", [value], [ir.AttrInt64("to", int(dtype))], name=f"{name}/cast", num_outputs=1)
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = name, ir.TensorType(dtype), value.shape
+    return node
 
 
 def is_tied(node: ir.Node) -> bool:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
-from onnxprune.graph import bodies, sessions
+from onnxprune.graph import bodies, half, sessions
 from onnxprune.graph.apart import apart
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import comparison
@@ -79,6 +79,8 @@ def _simulated(
 ) -> Simulation:
     if kind == "fp16":
         return _halved(quantized, float_model, feeds)
+    if half.has_halves(quantized):  # what int4 leaves as it was: halves would tell nothing of so small differences
+        quantized, float_model, feeds = half.single(quantized), half.single(float_model), half.single_feeds(feeds)
     twins = _int8_twins(quantized, float_model) if kind == "int8" else _stored_twins(quantized, float_model, kind)
     faults = list(twins.faults)
     if ranges:
@@ -113,19 +115,45 @@ def error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) ->
 
     Raises: CrashedError when a native library ended the process in which they were run.
     """
-    return apart(_error, [quantized, float_model], list(feeds))
+    squares = apart(_squares, [quantized, float_model], list(feeds)).values()
+    return _relative(sum(off for off, _ in squares), sum(size for _, size in squares))
 
 
-def _error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
-    off, size = 0.0, 0.0
+def worst_error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
+    """The same of the output that comes off worst: large numbers of one output do not hide that another is ruined.
+
+    Raises: CrashedError when a native library ended the process in which they were run.
+    """
+    squares = apart(_squares, [quantized, float_model], list(feeds)).values()
+    return max((_relative(off, size) for off, size in squares), default=0.0)
+
+
+def _relative(off: float, size: float) -> float:
+    return float(np.sqrt(off / size)) if size else 0.0
+
+
+def _squares(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> dict[str, tuple[float, float]]:
+    """By output of floats: sums of the squared differences and of the squared numbers.
+
+    Numbers that are infinite, or none, in floats count where the other's is something else: infinitely much.
+    """
+    found: dict[str, tuple[float, float]] = {}
     two = [sessions.open_session(model, threads=sessions.few_threads()) for model in (quantized, float_model)]
     for batch in feeds:
         ours, theirs = (sessions.run(session, batch) for session in two)
         for name, array in theirs.items():
-            if np.asarray(array).dtype.kind == "f":
-                a, b = (np.asarray(x, np.float64) for x in (ours[name], array))
-                off, size = off + float(((a - b) ** 2).sum()), size + float((b**2).sum())
-    return float(np.sqrt(off / size)) if size else 0.0
+            if np.asarray(array).dtype.kind != "f":
+                continue
+            a, b = (np.asarray(x, np.float64) for x in (ours[name], array))
+            if a.shape != b.shape:  # of as many rows as were found, say: no number has a partner
+                continue
+            same = (a == b) | (np.isnan(a) & np.isnan(b))
+            with np.errstate(invalid="ignore"):
+                off = np.where(same, 0.0, a - b)
+            off = np.where(np.isfinite(off), off, np.inf)
+            before = found.get(name, (0.0, 0.0))
+            found[name] = before[0] + float((off**2).sum()), before[1] + float((b[np.isfinite(b)] ** 2).sum())
+    return found
 
 
 class _Twins:
@@ -204,7 +232,13 @@ class _Twins:
         a, b = (self.call("Cast", value, to=int(ir.DataType.FLOAT)) for value in (twin, own))
         while name in self.compared:
             name += "'"
-        names = (self._largest(value).name or "" for value in (self.call("Sub", a, b), b))
+        # What is infinite, or no number, in both is the same: no difference can be told of it.
+        neither = self.call("And", self.call("IsNaN", a), self.call("IsNaN", b))
+        same = self.call("Or", self.call("Equal", a, b), neither)
+        off = self.call("Where", same, self.number(0), self.call("Sub", a, b))
+        size = self.call("Where", self.call("IsInf", b), self.number(0), b)
+        size = self.call("Where", self.call("IsNaN", size), self.number(0), size)
+        names = (self._largest(value).name or "" for value in (off, size))
         self.compared[name] = (next(names), next(names))
 
     def _largest(self, value: ir.Value) -> ir.Value:
@@ -430,7 +464,7 @@ def _grid_faults(model: ir.Model, grids: Mapping[str, Sequence[Grid]], ranges: R
     known = {**ends, **ranges}  # what is looked up in a table has the grid of the table
     for name, own in grids.items():
         candidates = [known[other] for other in _reached(name, near) if other in known]
-        candidates += [(0.0, 1.0)] if _made_by(model, name) == "Softmax" else []
+        candidates += [(0.0, 1.0)] if any(_made_by(model, other) == "Softmax" for other in _reached(name, near)) else []
         for grid in own:
             if candidates and not any(_follows(grid, low, high) for low, high in candidates):
                 low, high = candidates[0]

@@ -1,21 +1,45 @@
-"""What values reach on samples, by onnxruntime's calibrators."""
+"""What values reach on samples, by onnxruntime's calibrators, and which samples are looked at."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
+from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import quiet
 from onnxprune.system.atomic_files import scratch
 
 Ranges = Mapping[str, tuple[float, float]]
+BATCH = 32  # samples that are calibrated on at a time
+FEW = 16  # samples, below which a note says so
 
 
-def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], batches: Iterable[Feeds], asked: Asked) -> Ranges:
-    """The range of each value that the operators of `op_types` read or write, over all `batches`."""
+def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], feeds: Iterable[Feeds], asked: Asked) -> Ranges:
+    """The range of each value that the operators of `op_types` read or write, over all `feeds`.
+
+    The ends of a value that was infinite, or no number, on some sample are not finite either.
+    """
+    if asked["calibrate"] == "minmax":
+        return _reached(proto, op_types, feeds, "minmax", asked)
+    feeds = list(feeds)
+    ends = _reached(proto, op_types, feeds, "minmax", asked)
+    endless = {name for name, pair in ends.items() if not np.isfinite(pair).all()}
+    # Histograms have no place for infinities.
+    return {**ends, **_reached(proto, op_types, feeds, asked["calibrate"], asked, endless)}
+
+
+def _reached(
+    proto: onnx.ModelProto,
+    op_types: Sequence[str],
+    feeds: Iterable[Feeds],
+    method: str,
+    asked: Asked,
+    without: Collection[str] = (),
+) -> dict[str, tuple[float, float]]:
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     methods = {
@@ -23,7 +47,7 @@ def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], batches: Iterabl
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
     }
-    extra = {"percentile": asked["percentile"]} if asked["calibrate"] == "percentile" else {}
+    extra = {"percentile": asked["percentile"]} if method == "percentile" else {}
     with scratch() as folder, quiet():
         path = Path(folder, "float.onnx")
         onnx.save(proto, path)
@@ -31,10 +55,12 @@ def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], batches: Iterabl
             path,
             list(op_types),
             augmented_model_path=str(Path(folder, "augmented.onnx")),
-            calibrate_method=methods[asked["calibrate"]],
+            calibrate_method=methods[method],
             extra_options={**extra, "symmetric": asked["symmetric"]},
         )
-        for batch in batches:  # one at a time: calibrators hold every value of all that they are given at once
+        if without:
+            calibrator.tensors_to_calibrate = set(calibrator.tensors_to_calibrate) - set(without)  # type: ignore[attr-defined]
+        for batch in feeds:  # one at a time: calibrators hold every value of all that they are given at once
             calibrator.collect_data(_reader(batch))
         found = calibrator.compute_data()
     return {name: _pair(data.range_value) for name, data in found.items()}
@@ -49,7 +75,7 @@ def tensors_data(ranges: Ranges):
 
 
 def _pair(found) -> tuple[float, float]:
-    low, high = (float(np.asarray(number).reshape(-1)[0]) for number in found)
+    low, high = (float(np.append(np.asarray(number).reshape(-1), np.nan)[0]) for number in found)  # nan of an empty one
     return low, high
 
 
@@ -65,3 +91,29 @@ def _reader(batch: Feeds):
             return self.left.pop() if self.left else None  # type: ignore[return-value]
 
     return Reader()
+
+
+def doubts(samples: Samples) -> Iterator[str]:
+    """Why ranges that were measured on `samples` may be too narrow."""
+    labels = samples.labels
+    if labels is not None and len(samples) > 1 and (labels == labels.flat[0]).all():
+        yield (
+            f"calibrated on {len(samples)} samples that are all of class {labels.flat[0]}: others may reach further "
+            "and be cut off; give samples of every class"
+        )
+    if len(samples) < FEW:
+        yield f"calibrated on {len(samples)} samples only: others may reach further and be cut off; give some hundred"
+
+
+def drawn(samples: Samples, count: int, seed: int) -> Samples:
+    """`count` of the samples, or all where there are no more."""
+    if len(samples) <= count:
+        return samples
+    return samples.subset(np.sort(np.random.default_rng(seed).choice(len(samples), count, replace=False)))
+
+
+def in_batches(model: ir.Model, samples: Samples, size: int = BATCH) -> Iterator[Feeds]:
+    """The samples in batches that the model takes."""
+    fixed = fixed_batch(model)
+    for block in batches(samples, fixed or size, fixed=fixed):
+        yield samples.batch(block)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,8 @@ import onnx_ir as ir
 
 from onnxprune import graph, quantize
 from onnxprune.bridge import batchnorm
+from onnxprune.graph import extras
+from onnxprune.outputs import accuracies, answers
 from onnxprune.system.isolation import CrashedError
 
 if TYPE_CHECKING:
@@ -46,7 +48,10 @@ def quantized(finished: ir.Model, subject: Subject, settings: Settings, *, trial
         return Rounded()
     asked = form.quantize.quick if trial else form.quantize
     provider, teacher = settings.timing.provider, subject.given.original
-    context = quantize.Context(asked, subject.tune, subject.feeds, provider, settings.seed, form.replayed, teacher)
+    lost = _lost_of(finished, subject)
+    context = quantize.Context(
+        asked, subject.tune, subject.feeds, provider, settings.seed, form.replayed, teacher, lost
+    )
     try:
         made = quantize.quantize(finished, context)
         return Rounded(made, None if trial else quantize.told(made, subject.feeds), made.notes)
@@ -57,6 +62,23 @@ def quantized(finished: ir.Model, subject: Subject, settings: Settings, *, trial
         )
         LOG.warning("%s", note)
         return Rounded(notes=(note,))
+
+
+def _lost_of(finished: ir.Model, subject: Subject) -> Callable[[ir.Model], float] | None:
+    """How a model tells what share of the answers of `finished` it loses: on a few samples, by what the outputs are;
+    None where there are no samples, or nothing that they say is an answer."""
+    if subject.tune is None:
+        return None
+    batch = extras.of(finished).only_batch
+    first = answers.reference(finished, quantize.drawn(subject.tune, quantize.JUDGED, 0), subject.outputs, batch)
+    if first is None:
+        return None
+
+    def lost(model: ir.Model) -> float:
+        said = answers.answers(model, first.samples, first.outputs, batch)
+        return max((1 - part.share for part in accuracies.measure(said, first) if part.share is not None), default=0.0)
+
+    return lost
 
 
 def as_written(model: ir.Model, subject: Subject, settings: Settings) -> ir.Model:

@@ -105,7 +105,7 @@ def _check_form(model: ir.Model, form: Form) -> None:
     if form.pack:
         packing.check(model)
     if form.quantize is not None:
-        quantize.check_model(model)
+        quantize.check_model(model, form.quantize.kind)
 
 
 def _without_samples(subject: Subject, settings: Settings) -> Iterator[str]:

@@ -5,7 +5,7 @@ from quantizing import CNN, SQUARE, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, apply, biases, parse, proof, quantize
+from onnxprune.quantize import Context, biases, nearer, parse, proof, quantize
 from onnxprune.quantize.parts import stored
 
 
@@ -59,5 +59,5 @@ def test_corrected_biases_bring_the_outputs_nearer_and_the_proof_still_holds():
 def test_a_correction_that_does_not_help_is_left_out():
     made, _ = made_of(CNN, "int8:biases=false")
     samples = samples_for(made.pruned)
-    floats, kept, notes = apply._without_mean_errors(made.pruned, made.model, lambda _: made.model, samples)
+    floats, kept, notes = nearer.without_mean_errors(made.pruned, made.model, lambda _: made.model, samples)
     assert (floats is made.pruned, kept is made.model, notes) == (True, True, ())

@@ -12,7 +12,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, samples_for
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, apply, equalize, parse, proof, quantize
+from onnxprune.quantize import Context, equalize, nearer, parse, proof, quantize
 
 # gamma of the norm has a channel that is far larger than the others, as transformers do.
 NORM = (
@@ -113,8 +113,8 @@ def test_outputs_that_are_infinite_or_no_numbers_alike_are_no_change():
     )
     model = graph.normalize(onnx_text.model(text, {"c2": [0.0, -np.inf, np.nan, 1.0]}))
     finite = graph.normalize(onnx_text.model(text, {"c2": [0.0, 0.0, 0.0, 1.0]}))
-    assert apply._moved(equalize.scaled(model, {"n": np.arange(16)}), model, feeds_for(model)) == 0
-    assert apply._moved(model, finite, feeds_for(model)) > 1
+    assert nearer.moved(equalize.scaled(model, {"n": np.arange(16)}), model, feeds_for(model)) == 0
+    assert nearer.moved(model, finite, feeds_for(model)) > 1
 
 
 def test_scales_that_change_the_outputs_are_found(monkeypatch):

@@ -1,12 +1,14 @@
 """Nodes that do not stand being rounded are found by leaving them out, and stay in float."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 from quantizing import CNN, feeds_for, finished, samples_for
 
 from onnxprune import graph
-from onnxprune.quantize import Context, floats, parse, proof, quantize
+from onnxprune.quantize import Context, floats, forms, parse, proof, quantize
 
 
 def with_outliers(model: ir.Model) -> ir.Model:
@@ -36,7 +38,7 @@ def test_a_node_that_does_not_stand_it_stays_in_float_and_the_plan_says_so():
 def test_a_plan_that_is_replayed_leaves_the_same_nodes_in_float_without_a_search(monkeypatch):
     model = with_outliers(finished(CNN))
     better = made_of(model, "int8:per_channel=false,float=auto")
-    monkeypatch.setattr(floats, "chosen", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(floats, "standing", lambda *_: pytest.fail("searched again"))
     context = Context(parse(better.record["options"]), samples_for(model), feeds_for(model), known=better.record)
     again = quantize(model, context)
     assert ir.to_proto(again.model) == ir.to_proto(better.model)
@@ -49,6 +51,10 @@ def test_the_first_the_last_and_depthwise_ones_are_tried_first():
     assert set(names) == {"stem", "inner", "deep", "wide", "head"}
 
 
+def choice_of(model: ir.Model, off: float) -> floats.Choice:
+    return floats.Choice(model, (), off)
+
+
 def test_time_bounds_the_trials():
     made = made_of(finished(CNN), "int8:biases=false")
     tried = []
@@ -57,16 +63,33 @@ def test_time_bounds_the_trials():
         tried.append(list(left))
         return made.model
 
-    chosen, notes = floats.chosen(made.float_model, made.model, form, feeds_for(made.float_model), seconds=0.0)
-    assert (chosen, notes, tried) == ([], (), [["stem"]])
+    best = choice_of(made.model, 0.5)
+    assert floats.less_layers(made.float_model, best, form, lambda _: 0.5, seconds=0.0) is best
+    assert tried == [["stem"]]
 
 
-def test_where_no_node_stands_out_all_are_rounded():
-    model = finished(CNN)
-    feeds = feeds_for(model)
-    made = made_of(model, "int8:biases=false")
-    assert floats.chosen(made.float_model, made.model, lambda _: made.model, feeds) == ([], ())
-    assert np.isfinite(proof.error(made.model, made.pruned, feeds))
+def test_where_no_layer_stands_out_all_are_rounded():
+    made = made_of(finished(CNN), "int8:biases=false")
+    best = choice_of(made.model, 0.05)
+    assert floats.less_layers(made.float_model, best, lambda _: made.model, lambda _: 0.05, most=4) is best
+
+
+def test_as_many_layers_stay_in_float_as_it_takes_and_no_more_are_tried():
+    """Of five layers three ruin the outputs together: one alone in float brings little, four do."""
+    made = made_of(finished(CNN), "int8:biases=false")
+    bad = {"stem", "inner", "wide"}
+    left_of = {}
+
+    def form(left):
+        model = graph.copy(made.model)
+        left_of[id(model)] = (model, bad - set(left))
+        return model
+
+    chosen = floats.less_layers(
+        made.float_model, choice_of(made.model, 0.9), form, lambda model: 0.3 * len(left_of[id(model)][1]), seconds=60
+    )
+    assert bad <= set(chosen.left)
+    assert (len(chosen.left), chosen.off) == (4, 0.0)
 
 
 FAR_OFF = """<ir_version: 8, opset_import: ["" : 17]>
@@ -86,5 +109,58 @@ def test_a_model_that_int8_ruins_says_so(height, told):
     model = finished(FAR_OFF)
     for name, number in (("up", height), ("down", -height)):
         graph.set_constant(model.graph.initializers[name], np.full(8, number, np.float32) + np.arange(8, dtype="f") / 8)
-    made = made_of(model, "int8")
+    made = made_of(model, "int8:float=none")
     assert any("int8 does not fit this model" in note for note in made.notes) == told
+
+
+def test_what_ruins_a_model_stays_in_float_unasked_and_is_told_of():
+    """The layers stay in integers; what is far off is between them, and has no weights."""
+    model = finished(FAR_OFF)
+    for name, number in (("up", 5000.0), ("down", -5000.0)):
+        graph.set_constant(model.graph.initializers[name], np.full(8, number, np.float32) + np.arange(8, dtype="f") / 8)
+    made = made_of(model, "int8")
+    assert {"rise", "relu", "fall"} <= set(made.record["float"])
+    assert not {"first", "last"} & set(made.record["float"])
+    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.1
+    assert any("stay in float: outputs are off by" in note for note in made.notes)
+    assert not any("does not fit" in note for note in made.notes)
+
+
+# A norm written out (x - mean) / sqrt(mean of squares + e) and a Gelu of Erf, behind integer layers.
+WRITTEN_OUT = """<ir_version: 8, opset_import: ["" : 17]>
+norm (float[N, 6] x) => (float[N, 4] y) <float[6, 16] w, float two = {2.0}, float e = {0.00001}, float root = {1.4142},
+  float one = {1.0}, float half = {0.5}, float[16] gamma, float[16, 4] v>
+{
+  [first] a = MatMul (x, w)
+  [mean] m = ReduceMean <axes = [-1]> (a)
+  [centered] c = Sub (a, m)
+  [square] s = Pow (c, two)
+  [spread] p = ReduceMean <axes = [-1]> (s)
+  [more] q = Add (p, e)
+  [rooted] r = Sqrt (q)
+  [unit] n = Div (c, r)
+  [scaled] g = Mul (n, gamma)
+  [shrunk] h = Div (g, root)
+  [erf] i = Erf (h)
+  [raised] j = Add (i, one)
+  [gated] k = Mul (g, j)
+  [halved] l = Mul (k, half)
+  [last] y = MatMul (l, v)
+}
+"""
+
+
+def test_a_norm_and_an_activation_that_are_written_out_stay_in_float_before_any_layer_does():
+    model = finished(WRITTEN_OUT)
+    steps = list(floats._steps(model, forms.op_types("cpu")))
+    assert {"more", "scaled", "raised"} <= set(steps[0])
+    assert not {"first", "last"} & set(steps[-1])
+
+
+def test_answers_that_are_lost_count_though_the_outputs_are_near():
+    """Large numbers of one column hide the others from a distance; what the outputs are for tells."""
+    model = finished(CNN)
+    context = Context(parse("int8"), samples_for(model), feeds_for(model), lost=lambda _: 0.4)
+    made = quantize(model, context)
+    assert any("40 % of its answers are lost" in note for note in made.notes)
+    assert not any("does not fit" in note for note in quantize(model, replace(context, lost=lambda _: 0.0)).notes)

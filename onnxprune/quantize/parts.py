@@ -332,8 +332,9 @@ def _multiply(floats: ir.Model, name: str, matrix: Matrix, held: Mapping[str, ir
     turn = None if stored is None else stored.producer()
     table = None if turn is None or turn.inputs[0] is None else held.get(turn.inputs[0].name or "")
     if turn is None or table is None:
-        dtype = np.float32 if matrix.values.dtype not in half.HALVES else matrix.values.dtype.numpy()
-        w = graph.add_constant(floats.graph, f"{name}/matrix", matrix.real.astype(dtype))
+        halves = matrix.values.dtype in half.HALVES
+        real = matrix.real.astype(matrix.values.dtype.numpy()) if halves and matrix.values.dtype else matrix.real
+        w = graph.add_constant(floats.graph, f"{name}/matrix", real)
     else:
         turn.replace_input_with(0, table)
         w = turn.outputs[0]

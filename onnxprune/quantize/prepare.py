@@ -194,7 +194,7 @@ def _in_single(model: ir.Model) -> ir.Model:
             made.graph.insert_before(made.graph[0], inner)
             value.type = own.type
     for k, own in enumerate(model.graph.outputs):
-        if own.dtype in half.HALVES:
+        if own.dtype is not None and own.dtype in half.HALVES:
             value = made.graph.outputs[k]
             value.name = f"{own.name}/single"
             outer = _cast(own.name or "", value, own.dtype)

@@ -213,7 +213,8 @@ def made(trials: Trials) -> Front:
     if trials.settings.recovery.level not in ("none", "constants"):
         for part in FULL_OF_FRONT:
             trials.try_full(points[round((1 - part) * (len(points) - 1))].selection)
-    return Front(trials, tuple(points), _latencies(trials, points), _sizes(trials, points))
+    stored = _stored(trials, points)
+    return Front(trials, tuple(points), _latencies(trials, stored), _sizes(trials, stored))
 
 
 def _spread(trials: Trials) -> list[Trial]:
@@ -233,28 +234,39 @@ def _spread(trials: Trials) -> list[Trial]:
     return sorted(found.values(), key=lambda trial: -trial.macs)
 
 
-def _latencies(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
+def _stored(trials: Trials, points: Sequence[Trial]) -> dict[bytes, ir.Model]:
+    """Each plan's model as its result is stored, once for its time and its bytes; none where neither is asked for."""
+    settings, subject = trials.settings, trials.subject
+    asked, timed = settings.form.quantize, settings.timing.wanted
+    if not timed and asked is None:
+        return {}
+    cuts = {key_of(point.keep): surgery.cut(point.selection) for point in points}
+    if timed or asked is None:
+        return {key: as_written(model, subject, settings) for key, model in cuts.items()}
+    # Bytes alone depend on no sample.
+    return {key: quantize.as_stored(finish(model), asked, settings.timing.provider) for key, model in cuts.items()}
+
+
+def _latencies(trials: Trials, stored: Mapping[bytes, ir.Model]) -> dict[bytes, float]:
     """Each plan's time as a share of the original's, all measured in turns; none where that fails or is not wanted."""
     settings, subject = trials.settings, trials.subject
     if not settings.timing.wanted:
         return {}
     batch, feeds = measuring.latency_feeds(subject)
+    keys = list(stored)
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path}
-    for number, point in enumerate(points):
-        models[str(number)] = as_written(surgery.cut(point.selection), subject, settings)
+    models |= {str(number): stored[key] for number, key in enumerate(keys)}
     table = measure_settled(models, feeds, **settings.timing.at(batch))
-    return {key_of(points[int(ratio.model)].keep): ratio.median for ratio in table.ratios}
+    return {keys[int(ratio.model)]: ratio.median for ratio in table.ratios}
 
 
-def _sizes(trials: Trials, points: Sequence[Trial]) -> dict[bytes, float]:
+def _sizes(trials: Trials, stored: Mapping[bytes, ir.Model]) -> dict[bytes, float]:
     """The bytes of each plan's file as a share of the original's, where it is quantized."""
-    asked, subject = trials.settings.form.quantize, trials.subject
-    if asked is None:
+    if trials.settings.form.quantize is None:
         return {}
+    subject = trials.subject
     whole = measure_file(ORIGINAL, subject.path, subject.cost.totals()).bytes or 1
-    provider = trials.settings.timing.provider
-    models = {key_of(point.keep): finish(surgery.cut(point.selection)) for point in points}
-    return {key: quantize.file_bytes(model, asked, provider) / whole for key, model in models.items()}
+    return {key: len(ir.to_proto(model).SerializeToString()) / whole for key, model in stored.items()}
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------

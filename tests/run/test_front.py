@@ -2,9 +2,11 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from networks import DIGITS
 
@@ -213,6 +215,24 @@ def test_front_with_quantize_tells_what_the_rounded_files_give(cli, tmp_path, mo
     (chosen,) = (p for p in points if p["chosen"])
     assert chosen["bytes"] == pytest.approx(found["ratios"]["bytes"], abs=0.01)
     assert any(p["quantized"] != p["quick"] for p in points)
+
+
+def test_a_point_is_cut_and_quantized_once_for_its_time_and_its_bytes(monkeypatch):
+    cuts = []
+    model = ir.from_proto(onnx.load(DIGITS))
+    monkeypatch.setattr(front.surgery, "cut", lambda *_: cuts.append(1) or model)
+    monkeypatch.setattr(front, "as_written", lambda made, *_: made)
+    monkeypatch.setattr(front.measuring, "latency_feeds", lambda _: (1, {}))
+    ratio = SimpleNamespace(model="0", median=0.5)
+    monkeypatch.setattr(front, "measure_settled", lambda *_, **__: SimpleNamespace(ratios=[ratio]))
+    timing = SimpleNamespace(wanted=True, at=lambda batch: {})
+    given = SimpleNamespace(form=SimpleNamespace(quantize="int8"), timing=timing)
+    subject = SimpleNamespace(coupling=None, path=DIGITS, cost=SimpleNamespace(totals=lambda: {"macs": 1, "params": 1}))
+    made = SimpleNamespace(settings=given, subject=subject)
+    stored = front._stored(made, [SimpleNamespace(keep={}, selection=None)])
+    assert front._latencies(made, stored) == {b"": 0.5}
+    assert front._sizes(made, stored)[b""] == pytest.approx(1, abs=0.05)
+    assert cuts == [1]
 
 
 def test_front_of_python_gives_the_plans():

@@ -99,7 +99,8 @@ def _form(floats: ir.Model, asked: Asked, excluded: Sequence[str]) -> ir.Model:
 
 def _prepared(model: ir.Model, kind: str) -> tuple[ir.Model, tuple[str, ...]]:
     split, halves = kind in ("dynamic", "int4"), kind == "int4"
-    return prepare.prepared(model, kind, forms.OPSET[kind], split, halves)
+    prepare.check_model(model, kind)
+    return prepare.prepared(model, forms.OPSET[kind], split, halves)
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

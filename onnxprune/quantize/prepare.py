@@ -38,14 +38,14 @@ FREE_INITIALIZERS = 4  # version of the format from which on initializers need n
 
 
 def prepared(
-    model: ir.Model, kind: str, opset: int, split: bool = False, halves: bool = False
+    model: ir.Model, opset: int, split: bool = False, halves: bool = False
 ) -> tuple[ir.Model, tuple[str, ...]]:
-    """(a copy of `model` that the quantizer of `kind` can take, at opset `opset` at least; notes). split: without Gemm.
+    """(a copy of `model` that quantizers can take, at opset `opset` at least; notes). split: without Gemm.
     halves: what is computed in half precision stays so.
 
     Raises: GraphError where it cannot be brought to that opset, UsageError where it is quantized already.
     """
-    check_model(model, kind)
+    check_model(model)
     notes = (SINGLE,) if not halves and any(map(_is_halved, model.graph.all_nodes())) else ()
     model = folded(model, halves)
     model.ir_version = max(model.ir_version, FREE_INITIALIZERS)

@@ -314,6 +314,9 @@ class Options:
         "least squares (the order of units too), or measured on the whole model", "NAME",
         shown="refit where it is clearly better and no method is given; else method, or the loss",
         choices=("measured", "method", "refit", "uniform"))
+    blocks: tuple[str, ...] = option(
+        (), TEXT, REMOVE, "blocks that go as a whole: measured, or names that 'onnxprune inspect' lists", "NAME",
+        shown="none", several=True)
     method_options: Mapping[str, Any] = option(
         {}, VALUES, REMOVE, "an option of the method, see docs/methods; repeatable", "KEY=VALUE", flag="--option")
 

@@ -26,6 +26,7 @@ LOOSER = {
     "target": "Mapping[str, float]",
     "include": "str | tuple[str, ...] | list[str]",
     "exclude": "str | tuple[str, ...] | list[str]",
+    "blocks": "str | tuple[str, ...] | list[str]",
     "report": "str | Path | tuple[str | Path, ...] | list[str | Path]",
     "time": "str | float | None",
 }

@@ -44,6 +44,14 @@ class SlicePlan:
 
 
 @dataclass(frozen=True)
+class BlockPlan:
+    """A block that goes as a whole, by the node that adds it; constant: whether a constant is added in its place."""
+
+    name: str
+    constant: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """What is removed from one model, by which method, at which cost."""
 
@@ -62,6 +70,8 @@ class Plan:
     quantize: Mapping[str, Any] | None = None  # how the result was stored: what was asked, ranges, what stayed in float
     tokens: tuple[int, ...] = ()  # ids of the vocabulary that stay, where --keep-tokens cut it before all else
     states: tuple[Mapping[str, Any], ...] = ()  # axes of the interface that --states narrow cut
+    blocks: tuple[BlockPlan, ...] = ()  # that go as a whole, before all else
+    silenced: tuple[SlicePlan, ...] = ()  # what makes these blocks zero: slices of which nothing is kept
 
     def to_json(self) -> dict[str, Any]:
         """The plan file of interfaces.md."""
@@ -78,12 +88,13 @@ class Plan:
             "dims": [{"name": d.name, "size": d.size, "keep": list(d.keep), "exact": d.exact} for d in self.dims],
             "slices": [
                 {"initializer": s.initializer, "node": s.node, "input": s.input, "axis": s.axis, "keep": list(s.keep)}
-                for s in self.slices
+                for s in (*self.slices, *self.silenced)
             ],
             "cost": {"before": dict(self.before), "after": dict(self.after)},
             **quantize,
             **({"tokens": list(self.tokens)} if self.tokens else {}),
             **({"states": [dict(entry) for entry in self.states]} if self.states else {}),
+            **({"blocks": [vars(block) for block in self.blocks]} if self.blocks else {}),
         }
 
 
@@ -175,16 +186,10 @@ def _parse(data: dict[str, Any]) -> Plan:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ValueError(f"'{twice}' stands twice in 'dims'")
-    slices = tuple(
-        SlicePlan(
-            _text(s["initializer"]),
-            _text(s["node"]),
-            _count(s["input"]),
-            _count(s["axis"]),
-            _rising(s["keep"], s["initializer"]),
-        )
-        for s in data["slices"]
+    blocks = tuple(
+        BlockPlan(_text(b["name"]), _truth(b["constant"])) for b in cast(list[dict[str, Any]], data.get("blocks") or [])
     )
+    slices = tuple(_slice(s, may_be_empty=bool(blocks)) for s in data["slices"])
     model, cost = data["model"], data["cost"]
     return Plan(
         _text(data["method"]),
@@ -192,7 +197,7 @@ def _parse(data: dict[str, Any]) -> Plan:
         _text(model["sha256"]),
         str(model.get("name", "")),
         entries,
-        slices,
+        tuple(s for s in slices if s.keep),
         {str(k): _count(v) for k, v in cost["before"].items()},
         {str(k): _count(v) for k, v in cost["after"].items()},
         str(data.get("recover", "none")),
@@ -202,7 +207,16 @@ def _parse(data: dict[str, Any]) -> Plan:
         _quantize(data.get("quantize")),
         tuple(sorted({_whole(k) for k in cast(list[Any], data.get("tokens") or [])})),
         tuple(_state(entry) for entry in cast(list[Any], data.get("states") or [])),
+        blocks,
+        tuple(s for s in slices if not s.keep),
     )
+
+
+def _slice(found: dict[str, Any], *, may_be_empty: bool) -> SlicePlan:
+    """A slice of a plan; nothing of it may be kept only where blocks go as a whole."""
+    name = _text(found["initializer"])
+    keep = () if may_be_empty and found["keep"] == [] else _rising(found["keep"], name)
+    return SlicePlan(name, _text(found["node"]), _count(found["input"]), _count(found["axis"]), keep)
 
 
 def _quantize(found: dict[str, Any] | None) -> Mapping[str, Any] | None:

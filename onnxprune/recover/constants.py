@@ -7,9 +7,11 @@ For each consumer
 
 which is exact for matrix products of constants. E runs over samples and output positions, so that what zero padding
 takes away at the borders is counted (methods.md 6.0, point 2).
+
+A block that went as a whole added its mean: a constant for each channel, which can be added in its place.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -24,6 +26,7 @@ from onnxprune.recover import emission
 from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
+from onnxprune.surgery.blocks import Block
 from onnxprune.system.memory import VALUES_BYTES, at_most, may_hold
 
 BATCH = 32
@@ -123,3 +126,23 @@ def _push_one(cut_model: ir.Model, target: Linear | None, consumer: Consumer, me
     delta = np.einsum("goik,gik->go", w, removed).reshape(-1)[consumer.kept]
     # A depthwise convolution keeps no output of a removed input: nothing to push.
     return bool(np.any(delta)) and np.isfinite(delta).all() and add_to_bias(cut_model, target, delta)
+
+
+def of_blocks(
+    coupling: Coupling, blocks: Sequence[Block], samples: Samples, *, limit: int = 256
+) -> dict[str, np.ndarray]:
+    """The mean (C,) of what each block adds, by block, over samples and over all positions of a channel."""
+    named = {block.branch: block for block in blocks if block.axis is not None}
+    if not named:
+        return {}
+    session = sessions.open_session(coupling.model, extra_outputs=sorted(named))
+    totals: dict[str, np.ndarray] = {}
+    count = 0
+    for batch in first_batches(coupling.model, samples, limit, batch_within(coupling, named)):
+        values = sessions.run(session, batch)
+        count += 1
+        for value, block in named.items():
+            x = np.moveaxis(values[value], block.axis or 0, -1)
+            mean = x.reshape(-1, x.shape[-1]).mean(axis=0, dtype=np.float64)
+            totals[block.name] = totals.get(block.name, 0.0) + mean
+    return {name: total / max(1, count) for name, total in totals.items()}

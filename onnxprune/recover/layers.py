@@ -5,7 +5,7 @@ the BatchNormalization behind it, or the residual sum behind that, whose other b
 et al. 2017, section 3.2). So every sum makes good what its shortcut lost.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +63,13 @@ class Norm:
         return value.name or ""
 
 
-def find(selection: Selection, cut_model: ir.Model) -> list[Layer | Norm]:
-    """All layers and norms that read something changed, in an order in which what they read is ready."""
+def find(selection: Selection, cut_model: ir.Model, gone: Collection[str] = ()) -> list[Layer | Norm]:
+    """All layers and norms that read something changed, in an order in which what they read is ready.
+
+    gone: nodes that no longer add what they added in the dense model.
+    """
     nodes = linears(cut_model)
-    changed = _changed(selection, cut_model)
+    changed = _changed(selection, cut_model, gone)
     depth: dict[ir.Value, int] = {}
     found: list[Layer | Norm] = []
     normed: set[ir.Node] = set()
@@ -102,13 +105,13 @@ def _intact(norm: ir.Node, nodes: Mapping[str, Linear], changed: set[ir.Value]) 
     return producer is not None and (producer.name or "") in nodes and producer.inputs[0] not in changed
 
 
-def _changed(selection: Selection, cut_model: ir.Model) -> set[ir.Value]:
+def _changed(selection: Selection, cut_model: ir.Model, gone: Collection[str]) -> set[ir.Value]:
     """Values that differ from the dense model's: they lost positions, or come of something that did."""
     lost = {name for name, axes in selection.coupling.axes.items() if any(not selection.mask_of(a).all() for a in axes)}
     changed: set[ir.Value] = set()
     for node in cut_model.graph:
         # A layer that loses outputs only computes the others as before.
-        if any(v in changed for v in node.inputs if v is not None):
+        if node.name in gone or any(v in changed for v in node.inputs if v is not None):
             changed.update(node.outputs)
         else:
             changed.update(value for value in node.outputs if value.name in lost)

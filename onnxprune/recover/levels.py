@@ -42,6 +42,8 @@ class Given:
     tune: Samples | None
     macs: int  # of the original
     outputs: Outputs | None = None  # what the original's outputs are, where that is known already
+    dense: ir.Model | None = None  # what layers are fitted to, where that is not the model of the coupling
+    gone: tuple[str, ...] = ()  # the nodes that added what blocks computed that `dense` has and the coupling has not
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,13 @@ def recover(
         with clock("reconstruct"):
             limit = FEWEST if trial else fitting_samples(given)
             retrying(
-                lambda: reconstruct.refit(selection, cut_model, fitted, limit=limit, progress=how.tuning.progress),
+                lambda: reconstruct.refit(
+                    *(selection, cut_model, fitted),
+                    limit=limit,
+                    progress=how.tuning.progress,
+                    dense=given.dense,
+                    gone=given.gone,
+                ),
                 "least squares",
                 fixed=fixed,
             )

@@ -7,7 +7,7 @@ positions are kept. New weights are taken only where they do better on samples t
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -60,12 +60,15 @@ def refit(
     ridge: float = 1e-3,
     seed: int = 0,
     progress: bool = False,
+    dense: ir.Model | None = None,
+    gone: Collection[str] = (),
 ) -> list[Refit]:
     """Refits the layers of `cut_model`, in place, on the first `limit` samples; what became of each.
 
-    ridge: of the features' mean variance; powers of ten up to 1e5 times as much are tried too.
+    ridge: of the features' mean variance; powers of ten up to 1e5 times as much are tried too. dense, gone: a model
+    that has more blocks than that of the coupling, to which layers are fitted, and the nodes that added them there.
     """
-    items, coupling = layers.find(selection, cut_model), selection.coupling
+    items, coupling = layers.find(selection, cut_model, gone), selection.coupling
     if not items:
         return []
     feeds = list(first_batches(coupling.model, samples, limit, batch_within(coupling, [item.x for item in items])))
@@ -74,7 +77,7 @@ def refit(
     records: list[Refit] = []
     with (
         closing(Walk(cut_model, feeds, cut_targets)) as cut_walk,
-        closing(Walk(coupling.model, feeds, dense_targets)) as dense_walk,
+        closing(Walk(dense or coupling.model, feeds, dense_targets)) as dense_walk,
         tqdm(total=len(items), disable=not progress, file=sys.stderr, unit="layer", desc="reconstruct") as bar,
     ):
         rng = np.random.default_rng(seed)

@@ -27,6 +27,7 @@ class Keywords(TypedDict, total=False):
     exact_only: bool
     inner_only: bool
     allocate: str | None
+    blocks: str | tuple[str, ...] | list[str]
     method_options: Mapping[str, Any]
     data: Any
     val: Any

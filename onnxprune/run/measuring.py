@@ -54,7 +54,7 @@ def measure(
         sessions.hold_file(path, only)
     with clock("measure cost"):
         original = measure_file(ORIGINAL, subject.path, made.before)
-        models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.cost))}
+        models = {ORIGINAL: replace(original, **_without_zeros(subject.model, subject.whole_cost))}
         totals: dict[str, int] = dict(made.after)
         with _noted("the cost of the file was not counted again", notes):
             totals |= _counted(subject, files[PRUNED], unpack=settings.form.pack)

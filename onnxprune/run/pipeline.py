@@ -14,7 +14,7 @@ from onnxprune.methods import options as method_options
 from onnxprune.options import Options, provider_for
 from onnxprune.plan import plan
 from onnxprune.recover import asked, levels
-from onnxprune.run import allocation, first_check, forecast, front, schedule, settings
+from onnxprune.run import allocation, depth, first_check, forecast, front, schedule, settings
 from onnxprune.run.checks import check_devices, check_paths
 from onnxprune.run.produce import Result, produce
 from onnxprune.run.settings import Form, Settings
@@ -91,6 +91,7 @@ def prune_subject(
     forecast.tell(subject, settings, clock, method=settings.method.name)
     subject, outcome = schedule.scored(subject, settings, clock)
     outcome = allocation.allocated(subject, outcome, settings, clock)
+    subject, outcome = depth.chosen(subject, outcome, settings, clock)
 
     def make(choice: front.Choice) -> Result:
         notes = (*outcome.notes, *_without_samples(subject, settings), *choice.selection.notes)
@@ -125,7 +126,7 @@ def replay(source: str | Path, plan_path: str | Path, target_path: str | Path, o
     def work() -> Result:
         found = _checked(source, out, options, Path(plan_path), replayed=loaded)
         clock = Clock(options.time)
-        subject = prepare(source, options, clock, loaded.tokens)
+        subject = depth.again(prepare(source, options, clock, loaded.tokens), loaded)
         _check_form(subject.model, found.form)
         forecast.tell(subject, found, clock, method=None)
         notes = () if loaded.model_sha256 == subject.sha256 else ("the plan was made for other weights of this model",)

@@ -157,7 +157,7 @@ def _as_it_ended(
 ) -> Plan:
     """The plan with how the result in `file` recovered, what every choice became, and how it is stored."""
     level = settings.recovery.level
-    trained = level == "none" and subject.coupling.model is not subject.model
+    trained = level == "none" and subject.coupling.model is not subject.base
     made = plan.with_recovery(made, "training" if trained else level, file_sha256(file))
     made = replace(made, settings=recorded(settings, made.method, history))
     return made if stored is None else plan.with_quantization(made, stored.record)
@@ -184,7 +184,10 @@ def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan
         before=subject.cost.totals(),
         after=subject.cost.totals(sizes),
     )
-    return replace(made, tokens=subject.tokens.keep if subject.tokens is not None else ())
+    made = replace(made, tokens=subject.tokens.keep if subject.tokens is not None else ())
+    return (
+        made if subject.short is None else replace(made, blocks=subject.short.blocks, silenced=subject.short.silenced)
+    )
 
 
 def _plans_of(choice: Choice, subject: Subject, settings: Settings) -> Mapping[str, Plan]:

@@ -19,6 +19,7 @@ from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.recover import biases
 from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
+from onnxprune.run import depth
 from onnxprune.run.checks import file_sha256
 from onnxprune.run.finish import finish
 from onnxprune.run.subject import Subject, prepare
@@ -37,7 +38,7 @@ def check(
     Raises: VerificationError when they differ, UsageError when the plan does not belong to `source`.
     """
     loaded = plan.load(plan_path)
-    subject = prepare(source, options, Clock(), loaded.tokens)
+    subject = depth.again(prepare(source, options, Clock(), loaded.tokens), loaded)
     selection = plan.selection_of(loaded, subject.coupling)
     result = graph.load(out)
     file = None if loaded.states else out
@@ -132,7 +133,8 @@ def check_recovered(
     failed: VerificationError | None = None
     # Nodes that finishing makes are numbered as they come: all biases have to be there before. Which of them recovery
     # made is told by names, as far as finishing kept these; else none were made, or all that it can make.
-    for biased in (_with_biases_of(subject.model, tuned), subject.model, _with_biases_of(subject.model, None)):
+    base = depth.with_constants(subject, subject.base, 1.0)  # no zeros, or they would be simplified away
+    for biased in (_with_biases_of(base, tuned), base, _with_biases_of(base, None)):
         try:
             # Weights that are equal here may be so no longer in the result.
             folded = graph.normalize(rewritten(finish(biased, join=False)))

@@ -12,7 +12,7 @@ from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Keep
 from onnxprune.errors import BudgetError
 from onnxprune.measure import measure_file, measure_settled, profile
-from onnxprune.measure.predict import node_table, share_for
+from onnxprune.measure.predict import NodeTable, node_table, share_for
 from onnxprune.methods.base import Outcome
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Kind
@@ -171,13 +171,13 @@ def _used(subject: Subject, selection: Selection, budget: Budget) -> float:
 def _budget(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Budget:
     """The targets as limits on what the polynomials count; biases that recovery may make are paid for in advance."""
     widths = settings.widths
-    count, numbers = biases.most_made(subject.model) if settings.recovery.level != "none" else (0, 0)
+    count, numbers = biases.most_made(subject.base) if settings.recovery.level != "none" else (0, 0)
     made: dict[Kind, float] = {"params": numbers, "bytes": numbers * 4 + count * NODE_BYTES}
     budget = Budget(targets, widths.floor, widths.align, widths.strict, outcome.limits, fixed=made)
     if "bytes" not in targets:
         return budget
     # The promise is about the file: nodes and names weigh what they weigh.
-    around = float(graph.skeleton(subject.model, 0)[0].ByteSize())
+    around = float(graph.skeleton(subject.base, 0)[0].ByteSize())
     file = measure_file("original", subject.path, subject.cost.totals())
     return replace(budget, whole={"bytes": float(file.bytes or 0)}, fixed={**made, "bytes": around + made["bytes"]})
 
@@ -191,7 +191,7 @@ def _in_floats(
     Raises: BudgetError when not even the smallest plan is small enough.
     """
     whole = float(measure_file("original", subject.path, subject.cost.totals()).bytes or 0)
-    count, numbers = biases.most_made(subject.model) if settings.recovery.level != "none" else (0, 0)
+    count, numbers = biases.most_made(subject.base) if settings.recovery.level != "none" else (0, 0)
     made = numbers * ROUNDED_BIAS_BYTES + count * 3 * NODE_BYTES
     limit = targets["bytes"] * whole * (1 - ROOM) - made
     share, low, high = 1.0, 0.0, 1.0
@@ -315,6 +315,16 @@ def with_macs(targets: Targets, share: float) -> dict[Kind, float]:
     return {**targets, "macs": min(share, targets.get("macs", 1.0))}
 
 
+def table_of(subject: Subject, settings: Settings) -> NodeTable:
+    """The times of the nodes of the original, and what becomes of them without blocks and units."""
+    batch, feeds = measuring.latency_feeds(subject)
+    times = profile(subject.model, feeds, **settings.timing.at(batch))
+    if subject.short is None:
+        return node_table(subject.coupling, subject.cost, times)
+    whole = node_table(replace(subject.short.coupling, model=subject.model), subject.short.cost, times)
+    return replace(whole, coupling=subject.coupling, cost=subject.cost)
+
+
 def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets: Targets) -> Iterator[Selection]:
     """The largest plan that is fast enough: a table of measured nodes says where to look, trials are measured."""
     wanted = settings.goal.target["latency"]
@@ -343,7 +353,7 @@ def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets:
         aim = FASTER * wanted / last.value
         return share_for(table, aim * table.ratio(keep), plan) if keep is not None else last.macs
 
-    table = node_table(subject.coupling, subject.cost, profile(subject.model, feeds, **setting))
+    table = table_of(subject, settings)
     start = share_for(table, wanted, plan)
     # What is written is measured again, so it needs some room.
     best, tried = _bisect(

@@ -74,7 +74,7 @@ class Widths:
     """Which dimensions may lose units, and how many at most.
 
     align: the multiple that kept sizes are held to; strict where it was asked for as a number, so without exception.
-    allocate: where widths come from, None where the method and the samples decide.
+    allocate: where widths come from, None where the method and the samples decide. blocks: which go as a whole.
     """
 
     align: int = 1
@@ -85,6 +85,7 @@ class Widths:
     exact_only: bool = False
     inner_only: bool = False
     allocate: str | None = None
+    blocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def widths_of(options: Options) -> Widths:
         options.exact_only,
         options.inner_only,
         options.allocate,
+        options.blocks,
     )
 
 

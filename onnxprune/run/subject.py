@@ -20,6 +20,7 @@ from onnxprune.outputs import kinds, metrics
 from onnxprune.outputs.describe import describe
 from onnxprune.plan import cost
 from onnxprune.plan.cost import Cost
+from onnxprune.plan.plan import BlockPlan, SlicePlan
 from onnxprune.proof import comparison, normal_form
 from onnxprune.recover.levels import Given
 from onnxprune.report import build
@@ -34,6 +35,22 @@ HELD_SHARE, HELD_ENOUGH, HELD_LEAST_SHARE = 0.2, 500, 0.1
 SEARCHED_ENOUGH = 2000  # where --max-drop chooses on one half of them and promises on the other
 FEWEST_PROMISED = 100  # samples of each part, where --max-drop chooses on one and promises on the other
 PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """What a model was before `blocks` of it went as a whole, see depth.py, and what is left.
+
+    model: as it came, without them. full: the whole with all that was learned, whose values recovery fits to.
+    coupling, cost: of the whole.
+    """
+
+    blocks: tuple[BlockPlan, ...]
+    silenced: tuple[SlicePlan, ...]
+    model: ir.Model
+    full: ir.Model
+    coupling: Coupling
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -52,16 +69,29 @@ class Subject:
     accuracy: metrics.Accuracy | None = None  # of the original on `held`, where it was measured before
     tokens: vocabulary.Vocabulary | None = None  # of which the vocabulary was cut to a part
     searched: Samples | None = None  # on which --max-drop chooses: none of `held`, on which it promises
+    short: Shortened | None = None  # where blocks went as a whole: coupling and cost are then of what is left
+
+    @property
+    def base(self) -> ir.Model:
+        """The model that is cut, as it came: without the blocks that went as a whole."""
+        return self.model if self.short is None else self.short.model
+
+    @property
+    def whole_cost(self) -> Cost:
+        """The cost of the original, with all of its blocks."""
+        return self.cost if self.short is None else self.short.cost
 
     @property
     def normalized(self) -> Coupling:
         """The coupling of the model as it came, which plans are about, whatever was learned or added since."""
-        return replace(self.coupling, model=self.model)
+        return replace(self.coupling, model=self.base)
 
     @property
     def given(self) -> Given:
         """What recovery works with."""
-        return Given(self.model, self.tune, self.cost.totals()["macs"], self.outputs)
+        dense = None if self.short is None else self.short.full
+        gone = () if self.short is None else tuple(block.name for block in self.short.blocks)
+        return Given(self.model, self.tune, self.cost.totals()["macs"], self.outputs, dense, gone)
 
 
 def prepare(path: Path, options: Options, clock: Clock, tokens: tuple[int, ...] = ()) -> Subject:

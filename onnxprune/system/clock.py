@@ -24,6 +24,7 @@ TOLD = {
     "check the original": "checking your model as it is",
     "score": "scoring what can be removed",
     "allocate": "trying how much each layer can lose",
+    "choose blocks": "trying which blocks can go as a whole",
     "select": "choosing what to remove",
     "cut": "removing it",
     "verify": "proving the smaller model",

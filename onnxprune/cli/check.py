@@ -61,12 +61,13 @@ def told(path: Path, prepared: "Callable[[tuple[int, ...]], Subject] | None") ->
     Raises: UsageError for a plan that cannot be replayed.
     """
     from onnxprune.plan import plan
+    from onnxprune.run import depth
 
     loaded = plan.load(path)
     parts = [f"valid, {_size(loaded)} by {loaded.method}"]
     if prepared is None:
         return ", ".join([*parts, f"for {loaded.model_name or 'a model without a name'}"])
-    subject = prepared(loaded.tokens)
+    subject = depth.again(prepared(loaded.tokens), loaded)
     plan.selection_of(loaded, subject.coupling)
     same = loaded.model_sha256 == subject.sha256
     return ", ".join([*parts, f"belongs to {subject.path.name}{'' if same else ', which has other weights by now'}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,20 +40,27 @@ def describe(
     packed: report.Packing | None = None,
     quantized: Mapping[str, Any] | None = None,
     *,
+    gone: Sequence[report.Layer] = (),
     command: str = "",
     data: Any = None,
 ) -> report.Report:
-    """Everything that a reader needs to judge a run and to repeat it; command and data: as they were given."""
+    """Everything that a reader needs to judge a run and to repeat it; command and data: as they were given.
+
+    gone: layers of blocks that went as a whole.
+    """
     return report.Report(
         command,
         models,
         ratios,
         proof,
-        layers(plan.selection_of(made, coupling), costs),
+        (*layers(plan.selection_of(made, coupling), costs), *gone),
         tuple(report.Frozen(dim.name, str(dim.frozen), dim.size) for dim in frozen_dims(coupling)),
         tuple(steps),
         _tuning_points(history),
-        plan={"dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims]},
+        plan={
+            "dims": [{"name": d.name, "before": d.size, "after": len(d.keep), "exact": d.exact} for d in made.dims],
+            **({"blocks": [block.name for block in made.blocks]} if made.blocks else {}),
+        },
         pack=packed,
         outputs=tuple(outputs.as_json()),
         quantize=quantized,
@@ -108,6 +116,16 @@ def layers(selection: Selection, costs: Cost) -> tuple[report.Layer, ...]:
             )
         )
     return tuple(rows)
+
+
+def layers_gone(coupling: Coupling, costs: Cost, left: ir.Model) -> tuple[report.Layer, ...]:
+    """The layers of a whole model that are not in what is `left` of it: nothing of them stays."""
+    names = {node.name for node in left.graph.all_nodes()}
+    return tuple(
+        replace(row, after=(0,) * len(row.before), macs_after=0)
+        for row in layers(Selection(coupling, {}), costs)
+        if row.node not in names
+    )
 
 
 def _produced_axis(node: ir.Node, rank: int) -> int | None:

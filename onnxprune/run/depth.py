@@ -12,7 +12,7 @@ With a latency as target, all are compared at the share of MACs at which they ar
 
 import fnmatch
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import constants, fair, levels, reconstruct
 from onnxprune.run import allocation, search
-from onnxprune.run.compared import compared
+from onnxprune.run.compared import Compared, compared
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Shortened, Subject
 from onnxprune.surgery import blocks
@@ -41,6 +41,7 @@ from onnxprune.system.clock import Clock
 LOG = logging.getLogger("onnxprune")
 MEASURED = "measured"  # the word of --blocks
 FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures that it is compared on
+ALONE = 128  # mixtures that a block is measured on alone: there are many of them, and they are only ordered
 MOST_ALONE = 48  # blocks that are measured alone: those with most MACs
 TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # blocks that go together, in the order of what they cost alone
 WORSE = 2  # candidates in a row that lose more than the best, after which no more blocks are tried
@@ -86,8 +87,8 @@ def prove(subject: Subject, gone: Sequence[Block]) -> None:
     assert subject.short is not None
     full = subject.short.full
     left = with_constants(subject, subject.coupling.model, 0.0)
-    where = f"{subject.path} without {_listed(block.name for block in gone)}"
-    comparison.require(comparison.compare_or_tell(left, blocks.silenced(full, gone), subject.feeds, where))
+    where = f"the model without {_listed(block.name for block in gone)}"
+    comparison.require(comparison.compare_or_tell(left, blocks.silenced(full, gone), subject.feeds, where), where)
 
 
 def with_constants(subject: Subject, model: ir.Model, number: float) -> ir.Model:
@@ -258,6 +259,8 @@ class _Trial:
         self.learned = learned.subset(np.arange(min(FITTED, len(learned))))
         axes = batch_axes(input_infos(subject.model))
         self.original = compared(subject, fair.mixed(judged, axes, COMPARED, settings.seed))
+        few = judged.subset(np.arange(min(ALONE, len(judged))))
+        self.sketch = compared(subject, fair.mixed(few, axes, ALONE, settings.seed))
         self.subject, self.outcome, self.settings = replace(subject, tune=self.learned), outcome, settings
         self.table = search.table_of(subject, settings) if "latency" in settings.goal.target else None
 
@@ -275,27 +278,26 @@ class _Trial:
 
     def _alone(self, block: Block) -> float:
         left = shortened(self.subject, [block], constant=True)
-        return float(self._losses(left.coupling.model).mean())
+        return float(_losses(self.sketch, left.coupling.model).mean())
 
     def candidate(self, gone: Sequence[Block]) -> _Candidate | None:
         """The loss without these blocks at the target, None where it cannot be met."""
         left = shortened(self.subject, gone, constant=_with_constants(self.settings)) if gone else self.subject
         outcome = carried(self.outcome, self.subject.coupling, left.coupling) if gone else self.outcome
         try:
-            keep = self._selected(left, outcome).keep
+            selection = self._selected(left, outcome)
         except BudgetError:
             return None
-        model = surgery.cut(left.coupling, keep)
-        given = left.given
-        constants.push(left.coupling, keep, model, self.learned, limit=FITTED // 2)
+        model, given = surgery.cut(selection), left.given
+        constants.push(selection, model, self.learned, limit=FITTED // 2)
         reconstruct.refit(
-            *(left.coupling, keep, model, self.learned),
+            *(selection, model, self.learned),
             limit=FITTED,
             seed=self.settings.seed,
             dense=given.dense,
             gone=given.gone,
         )
-        return _Candidate(tuple(gone), self._losses(model))
+        return _Candidate(tuple(gone), _losses(self.original, model))
 
     def _selected(self, left: Subject, outcome: Outcome) -> Selection:
         """What is cut beside the blocks: to the target, or to what is as fast."""
@@ -313,28 +315,14 @@ class _Trial:
         share = share_for(table, self.settings.goal.target["latency"], plan)
         return search.one_shot(left, outcome, self.settings, search.with_macs(targets, share))
 
-    def _losses(self, model: ir.Model) -> np.ndarray:
-        lost = self.original.lost(model)
-        return allocation.distances(self.original.answers(model), self.original.said) if lost is None else lost
+
+def _losses(original: Compared, model: ir.Model) -> np.ndarray:
+    """How far the answers of `model` are from the original's on each sample (N,)."""
+    lost = original.lost(model)
+    return allocation.distances(original.answers(model), original.said) if lost is None else lost
 
 
 def _listed(names: Iterable[str], most: int = 12) -> str:
     """Names with commas, of many the first."""
     found = list(names)
     return ", ".join(found[:most]) + (f" and {len(found) - most} more" if len(found) > most else "")
-
-
-def inspected(coupling: Coupling, costs: cost.Cost) -> Iterator[dict[str, object]]:
-    """The blocks of a model as data: what each costs, and why it cannot go."""
-    spent, whole = costs.by_node(), max(1.0, costs.total("macs", {}))
-    for block in blocks.find(coupling):
-        macs = sum(spent.get(name, 0) for name in block.nodes)
-        yield {
-            "name": block.name,
-            "adds": block.branch,
-            "to": block.stream,
-            "nodes": len(block.nodes),
-            "macs": macs,
-            "share": macs / whole,
-            "reason": block.reason or None,
-        }

@@ -116,6 +116,7 @@ def produce(
             (*told, *_packing_notes(packed, counted="size" in settings.goal.target)),
             packed,
             rounded.told,
+            gone=_layers_gone(subject),
             command=papers.command,
             data=papers.data,
         )
@@ -171,6 +172,12 @@ def _notes(subject: Subject, finished: _Finished, history: History | None, round
     if history is not None:
         yield history.told
     yield from rounded.notes
+
+
+def _layers_gone(subject: Subject) -> tuple[report.Layer, ...]:
+    """The layers of blocks that went as a whole."""
+    short = subject.short
+    return () if short is None else build.layers_gone(short.coupling, short.cost, short.model)
 
 
 def _plan_of(subject: Subject, selection: Selection, settings: Settings) -> Plan:

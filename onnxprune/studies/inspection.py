@@ -1,6 +1,7 @@
 """What can be pruned, what not and why, and what each layer costs: as data, and as a table."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnxprune.plan.select import Selection
 from onnxprune.proof import normal_form
 from onnxprune.report import build, text, widths
 from onnxprune.run.subject import load_data, sample_shapes
+from onnxprune.surgery import blocks
 
 
 def inspect_file(path: Path, options: Options) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def inspect(
         "outputs": outputs.as_json(),
         "shrinkable": shrinkable(coupling, costs),
         "dims": [_dim(coupling, costs, dim) for dim in coupling.free],
+        "blocks": list(_blocks(coupling, costs)),
         "notes": build.fallbacks(coupling),
         "nothing": [] if coupling.free else build.why_nothing(coupling),
         "frozen": [
@@ -109,6 +112,22 @@ def _dim(coupling: Coupling, costs: Cost, dim: Any) -> dict[str, Any]:
     }
 
 
+def _blocks(coupling: Coupling, costs: Cost) -> Iterator[dict[str, Any]]:
+    """The branches that are added to a stream: what each costs, and why it cannot go where it cannot."""
+    spent, whole = costs.by_node(), max(1.0, costs.total("macs", {}))
+    for block in blocks.find(coupling):
+        macs = sum(spent.get(name, 0) for name in block.nodes)
+        yield {
+            "name": block.name,
+            "adds": block.branch,
+            "to": block.stream,
+            "nodes": len(block.nodes),
+            "macs": macs,
+            "share": macs / whole,
+            "reason": block.reason or None,
+        }
+
+
 def print_table(found: dict[str, Any], console: Console) -> None:
     """The readable form of `inspect`."""
     model, share = found["model"], found["shrinkable"]
@@ -134,6 +153,16 @@ def print_table(found: dict[str, Any], console: Console) -> None:
         )
         table.add_row(*row, f"{len(dim['members'])} places")
     console.print(table)
+    if found["blocks"]:
+        listed = Table("block", "nodes", "MACs", "share", "can go as a whole (--blocks)", box=None, pad_edge=False)
+        for block in found["blocks"]:
+            cells = (
+                (str(block["nodes"]), text.count(block["macs"]), f"{block['share']:.1%}")
+                if block["nodes"]
+                else ("",) * 3
+            )
+            listed.add_row(Text(block["name"]), *cells, Text(f"no: {block['reason']}" if block["reason"] else "yes"))
+        console.print(listed)
     for note in found["notes"]:
         console.print(f"note: {note}", highlight=False)
     if found["nothing"]:

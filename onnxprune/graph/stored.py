@@ -5,6 +5,8 @@ weight is asked for. onnxruntime maps files and copies nothing: a model of which
 out once more for it, one weight after the other.
 """
 
+import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -39,6 +41,11 @@ def is_stored(value: ir.Value) -> bool:
     return isinstance(value.const_value, (Stored, ir.LazyTensor))
 
 
+def beyond_memory(model: ir.Model) -> bool:
+    """Whether weights of `model` stay in files, because it is large: what holds all of them at once is left out."""
+    return any(is_stored(value) for value in model.graph.initializers.values())
+
+
 def change(value: ir.Value, shape: Sequence[int], function: Callable[[np.ndarray], np.ndarray]) -> None:
     """Makes an initializer what `function`, which must not change its argument, makes of its array: of this `shape`.
 
@@ -55,6 +62,31 @@ def change(value: ir.Value, shape: Sequence[int], function: Callable[[np.ndarray
 
     value.shape = ir.Shape(shape)
     value.const_value = ir.LazyTensor(read, dtype=tensor.dtype, shape=value.shape, name=value.name)
+
+
+class Spill:
+    """A file without a name to which new weights of a large model are written; it goes when no weight needs it."""
+
+    def __init__(self) -> None:
+        self.file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as a weight lies in it
+
+    def take(self, value: ir.Value, array: np.ndarray) -> None:
+        """Gives a weight that stays in a file another array of its shape and type, which stays in this file."""
+        old = tensor_of(value)
+        place = self.file.seek(0, os.SEEK_END)
+        np.ascontiguousarray(array).tofile(self.file)
+        self.file.flush()
+
+        def read() -> ir.Tensor:
+            found = np.empty(array_shape, array_dtype)
+            flat, at = memoryview(found).cast("B") if found.size else memoryview(b""), 0
+            while at < len(flat):  # one call reads 2 GiB at most
+                at += os.preadv(self.file.fileno(), [flat[at:]], place + at)
+            return ir.Tensor(found, dtype=old.dtype, name=value.name)
+
+        array_shape, array_dtype = array.shape, array.dtype
+        value.shape = ir.Shape(array.shape)
+        value.const_value = ir.LazyTensor(read, dtype=old.dtype, shape=value.shape, name=value.name)
 
 
 def folder_of(model: ir.Model) -> str | None:

@@ -136,11 +136,14 @@ class Sums:
             return None
         start = w0.transpose(0, 2, 1).astype(np.float64)
         held, normal = Rows.joined(self.held), _Normal(self, start, b0, fixed_bias)
-        fits = []
+        found: tuple[float, float, np.ndarray, np.ndarray] | None = None
         for factor in RIDGES:
             w, b = normal.solved(ridge * factor)
-            fits.append((_error(held, w, b), ridge * factor, w, b))
-        after, best, w, b = min(fits, key=lambda fit: fit[0])
+            error = _error(held, w, b)
+            if found is None or error < found[0]:  # no more than two are held: of a large layer each is much memory
+                found = error, ridge * factor, w, b
+        assert found is not None
+        after, best, w, b = found
         if sum(len(part.x) for part in self.kept):
             after, w, b = self._behind(normal, held, best, (after, w, b))
         weights = np.ascontiguousarray(w.transpose(0, 2, 1)).astype(np.float32)
@@ -195,7 +198,9 @@ def _solve(a: np.ndarray, c: np.ndarray, ridge: float) -> np.ndarray:
     features = a.shape[1]
     spread = np.trace(a, axis1=1, axis2=2) / features
     penalty = ridge * np.maximum(spread, 1e-12)
-    return np.linalg.solve(a + penalty[:, None, None] * np.eye(features), c)
+    damped, diagonal = a.copy(), np.arange(features)
+    damped[:, diagonal, diagonal] += penalty[:, None]
+    return np.linalg.solve(damped, c)
 
 
 def _guess(rows: Rows, w: np.ndarray, b: np.ndarray) -> np.ndarray:

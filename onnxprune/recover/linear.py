@@ -13,6 +13,8 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling.layers import PASSING, Layer, layer_of, stored_behind
+from onnxprune.graph.stored import Spill, is_stored
+from onnxprune.graph.tensors import tensor_of
 
 __all__ = ["Linear", "linears", "number", "only_user", "read_weights", "stored_behind", "users", "write_weights"]
 
@@ -24,9 +26,14 @@ class Linear(Layer):
     stored: ir.Value  # the initializer that holds the weights, possibly behind Cast
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weights as they are stored."""
+        return tensor_of(self.stored).shape.numpy()
+
+    @property
     def width(self) -> int:
         """Number of output channels, O."""
-        shape = graph.array_of(self.stored).shape
+        shape = self.shape
         return shape[self.outputs(len(shape))] * (self.groups if self.kind == "transposed" else 1)
 
 
@@ -43,9 +50,8 @@ def _linear(node: ir.Node) -> Linear | None:
     stored = stored_behind(layer.weight)
     if stored is None or stored_behind(layer.x) is not None:
         return None
-    if not layer.spatial and len(graph.array_of(stored).shape) != 2:
-        return None
-    return Linear(node, layer.weights, stored)
+    linear = Linear(node, layer.weights, stored)
+    return linear if layer.spatial or len(linear.shape) == 2 else None
 
 
 def number(node: ir.Node, name: str, default: float) -> float:
@@ -63,14 +69,23 @@ def read_weights(linear: Linear) -> np.ndarray:
     return parts.transpose(0, 2, 1, 3)[..., ::-1] if linear.kind == "transposed" else parts
 
 
-def write_weights(linear: Linear, w: np.ndarray) -> None:
-    """Stores W (G, O/G, I/G, K) in the form and the type that the initializer has."""
-    old = graph.array_of(linear.stored)
-    channels = _channels(linear, old.ndim)
+def write_weights(linear: Linear, w: np.ndarray, spill: Spill | None = None) -> None:
+    """Stores W (G, O/G, I/G, K) in the form and the type that the initializer has.
+
+    spill: where weights go that stay in files.
+    """
+    shape = linear.shape
+    channels = _channels(linear, len(shape))
     if linear.kind == "transposed":
         w = w[..., ::-1].transpose(0, 2, 1, 3)
-    array = np.moveaxis(w.reshape(np.moveaxis(old, channels, (0, 1)).shape), (0, 1), channels)
-    graph.set_constant(linear.stored, (np.asarray(array, np.float32) / np.float32(linear.alpha)).astype(old.dtype))
+    leading = [shape[axis] for axis in channels]
+    others = [size for axis, size in enumerate(shape) if axis not in channels]
+    array = np.moveaxis(w.reshape(*leading, *others), (0, 1), channels)
+    array = (np.asarray(array, np.float32) / np.float32(linear.alpha)).astype(tensor_of(linear.stored).dtype.numpy())
+    if spill is not None and is_stored(linear.stored):
+        spill.take(linear.stored, array)
+    else:
+        graph.set_constant(linear.stored, array)
 
 
 def _channels(linear: Linear, rank: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from onnxprune import graph
 from onnxprune.data import Samples
 from onnxprune.errors import GraphError
 from onnxprune.graph import extras
+from onnxprune.graph.stored import Spill
 from onnxprune.plan.select import Selection
 from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
@@ -75,6 +76,7 @@ def refit(
     cut_targets = [name for item in items for name in _cut_values(item)]
     dense_targets = [name for item in items for name in _dense_values(item)]
     records: list[Refit] = []
+    spill = Spill()
     with (
         closing(Walk(cut_model, feeds, cut_targets)) as cut_walk,
         closing(Walk(dense or coupling.model, feeds, dense_targets)) as dense_walk,
@@ -83,7 +85,7 @@ def refit(
         rng = np.random.default_rng(seed)
         try:
             for wave in layers.waves(items):
-                records += _refit_wave(wave, cut_walk, dense_walk, rng, ridge)
+                records += _refit_wave(wave, cut_walk, dense_walk, rng, ridge, spill)
                 bar.update(len(wave))
         except GraphError as error:  # each layer done so far is better than before
             note = f"least squares refitted {len(records)} of {len(items)} layers, then stopped: {error}"
@@ -93,14 +95,17 @@ def refit(
 
 
 def _refit_wave(
-    wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float
+    wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
 ) -> list[Refit]:
     states = [_state(item, cut_walk.batches, rng) for item in wave]
     pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
     for cut_values, dense_values in pairs:
         for state in states:
             state.add(cut_values, dense_values)
-    return [state.finish(cut_walk.model, ridge) for state in states]
+    found: list[Refit] = []
+    while states:  # the sums of one layer are let go before the next is solved
+        found.append(states.pop(0).finish(cut_walk.model, ridge, spill))
+    return found
 
 
 def _all(values_of, wave: Iterable[Layer | Norm]) -> list[str]:
@@ -159,7 +164,7 @@ class _LayerState:
             bounds = Bounds(np.minimum(one, two), np.maximum(one, two))  # a negative scale turns them round
         self.sums.add(x, goal.reshape(shape), held, bounds)
 
-    def finish(self, cut_model: ir.Model, ridge: float) -> Refit:
+    def finish(self, cut_model: ir.Model, ridge: float, spill: Spill) -> Refit:
         linear = self.layer.linear
         w, b = read_weights(linear), read_bias(linear)
         assert b is not None
@@ -170,7 +175,7 @@ class _LayerState:
             return Refit(linear.name, 0.0, 0.0, 0.0, self.sums.rows, False)
         accepted = fit.better and bool(np.isfinite(fit.weights).all())
         if accepted:
-            write_weights(linear, fit.weights.reshape(w.shape))
+            write_weights(linear, fit.weights.reshape(w.shape), spill)
             if not fixed:
                 add_to_bias(cut_model, linear, fit.bias.reshape(-1) - b)
         scale = max(fit.scale, 1e-30)
@@ -209,7 +214,7 @@ class _NormState:
             self.moments[which] = self.moments.get(which, 0.0) + both
         self.count += 1
 
-    def finish(self, cut_model: ir.Model, ridge: float) -> Refit:
+    def finish(self, cut_model: ir.Model, ridge: float, spill: Spill) -> Refit:
         """Moves the running statistics as those of these samples moved: they come of far more data than is here."""
         mean, var = (stored_behind(value) for value in self.norm.node.inputs[3:5])
         assert mean is not None

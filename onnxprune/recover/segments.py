@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.errors import GraphError
-from onnxprune.graph import bodies, half, sessions
+from onnxprune.graph import bodies, half, sessions, stored
+from onnxprune.graph.tensors import tensor_of
 from onnxprune.system.atomic_files import scratch
 from onnxprune.system.memory import VALUES_BYTES, may_hold
 
@@ -92,7 +93,9 @@ class Walk:
             proto.opset_import.add(domain=domain, version=version)
         proto.graph.name = "piece"
         proto.graph.node.extend(ir.serde.serialize_node(node) for node in piece)
-        proto.graph.initializer.extend(_tensor(value) for value in read.values() if value.is_initializer())
+        weights = [value for value in read.values() if value.is_initializer()]
+        large = [] if self.halves else [value for value in weights if stored.is_stored(value)]
+        proto.graph.initializer.extend(_tensor(value) for value in weights if value not in large)
         for name in inputs:
             dtype = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(0, name).dtype)
             proto.graph.input.append(onnx.helper.make_tensor_value_info(name, dtype, None))
@@ -102,8 +105,8 @@ class Walk:
         if not proto.graph.output:
             return None
         # Fits of halves are made in single precision: onnxruntime even crashes on some pieces in half.
-        whole = half.single(ir.from_proto(proto)) if self.halves else proto
-        return sessions.open_session(whole, session_options=calm)
+        whole = half.single(ir.from_proto(proto)) if self.halves else _with_stored(proto, large) if large else proto
+        return sessions.open_session(whole, session_options=calm, lean=bool(large))
 
     def _run(self, session, index: int) -> dict[str, np.ndarray]:
         if session is None:
@@ -120,6 +123,21 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
         graphs = {body, *(inner.graph for inner in body.all_nodes())}
         captured = (v for inner in body.all_nodes() for v in inner.inputs if v is not None)
         yield from (value for value in captured if value.graph not in graphs)
+
+
+def _with_stored(proto: onnx.ModelProto, weights: Iterable[ir.Value]) -> ir.Model:
+    """The model in `proto` with weights that stay in files: onnxruntime maps them, and copies nothing."""
+    named = {value.name: value for value in weights}
+    for name, value in named.items():
+        tensor = tensor_of(value)
+        shape = tensor.shape.numpy()
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.dtype, shape))
+    model = ir.from_proto(proto)
+    for value in [value for value in model.graph.inputs if value.name in named]:
+        model.graph.inputs.remove(value)
+        value.const_value = tensor_of(named[value.name])
+        model.graph.register_initializer(value)
+    return model
 
 
 def _tensor(value: ir.Value) -> onnx.TensorProto:

@@ -24,6 +24,7 @@ from onnxprune import surgery
 from onnxprune.coupling import Dim
 from onnxprune.data import batch_axes, input_infos, split
 from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
+from onnxprune.graph import stored
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.plan.select import Selection
@@ -129,7 +130,8 @@ def _refit(subject: Subject, outcome: Outcome, settings: Settings, orders: width
 def _may_choose(subject: Subject, settings: Settings) -> bool:
     """Whether another method may be taken: nobody asked for one, and size and samples let results be compared."""
     enough = subject.tune is not None and len(subject.tune) >= FEWEST_COMPARED
-    return settings.method_found and not settings.goal.searched and enough
+    held = not stored.beyond_memory(subject.model)
+    return settings.method_found and not settings.goal.searched and enough and held
 
 
 def _better_by_refit(
@@ -222,6 +224,8 @@ def _by_taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcom
 
 def _taylor(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome | str:
     """The method's order in taylor's widths, or why there are none: no gradient reaches the weights, or no torch."""
+    if stored.beyond_memory(subject.model):
+        return "gradients need all weights in memory, and those of a model as large as this stay in its files"
     try:
         scored = schedule.score(subject, base.get("taylor"), settings, Clock(), method_options={})
     except (UsageError, BridgeError, ModuleNotFoundError) as error:

@@ -65,6 +65,18 @@ def test_cut_and_mask_of_stored_weights_are_proven_and_written_like_those_in_mem
         np.testing.assert_allclose(ours, theirs, atol=1e-6 * np.abs(theirs).max())
 
 
+def test_new_weights_of_a_large_model_stay_on_disk(beside):
+    """Least squares held every layer that it had refitted in memory."""
+    model = graph.load(beside)
+    value = next(v for v in model.graph.initializers.values() if len(tensor_of(v).shape) == 4)
+    spill, wanted = stored.Spill(), 2 * graph.array_of(value)[:3]
+    spill.take(value, wanted)
+    spill.take(next(v for v in model.graph.initializers.values() if v is not value), np.ones(5, np.float32))
+    assert stored.is_stored(value)
+    assert stored.beyond_memory(model)
+    np.testing.assert_array_equal(graph.array_of(graph.copy(model).graph.initializers[value.name]), wanted)
+
+
 def _in_memory(path, folder):
     onnx.save(onnx.load(path), folder / "whole.onnx")
     return graph.load(folder / "whole.onnx")

@@ -3,7 +3,9 @@
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
+from networks import CNN, filled
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 
@@ -11,7 +13,7 @@ from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
 from onnxprune.errors import GraphError
-from onnxprune.graph import extras, sessions
+from onnxprune.graph import extras, files, sessions, stored
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import biases, constants, layers, reconstruct
@@ -232,3 +234,27 @@ def test_narrow_layers_are_fitted_to_more_positions_than_wide_ones_and_all_to_en
     assert many > wide > 16 * 576
     assert widest >= 4 * 4608
     assert reconstruct.rows_for(512, 9) * 512 * 9 * 4 < 400_000_000  # bytes
+
+
+def test_weights_that_stay_in_files_are_refitted_as_those_in_memory(tmp_path, monkeypatch):
+    """A model beyond memory was run with all weights in each piece, and held what was refitted."""
+    onnx.save(filled(CNN), tmp_path / "whole.onnx")
+    onnx.save(filled(CNN), tmp_path / "beside.onnx", save_as_external_data=True, location="data", size_threshold=0)
+    monkeypatch.setattr("onnxprune.graph.tensors.SMALL_WEIGHT_BYTES", 0)
+    answers = []
+    for name, limit in (("whole", 1 << 30), ("beside", 0)):
+        monkeypatch.setattr(files, "LARGE_MODEL_BYTES", limit)
+        model = graph.normalize(graph.load(tmp_path / f"{name}.onnx"))
+        coupling = analyze(model)
+        selection = Selection(coupling, {dim: np.arange(dim.size) % 3 > 0 for dim in coupling.free})
+        cut = surgery.cut(selection)
+        x = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+        samples = load_samples({"x": x}, input_infos(model), seed=0)
+        records = reconstruct.refit(selection, cut, samples)
+        assert any(record.accepted for record in records)
+        refitted = {r.node for r in records if r.accepted}
+        weights = [node.inputs[1] for node in cut.graph if node.name in refitted]
+        assert all(stored.is_stored(value) is (name == "beside") for value in weights)
+        answers.append([graph.array_of(value) for value in weights])
+    for ours, theirs in zip(*answers, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -1,14 +1,15 @@
 """Exports small members of many families outside of torchvision and timm, by either of torch's exporters.
 
 The tables are families_hf.py (transformers), families_libraries.py (ultralytics, segmentation_models_pytorch,
-diffusers) and families_handmade.py. Each export runs in a copy of this process with a time limit. OUT_DIR gets
-NAME.VARIANT.onnx and exports.json, as export.py writes it; a second call goes on where the first stopped. Variants: ts
-and dynamo with everything static, dyn and dyn_dynamo with the inputs' symbolic axes.
+diffusers), families_handmade.py and families_odd.py. Each export runs in a copy of this process with a time limit.
+OUT_DIR gets NAME.VARIANT.onnx and exports.json, as export.py writes it; a second call goes on where the first stopped.
+Variants: ts and dynamo with everything static, dyn and dyn_dynamo with the inputs' symbolic axes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import importlib
 import logging
@@ -23,7 +24,7 @@ from jobs import Row, last_json, load_rows, note, run_forked, save_rows
 
 SYMBOLIC = ("dyn", "dyn_dynamo")
 VARIANTS = ("ts", "dynamo", *SYMBOLIC)
-TABLES = ("families_handmade", "families_libraries", "families_hf")
+TABLES = ("families_handmade", "families_odd", "families_libraries", "families_hf")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -149,7 +150,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(names))
         return 0
     for library in ("transformers", "onnxruntime", "onnxscript", "torch.onnx", "torchvision"):
-        importlib.import_module(library)
+        with contextlib.suppress(ImportError):  # tables of what is not there are left out
+            importlib.import_module(library)
     args.out.mkdir(parents=True, exist_ok=True)
     table = args.out / "exports.json"
     rows = load_rows(table)

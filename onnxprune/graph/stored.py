@@ -78,14 +78,14 @@ class Spill:
         self.file.flush()
 
         def read() -> ir.Tensor:
-            found = np.empty(array_shape, array_dtype)
-            flat, at = memoryview(found).cast("B") if found.size else memoryview(b""), 0
-            while at < len(flat):  # one call reads 2 GiB at most
+            found = bytearray(size)
+            flat, at = memoryview(found), 0
+            while at < size:  # one call reads 2 GiB at most
                 at += os.preadv(self.file.fileno(), [flat[at:]], place + at)
-            return ir.Tensor(found, dtype=old.dtype, name=value.name)
+            return ir.Tensor(np.frombuffer(found, dtype).reshape(shape), dtype=old.dtype, name=value.name)
 
-        array_shape, array_dtype = array.shape, array.dtype
-        value.shape = ir.Shape(array.shape)
+        shape, dtype, size = array.shape, array.dtype, array.nbytes
+        value.shape = ir.Shape(shape)
         value.const_value = ir.LazyTensor(read, dtype=old.dtype, shape=value.shape, name=value.name)
 
 

@@ -28,7 +28,7 @@ class Linear(Layer):
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the weights as they are stored."""
-        return tensor_of(self.stored).shape.numpy()
+        return tuple(tensor_of(self.stored).shape.numpy())
 
     @property
     def width(self) -> int:

@@ -127,7 +127,7 @@ def reads(node: ir.Node) -> Iterator[ir.Value]:
 
 def _with_stored(proto: onnx.ModelProto, weights: Iterable[ir.Value]) -> ir.Model:
     """The model in `proto` with weights that stay in files: onnxruntime maps them, and copies nothing."""
-    named = {value.name: value for value in weights}
+    named = {value.name or "": value for value in weights}
     for name, value in named.items():
         tensor = tensor_of(value)
         shape = tensor.shape.numpy()
@@ -135,7 +135,7 @@ def _with_stored(proto: onnx.ModelProto, weights: Iterable[ir.Value]) -> ir.Mode
     model = ir.from_proto(proto)
     for value in [value for value in model.graph.inputs if value.name in named]:
         model.graph.inputs.remove(value)
-        value.const_value = tensor_of(named[value.name])
+        value.const_value = tensor_of(named[value.name or ""])
         model.graph.register_initializer(value)
     return model
 

@@ -127,9 +127,20 @@ def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
     """`model` in half precision behind the same interface."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    left = [*floats, *(node.name or "" for node in model.graph.all_nodes() if _takes_no_halves(node, model))]
     with quiet():
-        made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=list(floats))
+        made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=left)
     return _made(made, model)
+
+
+def _takes_no_halves(node: ir.Node, model: ir.Model) -> bool:
+    """Whether the operator is not defined in half precision, though it is in single, as Celu."""
+    try:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports.get(node.domain, 1), node.domain)
+    except onnx.defs.SchemaError:  # of another domain
+        return False
+    first = [*schema.inputs[:1], *schema.outputs[:1]]
+    return any("tensor(float)" in each.types and "tensor(float16)" not in each.types for each in first)
 
 
 def _checked(made: onnx.ModelProto, model: ir.Model, kind: str, what: str) -> ir.Model:

@@ -23,6 +23,18 @@ square (float[N, 6] x) => (float[N, 8] y)
 }
 """
 
+# Between two layers a value is raised far from zero and brought back: no grid of 256 numbers holds what it tells.
+FAR_OFF = """<ir_version: 8, opset_import: ["" : 17]>
+far (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8] up, float[8] down, float[8, 4] v>
+{
+  [first] a = MatMul (x, w)
+  [rise] b = Add (a, up)
+  [relu] c = Relu (b)
+  [fall] d = Add (c, down)
+  [last] y = MatMul (d, v)
+}
+"""
+
 
 def finished(text: str) -> ir.Model:
     return finish(graph.normalize(ir.from_proto(filled(text))))
@@ -46,4 +58,4 @@ def quantized(text: str, asked: str):
     return quantize(model, Context(wanted, samples_for(model), feeds_for(model)))
 
 
-__all__ = ["CNN", "SQUARE", "feeds_for", "finished", "quantized", "samples_for"]
+__all__ = ["CNN", "FAR_OFF", "SQUARE", "feeds_for", "finished", "quantized", "samples_for"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantizing import CNN, feeds_for, finished, samples_for
+from quantizing import CNN, FAR_OFF, feeds_for, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.quantize import Context, floats, forms, parse, proof, quantize
@@ -90,18 +90,6 @@ def test_as_many_layers_stay_in_float_as_it_takes_and_no_more_are_tried():
     )
     assert bad <= set(chosen.left)
     assert (len(chosen.left), chosen.off) == (4, 0.0)
-
-
-FAR_OFF = """<ir_version: 8, opset_import: ["" : 17]>
-far (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8] up, float[8] down, float[8, 4] v>
-{
-  [first] a = MatMul (x, w)
-  [rise] b = Add (a, up)
-  [relu] c = Relu (b)
-  [fall] d = Add (c, down)
-  [last] y = MatMul (d, v)
-}
-"""
 
 
 @pytest.mark.parametrize(("height", "told"), [(5000.0, True), (1.0, False)])

@@ -8,6 +8,8 @@ import onnx
 import onnx_text
 import pytest
 from networks import CNN, CONCAT, DIGITS, MLP, filled
+from onnxruntime.transformers import float16
+from quantizing import FAR_OFF
 
 from onnxprune.report import schema
 
@@ -134,6 +136,7 @@ def bad(tmp_path):
     onnx.save(filled(MLP), tmp_path / "mlp.onnx")
     onnx.save(filled(CONCAT), tmp_path / "conv.onnx")
     onnx.save(filled(OLD), tmp_path / "old.onnx")
+    onnx.save(float16.convert_float_to_float16(filled(MLP)), tmp_path / "half.onnx")
     return tmp_path
 
 
@@ -147,6 +150,7 @@ def bad(tmp_path):
         ("cnn.onnx --quantize int8:x=1 --data all.npz", "'x' is no key of int8"),
         ("cnn.onnx --quantize int8 --data all.npz --pack", "give one of them"),
         ("conv.onnx --quantize int4", "nothing of this model can be stored so: it has no MatMul or Gemm"),
+        ("half.onnx --quantize fp16", "computes in half precision already (MatMul"),
         ("cnn.onnx --quantize int8:exclude=nothing* --data all.npz", "exclude=nothing* matches no node"),
     ],
 )
@@ -239,6 +243,39 @@ def test_verify_accepts_matrices_in_integers_with_biases_that_recovery_made(cli,
         assert cli(*words, "--quantize", kind, "--plan", bad / "plan.json", *QUIET).code == 0
         ran = cli("verify", bad / "mlp.onnx", bad / "out.onnx", "--plan", bad / "plan.json")
         assert (ran.code, ran.err) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["int8", "dynamic", "int4"])
+def test_a_model_in_half_precision_is_quantized_behind_the_same_interface_and_verified(cli, bad, kind):
+    rng = np.random.default_rng(0)
+    np.savez(bad / "half.npz", x=rng.normal(size=(200, 6)).astype(np.float16))
+    words = (bad / "half.onnx", bad / "out.onnx", "--method", "l1", "--data", bad / "half.npz", "--recover", "none")
+    ran = cli(*words, "--quantize", kind, "--plan", bad / "plan.json", *QUIET)
+    assert ran.code == 0, ran.err
+    assert ("computes in half precision: what is not rounded" in ran.err) == (kind != "int4")
+    before, after = onnx.load(bad / "half.onnx"), onnx.load(bad / "out.onnx")
+    assert (list(after.graph.input), list(after.graph.output)) == (list(before.graph.input), list(before.graph.output))
+    ran = cli("verify", bad / "half.onnx", bad / "out.onnx", "--plan", bad / "plan.json")
+    assert (ran.code, ran.err) == (0, "")
+
+
+def test_a_file_that_int8_ruins_is_told_of_and_refused_by_max_drop(cli, bad):
+    model = filled(FAR_OFF)
+    for tensor in model.graph.initializer:
+        if tensor.name in ("up", "down"):
+            array = np.full(8, 5000.0 if tensor.name == "up" else -5000.0, np.float32) + np.arange(8, dtype="f") / 8
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, bad / "far.onnx")
+    np.savez(bad / "far.npz", x=np.random.default_rng(0).normal(size=(400, 6)).astype(np.float32))
+    words = (bad / "far.onnx", bad / "out.onnx", "--method", "l1", "--data", bad / "far.npz", "--recover", "none")
+    ran = cli(*words, "--target", "macs=0.9", "--quantize", "int8:float=none", "--max-drop", 5, *QUIET)
+    assert (ran.code, (bad / "out.onnx").exists()) == (1, False)
+    ran = cli(*words, "--target", "params=1", "--quantize", "int8:float=none", *QUIET)
+    assert ran.code == 0
+    assert "int8 does not fit this model: its outputs are off by" in ran.err
+    ran = cli(*words, "--target", "params=1", "--quantize", "int8", *QUIET)
+    assert ran.code == 0
+    assert "does not fit" not in ran.err
 
 
 def test_a_size_is_met_by_both_together_and_pruning_gives_only_what_rounding_does_not(cli, tmp_path):

@@ -104,3 +104,17 @@ def test_a_kind_that_finds_nothing_to_store_says_so():
                   plain (float[N, 3] x) => (float[N, 3] y) { [relu] y = Relu (x) }""",
             "int4",
         )
+
+
+def test_an_operator_that_knows_no_halves_stays_in_float():
+    """onnxruntime refused the file: ONNX defines Celu in single precision only."""
+    made = quantized(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        celu (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8, 4] v>
+        { a = MatMul (x, w)  [celu] b = Celu (a)  y = MatMul (b, v) }""",
+        "fp16",
+    )
+    assert made.simulation.ok
+    (celu,) = (node for node in made.model.graph if node.op_type == "Celu")
+    assert celu.inputs[0] is not None
+    assert celu.inputs[0].producer().op_type == "Cast"

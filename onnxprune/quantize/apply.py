@@ -6,14 +6,16 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune.data import Samples
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph import providers
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof.evidence import NOT_BY_PLAN
+from onnxprune.quantize import floats as choice
 from onnxprune.quantize import forms, integers, prepare, proof, spared, ties
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.nearer import JUDGED
-from onnxprune.quantize.ranges import drawn, in_batches
+from onnxprune.quantize.ranges import drawn, in_batches, reached
 from onnxprune.quantize.records import Context, Quantized, proof_feeds
 
 FAR = 0.3  # of the outputs' size: what is off by more is of little use
@@ -52,7 +54,7 @@ def quantize(model: ir.Model, context: Context) -> Quantized:
     floats, notes = _prepared(model, asked.kind)
     excluded = prepare.excluded(floats, asked.excluded)
     made = (integers.int8 if asked.kind == "int8" else _stored)(floats, excluded, context)
-    return replace(made, notes=(*notes, *made.notes, *_warned(made, context)))
+    return replace(made, notes=(*notes, *made.notes, *_warned(made, context), *_larger(model, made, asked.kind)))
 
 
 def _warned(made: Quantized, context: Context) -> Iterator[str]:
@@ -68,6 +70,16 @@ def _warned(made: Quantized, context: Context) -> Iterator[str]:
         yield (
             f"{kind} does not fit this model: its outputs are off {far}{answers}; {ADVICE[kind]}, or --max-drop, which "
             "writes no such file"
+        )
+
+
+def _larger(model: ir.Model, made: Quantized, kind: str) -> Iterator[str]:
+    """A note where the file of the quantized model is larger than that of the finished `model` in floats."""
+    before, after = (len(ir.to_proto(each).SerializeToString()) for each in (model, made.model))
+    if after > before:
+        yield (
+            f"{kind} makes the file larger, {after} bytes where it has {before} as it was: scales, and nodes that "
+            "round, outweigh what so few weights save"
         )
 
 
@@ -147,9 +159,34 @@ def told(made: Quantized, feeds: Sequence[Feeds]) -> dict[str, Any]:
 
 
 def _stored(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantized:
-    """The kinds that need no samples."""
+    """The kinds that need no samples; where there are some, what does not stand it stays in float."""
     asked = context.asked
     excluded = list(dict.fromkeys([*excluded, *context.known.get("float", ())]))
-    made = _form(floats, asked, excluded)
+    made, left, notes = _form(floats, asked, excluded), (), ()
+    if context.samples is not None and "float" not in context.known:
+        made, left, notes = _standing(floats, made, excluded, context.samples, context)
     simulation = proof.require(proof.simulate(made, floats, asked.kind, proof_feeds(context.feeds)))
-    return Quantized(made, floats, floats, {"options": str(asked), "float": excluded}, simulation)
+    record = {"options": str(asked), "float": [*excluded, *left]}
+    return Quantized(made, floats, floats, record, simulation, notes)
+
+
+def _standing(
+    floats: ir.Model, made: ir.Model, excluded: Sequence[str], samples: Samples, context: Context
+) -> tuple[ir.Model, tuple[str, ...], tuple[str, ...]]:
+    """(the model, nodes that stay in float besides, notes): those that halves do not reach, or whose matrices make the
+    largest part of the error where that is large."""
+    kind, feeds = context.asked.kind, list(in_batches(floats, drawn(samples, JUDGED, 0)))
+
+    def form(left: Sequence[str]) -> ir.Model:
+        return _form(floats, context.asked, [*excluded, *left])
+
+    if kind == "fp16":  # by rule: CPUs compute so in single precision, and do not show it
+        left = tuple(spared.beyond_halves(floats, reached(prepare.proto_of(floats), (), feeds, {})))
+        note = f"{spared.counted(left)} in float: halves do not reach what they compute with" if left else ""
+        return (form(left), left, (note,)) if left else (made, (), ())
+    far = context.far(floats, feeds)
+    plain = choice.Choice(made, (), far(made))
+    if plain.off <= FAR:
+        return made, (), ()
+    chosen = choice.less_layers(choice.matrices(floats, made, kind), plain, form, far)
+    return chosen.model, chosen.left, (choice.told(floats, plain.off, chosen),) if chosen.left else ()

@@ -59,19 +59,21 @@ def standing(
         if best.off <= ENOUGH:
             return best
         best = _better(best, _tried(form, far, left))
-    return best if best.off <= ENOUGH else less_layers(floats, best, form, far, seconds=seconds)
+    if best.off <= ENOUGH:
+        return best
+    return less_layers(candidates(floats, best.model), best, form, far, seconds=seconds)
 
 
 def less_layers(
-    floats: ir.Model, best: Choice, form: Form, far: Far, *, most: int | None = None, seconds: float = SECONDS
+    names: Sequence[str], best: Choice, form: Form, far: Far, *, most: int | None = None, seconds: float = SECONDS
 ) -> Choice:
-    """`best` without the layers that make the largest part of its error: `most`, or as many as it takes."""
-    gains = _gains(floats, best, form, far, seconds)
+    """`best` without those layers of `names` that make the largest part of its error: `most`, or as many as needed."""
+    gains = _gains(names, best, form, far, seconds)
     worth = [name for name in sorted(gains, key=lambda name: -gains[name]) if gains[name] > 0]
     if most is not None:
         ends = [min(most, sum(gains[name] > WORTH * best.off**2 for name in worth))]
     else:  # twice as many each time: few trials, and no more of them in float than twice what has to be
-        ends = [2**k for k in range(len(worth).bit_length()) if 2**k < len(candidates(floats, best.model))]
+        ends = [2**k for k in range(len(worth).bit_length()) if 2**k < len(names)]
     first = best
     for end in filter(None, ends):
         best = _better(best, _tried(form, far, [*first.left, *worth[:end]]))
@@ -80,12 +82,11 @@ def less_layers(
     return best
 
 
-def _gains(floats: ir.Model, best: Choice, form: Form, far: Far, seconds: float) -> dict[str, float]:
+def _gains(names: Sequence[str], best: Choice, form: Form, far: Far, seconds: float) -> dict[str, float]:
     """By how much the squared error falls when a layer is left in float besides what is, as far as time lets them be
     tried."""
     start = perf_counter()
     gains: dict[str, float] = {}
-    names = candidates(floats, best.model)
     for name in names if len(names) > 1 else ():
         if gains and perf_counter() - start > seconds:
             break
@@ -153,6 +154,17 @@ def _after_weights(model: ir.Model) -> set[ir.Node]:
         if weighted(node) or any(user in before for user in readers):
             before.add(node)
     return {node for node in model.graph if node not in before}
+
+
+def matrices(floats: ir.Model, made: ir.Model, kind: str) -> list[str]:
+    """Names of the nodes whose matrix `made` stores as `kind` does, those first that rounding moves furthest."""
+    own = {node.name: node for node in floats.graph}
+    moved: dict[str, float] = {}
+    for name, matrix in parts.matrices(made, kind).items():
+        w = graph.constant(own[name].inputs[1]) if name in own else None
+        if w is not None and w.shape == matrix.real.shape:
+            moved[name] = float(np.linalg.norm(w - matrix.real)) / max(float(np.linalg.norm(w)), 1e-30)
+    return sorted(moved, key=lambda name: -moved[name])
 
 
 def candidates(floats: ir.Model, made: ir.Model) -> list[str]:

@@ -130,7 +130,27 @@ def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
     left = [*floats, *(node.name or "" for node in model.graph.all_nodes() if _takes_no_halves(node, model))]
     with quiet():
         made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=left)
-    return _made(made, model)
+    return _without_way_back(_made(made, model))
+
+
+def _without_way_back(model: ir.Model) -> ir.Model:
+    """`model`, in place, without the halves that the converter puts between two nodes which both stay in float: what
+    halves do not reach would be lost there."""
+    for node in list(model.graph):
+        half = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
+        if half is None or half.op_type != "Cast" or node.outputs[0].is_graph_output():
+            continue
+        source = half.inputs[0]
+        if source is not None and _casts(half, ir.DataType.FLOAT16) and _casts(node, ir.DataType.FLOAT):
+            node.outputs[0].replace_all_uses_with(source)
+            model.graph.remove(node, safe=True)
+            if not half.outputs[0].uses() and not half.outputs[0].is_graph_output():
+                model.graph.remove(half, safe=True)
+    return model
+
+
+def _casts(node: ir.Node, dtype: ir.DataType) -> bool:
+    return node.attributes.get_int("to", 0) == dtype
 
 
 def _takes_no_halves(node: ir.Node, model: ir.Model) -> bool:

@@ -65,31 +65,22 @@ def int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantiz
 def _spared(masking: Sequence[str], endless: Sequence[str]) -> Iterator[str]:
     """What stays in float by rule, in words."""
     if masking:
-        yield f"{counted(masking)} in float: masks go through, numbers that no grid of 256 holds beside others"
+        yield f"{spared.counted(masking)} in float: masks go through, numbers that no grid of 256 holds beside others"
     if endless:
-        yield f"{counted(endless)} in float: on some sample what they read or make is infinite or no number"
-
-
-def counted(names: Sequence[str]) -> str:
-    """How many nodes stay as they are."""
-    return f"'{names[0]}' stays" if len(names) == 1 else f"{len(names)} nodes stay"
+        yield f"{spared.counted(endless)} in float: on some sample what they read or make is infinite or no number"
 
 
 def _standing(
     floats: ir.Model, ranges: Ranges, form: Form, few: Samples, context: Context
 ) -> tuple[ir.Model, tuple[str, ...], tuple[str, ...]]:
     """(the quantized model, nodes that it leaves in float because their rounding costs too much, notes)."""
-    judged = list(in_batches(floats, drawn(few, JUDGED, 0)))
-
-    def far(model: ir.Model) -> float:
-        off = proof.worst_error(model, floats, judged)
-        return off if context.lost is None else max(off, context.lost(model))
-
+    far = context.far(floats, list(in_batches(floats, drawn(few, JUDGED, 0))))
     own = partial(form, floats, ranges)
     plain = choice.plainly(own, far)
     chosen = choice.standing(floats, plain, own, far, forms.op_types(context.provider))
     if context.asked["float"] == "auto":
-        chosen = choice.less_layers(floats, chosen, own, far, most=choice.MOST)
+        names = choice.candidates(floats, chosen.model)
+        chosen = choice.less_layers(names, chosen, own, far, most=choice.MOST)
     notes = (choice.told(floats, plain.off, chosen),) if chosen.left else ()
     return chosen.model, chosen.left, notes
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,22 +25,25 @@ def calibrated(proto: onnx.ModelProto, op_types: Sequence[str], feeds: Iterable[
     The ends of a value that was infinite, or no number, on some sample are not finite either.
     """
     if asked["calibrate"] == "minmax":
-        return _reached(proto, op_types, feeds, "minmax", asked)
+        return reached(proto, op_types, feeds, {"symmetric": asked["symmetric"]})
     feeds = list(feeds)
-    ends = _reached(proto, op_types, feeds, "minmax", asked)
+    ends = reached(proto, op_types, feeds, {"symmetric": asked["symmetric"]})
     endless = {name for name, pair in ends.items() if not np.isfinite(pair).all()}
     # Histograms have no place for infinities.
-    return {**ends, **_reached(proto, op_types, feeds, asked["calibrate"], asked, endless)}
+    options = {"symmetric": asked["symmetric"]}
+    options |= {"percentile": asked["percentile"]} if asked["calibrate"] == "percentile" else {}
+    return {**ends, **reached(proto, op_types, feeds, options, asked["calibrate"], endless)}
 
 
-def _reached(
+def reached(
     proto: onnx.ModelProto,
     op_types: Sequence[str],
     feeds: Iterable[Feeds],
-    method: str,
-    asked: Asked,
+    options: Mapping[str, Any],
+    method: str = "minmax",
     without: Collection[str] = (),
 ) -> dict[str, tuple[float, float]]:
+    """What the values reach by one of onnxruntime's methods; no `op_types`: all values. without: names left out."""
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
     methods = {
@@ -47,7 +51,6 @@ def _reached(
         "percentile": CalibrationMethod.Percentile,
         "entropy": CalibrationMethod.Entropy,
     }
-    extra = {"percentile": asked["percentile"]} if method == "percentile" else {}
     with scratch() as folder, quiet():
         path = Path(folder, "float.onnx")
         onnx.save(proto, path)
@@ -56,7 +59,7 @@ def _reached(
             list(op_types),
             augmented_model_path=str(Path(folder, "augmented.onnx")),
             calibrate_method=methods[method],
-            extra_options={**extra, "symmetric": asked["symmetric"]},
+            extra_options=dict(options),
         )
         if without:
             calibrator.tensors_to_calibrate = set(calibrator.tensors_to_calibrate) - set(without)  # type: ignore[attr-defined]

@@ -42,6 +42,15 @@ class Context:
     teacher: ir.Model | None = None
     lost: Callable[[ir.Model], float] | None = None
 
+    def far(self, floats: ir.Model, feeds: Sequence[Feeds]) -> Callable[[ir.Model], float]:
+        """What tells how far off a model is from `floats` on its outputs: 0 not at all, 1 where nothing is left."""
+
+        def off(model: ir.Model) -> float:
+            found = proof.worst_error(model, floats, feeds)
+            return found if self.lost is None else max(found, self.lost(model))
+
+        return off
+
 
 def proof_feeds(feeds: Sequence[Feeds]) -> list[Feeds]:
     """A few of the feeds of the proof: every value of the model is held twice on each."""

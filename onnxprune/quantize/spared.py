@@ -1,4 +1,4 @@
-"""Nodes that int8 leaves in float by rule, whatever samples say: no grid of 256 numbers holds what they compute with.
+"""Nodes that stay in float by rule: what they compute with has no place on a grid of 256 numbers, or among halves.
 
 masks       numbers that stand for minus infinity (-inf, -3.4e38, -1e9, -1e4) are added to scores, or put in their
             place, before Softmax. A grid that reaches down to them has steps larger than all scores; one that was
@@ -7,13 +7,14 @@ infinities  a value that was infinite, or no number, on the samples has no range
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
 
+HALF_OF_MOST = 32752.0  # half of the largest number of half precision
 MASKED = 1e4  # numbers so far from zero are taken for infinite; BERT's masks add -10000
 # Operators that hand on a masked number, each with the inputs that it hands on (None: all).
 CARRIERS: Mapping[str, tuple[int, ...] | None] = {
@@ -53,7 +54,20 @@ def masking(model: ir.Model) -> list[str]:
 
 def endless(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
     """Names of the nodes that make or read a value whose range has an end that is no finite number."""
-    names = {name for name, pair in ranges.items() if not all(map(math.isfinite, pair))}
+    return _touching(model, {name for name, pair in ranges.items() if not all(map(math.isfinite, pair))})
+
+
+def beyond_halves(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of the nodes that make or read a value which halves do not reach, or nearly not, on the samples."""
+    return _touching(model, {name for name, pair in ranges.items() if not max(map(abs, pair)) < HALF_OF_MOST})
+
+
+def counted(names: Sequence[str]) -> str:
+    """How many nodes stay as they are."""
+    return f"'{names[0]}' stays" if len(names) == 1 else f"{len(names)} nodes stay"
+
+
+def _touching(model: ir.Model, names: Collection[str]) -> list[str]:
     return [node.name or "" for node in model.graph if _touches(node, names)]
 
 

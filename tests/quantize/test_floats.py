@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
-from quantizing import CNN, FAR_OFF, feeds_for, finished, samples_for
+from quantizing import CNN, FAR_OFF, SQUARE, feeds_for, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.quantize import Context, floats, forms, parse, proof, quantize
@@ -64,14 +64,14 @@ def test_time_bounds_the_trials():
         return made.model
 
     best = choice_of(made.model, 0.5)
-    assert floats.less_layers(made.float_model, best, form, lambda _: 0.5, seconds=0.0) is best
+    assert floats.less_layers(["stem", "head"], best, form, lambda _: 0.5, seconds=0.0) is best
     assert tried == [["stem"]]
 
 
 def test_where_no_layer_stands_out_all_are_rounded():
     made = made_of(finished(CNN), "int8:biases=false")
     best = choice_of(made.model, 0.05)
-    assert floats.less_layers(made.float_model, best, lambda _: made.model, lambda _: 0.05, most=4) is best
+    assert floats.less_layers(["stem", "head"], best, lambda _: made.model, lambda _: 0.05, most=4) is best
 
 
 def test_as_many_layers_stay_in_float_as_it_takes_and_no_more_are_tried():
@@ -85,8 +85,9 @@ def test_as_many_layers_stay_in_float_as_it_takes_and_no_more_are_tried():
         left_of[id(model)] = (model, bad - set(left))
         return model
 
+    names = floats.candidates(made.float_model, made.model)
     chosen = floats.less_layers(
-        made.float_model, choice_of(made.model, 0.9), form, lambda model: 0.3 * len(left_of[id(model)][1]), seconds=60
+        names, choice_of(made.model, 0.9), form, lambda model: 0.3 * len(left_of[id(model)][1]), seconds=60
     )
     assert bad <= set(chosen.left)
     assert (len(chosen.left), chosen.off) == (4, 0.0)
@@ -143,6 +144,46 @@ def test_a_norm_and_an_activation_that_are_written_out_stay_in_float_before_any_
     steps = list(floats._steps(model, forms.op_types("cpu")))
     assert {"more", "scaled", "raised"} <= set(steps[0])
     assert not {"first", "last"} & set(steps[-1])
+
+
+BEYOND = """<ir_version: 8, opset_import: ["" : 17]>
+beyond (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float up = {200000.0}, float[8, 4] v>
+{
+  [first] a = MatMul (x, w)
+  [rise] b = Mul (a, up)
+  [fall] c = Div (b, up)
+  [last] y = MatMul (c, v)
+}
+"""
+
+
+def test_what_halves_do_not_reach_stays_in_float():
+    made = made_of(finished(BEYOND), "fp16")
+    assert set(made.record["float"]) == {"rise", "fall"}
+    assert proof.error(made.model, made.pruned, feeds_for(made.pruned)) < 0.01
+    assert "2 nodes stay in float: halves do not reach what they compute with" in made.notes
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "int4"])
+def test_a_matrix_that_8_or_4_bits_ruin_stays_in_float(kind):
+    """The rows of 'last' that small values are multiplied with are far smaller than the others."""
+    model = finished(SQUARE)
+    value = next(node for node in model.graph if node.name == "last").inputs[1]
+    array = graph.array_of(value).copy()
+    array[:, :2] *= 1e4
+    graph.set_constant(value, array)
+    first = next(node for node in model.graph if node.name == "first")
+    for k in (1, 2):
+        held = graph.array_of(first.inputs[k]).copy()
+        held[..., :2] = 0
+        graph.set_constant(first.inputs[k], held)
+    w2 = next(node for node in model.graph if node.name == "middle").inputs[1]
+    held = graph.array_of(w2).copy()
+    held[:, :2] = 0
+    graph.set_constant(w2, held)
+    made = made_of(model, kind)
+    assert made.record["float"] == ["last"]
+    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.3
 
 
 def test_answers_that_are_lost_count_though_the_outputs_are_near():

@@ -46,7 +46,7 @@ def prepared(
     Raises: GraphError where it cannot be brought to that opset, UsageError where it is quantized already.
     """
     check_model(model)
-    notes = (SINGLE,) if not halves and any(map(_is_halved, model.graph.all_nodes())) else ()
+    notes = (SINGLE,) if not halves and _computes_in_halves(model) else ()
     model = folded(model, halves)
     model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
     for index, node in enumerate(model.graph.all_nodes()):
@@ -83,6 +83,11 @@ def check_model(model: ir.Model, kind: str = "") -> None:
             f"--quantize: the pruned model has {size:.1f} GB of weights, and {LARGE_BYTES / 1e9:g} GB is the most that "
             "can be quantized; prune more, or quantize the result with onnxruntime's own tools"
         )
+
+
+def _computes_in_halves(model: ir.Model) -> bool:
+    """Whether more than inputs and outputs are halves, which are cast to what is computed in."""
+    return any(map(_is_halved, model.graph.all_nodes()))
 
 
 def _is_halved(node: ir.Node) -> bool:
@@ -167,7 +172,7 @@ def folded(model: ir.Model, halves: bool = False) -> ir.Model:
 
     halves: what is computed in half precision stays so; integer kernels give and take single precision only.
     """
-    model = graph.copy(model) if halves or not half.has_halves(model) else _in_single(model)
+    model = _in_single(model) if not halves and _computes_in_halves(model) else graph.copy(model)
     for node in list(model.graph):
         inputs = [graph.constant(value) for value in node.inputs if value is not None]
         if node.op_type not in CARRIERS or node.domain not in STANDARD or any(array is None for array in inputs):

@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 from networks import MLP, filled
 from onnx import helper
+from onnxruntime.transformers import float16
 from quantizing import feeds_for, finished, quantized, samples_for
 
 from onnxprune import graph
@@ -118,3 +119,15 @@ def test_an_operator_that_knows_no_halves_stays_in_float():
     (celu,) = (node for node in made.model.graph if node.op_type == "Celu")
     assert celu.inputs[0] is not None
     assert celu.inputs[0].producer().op_type == "Cast"
+
+
+def test_what_was_widened_is_not_widened_again():
+    """Values were called the same twice, and 'verify' refused the file beside torch, where models are sent as files."""
+    half = finished(MLP)
+    half = finish(graph.normalize(ir.from_proto(float16.convert_float_to_float16(ir.to_proto(half)))))
+    wide, notes = prepare.prepared(half, 13)
+    assert len(notes) == 1
+    assert {value.dtype for value in (*wide.graph.inputs, *wide.graph.outputs)} == {ir.DataType.FLOAT16}
+    again, notes = prepare.prepared(wide, 13)
+    assert notes == ()
+    assert [node.name for node in again.graph] == [node.name for node in wide.graph]

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxprune.outputs import detections, kinds
 from onnxprune.outputs.answers import Reference, Values, numbers_of
+from onnxprune.outputs.beside import scores_beside
 from onnxprune.outputs.kinds import Part
 from onnxprune.outputs.measures import MEASURES, Found, explained, intersection
 from onnxprune.outputs.metrics import (
@@ -28,6 +29,8 @@ from onnxprune.outputs.metrics import (
     share_kept,
     wilson_interval,
 )
+
+HALF = 0.5  # the score from which on the answer is yes
 
 
 def measure(said: Values, original: Reference) -> list[PartAccuracy]:
@@ -57,7 +60,7 @@ def _groups(original: Reference) -> Iterator[Group]:
     pairs: dict[Part, tuple[Part, ...]] = {}
     alone: list[Part] = []
     for part in parts:
-        near = _scores_beside(part, parts, original.said)
+        near = scores_beside(part, parts, lambda p: _shape(p, original.said))
         if not near:
             alone.append(part)
         elif part.kind == kinds.BOXES and (part.value in joint or part.value in original.outputs.inner):
@@ -70,15 +73,10 @@ def _groups(original: Reference) -> Iterator[Group]:
     yield from (Group((part,)) for part in alone if part not in taken)
 
 
-def _scores_beside(part: Part, parts: Sequence[Part], said: Values) -> tuple[Part, ...]:
-    """Scores at the places of boxes, or of other numbers that stand at several places of a sample, as landmarks do."""
-    if part.kind not in (kinds.BOXES, kinds.SIGNAL):
-        return ()
-    y = said[part.value]
-    count = numbers_of(part, y).shape[1]
-    if part.kind == kinds.SIGNAL and (count == 1 or y.ndim != 3):
-        return ()
-    return tuple(s for s in parts if s.kind == kinds.SCORES and numbers_of(s, said[s.value]).shape[1] == count)
+def _shape(part: Part, said: Values) -> tuple[int, ...]:
+    """The shape of the part's value as the model gives it for a sample, or for several where it has a row for each."""
+    shape = said[part.value].shape
+    return shape if part.rows else shape[1:]
 
 
 def _accuracy(group: Group, said: Values, original: Reference) -> PartAccuracy:
@@ -195,6 +193,7 @@ def labelled(original: Reference) -> Part | None:
         y = original.said[part.value]
         places = numbers_of(part, y).shape[1] if part.kind in kinds.CHOSEN else y[0].size
         fits = part.kind in kinds.CHOSEN or (part.kind == kinds.DECISION and y.dtype.kind in "iu")
+        fits = fits or (kinds.says_yes_or_no(part) and y[0].size == 1 and bool(np.isin(labels, (0, 1)).all()))
         if fits and labels[0].size == places:
             return part
     return None
@@ -205,11 +204,14 @@ def measure_labels(said: Values, original: Reference, part: Part) -> PartAccurac
     wanted = np.asarray(original.samples.labels).reshape(len(original.samples), -1).astype(np.int64)
     chosen = part.kind in kinds.CHOSEN
     classes = numbers_of(part, original.said[part.value]).shape[-1] if chosen else np.iinfo(np.int64).max
+    yes_or_no = kinds.says_yes_or_no(part)
     counted = (wanted >= 0) & (wanted < classes)  # masks name what is not judged by a number beyond the classes
 
     def right(values: Values) -> np.ndarray:
         y = values[part.value]
         answers = numbers_of(part, y).argmax(-1) if chosen else y.reshape(len(y), -1)
+        if yes_or_no:
+            answers = numbers_of(part, y).reshape(len(y), -1) > HALF
         hits = (answers == wanted) & counted
         return hits.sum(1) / np.maximum(counted.sum(1), 1)
 

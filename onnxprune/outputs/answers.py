@@ -15,7 +15,7 @@ from onnxprune.data.sequences import AT_ONCE, handed_back
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import batch_size_of
 from onnxprune.outputs.decisions import behind
-from onnxprune.outputs.kinds import CLASSES, Outputs, Part
+from onnxprune.outputs.kinds import CLASSES, SCORES, Outputs, Part
 from onnxprune.outputs.metrics import everything, mean_row
 from onnxprune.system.memory import ANSWERS_BYTES, may_hold
 
@@ -123,10 +123,23 @@ def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch:
 
 
 def numbers_of(part: Part, y: np.ndarray) -> np.ndarray:
-    """The part's numbers (N, places, C) of a value's (N, ...), places in one axis."""
+    """The part's numbers (N, places, C) of a value's (N, ...), places in one axis; scores are 0 to 1."""
     shift = 0 if part.rows else 1
     if part.along is not None:
         y = y[(slice(None),) * (part.along + shift) + (slice(part.start, part.stop),)]
     axis = (part.axis if part.axis is not None else y.ndim - 1 - shift) + shift
     y = np.moveaxis(y, axis, -1) if y.ndim > 1 else y[:, None]
-    return y.reshape(len(y), -1, y.shape[-1]) if y.ndim > 1 else y
+    return _as_scores(part, y.reshape(len(y), -1, y.shape[-1])) if y.ndim > 1 else y
+
+
+def _as_scores(part: Part, y: np.ndarray) -> np.ndarray:
+    """Scores of 0 to 1 where `part` says that y (..., C) are logits, or a choice of which one class is none of them."""
+    if part.kind != SCORES or (part.background is None and part.form != "logits"):
+        return y
+    with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / infinite the 0 that is meant
+        if part.background is None:
+            return 1 / (1 + np.exp(-y))
+        if part.form != "probabilities":
+            y = np.exp(y - y.max(-1, keepdims=True))
+            y = y / y.sum(-1, keepdims=True)
+    return np.delete(y, part.background, -1)

@@ -1,4 +1,9 @@
-"""The continuous values that a decision is made of: those behind ArgMax, TopK, NonMaxSuppression and comparisons."""
+"""The continuous values that a decision is made of: those behind ArgMax, TopK, NonMaxSuppression and comparisons.
+
+A matrix of all samples of one input against all of another is looked through as well, to the vectors that it compares.
+"""
+
+from collections.abc import Sequence
 
 import onnx_ir as ir
 
@@ -8,6 +13,8 @@ SAME_VALUES = frozenset({"Identity", "Cast", "Dropout", "Clip"})
 SAME_NUMBERS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 MOVES = SAME_VALUES | SAME_NUMBERS | {"Transpose", "Gather", "GatherND", "GatherElements", "Slice", "Concat", "Split"}
 DECIDES = frozenset({"ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "NonZero", "Compress", "Hardmax"})
+SCALES = frozenset({"Mul", "Div", "Add", "Sub"})
+PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
 SIZES = frozenset({"Shape", "Size"})
 INDICES = SIZES | {"ArgMax", "ArgMin", "NonZero", "NonMaxSuppression"}
 DEEPEST = 24  # nodes between an output and the decision that it was made by
@@ -20,6 +27,9 @@ def behind(model: ir.Model) -> dict[str, str]:
 
 def decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
     """(value, deciding operator, its node) of every float value that `output` is a choice of or from."""
+    compared = _compared(output)
+    if compared:
+        return compared
     whole = not is_float(output)
     found: list[tuple[str, str, ir.Node]] = []
     chosen_from: list[tuple[str, str, ir.Node]] = []
@@ -36,6 +46,8 @@ def decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
                 chosen_from.append((floats[0].name or "", node.op_type, node))
             if node.op_type not in SIZES and (node.op_type in MOVES or not is_float(node.outputs[0])):
                 reached += [v for v in node.inputs if v is not None and not v.is_initializer()]
+            elif node.op_type in SCALES and len(_floats(node)) == 1:  # as boxes are put back into the size of an image
+                reached += _floats(node)
         front = [v for v in dict.fromkeys(reached) if v not in visited]
         visited.update(front)
         if not front:
@@ -44,6 +56,40 @@ def decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
     last = [entry for entry in found if entry[1] == "NonMaxSuppression"]
     kept = last or (found and [*found, *chosen_from[-1:]])
     return list({entry[0]: entry for entry in kept}.values())
+
+
+def _compared(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
+    """The vectors of which `output` (N, M) holds all products, each of N samples with each of M; else nothing."""
+    source = output
+    while (node := source.producer()) is not None and node.op_type in SAME_VALUES | SCALES | {"Transpose"}:
+        before = main_input(node)
+        if before is None:
+            return []
+        source = before
+    graph = node.graph if node is not None else None
+    if node is None or graph is None or node.op_type not in PRODUCTS or len(_floats(node)) < 2:
+        return []
+    if batch_axes(output, graph.inputs) != (0, 1):
+        return []
+    vectors = [through(v, frozenset({"Transpose", "Identity"})) for v in _floats(node)[:2]]
+    return [(v.name or "", node.op_type, node) for v in vectors]
+
+
+def batch_axes(value: ir.Value, inputs: Sequence[ir.Value]) -> tuple[int, ...]:
+    """The axes of `value` that are named as the first axis of an input is, which counts samples."""
+    names = {v.shape[0].value for v in inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)} - {None}
+    dims = value.shape or ()
+    return tuple(k for k, dim in enumerate(dims) if isinstance(dim, ir.SymbolicDim) and dim.value in names)
+
+
+def main_input(node: ir.Node) -> ir.Value | None:
+    """The input whose numbers a node moves or changes one by one: the first that is computed or given."""
+    given = [v for v in node.inputs if v is not None and not v.is_initializer() and _moves(v)]
+    return given[0] if given else None
+
+
+def _moves(value: ir.Value) -> bool:
+    return value.is_graph_input() or (value.producer() is not None and _varies(value))
 
 
 def _floats(node: ir.Node) -> list[ir.Value]:

@@ -5,8 +5,7 @@ constant or a copy of an input), then `--output`, which is always right.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +13,8 @@ import onnx_ir as ir
 from onnxprune.data import Samples
 from onnxprune.errors import UsageError
 from onnxprune.graph import extras, shapes
-from onnxprune.outputs.decisions import SAME_NUMBERS, SAME_VALUES, decided_on, is_float, through
+from onnxprune.outputs.decisions import PRODUCTS, SAME_NUMBERS, SAME_VALUES, decided_on, is_float, through
+from onnxprune.outputs.heads import seen_together
 from onnxprune.outputs.kinds import (
     BOXES,
     CHOSEN,
@@ -27,7 +27,6 @@ from onnxprune.outputs.kinds import (
     PASSED,
     SCORES,
     SEGMENTATION,
-    SIGNAL,
     STATE,
     Output,
     Outputs,
@@ -53,11 +52,11 @@ def describe(
     """
     sizes = shapes.observe(model).sizes if sizes is None else sizes
     asked = check_overrides(overrides or {}, [value.name or "" for value in model.graph.outputs])
-    labelled = samples is not None and samples.labels is not None
-    look = Look(model, sizes, seen_on(model, samples), labelled)
+    labels = None if samples is None or samples.labels is None else np.asarray(samples.labels)
+    look = Look(model, sizes, seen_on(model, samples), labels)
     entries = [_output(look, value) for value in model.graph.outputs]
     entries = [_overridden(entry, *asked[entry.name], look) if entry.name in asked else entry for entry in entries]
-    return Outputs(tuple(_beside_others(entries, sizes)))
+    return Outputs(tuple(seen_together(look, entries)))
 
 
 def check_overrides(given: Mapping[str, str], names: Sequence[str]) -> dict[str, tuple[str, int | None]]:
@@ -89,24 +88,6 @@ def _overridden(entry: Output, kind: str, axis: int | None, look: Look) -> Outpu
     axis = None if axis is None else axis % rank
     part = Part(entry.name, kind, axis, form=look.form(entry.name, axis), rows=look.rows(entry.name))
     return Output(entry.name, kind, axis, (part,), "that was said by --output", given=True)
-
-
-def _beside_others(entries: list[Output], sizes: Mapping[str, Sequence[int]]) -> Iterator[Output]:
-    """Bare numbers beside outputs that end in Softmax or Sigmoid are no classes, and neither are heads of a pyramid."""
-    ended = any(part.form == "probabilities" or part.kind == SCORES for entry in entries for part in entry.parts)
-    maps = [entry for entry in entries if entry.kind == SEGMENTATION]
-    for entry in entries:
-        bare = len(entry.parts) == 1 and entry.parts[0].form == "logits" and not entry.decides_on and not entry.given
-        if not bare or not (ended or (entry.kind == SEGMENTATION and len(maps) > 1)):
-            yield entry
-            continue
-        size = tuple(sizes.get(entry.name, ()))
-        kind, axis = (BOXES, len(size) - 1) if size[-1:] == (4,) else (SIGNAL, None)
-        why = (
-            "it is a bare layer beside outputs that end in Softmax or Sigmoid" if ended else "it is one of several maps"
-        )
-        part = replace(entry.parts[0], kind=kind, axis=axis, form="")
-        yield replace(entry, kind=kind, axis=axis, parts=(part,), reason=why)
 
 
 def _output(look: Look, value: ir.Value) -> Output:
@@ -190,6 +171,8 @@ def _behind(look: Look, name: str, op: str, node: ir.Node, at: int) -> Part:
         axis = node.attributes.get_int("axis", 0 if op.startswith("Arg") else -1) % max(1, rank)
         if axis or not rows:
             return look.choice(name, axis)
+    if op in PRODUCTS:  # of all samples with all samples
+        return Part(name, EMBEDDING, max(0, rank - 1), rows=rows)
     value = next(v for v in node.inputs if v is not None and v.name == name)
     return parts_of(look, value)[0][0]
 

@@ -32,9 +32,10 @@ SILENT = frozenset({PASSED, CONSTANT})
 class Part:
     """Numbers of one kind: all of a value, or positions `start` to `stop` on its axis `along`.
 
-    axis: along which classes, coordinates or features stand. form: of classes, `logits`, `probabilities` or `log`;
-    of boxes, where NonMaxSuppression tells it, `corners` or `centers`.
+    axis: along which classes, coordinates or features stand. form: of classes and scores, `logits`, `probabilities` or
+    `log`, where that is known; of boxes, `corners` or `centers`.
     rows: whether the value has a row per sample on axis 0; otherwise it is made sample by sample.
+    background: of scores that are one choice at each place, the class that means that nothing is there.
     """
 
     value: str
@@ -45,6 +46,7 @@ class Part:
     stop: int | None = None
     form: str = ""
     rows: bool = True
+    background: int | None = None
 
     def of(self, y: Any) -> Any:
         """The part of its value `y`, an array or a tensor."""
@@ -58,6 +60,11 @@ class Part:
         if self.along is None:
             return self.value
         return f"{self.value}[{self.start}:{'' if self.stop is None else self.stop}]"
+
+
+def says_yes_or_no(part: Part) -> bool:
+    """Whether a part is scores, which answer yes or no each: one per sample may have a label of 0 or 1."""
+    return part.kind == SCORES and part.along is None and part.background is None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.outputs import kinds
+from onnxprune.outputs.beside import scores_beside
 from onnxprune.outputs.kinds import Part
 
 Values = Mapping[str, Tensor]
@@ -29,14 +30,30 @@ def usable(parts: Sequence[Part], values: Values) -> tuple[Part, ...]:
 
 
 def rows(part: Part, values: Values) -> Tensor:
-    """The part's numbers with its axis of classes last: (..., C)."""
+    """The part's numbers with its axis of classes last: (..., C); scores are 0 to 1."""
     y = part.of(values[part.value])
     y = y if part.axis is None or y.ndim < 2 else y.movedim(part.axis, -1)
-    return y.float()
+    return _as_scores(part, y.float())
+
+
+def _as_scores(part: Part, y: Tensor) -> Tensor:
+    """As answers.py does it: logits through a Sigmoid, a choice of classes without the one that means nothing."""
+    if part.kind != kinds.SCORES or (part.background is None and part.form != "logits"):
+        return y
+    if part.background is None:
+        return y.sigmoid()
+    y = y if part.form == "probabilities" else y.softmax(-1)
+    return torch.cat([y[..., : part.background], y[..., part.background + 1 :]], -1)
 
 
 def log_probabilities(part: Part, y: Tensor) -> Tensor:
-    """log p (..., C) of class scores y, whether they are logits, probabilities or logarithms of them."""
+    """log p (..., C) of class scores y, whether they are logits, probabilities or logarithms of them.
+
+    Of one score per sample (N, 2), that the answer is no, and that it is yes.
+    """
+    if part.kind == kinds.SCORES:
+        yes = y.reshape(len(y), 1).clamp(SMALL, 1 - SMALL)
+        return torch.cat([1 - yes, yes], 1).log()
     if part.form == "log":
         return y
     return y.clamp_min(TINY).log() if part.form == "probabilities" or _sum_to_one(y) else F.log_softmax(y, -1)
@@ -48,28 +65,27 @@ def _sum_to_one(y: Tensor) -> bool:
 
 
 def labels_of(part: Part, y: Tensor, labels: Tensor | None) -> Tensor | None:
-    """The labels as classes of y (..., C), where they are answers of this part; None otherwise."""
-    if labels is None or part.kind not in kinds.CHOSEN or labels.is_floating_point():
+    """The labels as classes of y (..., C), where they are answers of this part; None otherwise.
+
+    Of one score per sample the classes are no and yes, see `log_probabilities`.
+    """
+    if labels is None or labels.is_floating_point():
         return None
-    if labels.numel() != y[..., 0].numel():
+    if (
+        kinds.says_yes_or_no(part)
+        and y.numel() == len(y) == labels.numel()
+        and bool(((labels == 0) | (labels == 1)).all())
+    ):
+        return labels.reshape(len(y)).long()
+    if part.kind not in kinds.CHOSEN or labels.numel() != y[..., 0].numel():
         return None
     wanted = labels.reshape(y.shape[:-1]).long()
     return torch.where((wanted < 0) | (wanted >= y.shape[-1]), IGNORED, wanted)  # as masks name what is not judged
 
 
 def beside(part: Part, parts: Sequence[Part], values: Values) -> Part | None:
-    """The scores that stand at the places of `part`: of boxes, and of numbers such as landmarks at several places.
-
-    What a detector says of places where nothing is, nobody reads.
-    """
-    if part.kind not in (kinds.BOXES, kinds.SIGNAL) or values[part.value].ndim < 2:
-        return None
-    y = rows(part, values)
-    if part.kind == kinds.SIGNAL and (y.ndim != 2 + part.rows or y.shape[:-1].numel() <= len(y) * part.rows):
-        return None
-    places = y.shape[:-1].numel()
-    scores = (other for other in parts if other.kind == kinds.SCORES and values[other.value].ndim > 1)
-    return next((s for s in scores if rows(s, values).shape[:-1].numel() == places), None)
+    """The first of the scores that stand at the places of `part`, see beside.py; None where there are none."""
+    return next(iter(scores_beside(part, parts, lambda p: values[p.value].shape)), None)
 
 
 def certainty(scores: Part, values: Values) -> Tensor:

@@ -9,11 +9,13 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.outputs.decisions import DEEPEST, SAME_NUMBERS, SAME_VALUES, through
-from onnxprune.outputs.kinds import BOXES, CLASSES, EMBEDDING, SCORES, SIGNAL, Part
+from onnxprune.outputs.kinds import BOXES, CHOSEN, CLASSES, EMBEDDING, SCORES, SIGNAL, Part
 from onnxprune.outputs.look import Look
+from onnxprune.outputs.plain import FEWEST, no_choice, quantity, quantity_called
 
-ENOUGH = 16  # samples that all having one answer says something
 PLENTY = 1000  # classes of a sequence from which on nothing else than a vocabulary is likely
+COORDINATES = 3  # the most numbers of a point
+MAPS = frozenset({"Conv", "Resize", "Upsample", "ConvTranspose"})
 LAYERS = frozenset({"Gemm", "MatMul", "Conv", "Add", "FusedMatMul", "FusedConv", "FusedGemm"})
 NORMS = frozenset(
     {"LayerNormalization", "SkipLayerNormalization", "SimplifiedLayerNormalization", "LpNormalization",
@@ -108,37 +110,93 @@ def _single(look: Look, value: ir.Value) -> tuple[Part, str]:
         return Part(name, SCORES, axis if len(size) > 1 else None, rows=rows), f"{op} '{node.name}' ends it"
     if len(size) > 1 and look.has_unit_vectors(name):
         return Part(name, EMBEDDING, len(size) - 1, rows=rows), "its vectors have length 1"
-    return _bare(look, name, op, node, size, rows)
+    return _bare(look, value, node, rows)
 
 
-def _bare(look: Look, name: str, op: str, node: ir.Node | None, size: tuple[int, ...], rows: bool) -> tuple[Part, str]:
-    """A value that no Softmax, Sigmoid or normalization ends."""
+def _bare(look: Look, value: ir.Value, node: ir.Node | None, rows: bool) -> tuple[Part, str]:
+    """A value that no Softmax, Sigmoid or normalization ends, and that `node` makes before it is moved."""
+    name, op = value.name or "", node.op_type if node is not None else ""
+    size = tuple(look.sizes.get(name, ()))
     what = f"{op} '{node.name}' ends it" if node is not None else "nothing makes it"
-    flat = len(size) > 1 and size[1:2] != (1,) and all(n == 1 for n in size[2:])
-    words = name.lower()
-    if flat and rows:
-        vector = op in NORMS or "embed" in words or "feat" in words
-        if vector:
-            return Part(name, EMBEDDING, 1), f"{what}: a vector per sample, no class scores"
-        if _one_answer(look, name):
-            return Part(name, SIGNAL), "its largest number stands at one place on every sample: it chooses nothing"
-        return look.choice(name, 1), f"it is one row of {prod(size[1:])} numbers per sample, and {what}"
-    if len(size) == 3 and size[2] > 1 and rows:
-        if op in NORMS or "hidden" in words or "embed" in words:
-            return Part(name, EMBEDDING, 2), f"{what}: a vector at each of {size[1]} places"
-        if size[2] >= PLENTY or (op in LAYERS and _has_bias(node) and size[1] > 1):
-            return look.choice(name, 2), f"{what}: {size[2]} scores at each of {size[1]} places"
-    if len(size) == 4 and rows and size[1] not in (1, 3) and op in ("Conv", "Resize", "Upsample", "ConvTranspose"):
-        return look.choice(name, 1), f"it is a map of {size[1]} numbers at each place, and {what}"
-    if len(size) > 1 and size[-1] == 4 and ("box" in words or not rows):
+    if len(size) > 1 and rows and size[1] != 1 and all(n == 1 for n in size[2:]):
+        return _row(look, value, node, what, prod(size[1:]))
+    if labels_say(look, name, 1) == SCORES and prod(size[1:]) == 1 and rows:
+        return Part(name, SCORES, len(size) - 1, form="logits"), "its labels are 0 and 1"
+    why = quantity(look, value)
+    if why is not None and not (size[-1:] == (4,) and "box" in name.lower()):
+        return Part(name, SIGNAL, rows=rows), why
+    found = _at_places(look, value, node, what, size) if rows or look.batch_axes(name) else None
+    if found is not None:
+        why = no_choice(look, found[0]) if found[0].kind in CHOSEN else None
+        return (Part(name, SIGNAL, rows=rows), why) if why is not None else found
+    if len(size) > 1 and size[-1] == 4 and ("box" in name.lower() or not rows):
         return Part(name, BOXES, len(size) - 1, rows=rows), "it holds 4 numbers at each place"
     return Part(name, SIGNAL, rows=rows), f"{what}, and nothing says that it is anything else than numbers"
+
+
+def _row(look: Look, value: ir.Value, node: ir.Node | None, what: str, count: int) -> tuple[Part, str]:
+    """One row of `count` numbers per sample."""
+    name, op = value.name or "", node.op_type if node is not None else ""
+    if op in NORMS or _is_vector(name):
+        return Part(name, EMBEDDING, 1), f"{what}: a vector per sample, no class scores"
+    asked = labels_say(look, name, count)
+    if asked == SCORES:
+        return Part(name, SCORES, 1, form="logits"), "its labels say yes or no to each of its numbers"
+    if asked == SIGNAL:
+        return Part(name, SIGNAL), "its labels are numbers"
+    if (called := quantity_called(name)) is not None:
+        return Part(name, SIGNAL), called
+    if node is not None and op == "Concat" and all(v is not None and look.size(v, 1) == 1 for v in node.inputs):
+        return Part(name, SIGNAL), f"{what}, which joins heads of one number each"
+    if _one_answer(look, name):
+        return Part(name, SIGNAL), "its largest number stands at one place on every sample: it chooses nothing"
+    return look.choice(name, 1), f"it is one row of {count} numbers per sample, and {what}"
+
+
+def _at_places(
+    look: Look, value: ir.Value, node: ir.Node | None, what: str, size: tuple[int, ...]
+) -> tuple[Part, str] | None:
+    """Class scores or vectors at each of several places, along the axis of the last layer's channels; else None."""
+    name, op = value.name or "", node.op_type if node is not None else ""
+    count, axis = look.channels(value)
+    if count == 1 or len(size) not in (3, 4):
+        return None  # one number at each place
+    if axis is None and (len(size) == 4 or size[-1] <= COORDINATES):
+        return None
+    axis = len(size) - 1 if axis is None else axis
+    numbers, rest = size[axis], prod(n for k, n in enumerate(size) if k not in (axis, *look.batch_axes(name)[:1]))
+    if len(size) == 4:
+        ends = op in MAPS or (op in LAYERS and _has_bias(node))
+        fits = ends and numbers not in (1, 3)
+        return (
+            (look.choice(name, axis), f"it is a map of {numbers} numbers at each place, and {what}") if fits else None
+        )
+    if numbers > 1 and (op in NORMS or _is_vector(name)):
+        return Part(name, EMBEDDING, axis, rows=look.rows(name)), f"{what}: a vector at each of {rest} places"
+    if numbers > 1 and (numbers >= PLENTY or (op in LAYERS and _has_bias(node) and rest > 1)):
+        return look.choice(name, axis), f"{what}: {numbers} scores at each of {rest} places"
+    return None
+
+
+def _is_vector(name: str) -> bool:
+    return any(word in name.lower() for word in ("embed", "feat", "hidden"))
+
+
+def labels_say(look: Look, name: str, count: int) -> str | None:
+    """The kind of `count` numbers per sample by the labels: SIGNAL for numbers, SCORES for yes or no; else None."""
+    y = look.labels
+    if y is None or not len(y) or y[0].size != count or (count > 1 and y.ndim < 2):
+        return None
+    if y.dtype.kind == "f" and not np.array_equal(y, np.rint(y)):
+        return SIGNAL
+    one_hot = count > 1 and bool((y.reshape(len(y), -1).sum(1) == 1).all())
+    return SCORES if set(np.unique(y)) == {0, 1} and not one_hot else None
 
 
 def _one_answer(look: Look, name: str) -> bool:
     """Whether a row of numbers is largest at one place on all of enough samples, none labelled."""
     arrays = look.arrays(name)
-    if look.labelled or sum(map(len, arrays)) < ENOUGH:
+    if look.labels is not None or sum(map(len, arrays)) < FEWEST:
         return False
     return len({int(k) for y in arrays for k in y.reshape(len(y), -1).argmax(1)}) == 1
 

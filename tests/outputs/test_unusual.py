@@ -72,7 +72,8 @@ CASES = {
         *heads("(float[N,64,6] y, float[N,64,4] z) ", "y = Sigmoid(raw) z = Sigmoid(four)", 6), ["scores 2", "boxes 2"],
     ),
     "a choice of classes at the places of boxes": (
-        *heads("(float[N,64,3] y, float[N,64,4] z) ", "y = Softmax(raw) z = Identity(four)", 3), ["scores 2", "boxes 2"],
+        *heads("(float[N,64,3] y, float[N,64,4] z) ", "y = Softmax(raw) z = Identity(four)", 3),
+        ["scores 2", "boxes 2"],
     ),
     "as many classes as a box has numbers": (
         *heads("(float[N,64,4] y, float[N,64,4] boxes) ", "y = Softmax(raw) boxes = Identity(four)", 4),

@@ -75,7 +75,7 @@ class Lessons:
         self.answers: dict[str, Tensor] = {}
         if teach:
             teacher = Network(context.model, trainable=()).to(self.device).eval()
-            if self.augmentation.augments or not all(part.rows for part in context.outputs.parts):
+            if self.augmentation.augments or not all(part.rows and not part.batch for part in context.outputs.parts):
                 self.teacher = teacher
             else:
                 self.answers = self._taught(teacher)

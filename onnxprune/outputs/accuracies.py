@@ -55,7 +55,7 @@ class Group:
 
 
 def _groups(original: Reference) -> Iterator[Group]:
-    parts = [part for part in original.outputs.parts if part.value in original.said]
+    parts = [part for part in original.parts if part.value in original.said]
     joint = {entry.name for entry in original.outputs.entries if entry.kind == kinds.JOINT}
     pairs: dict[Part, tuple[Part, ...]] = {}
     alone: list[Part] = []
@@ -172,7 +172,7 @@ def _scores(parts: Sequence[Part], values: Values) -> np.ndarray:
 def unexplained(said: Values, original: Reference) -> list[float]:
     """Share of the variance of each part's numbers that is not the original's, where answers tell nothing."""
     found = []
-    for part in original.outputs.parts:
+    for part in original.parts:
         if _comparable(Group((part,)), said, original) and original.said[part.value].dtype.kind == "f":
             y, t = numbers_of(part, said[part.value]), numbers_of(part, original.said[part.value])
             found.append(1 - float(explained(y, t)[0].mean()))
@@ -187,7 +187,7 @@ def labelled(original: Reference) -> Part | None:
     labels = original.samples.labels
     if labels is None or labels.dtype.kind not in "iub":
         return None
-    for part in original.outputs.parts:
+    for part in original.parts:
         if part.value not in original.said:
             continue
         y = original.said[part.value]

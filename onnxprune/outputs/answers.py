@@ -40,6 +40,8 @@ def answers(
 ) -> dict[str, np.ndarray]:
     """Value name -> (N, ...) for what parts look at; values that change their size with the sample are left out.
 
+    Samples come first whatever axis the model has them on, see `Outputs.by_sample`.
+
     batch: the only one that the model takes, where it does not tell.
     """
     loaded = model if isinstance(model, ir.Model) else graph.load(model)
@@ -53,6 +55,9 @@ def answers(
     else:
         said = everything(sessions.hold_batch(session, batch), samples)
     found: dict[str, np.ndarray] = {}
+    moved = outputs.sample_axes
+    if moved and not pairs:
+        said = {**said, **_one_by_one(session, samples, {names[name]: k for name, k in moved.items() if name in names})}
     for name, here in names.items():
         if here not in said:
             continue
@@ -65,6 +70,14 @@ def answers(
             y = np.stack(y)
         found[name] = y
     return found
+
+
+def _one_by_one(
+    session: ort.InferenceSession, samples: Samples, axes: Mapping[str, int]
+) -> dict[str, list[np.ndarray]]:
+    """The named outputs of every sample, which is position 0 on these axes: what a larger batch means is not asked."""
+    runs = [sessions.run(session, samples.batch(np.arange(k, k + 1))) for k in range(len(samples))]
+    return {name: [np.take(run[name], 0, axis) for run in runs] for name, axis in axes.items()}
 
 
 def along_sequences(session: ort.InferenceSession, samples: Samples, pairs: Mapping[str, str]) -> dict[str, np.ndarray]:
@@ -99,9 +112,14 @@ class Reference:
     said: Values
     ends: dict[Any, tuple[float, float]] = field(default_factory=dict, compare=False)  # group -> null's and original's
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """What is compared, as parts of values that have samples first, as `said` has."""
+        return self.outputs.by_sample.parts
+
     def classes(self) -> np.ndarray | None:
         """The answer (N,) of each sample, by the first part that has one for each; None where there is none."""
-        for part in self.outputs.parts:
+        for part in self.parts:
             if part.kind == CLASSES and part.value in self.said:
                 return numbers_of(part, self.said[part.value])[:, 0].argmax(-1)
         return None
@@ -124,6 +142,8 @@ def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch:
 
 def numbers_of(part: Part, y: np.ndarray) -> np.ndarray:
     """The part's numbers (N, places, C) of a value's (N, ...), places in one axis; scores are 0 to 1."""
+    if part.batch:
+        part, y = part.by_sample, np.moveaxis(y, part.batch, 0)
     shift = 0 if part.rows else 1
     if part.along is not None:
         y = y[(slice(None),) * (part.along + shift) + (slice(part.start, part.stop),)]

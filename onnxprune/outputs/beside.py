@@ -29,4 +29,4 @@ def scores_beside(part: Part, parts: Iterable[Part], shape_of: Callable[[Part], 
 def places(part: Part, shape: Shape) -> int:
     """The places of one sample: all positions of a value of this shape, its batch axis and the part's axis left out."""
     axis = (len(shape) - 1 if part.axis is None else part.axis) % len(shape)
-    return prod(n for k, n in enumerate(shape) if k != axis and not (part.rows and k == 0))
+    return prod(n for k, n in enumerate(shape) if k != axis and not (part.rows and k == part.batch))

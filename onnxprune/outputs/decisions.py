@@ -77,7 +77,8 @@ def _compared(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
 
 def batch_axes(value: ir.Value, inputs: Sequence[ir.Value]) -> tuple[int, ...]:
     """The axes of `value` that are named as the first axis of an input is, which counts samples."""
-    names = {v.shape[0].value for v in inputs if v.shape and isinstance(v.shape[0], ir.SymbolicDim)} - {None}
+    first = [next(iter(v.shape)) for v in inputs if v.shape]
+    names = {dim.value for dim in first if isinstance(dim, ir.SymbolicDim)} - {None}
     dims = value.shape or ()
     return tuple(k for k, dim in enumerate(dims) if isinstance(dim, ir.SymbolicDim) and dim.value in names)
 

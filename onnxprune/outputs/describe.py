@@ -6,6 +6,7 @@ constant or a copy of an input), then `--output`, which is always right.
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -54,7 +55,7 @@ def describe(
     asked = check_overrides(overrides or {}, [value.name or "" for value in model.graph.outputs])
     labels = None if samples is None or samples.labels is None else np.asarray(samples.labels)
     look = Look(model, sizes, seen_on(model, samples), labels)
-    entries = [_output(look, value) for value in model.graph.outputs]
+    entries = [_with_batch(look, _output(look, value)) for value in model.graph.outputs]
     entries = [_overridden(entry, *asked[entry.name], look) if entry.name in asked else entry for entry in entries]
     return Outputs(tuple(seen_together(look, entries)))
 
@@ -111,6 +112,16 @@ def _output(look: Look, value: ir.Value) -> Output:
     kind = parts[0].kind if len(parts) == 1 else JOINT
     axis = parts[0].axis if len(parts) == 1 else parts[0].along
     return Output(name, kind, axis, parts, reason)
+
+
+def _with_batch(look: Look, entry: Output) -> Output:
+    """The output with the axis of samples of its parts, where that is not the first: (T, N, C) of text recognition."""
+    found = []
+    for part in entry.parts:
+        axes: tuple[int, ...] = () if part.rows or part.kind == STATE else look.batch_axes(part.value)
+        known = len(axes) == 1 and axes[0] not in (part.axis, part.along)
+        found.append(replace(part, rows=True, batch=axes[0]) if known else part)
+    return replace(entry, parts=tuple(found))
 
 
 def _copied(look: Look, value: ir.Value) -> str | None:

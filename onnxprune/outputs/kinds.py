@@ -15,7 +15,7 @@
 describe.py decides which it is. Axes are those of the model's own value, batch axis included.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 CLASSES, SEQUENCE, SEGMENTATION, SCORES, BOXES = "classes", "sequence", "segmentation", "scores", "boxes"
@@ -34,7 +34,7 @@ class Part:
 
     axis: along which classes, coordinates or features stand. form: of classes and scores, `logits`, `probabilities` or
     `log`, where that is known; of boxes, `corners` or `centers`.
-    rows: whether the value has a row per sample on axis 0; otherwise it is made sample by sample.
+    rows: whether the value has a row per sample on its axis `batch`; otherwise it is made sample by sample.
     background: of scores that are one choice at each place, the class that means that nothing is there.
     """
 
@@ -47,12 +47,21 @@ class Part:
     form: str = ""
     rows: bool = True
     background: int | None = None
+    batch: int = 0
 
     def of(self, y: Any) -> Any:
         """The part of its value `y`, an array or a tensor."""
         if self.along is None:
             return y
         return y[(slice(None),) * (self.along % y.ndim) + (slice(self.start, self.stop),)]
+
+    @property
+    def by_sample(self) -> "Part":
+        """The same part of the value with samples on axis 0."""
+        if not self.batch:
+            return self
+        axis, along = (k if k is None or k > self.batch else k + 1 for k in (self.axis, self.along))
+        return replace(self, batch=0, axis=axis, along=along)
 
     @property
     def name(self) -> str:
@@ -104,6 +113,16 @@ class Outputs:
     def learned(self) -> tuple[Part, ...]:
         """What is trained on: the parts, and the states, which the next run reads."""
         return tuple({part: None for e in self.entries if e.kind not in SILENT for part in e.parts})
+
+    @property
+    def by_sample(self) -> "Outputs":
+        """The outputs as they are where all values have samples on axis 0."""
+        return Outputs(tuple(replace(e, parts=tuple(p.by_sample for p in e.parts)) for e in self.entries))
+
+    @property
+    def sample_axes(self) -> dict[str, int]:
+        """Value -> the axis of its samples, where that is not the first."""
+        return {part.value: part.batch for part in self.learned if part.batch}
 
     @property
     def classified(self) -> bool:

@@ -28,7 +28,8 @@ class Task:
     """What the outputs are: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
 
     outputs: the values compared; `inner` those of them that are no outputs of the model but stand in for some.
-    parts: of those values, each compared as its kind asks for.
+    parts: of those values, each compared as its kind asks for; samples come first. sample_axes: value -> the axis on
+    which the model has them, where that is another.
     points: intermediate values that both models have; positions: axis -> positions of those of which the cut model has
     only these. scales: the spread of points and of regressed outputs.
     """
@@ -40,6 +41,7 @@ class Task:
     scales: Mapping[str, float] | None = None
     inner: tuple[str, ...] = ()
     parts: tuple[Part, ...] = ()
+    sample_axes: Mapping[str, int] = field(default_factory=dict)
     positions: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
 
     @property
@@ -52,9 +54,15 @@ class Task:
         """Names of everything the loss compares."""
         return (*self.outputs, *self.points)
 
+    def by_sample(self, values: Values) -> dict[str, Tensor]:
+        """`values` with samples on axis 0."""
+        return {
+            name: y.movedim(self.sample_axes[name], 0) if name in self.sample_axes else y for name, y in values.items()
+        }
+
     def compared(self, values: Values) -> dict[str, Tensor]:
         """What the loss compares of the teacher's `values`: of points the positions that the cut model has."""
-        found = {name: values[name] for name in self.wanted}
+        found = self.by_sample({name: values[name] for name in self.wanted})
         for name, axes in self.positions.items():
             for axis, kept in axes.items():
                 found[name] = found[name].index_select(axis, torch.from_numpy(kept).to(found[name].device))
@@ -78,8 +86,10 @@ def task_of(
     """
     described = described or describe(model)
     known = {**outputs, **seen(described.inner)}
-    found = tuple(part for part in described.learned if comparable(known.get(part.value), count))
+    found = tuple(part for part in described.learned if comparable(known.get(part.value), count, part.batch))
     if found:
+        axes = {part.value: part.batch for part in found if part.batch}
+        found = tuple(part.by_sample for part in found)
         if regression:
             found = tuple({Part(part.value, SIGNAL): None for part in found})
         names = tuple(dict.fromkeys(part.value for part in found))
@@ -87,7 +97,7 @@ def task_of(
         logits, probabilities = None, False
         if len(found) == 1 and found[0].kind == CLASSES and known[names[0]].flatten(1).shape[1] > 1:
             logits, probabilities = names[0], found[0].form == "probabilities"
-        return Task(names, logits, probabilities, inner=inner, parts=found)
+        return Task(names, logits, probabilities, inner=inner, parts=found, sample_axes=axes)
     names = tuple(name for name, y in outputs.items() if comparable(y, count))
     rest = [value for value in model.graph.outputs if value.name in outputs and value.name not in names]
     inner = tuple(_behind(rest, names, count, seen))
@@ -95,9 +105,9 @@ def task_of(
     return Task(names, None, inner=inner, parts=tuple(Part(name, SIGNAL) for name in names))
 
 
-def comparable(y: Any, count: int) -> bool:
-    """Whether `y` is a float tensor with a row for each of `count` samples."""
-    return isinstance(y, Tensor) and y.is_floating_point() and y.ndim > 0 and len(y) == count
+def comparable(y: Any, count: int, axis: int = 0) -> bool:
+    """Whether `y` is a float tensor with a row for each of `count` samples on `axis`."""
+    return isinstance(y, Tensor) and y.is_floating_point() and y.ndim > axis and y.shape[axis] == count
 
 
 def _behind(

@@ -27,7 +27,7 @@ class Originals:
 
 def originals(said: Values, outputs: Outputs) -> Originals | None:
     """What models are compared with; None where no part can be: nothing holds floats."""
-    found = tuple(p for p in outputs.parts if p.value in said and said[p.value].dtype.kind == "f")
+    found = tuple(p for p in outputs.by_sample.parts if p.value in said and said[p.value].dtype.kind == "f")
     if not found:
         return None
     count = len(next(iter(said.values())))

@@ -31,7 +31,10 @@ def usable(parts: Sequence[Part], values: Values) -> tuple[Part, ...]:
 
 def rows(part: Part, values: Values) -> Tensor:
     """The part's numbers with its axis of classes last: (..., C); scores are 0 to 1."""
-    y = part.of(values[part.value])
+    y = values[part.value]
+    if part.batch:
+        part, y = part.by_sample, y.movedim(part.batch, 0)
+    y = part.of(y)
     y = y if part.axis is None or y.ndim < 2 else y.movedim(part.axis, -1)
     return _as_scores(part, y.float())
 
@@ -119,7 +122,7 @@ def things(scores: Part, parts: Sequence[Part], values: Values) -> float:
 
 def count_of(part: Part, values: Values) -> int:
     """The samples of which a part's numbers are."""
-    return len(values[part.value]) if part.rows else 1
+    return values[part.value].shape[part.batch] if part.rows else 1
 
 
 def own_loss(part: Part, parts: Sequence[Part], values: Values, labels: Tensor | None = None) -> Tensor:

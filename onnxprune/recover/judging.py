@@ -146,7 +146,7 @@ class Judge:
         def said(batch: int) -> list[dict[str, Tensor]]:
             parts = []
             for feeds, _ in walk(self.samples, self.model, batch):
-                values = network(tensors_of(feeds, self.device), capture=self.task.inner)
+                values = self.task.by_sample(network(tensors_of(feeds, self.device), capture=self.task.inner))
                 parts.append({name: values[name].float() for name in self.task.outputs})
             return parts
 
@@ -157,7 +157,8 @@ class Judge:
         """|y - original| / |original| of each sample, mean over the parts: pixels must not drown class scores."""
         errors = []
         for part in self.task.parts:
-            y, t = (part.of(v[part.value]).flatten(1) for v in (outputs, self.originals))
+            y, t = (part.of(v[part.value]) for v in (outputs, self.originals))
+            y, t = (v.reshape(len(v), -1) for v in (y, t))
             errors.append((y - t).norm(dim=1) / t.norm(dim=1).clamp_min(float(np.finfo(np.float32).tiny)))
         return torch.stack(errors).mean(0).double().cpu().numpy()
 

@@ -233,7 +233,7 @@ def loss_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> 
 
 def _forward(run: Run, piece: "Piece", share: float) -> float:
     with precision(run.settings, run.device):
-        values = run.network(piece.feeds, capture=run.task.captured)
+        values = run.task.by_sample(run.network(piece.feeds, capture=run.task.captured))
     return share * float(_loss(run, values, lambda: run.teacher.says(piece.feeds), piece))
 
 
@@ -309,7 +309,7 @@ def _pieces(run: Run, batch: Batch) -> Iterator[Piece]:
 def _backward(run: Run, piece: Piece, share: float) -> float:
     """Adds the gradients of a piece, which is that share of its batch; its share of the loss."""
     with precision(run.settings, run.device):
-        values = run.module(piece.feeds, capture=run.task.captured)
+        values = run.task.by_sample(run.module(piece.feeds, capture=run.task.captured))
     loss = share * _loss(run, values, lambda: run.teacher.targets(piece.feeds, piece.numbers), piece)
     run.scaler.scale(loss).backward()
     return float(loss.detach())

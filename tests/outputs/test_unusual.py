@@ -1,5 +1,7 @@
 """Outputs that were taken for something else: by their axes, their shapes, their names and the outputs beside them."""
 
+import json
+
 import numpy as np
 import pytest
 from onnx_text import model
@@ -214,3 +216,56 @@ def test_a_place_where_nothing_is_likely_weighs_little_in_a_choice_of_classes():
     sure = parts.certainty(Part("y", SCORES, 2, form="logits", background=0), {"y": y})
     assert sure[0, 1] > 0.9
     assert sure[0, [0, 2]].max() < 0.01
+
+
+@pytest.fixture(scope="module")
+def time_first():
+    """A text recognizer that gives (T, N, C): places before samples."""
+    text, constants, _ = CASES["places before samples"]
+    return model(text, constants)
+
+
+def test_places_before_samples_are_moved_behind_them(time_first):
+    """Answers of (T, N, C) were left out, and fine-tuning ended in an error."""
+    import torch
+
+    samples = given(time_first)
+    outputs = describe(time_first, samples)
+    (part,) = outputs.parts
+    assert (part.batch, part.rows, part.by_sample.axis, outputs.sample_axes) == (1, True, 2, {"y": 1})
+    original = answers.reference(time_first, samples, outputs)
+    assert original.said["y"].shape == (24, 16, 6)
+    assert accuracies.accuracy(accuracies.judged(original.said, original)).value == 1
+    own = torch.from_numpy(np.moveaxis(original.said["y"], 0, 1).copy())  # as the model gives it
+    assert torch.equal(parts.rows(part, {"y": own}), torch.from_numpy(original.said["y"]))
+    assert parts.count_of(part, {"y": own}) == 24
+
+
+def test_a_part_keeps_its_axis_where_samples_move_past_it():
+    assert Part("y", SCORES, 0, batch=2).by_sample.axis == 1
+    assert Part("y", SCORES, 2, batch=1).by_sample.axis == 2
+    assert Part("y", SCORES, 1).by_sample.axis == 1
+
+
+@pytest.mark.parametrize("ending", ["places before samples", "one number per sample"])
+def test_what_has_no_rows_in_front_or_no_second_axis_is_fine_tuned(ending, time_first, tmp_path):
+    """The first ended in 'no output has a row per sample', the second in an IndexError."""
+    import onnx
+    import onnx_ir as ir
+
+    import onnxprune
+
+    text = """(float[N,5] x, float[5,12] w1, float[12] b1, float[12,1] w, float[1] b, int64[1] one) => (float[N] y)
+      { a = Gemm(x, w1, b1) e = Relu(a) l = Gemm(e, w, b) s = Sigmoid(l) y = Squeeze(s, one) }"""
+    net = time_first if ending == "places before samples" else model(text, {"one": [1]})
+    onnx.save(ir.to_proto(net), tmp_path / "in.onnx")
+    shape = (24, 4, 16) if net is time_first else (24, 5)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    result = onnxprune.prune(
+        tmp_path / "in.onnx", tmp_path / "out.onnx", data={"x": x}, target={"macs": 0.8}, method="l1", epochs=1,
+        align=1, latency=False, report=(tmp_path / "r.json",),
+    )  # fmt: skip
+    assert result
+    told = json.loads((tmp_path / "r.json").read_text())
+    assert told["finetune"], told["notes"]
+    assert told["models"][1]["accuracy"]["value"] is not None

@@ -118,7 +118,7 @@ def _with_batch(look: Look, entry: Output) -> Output:
     """The output with the axis of samples of its parts, where that is not the first: (T, N, C) of text recognition."""
     found = []
     for part in entry.parts:
-        axes: tuple[int, ...] = () if part.rows or part.kind == STATE else look.batch_axes(part.value)
+        axes = [] if part.rows or part.kind == STATE else list(look.batch_axes(part.value))
         known = len(axes) == 1 and axes[0] not in (part.axis, part.along)
         found.append(replace(part, rows=True, batch=axes[0]) if known else part)
     return replace(entry, parts=tuple(found))

@@ -128,10 +128,9 @@ def _refit(subject: Subject, outcome: Outcome, settings: Settings, orders: width
 
 
 def _may_choose(subject: Subject, settings: Settings) -> bool:
-    """Whether another method may be taken: nobody asked for one, and size and samples let results be compared."""
+    """Whether another order or method may be taken: nobody asked for one, and there are samples to compare on."""
     enough = subject.tune is not None and len(subject.tune) >= FEWEST_COMPARED
-    held = not stored.beyond_memory(subject.model)
-    return settings.method_found and not settings.goal.searched and enough and held
+    return settings.method_found and enough and not stored.beyond_memory(subject.model)
 
 
 def _better_by_refit(
@@ -139,8 +138,8 @@ def _better_by_refit(
 ) -> Outcome:
     """`plain` with its units in the order of what the refit leaves, or `_refit`, where nobody asked for a method.
 
-    The order is taken unless `plain` loses less at the size asked for, the widths where they lose clearly less.
-    Where that would take longer than some minutes it is not tried.
+    The order is taken unless it is worse at the size asked for (half of the MACs where a search finds the size), the
+    widths where they lose clearly less and the size is known. What would take longer than some minutes is not tried.
     """
     if not _may_choose(subject, settings):
         return plain
@@ -149,15 +148,15 @@ def _better_by_refit(
     try:
         orders = widths.Orders(subject, outcome.scores, settings.seed)
         rankings = {settings.method.name: plain, BY_ORDER: widths.in_order(plain, orders)}
-        refit = _refit(subject, outcome, settings, orders)
-        if not subject.coupling.residual & refit.scores.keys():  # else more is asked for than the inside of blocks
-            rankings[BY_REFIT] = refit
+        spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
+        squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
+        if not squeezed and not settings.goal.searched:
+            rankings[BY_REFIT] = _refit(subject, outcome, settings, orders)
         tried = [c for item in rankings.items() for c in _tried(*item, subject, settings, evaluator())]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
         LOG.info("  nothing by refit: %s", error)
         return plain
-    best = _best(tried, settings.method.name)
-    if best is None or best.outcome is plain:
+    if (best := _best(tried, settings.method.name)) is None or best.outcome is plain:
         return plain
     told = "; ".join(f"{c.loss:.4f} by {SHORT.get(c.name, c.name)}" for c in tried)
     note = f"{best.name} (lost in a trial: {told})"
@@ -171,10 +170,10 @@ def _best(tried: Sequence[Candidate], own: str) -> Candidate | None:
     best = found.get(own)
     if best is None:
         return None
-    ordered, refit = found.get(BY_ORDER), found.get(BY_REFIT)
-    if ordered is not None and not best.beats(ordered):
-        best = ordered
-    return refit if refit is not None and refit.loss <= CLEARLY * best.loss else best
+    if BY_ORDER in found and not best.beats(found[BY_ORDER]):
+        best = found[BY_ORDER]
+    refit = found.get(BY_REFIT, best)
+    return refit if refit.loss <= CLEARLY * best.loss else best
 
 
 def _better_by_hessian(
@@ -184,7 +183,9 @@ def _better_by_hessian(
 
     Methods made for classifiers look at the answer; boxes and maps are numbers, of which second order tells the loss.
     """
-    if not _may_choose(subject, settings) or subject.outputs.classified or not has_torch():
+    if not _may_choose(subject, settings) or settings.goal.searched:
+        return plain
+    if subject.outputs.classified or not has_torch():
         return plain
     if 3 * LOOKED_AT * subject.cost.totals()["macs"] > MOST_MACS:  # a gradient costs about three runs
         return plain

@@ -173,6 +173,19 @@ def test_the_order_is_taken_unless_it_is_worse_and_the_widths_where_they_are_cle
     assert best.name == names[taken]
 
 
+@pytest.mark.parametrize(("order", "taken"), [(0.9, True), (1.1, False)])
+def test_a_search_takes_the_order_but_no_widths_of_a_size_that_nobody_knows(scored, monkeypatch, order, taken):
+    subject, outcome = scored
+    losses = iter([1.0, order])
+    monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: np.full(8, next(losses)))
+    monkeypatch.setattr(widths, "by_refit", lambda *_, **__: pytest.fail("tried"))
+    searching = replace(resolved(replace(OPTIONS, target={}, max_drop=1.0)), method_found=True)
+    found = allocation.allocated(subject, outcome, searching, Clock())
+    assert any(note.startswith(allocation.BY_ORDER) for note in found.notes) == taken
+    assert found.prices  # streams go last, as before
+    assert found.scores.keys() == outcome.scores.keys()
+
+
 @pytest.mark.parametrize("limit", ["MOST_MACS", "MOST_WORK"])
 def test_they_are_not_tried_where_that_would_take_long(scored, monkeypatch, limit):
     subject, outcome = scored

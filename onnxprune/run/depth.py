@@ -40,10 +40,10 @@ from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 MEASURED = "measured"  # the word of --blocks
-FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures that it is compared on
-ALONE = 128  # mixtures that a block is measured on alone: there are many of them, and they are only ordered
+FITTED, COMPARED = 256, 256  # samples that a candidate is refitted on, mixtures that it is compared on
+ALONE = 64  # mixtures that a block is measured on alone: there are many of them, and they are only ordered
 MOST_ALONE = 48  # blocks that are measured alone: those with most MACs
-TOGETHER = (1, 2, 3, 4, 6, 8, 12, 16, 24)  # blocks that go together, in the order of what they cost alone
+TOGETHER = (1, 2, 4, 6, 8, 12, 16, 24)  # blocks that go together, in the order of what they cost alone
 WORSE = 2  # candidates in a row that lose more than the best, after which no more blocks are tried
 T = TypeVar("T")
 

@@ -256,3 +256,28 @@ def test_a_block_of_a_trained_model_goes_with_least_squares_and_fewer_units_go_e
 def replace_places(block: blocks.Block) -> blocks.Block:
     """`block` of which only the bias is silenced, as a rule that forgets the weight would do."""
     return blocks.Block(block.name, block.branch, block.stream, block.nodes, block.places[1:], block.axis)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--steps", 2, "--recover", "constants"),
+        ("--quantize", "int8", "--recover", "constants"),
+        ("--epochs", 1),
+        ("--front", "--recover", "reconstruct"),
+        ("--method", "gss", "--recover", "reconstruct", "--option", "epochs=1"),
+    ],
+    ids=["steps", "quantized", "fine-tuned", "front", "trained"],
+)
+def test_blocks_go_with_everything_else(cli, cnn, words):
+    out, file = cnn.parent / "out.onnx", cnn.parent / "plan.json"
+    target = () if "--front" in words else ("--target", "macs=0.35")
+    given = ("--data", cnn.parent / "data.npz", "--blocks", "add", "--plan", file, *target)
+    ran = cli(cnn, out, *QUICK, *given, *words)
+    assert ran.code == 0, ran.err
+    ran = cli("verify", cnn, out, "--plan", file, "--data", cnn.parent / "data.npz")
+    assert ran.code == 0, ran.err
+    assert json.loads(file.read_text())["blocks"] == [{"name": "add", "constant": True}]
+    for plan_file in (cnn.parent / "out.onnx.front").glob("*.json"):
+        assert cli("check", plan_file, "--model", cnn).code == 0

@@ -19,6 +19,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
+from onnxprune.coupling.layers import PASSING as CONVERTING
 from onnxprune.coupling.layers import layer_of
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies
@@ -164,21 +165,24 @@ class _Finder:
                 count += 1
         return found
 
+    @property
+    def _given(self) -> int:
+        """The bits of the model's inputs: what has none of them is stored."""
+        return (1 << len(self.coupling.model.graph.inputs)) - 1
+
     def at(self, node: ir.Node) -> Iterator[Block]:
         """The block that ends in `node`, if it is one."""
-        terms = [value for value in node.inputs if value in self._behind]
+        terms = [value for value in node.inputs if value is not None and self._behind.get(value, 0) & self._given]
         if node.op_type not in SUMS or len(node.inputs) != 2 or len(terms) != 2 or terms[0] is terms[1]:
             return
         for branch, stream in (terms, terms[::-1]):
-            assert branch is not None, node.name
-            assert stream is not None, node.name
             # The number of a value is the highest bit of its set.
             if self._behind[branch] >> (self._behind[stream].bit_length() - 1) & 1:
                 only = self._only_for(branch, node)
                 if self._has_weights(only) or (not only and self._adds_weights(branch, stream)):
                     yield self._block(node, branch, stream, only)
                 return
-        if any(value is not None and self._has_weights(self._only_for(value, node)) for value in terms):
+        if any(self._has_weights(self._only_for(value, node)) for value in terms):
             yield Block(node.name or "", reason=PROJECTED)
 
     def _block(self, node: ir.Node, branch: ir.Value, stream: ir.Value, only: Mapping[ir.Node, None]) -> Block:
@@ -237,7 +241,16 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
 
 def _stores_weight(node: ir.Node) -> bool:
     layer = layer_of(node)
-    return layer is not None and graph.constant(layer.weight) is not None
+    return layer is not None and _source(layer.weight) is not None
+
+
+def _source(value: ir.Value | None) -> ir.Value | None:
+    """What `value` is stored as: itself, or behind nodes that convert it; None for what is computed."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type not in CONVERTING:
+            return None
+        value = node.inputs[0]
+    return value if graph.constant(value) is not None else None
 
 
 def _zeros(value: ir.Value, only: Mapping[ir.Node, None]) -> list[Place] | str:
@@ -251,8 +264,9 @@ def _zeros(value: ir.Value, only: Mapping[ir.Node, None]) -> list[Place] | str:
         if layer.weights.fused:
             return f"{node.op_type} '{node.name}' does more than multiply by weights"
         at = [layer.weights.weight, *([layer.weights.bias] if layer.bias is not None and layer.weights.bias else ())]
-        rank = graph.array_of(layer.weight).ndim
-        return _stored(node, at, {layer.weights.weight: layer.outputs(rank)})
+        source = _source(layer.weight)
+        assert source is not None
+        return _stored(node, at, {layer.weights.weight: layer.outputs(graph.array_of(source).ndim)})
     if node.op_type in NORMS:
         return _stored(node, [k for k, v in enumerate(node.inputs) if k in (1, 2) and v is not None])
     if node.op_type in ("Mul", "MatMul", "Div"):
@@ -285,7 +299,7 @@ def _all_terms(node: ir.Node, only: Mapping[ir.Node, None]) -> list[Place] | str
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        found = _stored(node, [index]) if value.is_initializer() else _zeros(value, only)
+        found = _zeros(value, only) if _source(value) is None else _stored(node, [index])
         if isinstance(found, str):
             return found
         places += found
@@ -296,17 +310,20 @@ def _stored(node: ir.Node, inputs: Iterable[int], axes: Mapping[int, int] | None
     """The stored inputs of a node as places; axes: of those that are no vectors."""
     places: list[Place] = []
     for index in inputs:
-        value = node.inputs[index]
+        value, reader, at = node.inputs[index], node, index
+        while value is not None and len(list(value.uses())) == 1 and (maker := value.producer()) is not None:
+            value, reader, at = maker.inputs[0], maker, 0
         if value is None or not _is_vector(value) or len(list(value.uses())) != 1:
             name = None if value is None else value.name
             return f"'{name}' of {node.op_type} '{node.name}' is not stored as floats for it alone"
         sizes = graph.array_of(value).shape
         axis = (axes or {}).get(index, max(range(len(sizes)), key=lambda k: (sizes[k], k)))
-        places.append(Place(value.name or "", node.name or "", index, axis))
+        places.append(Place(value.name or "", reader.name or "", at, axis))
     return places
 
 
 def _is_vector(value: ir.Value | None) -> bool:
     """Whether a value is stored as floats along at least one axis."""
-    array = graph.constant(value)
+    source = _source(value)
+    array = None if source is None else graph.constant(source)
     return array is not None and array.ndim > 0 and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")

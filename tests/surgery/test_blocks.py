@@ -51,6 +51,13 @@ SCALED = (
     "a = Transpose <perm: ints = [0,2,1]> (r) b = MatMul(a, w) c = Transpose <perm: ints = [0,2,1]> (b) "
     "d = Mul(c, gamma) [sum] t = Add(r, d) y = MatMul(t, h) }"
 )
+# Weights stored in half precision, behind nodes that convert them: with a bias, and with one that is added.
+HALVES = (
+    "(float[n,6] x, float16[6,9] w, float16[9] wb, float16[9,6] v, float16[6] vb, float[6,3] h) => (float[n,3] y) "
+    "{ r = Relu(x) w1 = Cast <to: int = 1> (w) wb1 = Cast <to: int = 1> (wb) a = Gemm(r, w1, wb1) a1 = Relu(a) "
+    "v1 = Cast <to: int = 1> (v) b = MatMul(a1, v1) vb1 = Cast <to: int = 1> (vb) b1 = Add(b, vb1) "
+    "[sum] t = Add(r, b1) y = MatMul(t, h) }"
+)
 BROADCAST = (
     "(float[n,5,6] x, float[6,6] w, float[6,3] h) => (float[n,5,3] y) { r = Relu(x) "
     "m = ReduceMean <keepdims: int = 1> (r, axes) a = MatMul(m, w) [sum] t = Add(r, a) y = MatMul(t, h) }"
@@ -69,10 +76,11 @@ def found(text: str, constants=None):
         (ENCODER, ["attention", "mlp"], [{"o", "ob"}, {"w", "wb"}]),
         (SQUEEZED, ["sum"], [{"w", "wb"}]),
         (SCALED, ["sum"], [{"gamma"}]),
+        (HALVES, ["sum"], [{"v", "vb"}]),
         (SUM_ELSEWHERE, ["sum"], [{"v"}]),
         (INNER_ELSEWHERE, ["sum"], [{"v"}]),
     ],
-    ids=["inverted", "encoder", "squeezed", "scaled", "sum elsewhere", "inner elsewhere"],
+    ids=["inverted", "encoder", "squeezed", "scaled", "halves", "sum elsewhere", "inner elsewhere"],
 )
 def test_blocks_are_found_and_go_as_if_they_added_zero(text, names, silenced):
     coupling, all_found = found(text)

@@ -19,7 +19,7 @@ RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # times the ridge that was asked for
 HELD = 5  # every fifth sample is held out
 STEPS = 6  # of the fit behind an activation
 FURTHER = 1.5  # of each step: what a majorizer says is too short, and up to twice as far still no loss
-KEPT_BYTES = 200_000_000  # of rows that are kept for these steps
+KEPT_BYTES = 200_000_000  # of rows that are kept for these steps, of all layers that are fitted at once
 Array = np.ndarray | float
 Found = tuple[float, np.ndarray, np.ndarray]  # error on held-out rows, weights (G, D, O), biases (G, O)
 
@@ -98,14 +98,14 @@ class Sums:
 
     def add(self, x: np.ndarray, y: np.ndarray, held: np.ndarray, bounds: Bounds | None = None) -> None:
         """Rows x (R, G, D) and y (R, G, O); held (R,) are not fitted."""
-        every = Rows(x.astype(np.float32), y.astype(np.float32), bounds)
+        every = Rows(np.asarray(x, np.float32), np.asarray(y, np.float32), bounds)
         if held.any():
             self.held.append(every.at(held))
         fitted = every.at(~held)
         if bounds is not None:
-            row = fitted.x[0].nbytes if len(fitted.x) else 1
+            row = 4 * (x[:1].size + 3 * y[:1].size)  # y and its two bounds
             self.kept.append(fitted.at(np.arange(min(len(fitted.x), self.room // row))))
-            self.room -= self.kept[-1].x.nbytes
+            self.room -= row * len(self.kept[-1].x)
         x, y = fitted.x.transpose(1, 0, 2), fitted.y.transpose(1, 0, 2)
         if x.shape[1] == 0:
             return

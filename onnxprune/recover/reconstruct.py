@@ -25,7 +25,7 @@ from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
 from onnxprune.recover.layers import Layer, Norm
-from onnxprune.recover.leastsquares import HELD, Bounds, Sums
+from onnxprune.recover.leastsquares import HELD, KEPT_BYTES, Bounds, Sums
 from onnxprune.recover.linear import read_weights, stored_behind, write_weights
 from onnxprune.recover.patches import outputs, window_of, windows
 from onnxprune.recover.segments import Walk
@@ -97,7 +97,7 @@ def refit(
 def _refit_wave(
     wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
 ) -> list[Refit]:
-    states = [_state(item, cut_walk.batches, rng) for item in wave]
+    states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave)) for item in wave]
     pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
     for cut_values, dense_values in pairs:
         for state in states:
@@ -120,11 +120,11 @@ def _dense_values(item: Layer | Norm) -> list[str]:
     return [item.x] if isinstance(item, Norm) else [item.target]
 
 
-def _state(item: Layer | Norm, batches: int, rng: np.random.Generator) -> "_LayerState | _NormState":
+def _state(item: Layer | Norm, batches: int, rng: np.random.Generator, kept: int) -> "_LayerState | _NormState":
     if isinstance(item, Norm):
         return _NormState(item)
     groups, _, *seen = read_weights(item.linear).shape
-    return _LayerState(item, -(-rows_for(groups, int(np.prod(seen))) // batches), rng)
+    return _LayerState(item, -(-rows_for(groups, int(np.prod(seen))) // batches), rng, Sums(kept))
 
 
 def rows_for(groups: int, features: int) -> int:
@@ -141,7 +141,7 @@ class _LayerState:
     layer: Layer
     rows: int  # of one batch
     rng: np.random.Generator
-    sums: Sums = field(default_factory=Sums)
+    sums: Sums
 
     def add(self, cut_values: Mapping[str, np.ndarray], dense_values: Mapping[str, np.ndarray]) -> None:
         layer, linear = self.layer, self.layer.linear

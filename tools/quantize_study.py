@@ -11,7 +11,8 @@ of onnxprune.prune with `quantize="int8"`: its report has the original, the prun
 measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone.
 WILD is the folder that tools/zoo/wild.py filled; samples are those of tools/metric_tasks.py, without
 labels, and their accuracy is what is kept of the original's answers.
-A run that is finished is not made again; --table writes the table of those that there are.
+A run that is finished is not made again, also where it was asked for otherwise: give such runs another --name.
+--table writes the table of those that there are.
 """
 
 import argparse
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--method", default="taylor")
     parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--name", help="what the runs of one network are stored and shown as (default: its own)")
+    parser.add_argument("--show", nargs="+", help="names of runs for the table and the picture (default: those run)")
     parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
     parser.add_argument("--picture", type=Path, help="draw the finished runs into this .svg")
     parser.add_argument("--wild", type=Path, help="folder of the networks of packages")
@@ -65,14 +68,15 @@ def main() -> None:
     for name in () if args.table else args.models:
         for budget in args.budgets:
             run(name, budget, args)
-    print(table(args.out, args.models))
+    shown = args.show or ([args.name] if args.name else args.models)
+    print(table(args.out, shown))
     if args.picture:
-        args.picture.write_text(picture(dots(args.out, args.models)))
+        args.picture.write_text(picture(dots(args.out, shown)))
 
 
 def run(name: str, budget: float, args: argparse.Namespace) -> None:
     """One run into the folder, unless its report is there."""
-    stem = f"{name}-{budget:g}"
+    stem = f"{args.name or name}-{budget:g}"
     report = args.out / f"{stem}.json"
     if report.exists():
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from onnxprune.errors import BudgetError, GraphError, ProviderError, UsageError
 from onnxprune.graph import extras, sessions, shapes
 from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
-from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED
+from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED, QUANTIZED
 from onnxprune.options import RELATIVE_ERROR
 from onnxprune.outputs import accuracies, answers, metrics
 from onnxprune.plan import cost, plan
@@ -74,13 +74,27 @@ def measure(
     if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
             table = _latencies(subject, files, settings)
-            notes += doubts(table)
+            notes += [*doubts(table), *slower_in_integers(table.ratios)]
     if table is None:
         return tuple(models.values()), (), tuple(notes)
     if NORMALIZED in table.latencies:
         before = made.before
         models[NORMALIZED] = report.Measurement(NORMALIZED, macs=before["macs"], params=before["params"])
     return report.with_latencies(tuple(models.values()), (table,)), table.ratios, tuple(notes)
+
+
+def slower_in_integers(ratios: Sequence[report.LatencyRatio]) -> list[str]:
+    """A note where the quantized file takes longer than the pruned model in floats, beyond the noise of both."""
+    own = {ratio.model: ratio for ratio in ratios}
+    floats, integers = own.get(PRUNED), own.get(QUANTIZED)
+    if floats is None or integers is None or floats.interval95 is None or integers.interval95 is None:
+        return []
+    if integers.interval95[0] <= floats.interval95[1]:
+        return []
+    return [
+        f"the quantized file takes longer than the pruned model in floats, {integers.median:.2f} of the original's "
+        f"time against {floats.median:.2f}: rounding between layers costs more than integers save at these widths"
+    ]
 
 
 def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:

@@ -152,3 +152,13 @@ def test_threads_follow_what_the_environment_allows(monkeypatch):
     rounds = timing.Rounds(runs=5, min_seconds=0, max_seconds=0.1)
     found = measure_latency({"m": proto(CONV)}, rounds=rounds, sessions=1, memory=False)
     assert found.latencies["m"].threads == 3
+
+
+@pytest.mark.parametrize(("ends", "told"), [((0.40, 0.45), 1), ((0.34, 0.45), 0)])
+def test_integers_that_take_longer_than_floats_are_told_of_beyond_noise(ends, told):
+    floats = LatencyRatio("pruned", "cpu", 1, 1, 0.34, 0.33, 0.36, (0.33, 0.36))
+    integers = LatencyRatio("quantized", "cpu", 1, 1, 0.43, 0.4, 0.45, ends)
+    notes = measuring.slower_in_integers([floats, integers])
+    assert len(notes) == told
+    assert all("0.43 of the original's time against 0.34" in note for note in notes)
+    assert measuring.slower_in_integers([integers]) == []

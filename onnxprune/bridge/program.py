@@ -15,7 +15,9 @@ from onnxprune.errors import BridgeError, UnsupportedFormError
 
 NOTHING, TRASH = 0, 1
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
-_FAILURES = (RuntimeError, ValueError, IndexError, TypeError, KeyError, NotImplementedError)
+# What torch says of shapes and types that do not fit, and what a table says of a rank or a type that it lacks. A
+# mistake of ours or of a user's function may look the same: the message names the node, and -v shows the trace.
+_FAILURES = (RuntimeError, ValueError, TypeError, LookupError)
 
 
 class Step(NamedTuple):
@@ -155,6 +157,8 @@ def _hook(step: Step, values: list[Any], context: Context) -> None:
 def _failure(step: Step, values: list[Any], error: Exception) -> str:
     shapes = ", ".join(_describe(values[slot]) for slot in step.inputs)
     line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    if isinstance(error, LookupError):  # its text is the key alone
+        line = f"nothing is known for {line}"
     return f"{step.node} fails on inputs {shapes}: {line}; check the shapes and types of what is fed"
 
 

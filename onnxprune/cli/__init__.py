@@ -3,7 +3,7 @@
 entry      `main`: which command, and what an error becomes
 parser     argparse from the table in options.py, and the parts that several commands share
 config     the same options from a TOML file
-commands   what each command does; more and the modules that it names: those besides pruning
+commands   what each command does; those with a module of their own stand beside it, under their names
 """
 
 from onnxprune.cli.entry import main

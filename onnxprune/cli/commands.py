@@ -4,10 +4,11 @@ import json
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from onnxprune.cli import config, more
+from onnxprune.cli import config
 from onnxprune.cli.parser import (
     Parser,
     add,
@@ -258,6 +259,15 @@ def _ops(given: list[str]) -> int:
     return 0
 
 
+def _of(module: str) -> Callable[[list[str]], int]:
+    """`run` of a module beside this one, which is imported when the command is called."""
+
+    def run(given: list[str]) -> int:
+        return import_module(f"onnxprune.cli.{module}").run(given)
+
+    return run
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "inspect": _inspect,
     "normalize": _normalize,
@@ -266,5 +276,10 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "methods": _methods,
     "ops": _ops,
-    **more.COMMANDS,
+    "compare": _of("compare"),
+    "sensitivity": _of("sensitivity"),
+    "calibrate": _of("calibrate"),
+    "card": _of("card"),
+    "check": _of("check"),
+    "compare-reports": _of("compare_reports"),
 }

@@ -41,7 +41,6 @@ def parser() -> cli.Parser:
         prog="onnxprune compare",
         description=DESCRIPTION,
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("model", metavar="MODEL.onnx", type=Path)
     made.add_argument("--out", type=Path, metavar="FOLDER", required=True, help="rows, table and plot; goes on there")

@@ -1,6 +1,5 @@
 """`onnxprune compare-reports`: what of a report is worse than in an earlier one by more than noise; exit 0 or 1."""
 
-import argparse
 from pathlib import Path
 
 from onnxprune import cli
@@ -20,7 +19,6 @@ def parser() -> cli.Parser:
     made = cli.Parser(
         prog="onnxprune compare-reports",
         description=DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("old", metavar="OLD.json", type=Path, help="a stored report, written by --report")
     made.add_argument("new", metavar="NEW.json", type=Path, help="the report to judge")

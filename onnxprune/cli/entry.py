@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.simplefilter("ignore")
         try:
             with interruptible(), streams.results_apart(), own_logging():
-                return dispatch(without_libraries(without_plugins(given)))
+                return dispatch(prepared(given))
         except Leave as stop:  # argparse after --help
             return int(stop.code or 0)
         except BrokenPipeError:  # the reader of our output left: 'onnxprune ops | head'
@@ -59,34 +59,35 @@ def own_logging() -> Iterator[None]:
         LOG.setLevel(before[1])
 
 
-def without_plugins(given: list[str]) -> list[str]:
-    """The arguments less each `--plugin MODULE`, which is imported: users' operators and methods register there."""
-    rest = list(given)
-    while "--plugin" in rest:
-        at = rest.index("--plugin")
-        if at + 1 == len(rest):
-            raise UsageError("--plugin: give the module that registers your operators or methods, such as my_ops")
-        name = rest[at + 1]
-        del rest[at : at + 2]
+def prepared(given: list[str]) -> list[str]:
+    """The arguments less each `--plugin MODULE` and `--custom-ops LIB`, which may stand with any command.
+
+    A module is imported, and registers the user's operators and methods; a library tells onnxruntime of operators.
+    """
+    modules, rest = _taken(given, "--plugin", "the module that registers your operators or methods, such as my_ops")
+    for name in modules:
         try:
             import_here(name)
         except (ImportError, SystemExit) as error:
             raise UsageError(f"--plugin {name}: cannot be imported ({error}); run where the module lies") from error
-    return rest
-
-
-def without_libraries(given: list[str]) -> list[str]:
-    """The arguments less each `--custom-ops LIB`, of which the operators are made known to onnxruntime."""
-    rest = list(given)
-    while "--custom-ops" in rest:
-        at = rest.index("--custom-ops")
-        if at + 1 == len(rest):
-            raise UsageError("--custom-ops: give the library of operators that onnxruntime loads, such as my_ops.so")
+    libraries, rest = _taken(rest, "--custom-ops", "the library of operators that onnxruntime loads, such as my_ops.so")
+    for library in libraries:
         from onnxprune.graph import custom_ops
 
-        custom_ops.register(rest[at + 1])
-        del rest[at : at + 2]
+        custom_ops.register(library)
     return rest
+
+
+def _taken(given: list[str], flag: str, wanted: str) -> tuple[list[str], list[str]]:
+    """(the words behind each `flag`, the other words). Raises: UsageError that names what is `wanted` behind one."""
+    found, rest = [], list(given)
+    while flag in rest:
+        at = rest.index(flag)
+        if at + 1 == len(rest):
+            raise UsageError(f"{flag}: give {wanted}")
+        found.append(rest[at + 1])
+        del rest[at : at + 2]
+    return found, rest
 
 
 def dispatch(given: list[str]) -> int:

@@ -23,7 +23,6 @@ def parser() -> cli.Parser:
         prog="onnxprune sensitivity",
         description="Accuracy (labels) or agreement with the original, with a part of one dimension removed at a time.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("model", metavar="MODEL.onnx", type=Path)
     made.add_argument("--fractions", type=_fractions, help="to remove of each dimension (default: 0.25,0.5,0.75)")

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from onnxprune.errors import BridgeError
 from onnxprune.recover.settings import Settings
 from onnxprune.recover.teacher import precision
 
@@ -72,7 +73,7 @@ def _seconds(
         feeds = {n: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for n, x in feeds.items()}
     try:
         return min(_timed(lambda: _step(twin, feeds, settings, device), device, clock) for _ in range(STEPS))
-    except (RuntimeError, NotImplementedError, MemoryError):  # no kernel for this type or layout, or no memory
+    except (BridgeError, RuntimeError, MemoryError):  # no kernel for this type or layout, or no memory
         return float("inf")
 
 

@@ -31,6 +31,7 @@ from onnxprune.system.atomic_files import scratch
 
 if TYPE_CHECKING:
     from onnxprune.measure.records import LatencyTable
+    from onnxprune.run.narrowed import Narrow
     from onnxprune.run.settings import Settings
     from onnxprune.run.subject import Subject
     from onnxprune.system.clock import Clock
@@ -40,11 +41,18 @@ LOADS = 5  # of which the fastest counts
 
 
 def measure(
-    subject: Subject, made: plan.Plan, files: Mapping[str, Path], out: Path, settings: Settings, clock: Clock
+    subject: Subject,
+    made: plan.Plan,
+    files: Mapping[str, Path],
+    out: Path,
+    settings: Settings,
+    clock: Clock,
+    narrow: Narrow | None = None,
 ) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
     """(the original, the results, and what normalizing alone makes where that is faster; ratios; notes).
 
     files: the results by name; "pruned" is in floats, "quantized" the same rounded, and the last will be `out`.
+    narrow: what that file becomes in the end, which is what is timed.
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
@@ -73,7 +81,7 @@ def measure(
     table = None
     if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
-            table = _latencies(subject, files, settings)
+            table = _latencies(subject, files, settings, narrow)
             notes += [*doubts(table), *slower_in_integers(table.ratios)]
     if table is None:
         return tuple(models.values()), (), tuple(notes)
@@ -142,18 +150,18 @@ def _without_zeros(model: ir.Model, costs: cost.Cost) -> dict[str, int]:
     }
 
 
-def _latencies(subject: Subject, files: Mapping[str, Path], settings: Settings) -> LatencyTable:
+def _latencies(subject: Subject, files: Mapping[str, Path], settings: Settings, narrow: Narrow | None) -> LatencyTable:
     """Times of the original and the results, and of the normal form where that alone may be faster."""
     batch, feeds = latency_feeds(subject)
     setting = settings.timing.at(batch)
     models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path, **files}
     if _frees_initializers(subject.path):
         models[NORMALIZED] = subject.model
-    if not settings.form.narrow_states:
+    if narrow is None:
         return measure_settled(models, feeds, **setting)
     last = list(files)[-1]
     with scratch() as folder:
-        models[last], feeds_for = narrowed.timed(subject, files[last], Path(folder), feeds)
+        models[last], feeds_for = narrowed.timed(narrow, Path(folder) / files[last].name, feeds)
         return measure_settled(models, feeds_for, **setting)
 
 

@@ -1,7 +1,7 @@
 """--states narrow: the last step of a run, from a proven file to one with a narrower interface."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +20,28 @@ from onnxprune.run.subject import Subject
 from onnxprune.surgery import narrow
 
 
+@dataclass(frozen=True)
+class Narrow:
+    """A result with a narrower interface, and which axes became narrower; none where no state lost positions."""
+
+    model: ir.Model
+    axes: Sequence[narrow.Narrowed]
+
+
+def of(subject: Subject, place: Path) -> Narrow:
+    """What the file at `place` becomes, once it is measured and proven."""
+    pairs = [(given, output) for given, output, _ in extras.of(subject.model).states]
+    return Narrow(*narrow.narrow(graph.load(place), pairs))
+
+
 def narrowed(
-    made: Plan, models: tuple[report.Measurement, ...], subject: Subject, place: Path
+    made: Plan, models: tuple[report.Measurement, ...], subject: Subject, result: Narrow, place: Path
 ) -> tuple[Plan, tuple[report.Measurement, ...], list[str]]:
     """(the plan and the measurements with what was narrowed, notes): the file at `place`, proven, becomes narrower.
 
     Raises: VerificationError where it does not give what the proven one gives at the kept positions.
     """
-    model, found = _narrow(subject, place)
+    model, found = result.model, result.axes
     if not found:
         return made, models, ["--states narrow: no state lost positions, so the interface is as it was"]
     # Halves are compared in single precision: onnxruntime rounds them at other places of the narrower file.
@@ -54,21 +68,13 @@ def narrowed(
     return made, models, notes
 
 
-def timed(
-    subject: Subject, place: Path, folder: Path, feeds: Feeds
-) -> tuple[Path, Callable[[ort.InferenceSession, int], Feeds]]:
-    """(what the file at `place` will be, written into `folder`; what to feed a session of it or of the wide models)."""
-    model, found = _narrow(subject, place)
-    graph.save(model, folder / place.name)
+def timed(result: Narrow, file: Path, feeds: Feeds) -> tuple[Path, Callable[[ort.InferenceSession, int], Feeds]]:
+    """(`file`, into which the narrow result is written; what to feed a session of it or of the wide models)."""
+    graph.save(result.model, file)
 
     def feeds_for(session: ort.InferenceSession, _: int) -> Feeds:
         shapes = {value.name: value.shape for value in session.get_inputs()}
-        narrower = found and all(shapes[entry.input][entry.axis] == len(entry.keep) for entry in found)
-        return narrow.fed(feeds, found) if narrower else feeds
+        narrower = result.axes and all(shapes[one.input][one.axis] == len(one.keep) for one in result.axes)
+        return narrow.fed(feeds, result.axes) if narrower else feeds
 
-    return folder / place.name, feeds_for
-
-
-def _narrow(subject: Subject, place: Path) -> tuple[ir.Model, Sequence[narrow.Narrowed]]:
-    pairs = [(given, output) for given, output, _ in extras.of(subject.model).states]
-    return narrow.narrow(graph.load(place), pairs)
+    return file, feeds_for

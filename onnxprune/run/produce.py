@@ -101,9 +101,10 @@ def produce(
         results = _written(stored, proven, places[out])
         planned = _plan_of(subject, selection, settings)
         made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
-        models, ratios, unmeasured = measuring.measure(subject, made, results, out, settings, clock)
-        if settings.form.narrow_states:
-            made, models, told_states = narrowed.narrowed(made, models, subject, places[out])
+        narrow = narrowed.of(subject, places[out]) if settings.form.narrow_states else None
+        models, ratios, unmeasured = measuring.measure(subject, made, results, out, settings, clock, narrow)
+        if narrow is not None:
+            made, models, told_states = narrowed.narrowed(made, models, subject, narrow, places[out])
             unmeasured = (*unmeasured, *told_states)
         before, after = models[0], final(models) or models[-1]
         packed = measuring.packing(finished.dense, places[out]) if settings.form.pack else None

@@ -179,6 +179,12 @@ def test_a_failing_node_is_named_with_its_shapes():
         Network(convnet())({"x": torch.zeros(6, 2, 8, 8)})
 
 
+def test_a_rank_that_no_function_of_torch_has_is_said():
+    model = parse("g (float[1,1,2,2,2,2] x) => (float y) { y = MaxPool<kernel_shape = [1, 1, 1, 1]>(x) }")
+    with pytest.raises(BridgeError, match="nothing is known for 4"):
+        Network(model)({"x": torch.zeros(1, 1, 2, 2, 2, 2)})
+
+
 def test_all_unknown_ops_are_listed():
     model = parse("g (float[2] x) => (float[2] y) { u = com.microsoft.Strange (x) y = com.microsoft.Odd (u) }")
     with pytest.raises(BridgeError, match=r"com.microsoft.Odd \(opset 1\), node 'Odd_1'.*com.microsoft.Strange"):

@@ -1,5 +1,6 @@
 """Fine-tuning with the original as the teacher."""
 
+import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from recovering import Digits, random_keep
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.data import input_infos, load_samples
-from onnxprune.errors import DataError, UsageError
+from onnxprune.errors import BridgeError, DataError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs.describe import describe
 from onnxprune.outputs.kinds import Output, Outputs, Part
@@ -381,3 +382,19 @@ def test_a_busy_machine_does_not_choose_the_precision(monkeypatch, factor, chose
     settings, cpu = Settings(channels_last=False), torch.device("cpu")
     assert probe.fastest(torch.nn.Linear(1, 1), {}, settings, cpu).amp == chosen
     assert probe.step_seconds(torch.nn.Linear(1, 1), {}, replace(settings, amp="bf16"), cpu) == pytest.approx(4.0)
+
+
+def test_a_precision_that_an_operator_refuses_is_not_chosen(monkeypatch):
+    """torch's error of a kernel that is missing comes as the bridge's, which names the node."""
+    ticks = itertools.count()
+
+    def step(network, feeds, settings, device):
+        if settings.amp == "bf16":
+            raise BridgeError("Erf 'e' fails on inputs bfloat16 (1, 1)")
+
+    monkeypatch.setattr(
+        probe, "time", SimpleNamespace(perf_counter=lambda: next(ticks), process_time=lambda: next(ticks))
+    )
+    monkeypatch.setattr(probe, "_step", step)
+    settings = Settings(channels_last=False)
+    assert probe.fastest(torch.nn.Linear(1, 1), {}, settings, torch.device("cpu")).amp == "off"

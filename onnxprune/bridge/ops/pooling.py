@@ -40,6 +40,18 @@ def _within(size: Sizes, kernel: Sizes, dilations: Sizes, before: Sizes, after: 
     return tuple(min(k, n + p + q) if d == 1 else k for n, k, d, p, q in sizes)
 
 
+def _windows(
+    x: Tensor, kernel: Sizes, auto_pad: str, ceil_mode: int, dilations: Sizes | None, pads: Sizes | None, strides: Any
+) -> tuple[Sizes, Sizes, Sizes, Sizes, Sizes, Sizes]:
+    """(kernel, strides, dilations, pads before, pads after, those with what ceil_mode adds) of the windows of x."""
+    ones = (1,) * len(kernel)
+    strides, dilations = strides or ones, dilations or ones
+    before, after = window_pads(auto_pad, x.shape[2:], kernel, strides, dilations, pads)
+    kernel = _within(x.shape[2:], kernel, dilations, before, after, ceil_mode)
+    longer = _ceil_pads(x.shape[2:], kernel, strides, dilations, before, after, ceil_mode)
+    return kernel, strides, dilations, before, after, longer
+
+
 @torch_function("MaxPool")
 def MaxPool(
     x: Tensor,
@@ -53,22 +65,21 @@ def MaxPool(
     strides: Sizes | None = None,
     outputs: int = 1,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    rank = len(kernel_shape)
-    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
-    before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
-    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
-    after = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
+    kernel, strides, dilations, before, _, after = _windows(
+        x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides
+    )
     if outputs > 1:
-        return _max_pool_with_indices(x, kernel_shape, strides, dilations, before, after, storage_order)
+        return _max_pool_with_indices(x, kernel, strides, dilations, before, after, storage_order)
     floating = x.is_floating_point()
-    native = before == after and all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True))
+    pool = MAX_POOL[len(kernel)]
+    native = before == after and all(2 * p <= k for p, k in zip(before, kernel, strict=True))
     if native and floating:
-        return MAX_POOL[rank](x, kernel_shape, strides, before, dilations)
+        return pool(x, kernel, strides, before, dilations)
     lowest = float("-inf") if floating else torch.iinfo(x.dtype).min
     wide = pad_spatial(x, before, after, lowest)
     if floating:
-        return MAX_POOL[rank](wide, kernel_shape, strides, 0, dilations)
-    return MAX_POOL[rank](wide.double(), kernel_shape, strides, 0, dilations).to(x.dtype)
+        return pool(wide, kernel, strides, 0, dilations)
+    return pool(wide.double(), kernel, strides, 0, dilations).to(x.dtype)
 
 
 def _max_pool_with_indices(
@@ -114,20 +125,18 @@ def AveragePool(
     strides: Sizes | None = None,
 ) -> Tensor:
     """Mean of each window over the positions inside x, with count_include_pad also over the padding that was given."""
-    rank = len(kernel_shape)
-    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
-    before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
-    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
-    longer = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
+    kernel, strides, dilations, before, after, longer = _windows(
+        x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides
+    )
     native = before == after == longer and set(dilations) == {1}
-    if native and all(2 * p <= k for p, k in zip(before, kernel_shape, strict=True)):
-        return AVG_POOL[rank](x, kernel_shape, strides, before, False, bool(count_include_pad))
+    if native and all(2 * p <= k for p, k in zip(before, kernel, strict=True)):
+        return AVG_POOL[len(kernel)](x, kernel, strides, before, False, bool(count_include_pad))
     counted = x.new_ones(1, 1, *x.shape[2:])
     counted = pad_spatial(counted, before, after, 1.0 if count_include_pad else 0.0)
     rest = [b - a for a, b in zip(after, longer, strict=True)]
-    counted = pad_spatial(counted, [0] * rank, rest)
-    total = _sum_pool(pad_spatial(x, before, longer), kernel_shape, strides, dilations)
-    return total / _sum_pool(counted, kernel_shape, strides, dilations)
+    counted = pad_spatial(counted, [0] * len(rest), rest)
+    total = _sum_pool(pad_spatial(x, before, longer), kernel, strides, dilations)
+    return total / _sum_pool(counted, kernel, strides, dilations)
 
 
 @torch_function("LpPool")
@@ -142,13 +151,11 @@ def LpPool(
     pads: Sizes | None = None,
     strides: Sizes | None = None,
 ) -> Tensor:
-    rank = len(kernel_shape)
-    strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
-    before, after = window_pads(auto_pad, x.shape[2:], kernel_shape, strides, dilations, pads)
-    kernel_shape = _within(x.shape[2:], kernel_shape, dilations, before, after, ceil_mode)
-    after = _ceil_pads(x.shape[2:], kernel_shape, strides, dilations, before, after, ceil_mode)
+    kernel, strides, dilations, before, _, after = _windows(
+        x, kernel_shape, auto_pad, ceil_mode, dilations, pads, strides
+    )
     powers = pad_spatial(x.abs() ** p, before, after)
-    return _sum_pool(powers, kernel_shape, strides, dilations) ** (1 / p)
+    return _sum_pool(powers, kernel, strides, dilations) ** (1 / p)
 
 
 @torch_function("GlobalAveragePool")

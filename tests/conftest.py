@@ -4,9 +4,9 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models gain nothing from threads
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import onnx
 import pytest
@@ -16,6 +16,9 @@ from networks import CNN, filled
 # The same examples in every run: a red run means a change, not luck. The slow suite draws new ones.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+T = TypeVar("T")
 
 
 class Ran(NamedTuple):
@@ -45,8 +48,32 @@ def cnn_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def proofs_here(monkeypatch):
-    """Proofs run in this process: what a test replaces is replaced there too."""
-    monkeypatch.setattr("onnxprune.graph.apart.can_copy", lambda: True)
-    monkeypatch.setattr("onnxprune.graph.apart.isolated", lambda function: function())
+@pytest.fixture(autouse=True)
+def one_process(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What goes to another process only because a library may die of it is computed in this one.
+
+    Beside torch, which all workers load, a run takes a third of the time so. Where the other process is what a test is
+    about it is marked `apart`; ONNXPRUNE_TEST_APART=1 lets all tests go the way of users.
+    """
+    if request.node.get_closest_marker("apart") or os.environ.get("ONNXPRUNE_TEST_APART"):
+        yield
+        return
+    from onnxprune.graph import apart, shapes, simplify
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (apart, shapes, simplify):
+            patch.setattr(module, "isolated", _here)
+        patch.setattr(apart, "can_copy", lambda: True)
+        yield
+
+
+def _here(function: Callable[[], T]) -> T:
+    """What `function` returns or raises; what libraries say on stderr is lost, as it is in another process."""
+    held = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        return function()
+    finally:
+        os.dup2(held, 2)
+        os.close(held)

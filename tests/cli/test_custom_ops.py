@@ -40,7 +40,7 @@ def test_an_option_without_a_library_is_refused(cli, path):
     assert "--custom-ops: give the library" in cli("inspect", path, "--custom-ops").err
 
 
-def test_every_session_knows_the_library(cli, path, tmp_path, monkeypatch, proofs_here):
+def test_every_session_knows_the_library(cli, path, tmp_path, monkeypatch):
     library, known = tmp_path / "ops.so", []
     library.write_text("loaded by a stand-in")
 

@@ -10,6 +10,7 @@ import pytest
 from onnxprune import cli
 from onnxprune.measure.records import SensitivityCurve
 from onnxprune.options import Options
+from onnxprune.plan.select import Selection
 from onnxprune.report import curves, schema
 from onnxprune.run.subject import prepare
 from onnxprune.studies import sensitivity
@@ -70,7 +71,7 @@ def test_the_constants_of_removed_units_are_pushed(model, samples):
     keep = np.ones(dim.size, bool)
     keep[DEAD] = False
     reference = sensitivity.reference_of(subject)
-    assert sensitivity.trial(subject, {dim: keep}, reference) == reference.accuracy
+    assert sensitivity.trial(subject, Selection(subject.coupling, {dim: keep}), reference) == reference.accuracy
 
 
 def test_the_command_prints_a_table_and_writes_reports(model, samples, tmp_path, capsys):

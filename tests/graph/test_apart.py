@@ -18,6 +18,9 @@ from onnxprune.system import isolation
 TEXT = "(float[N,4] x, float[4,8] w) => (float[N,8] y) { y = MatMul(x, w) }"
 
 
+pytestmark = pytest.mark.apart
+
+
 @pytest.fixture(params=["a copy", "a fresh process"])
 def process(request, monkeypatch):
     """Where it is computed: in a copy, as in the command line; in a fresh process, as beside torch."""

@@ -108,6 +108,7 @@ def test_a_plain_model_whose_shapes_onnx_does_not_infer_has_a_note(no_inference)
     ]
 
 
+@pytest.mark.apart
 def test_what_a_copy_of_the_process_notes_is_told_here(no_inference, monkeypatch):
     monkeypatch.setattr("onnxprune.system.isolation.can_copy", lambda: True)
     source = model("(float[n,4] x, float[4,8] w) => (float[n,8] y) { y = Gemm(x, w) }")

@@ -18,6 +18,9 @@ from onnxprune.system import isolation
 DIGITS = str(Path(__file__).parents[2] / "models" / "digits.onnx")
 
 
+pytestmark = pytest.mark.apart
+
+
 @pytest.fixture(params=["a copy", "a fresh process"])
 def process(request, monkeypatch):
     """Where proofs run: in a copy, as in the command line; in a fresh process, as beside torch."""

@@ -140,7 +140,7 @@ def test_fine_tuning_in_pieces_learns_the_same(monkeypatch, caplog, extra):
             np.testing.assert_allclose(second[name], array, atol=1e-4 * max(1.0, np.abs(array).max()))
 
 
-def test_a_whole_run_goes_on_with_less(cli, tmp_path, monkeypatch, proofs_here):
+def test_a_whole_run_goes_on_with_less(cli, tmp_path, monkeypatch):
     limited(monkeypatch, 8)
     digits = load_digits()
     np.savez(tmp_path / "x.npz", x=(digits.images[:200, None] / 16).astype(np.float32), y=digits.target[:200])

@@ -1,5 +1,6 @@
 """The machine and the versions that numbers were measured with. Unknown is None."""
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -44,13 +45,15 @@ def tool() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages that numbers depend on, those that are installed; nothing is imported."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return {name: version for name in PACKAGES if (version := _version(name)) is not None}
+
+
+@functools.cache  # reading it takes longer than the proof of a small model
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def cpu_name() -> str | None:

@@ -3,6 +3,7 @@
 It is enough for anyone to check a result: in the normalized model, zero the slices that are not kept, run both.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -288,6 +289,7 @@ def with_quantization(plan: Plan, record: Mapping[str, Any]) -> Plan:
     return replace(plan, quantize=dict(record))
 
 
+@functools.cache
 def tool_version() -> str:
     """The version of this tool."""
     try:

@@ -38,8 +38,11 @@ def files(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("model", MODELS)
+# What argmax and topk decide on is the same to a method: one that looks at samples and one that trains try both.
+PAIRS = [(model, method) for model in MODELS for method in METHODS if model != "topk" or method in ("snacs", "paam")]
+
+
+@pytest.mark.parametrize(("model", "method"), PAIRS)
 def test_every_method_runs_on_a_model_that_ends_in_a_decision(cli, files, tmp_path, model, method):
     more = [word for option in SHORT.get(method, ()) for word in ("--option", option)]
     out, report = tmp_path / "o.onnx", tmp_path / "r.json"

@@ -286,7 +286,7 @@ class Options:
         "that answers all samples alike and the original", "POINTS",
         low=0, wanted="points that may be lost, 0 or more")
     min_speedup: float | None = option(
-        None, NUMBER, REMOVE, "fail unless the result is X times as fast", "X", low=TINY, wanted="a number above 0")
+        None, NUMBER, REMOVE, "fail unless it is X times as fast", "X", low=TINY, wanted="a number above 0")
     steps: int = option(
         1, WHOLE, REMOVE, "reach --target in N steps with recovery between them", "N",
         low=1, high=1000, wanted="1 or more, up to 1000")
@@ -301,7 +301,7 @@ class Options:
         (), TEXT, REMOVE, "cut only what these names match", "PATTERN", shown="all", several=True)
     exclude: tuple[str, ...] = option((), TEXT, REMOVE, "leave what these names match", "PATTERN", several=True)
     states: str = option(
-        "keep", TEXT, REMOVE, "sizes of states in the interface, see docs/decoders.md", "NAME",
+        "keep", TEXT, REMOVE, "states in the interface", "NAME",
         choices=("keep", "narrow"))
     keep_tokens: Path | None = option(
         None, PATH, REMOVE, "ids of the vocabulary that stay: one a line, a JSON list or .npy, see docs/decoders.md",

@@ -19,13 +19,13 @@ from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 
 
-def dead_units(coupling: Coupling, *, constants: bool = True) -> dict[Dim, np.ndarray]:
+def dead_units(coupling: Coupling) -> dict[Dim, np.ndarray]:
     """Kept units (size,) of every exact Dim: those that are not dead; one stays where all are.
 
-    constants: units that are constant but not zero count as dead; whoever cuts them pushes the constant into the
-    consumers' biases (recover.constants). Without it every removal is exact by itself.
+    A unit that is constant but not zero counts as dead: whoever cuts it pushes the constant into its consumers' biases
+    (recover.constants).
     """
-    finder = _Finder(coupling, constants)
+    finder = _Finder(coupling)
     while finder.sweep():
         pass
     return finder.keep
@@ -88,24 +88,12 @@ def _is_weight(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" and array.ndim > 1
 
 
-SUMS = frozenset({"Add", "Sub", "Sum"})  # zero only where all that is added is
-FACTORS = frozenset({"Mul", "Div", "PRelu"})  # their stored operands scale a unit, and add nothing to it
-# What gives zero for zero, however it is called; Sigmoid or Exp do not, nor does a sum with a constant.
-ZERO_TO_ZERO = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
-    "Slice Resize Upsample Dropout Cast".split()
-)
-
-
 @dataclass(frozen=True)
 class _Step:
     """A node on the way of a Dim's units: it passes on those of `sources`, or makes them where there are none."""
 
     sources: tuple[ir.Value, ...]
-    weights: tuple[Member, ...]  # of which a unit of zeros passes nothing
-    addends: tuple[Member, ...]
-    keeps_zero: bool  # but for the addends
+    weights: tuple[Member, ...]  # of which a unit of zeros passes nothing that varies
     results: tuple[ir.Value, ...]
 
 
@@ -122,7 +110,7 @@ def _inside_bodies(coupling: Coupling) -> set[Dim]:
 class _Finder:
     """The state of the search: what is kept so far."""
 
-    def __init__(self, coupling: Coupling, constants: bool) -> None:
+    def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         # Readers and makers are looked for in the main graph: a body may read a unit again in every step.
         inside = _inside_bodies(coupling)
@@ -134,7 +122,6 @@ class _Finder:
             for name, value in coupling.model.graph.initializers.items()
             if (array := graph.constant(value)) is not None and array.dtype.kind == "f"
         }
-        self.constants = constants
         self.readers = {dim: self._readers(dim) for dim in self.dims}
         self.flows = {dim: tuple(self._flow(dim)) for dim in self.dims}
 
@@ -163,15 +150,13 @@ class _Finder:
         return found
 
     def _active(self, dim: Dim) -> dict[ir.Value, np.ndarray]:
-        """Units (size,) that vary in each value; without constants, units that are not always zero."""
+        """Units (size,) that vary in each value."""
         whole = np.ones(dim.size, bool)
         found: dict[ir.Value, np.ndarray] = {}
         for step in self.flows[dim]:
             units = np.any([found.get(value, whole) for value in step.sources], axis=0) if step.sources else whole
             if step.weights:  # a grouped convolution passes on what its own kernels let through
                 units = units & self._any(dim, step.weights)
-            if not self.constants:
-                units = units | self._any(dim, step.addends) if step.keeps_zero else whole
             found.update(dict.fromkeys(step.results, units))
         return found
 
@@ -209,13 +194,10 @@ class _Finder:
     def _flow(self, dim: Dim) -> Iterator["_Step"]:
         """The nodes that make units of `dim` or pass them on, in order."""
         weights: dict[str, list[Member]] = {}
-        addends: dict[str, list[Member]] = {}
         consumers = {member.node for member in self.coupling.members[dim] if member.role == "consumes"}
         for member in self.coupling.members[dim]:
             if member.role == "produces" and self._is_weight(member) and self._known(member):
                 weights.setdefault(member.node, []).append(member)
-            if self._adds(member):
-                addends.setdefault(member.node, []).append(member)
         for node in self.coupling.model.graph:
             if not self.coupling.stands(dim, node.outputs):
                 continue
@@ -224,30 +206,11 @@ class _Finder:
             # What consumes the Dim and makes it anew (a convolution between residual sums) passes nothing on.
             sources = [] if name in consumers else [value for value in computed if self.coupling.stands(dim, [value])]
             linear = layer_of(node) is not None
-            known = all(self._known(member) for member in addends.get(name, ()))
-            yield _Step(
-                tuple(sources),
-                tuple(weights.get(name, ()) if linear else ()),
-                tuple(addends.get(name, ())) if known else (),
-                known and self._keeps_zero(dim, node),
-                tuple(node.outputs),
-            )
+            yield _Step(tuple(sources), tuple(weights.get(name, ()) if linear else ()), tuple(node.outputs))
 
     def _known(self, member: Member) -> bool:
         """Whether its numbers can be read: floats that the model stores."""
         return member.initializer in self.nonzero
-
-    def _keeps_zero(self, dim: Dim, node: ir.Node) -> bool:
-        """Whether a unit that is zero leaves `node` as zero; a sum with what knows no units (x + 3) does not."""
-        if node.op_type in SUMS:
-            return all(value is None or self.coupling.stands(dim, [value]) for value in node.inputs)
-        return node.op_type in ZERO_TO_ZERO or layer_of(node) is not None
-
-    def _adds(self, member: Member) -> bool:
-        """Whether a stored operand is added to the units: a bias, which makes them constant rather than zero."""
-        if member.role == "consumes" or self.nodes[member.node].op_type in FACTORS:
-            return False
-        return not self._is_weight(member)
 
     def _is_weight(self, member: Member) -> bool:
         """Whether `member` is an operand of a weighted layer: its weight, or data that the model stores."""

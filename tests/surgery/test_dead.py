@@ -26,8 +26,8 @@ def zero(coupling: Coupling, name: str, index: tuple) -> None:
     graph.set_constant(value, array)
 
 
-def dropped(coupling: Coupling, **options: bool) -> dict[str, list[int]]:
-    keep = dead.dead_units(coupling, **options)
+def dropped(coupling: Coupling) -> dict[str, list[int]]:
+    keep = dead.dead_units(coupling)
     return {dim.name: np.flatnonzero(~mask).tolist() for dim, mask in keep.items() if not mask.all()}
 
 
@@ -50,18 +50,17 @@ def test_a_dense_model_has_no_dead_units():
 def test_a_unit_that_nobody_reads_is_dead_and_leaves_exactly():
     coupling = coupled("mlp")
     zero(coupling, "w2", (5,))
-    keep = dead.dead_units(coupling, constants=False)
-    assert list(dropped(coupling, constants=False).values()) == [[5]]
+    keep = dead.dead_units(coupling)
+    assert list(dropped(coupling).values()) == [[5]]
     same(coupling, keep)
 
 
-def test_a_unit_without_weights_is_a_constant_and_leaves_only_where_allowed():
+def test_a_unit_without_weights_is_a_constant_and_leaves_exactly_where_that_is_zero():
     coupling = coupled("mlp")
     zero(coupling, "w1", (slice(None), 7))  # its bias is left
     assert [7] in dropped(coupling).values()
-    assert dropped(coupling, constants=False) == {}
     zero(coupling, "b1", (7,))
-    keep = dead.dead_units(coupling, constants=False)
+    keep = dead.dead_units(coupling)
     assert [7] in [np.flatnonzero(~mask).tolist() for mask in keep.values()]
     same(coupling, keep)
 
@@ -81,7 +80,7 @@ def test_death_spreads_forward_to_what_only_read_constants():
     zero(coupling, "w1", (slice(None), slice(0, 4)))
     zero(coupling, "b1", (slice(0, 4),))
     zero(coupling, "w2", (slice(4, None), 2))  # unit 2 reads the four dead ones alone
-    keep = dead.dead_units(coupling, constants=False)
+    keep = dead.dead_units(coupling)
     assert sorted(np.flatnonzero(~mask).tolist() for mask in keep.values()) == [[0, 1, 2, 3], [2]]
     same(coupling, keep)
 
@@ -90,10 +89,10 @@ def test_a_residual_unit_is_dead_only_when_all_that_produce_it_are():
     coupling = coupled("cnn")
     zero(coupling, "w2", (2,))
     zero(coupling, "b2", (2,))
-    assert dropped(coupling, constants=False) == {}
+    assert dropped(coupling) == {}
     zero(coupling, "w1", (2,))
     zero(coupling, "b1", (2,))
-    keep = dead.dead_units(coupling, constants=False)
+    keep = dead.dead_units(coupling)
     assert [2] in [np.flatnonzero(~mask).tolist() for mask in keep.values()]
     same(coupling, keep)
 
@@ -123,7 +122,6 @@ def test_a_depthwise_kernel_of_zeros_leaves_a_constant(samples):
     zero(coupling, "w2", (5,))
     bias = coupling.model.graph.initializers["b2"]
     graph.set_constant(bias, np.abs(graph.array_of(bias)) + np.float32(0.1))  # the constant is not zero
-    assert dropped(coupling, constants=False) == {}
     keep = dead.dead_units(coupling)
     assert [np.flatnonzero(~mask).tolist() for mask in keep.values() if not mask.all()] == [[5]]
     x = np.random.default_rng(0).normal(size=(7, 3, 6, 6)).astype(np.float32)
@@ -138,8 +136,8 @@ def test_a_depthwise_kernel_and_bias_of_zeros_leave_exactly():
     coupling = analyze(graph.normalize(onnx_text.model(DEPTHWISE)))
     zero(coupling, "w2", (5,))
     zero(coupling, "b2", (5,))
-    assert list(dropped(coupling, constants=False).values()) == [[5]]
-    same(coupling, dead.dead_units(coupling, constants=False))
+    assert list(dropped(coupling).values()) == [[5]]
+    same(coupling, dead.dead_units(coupling))
 
 
 def test_a_dead_group_of_a_grouped_convolution_is_found():
@@ -150,9 +148,9 @@ def test_a_dead_group_of_a_grouped_convolution_is_found():
     }"""
     coupling = analyze(graph.normalize(onnx_text.model(text)))
     zero(coupling, "w2", (slice(3, 6),))
-    found = [np.flatnonzero(~mask).tolist() for mask in dead.dead_units(coupling, constants=False).values()]
+    found = [np.flatnonzero(~mask).tolist() for mask in dead.dead_units(coupling).values()]
     assert [1] in found
-    same(coupling, dead.dead_units(coupling, constants=False))
+    same(coupling, dead.dead_units(coupling))
 
 
 def test_a_dead_depthwise_kernel_beside_a_shortcut_is_not_dead():
@@ -170,7 +168,6 @@ def test_a_dead_depthwise_kernel_beside_a_shortcut_is_not_dead():
 def test_sigmoid_moves_zero_so_the_unit_is_a_constant():
     coupling = coupled("concat")
     zero(coupling, "w3", (4,))
-    assert dropped(coupling, constants=False) == {}
     assert [4] in dropped(coupling).values()
 
 
@@ -183,7 +180,6 @@ def test_a_number_added_to_every_unit_makes_it_a_constant():
     }"""
     coupling = analyze(graph.normalize(onnx_text.model(text, {"three": [3.0]})))
     zero(coupling, "w1", (slice(None), 6))
-    assert dropped(coupling, constants=False) == {}
     assert list(dropped(coupling).values()) == [[6]]
 
 

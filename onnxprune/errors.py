@@ -63,6 +63,11 @@ class OutOfMemoryError(OnnxPruneError):
     """Memory ran out, and no smaller batch was left to try."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, its kind where it says nothing: a part of an error or note of ours."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
 def no_samples(command: str) -> UsageError:
     """What a command says that measures on samples and was given none."""
     return UsageError(f"{command} measures on samples: give --data or --val")

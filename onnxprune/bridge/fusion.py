@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from onnxprune.bridge.ops.convolution import Conv
 from onnxprune.bridge.ops.normalization import batch_norm
 from onnxprune.graph import constant
+from onnxprune.graph.tensors import rank_of
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,8 @@ def _axes(node: ir.Node) -> list[int] | None:
     return None if array is None else array.tolist()
 
 
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)
-
-
 def _is_last(axes: Iterable[int] | None, value: ir.Value | None) -> bool:
-    rank = _rank(value)
+    rank = rank_of(value)
     return axes is not None and list(axes) in ([-1], [None if rank is None else rank - 1])
 
 
@@ -223,12 +220,12 @@ def _attention(last: ir.Node) -> Fused | None:
         nodes.insert(0, added)
     value, scale, nodes = _peeled(value, scale, nodes)
     product = _behind(value, "MatMul")
-    if product is None or _rank(product.outputs[0]) != 4 or _rank(last.inputs[1]) != 4:
+    if product is None or rank_of(product.outputs[0]) != 4 or rank_of(last.inputs[1]) != 4:
         return None
     nodes.insert(0, product)
     q, scale, nodes = _peeled(product.inputs[0], scale, nodes)
     k_transposed, scale, nodes = _peeled(product.inputs[1], scale, nodes)
-    if _rank(q) != 4 or _rank(k_transposed) != 4:
+    if rank_of(q) != 4 or rank_of(k_transposed) != 4:
         return None
     return Fused(attention, (q, k_transposed, last.inputs[1], mask), {"scale": scale}, tuple(nodes))
 
@@ -253,7 +250,7 @@ def _linear(last: ir.Node) -> Fused | None:
         weight = None if product is None else constant(product.inputs[1])
         if product is None or bias is None or weight is None or weight.ndim != 2 or bias.shape != weight.shape[1:]:
             continue
-        if np.dtype(bias.dtype) == weight.dtype and (_rank(product.inputs[0]) or 0) > 1:
+        if np.dtype(bias.dtype) == weight.dtype and (rank_of(product.inputs[0]) or 0) > 1:
             return Fused(linear, (*product.inputs, last.inputs[1 - k]), {}, (product, last))
     return None
 

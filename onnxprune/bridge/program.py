@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge import host
-from onnxprune.errors import BridgeError, UnsupportedFormError
+from onnxprune.errors import BridgeError, UnsupportedFormError, first_line
 
 NOTHING, TRASH = 0, 1
 _WIDER = {torch.uint16: torch.int32, torch.uint32: torch.int64, torch.uint64: torch.int64}
@@ -156,7 +156,7 @@ def _hook(step: Step, values: list[Any], context: Context) -> None:
 
 def _failure(step: Step, values: list[Any], error: Exception) -> str:
     shapes = ", ".join(_describe(values[slot]) for slot in step.inputs)
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = first_line(error)
     if isinstance(error, LookupError):  # its text is the key alone
         line = f"nothing is known for {line}"
     return f"{step.node} fails on inputs {shapes}: {line}; check the shapes and types of what is fed"

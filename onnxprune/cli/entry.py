@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from onnxprune.cli.commands import COMMANDS, prune
-from onnxprune.errors import OnnxPruneError, UsageError
+from onnxprune.errors import OnnxPruneError, UsageError, first_line
 from onnxprune.system import streams
 from onnxprune.system.interrupts import interruptible
 from onnxprune.system.memory import out_of_memory
@@ -123,7 +123,7 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
     if isinstance(error, SystemExit):
         return f"a function of yours ended the run with exit code {error.code}; nothing was written. Mend that", 2
     if not isinstance(error, Exception):
-        told = f"{type(error).__name__}: {_first_line(error)}"
+        told = f"{type(error).__name__}: {first_line(error)}"
         return f"a function of yours raised {told}; nothing was written. Mend that", EXIT_BAD_USAGE
     if isinstance(error, streams.PrintError):
         return f"{error}; print them to another place", EXIT_BAD_USAGE
@@ -131,14 +131,14 @@ def explain(error: BaseException, given: Sequence[str]) -> tuple[str, int]:
         return str(error), error.exit_code
     if out_of_memory(error):
         return (
-            f"out of memory ({_first_line(error)}); nothing was written. Lower --batch-size, or give fewer samples",
+            f"out of memory ({first_line(error)}); nothing was written. Lower --batch-size, or give fewer samples",
             2,
         )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}; nothing was written. Mend that, or choose another place", EXIT_BAD_USAGE
     # A mistake of ours: still one line, and the way to tell us.
-    told = f"internal error: {type(error).__name__}: {_first_line(error)}"
+    told = f"internal error: {type(error).__name__}: {first_line(error)}"
     return f"{told}; nothing was written. Run it again with -v and report that", EXIT_BAD_USAGE
 
 
@@ -147,7 +147,3 @@ def _interrupted(error: BaseException | None) -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__
     return error is not None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from onnxprune.errors import UsageError
+from onnxprune.errors import UsageError, first_line
 
 _LIBRARIES: list[str] = []
 
@@ -23,9 +23,8 @@ def register(library: str | Path) -> None:
     try:
         ort.SessionOptions().register_custom_ops_library(whole)
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UsageError(
-            f"--custom-ops {library}: onnxruntime cannot load it ({first}); build it for {ort.__version__}"
+            f"--custom-ops {library}: onnxruntime cannot load it ({first_line(error)}); build it for {ort.__version__}"
         ) from error
     if whole not in _LIBRARIES:
         _LIBRARIES.append(whole)

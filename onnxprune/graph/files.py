@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 from onnx import external_data_helper
 
-from onnxprune.errors import GraphError, UsageError
+from onnxprune.errors import GraphError, UsageError, first_line
 from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
 from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
 from onnxprune.graph.stored import Stored
@@ -48,7 +48,9 @@ def load(path: str | Path) -> ir.Model:
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as error:
-        raise GraphError(f"{path}: not an ONNX file, or truncated ({_line(error)}); export or copy it again") from error
+        raise GraphError(
+            f"{path}: not an ONNX file, or truncated ({first_line(error)}); export or copy it again"
+        ) from error
     if not proto.graph.node or not proto.opset_import:
         raise GraphError(f"{path}: holds no ONNX graph ({len(proto.graph.node)} nodes); export or copy it again")
     integrity.check_texts(proto, path)
@@ -57,14 +59,16 @@ def load(path: str | Path) -> ir.Model:
     try:
         sparse.densify(proto, path.parent)
     except Exception as error:
-        raise GraphError(f"{path}: a sparse tensor is damaged ({_line(error)}); export or copy it again") from error
+        raise GraphError(
+            f"{path}: a sparse tensor is damaged ({first_line(error)}); export or copy it again"
+        ) from error
     integrity.check(proto, path)
     aside = zipmaps.detach(proto)
     _check_types(proto, path)
     try:
         model = held(ir.from_proto(proto))
     except Exception as error:
-        raise GraphError(f"{path}: the graph is broken ({_line(error)}); check it with onnx.checker") from error
+        raise GraphError(f"{path}: the graph is broken ({first_line(error)}); check it with onnx.checker") from error
     carried = extras.Extras(
         maps=aside,
         defaults=defaults.detach(model),
@@ -271,7 +275,7 @@ def _check_order(model: ir.Model, path: Path) -> None:
     try:
         graph.sort()
     except ValueError as error:
-        raise GraphError(f"{path}: the graph has a cycle ({_line(error)})") from error
+        raise GraphError(f"{path}: the graph has a cycle ({first_line(error)})") from error
 
 
 def _check_functions(model: ir.Model, path: Path) -> None:
@@ -285,16 +289,13 @@ def _check_functions(model: ir.Model, path: Path) -> None:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise GraphError(
-            f"{path}: the functions in it cannot be written out ({_line(cause)}); export it again without functions"
+            f"{path}: the functions in it cannot be written out ({first_line(cause)}); "
+            "export it again without functions"
         ) from error
 
 
 def _is_external(value: ir.Value) -> bool:
     return isinstance(value.const_value, ir.ExternalTensor)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 # Normal form ----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError
+from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError, first_line
 from onnxprune.graph import extras, providers, stored
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
@@ -100,10 +100,10 @@ def open_session(
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
         if out_of_memory(error):
             raise OutOfMemoryError(
-                f"onnxruntime: out of memory while it opens the model ({_first_line(error)}); nothing was written. "
+                f"onnxruntime: out of memory while it opens the model ({first_line(error)}); nothing was written. "
                 "Free memory, or use a machine with more"
             ) from error
-        raise GraphError(f"onnxruntime refuses the model: {_first_line(error)}") from error
+        raise GraphError(f"onnxruntime refuses the model: {first_line(error)}") from error
     _ORIGINS[session] = _Origin(settings, wanted, weights)
     if isinstance(model, ir.Model):
         hold_batch(session, extras.of(model).only_batch)
@@ -179,7 +179,7 @@ def _missing_library(name: str) -> str:
             ctypes.CDLL(str(path))
     except OSError as error:
         # Its own helper symbols are missing when it is opened alone, which says nothing.
-        return "" if "undefined symbol" in str(error) else _first_line(error)
+        return "" if "undefined symbol" in str(error) else first_line(error)
     return ""
 
 
@@ -209,10 +209,10 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
             if session in _ORIGINS:
                 _SPENT.add(session)
             raise OutOfMemoryError(
-                f"onnxruntime: out of memory on inputs {shapes} ({_first_line(error)}); nothing was written. "
+                f"onnxruntime: out of memory on inputs {shapes} ({first_line(error)}); nothing was written. "
                 "Give smaller samples, or free memory"
             ) from error
-        raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {_first_line(error)}") from error
+        raise GraphError(f"the model fails in onnxruntime on inputs {shapes}: {first_line(error)}") from error
 
 
 def _reopen(session: ort.InferenceSession) -> None:
@@ -326,7 +326,3 @@ def _not_loaded(name: str, seen: str) -> str:
     if name not in providers.KNOWN:
         fix = f"{fix}; known names are {', '.join(providers.SHORT)}"
     return f"execution provider {name} did not load: {seen}; {fix}, or choose --provider cpu"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

@@ -13,7 +13,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from onnxprune.errors import GraphError
+from onnxprune.errors import GraphError, first_line
 from onnxprune.graph import custom_ops, extras
 from onnxprune.graph.tensors import held, size_bytes, tensor_of
 from onnxprune.system.isolation import isolated
@@ -107,11 +107,6 @@ def _rewritten(given: bytes, skipped: list[str], steps: Sequence[tuple[bool, boo
         custom_ops.register(library)
     _load(made)
     return made
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, as part of a note."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _forget_placeholders(proto: onnx.ModelProto) -> None:

@@ -60,6 +60,11 @@ def array_of(value: ir.Value) -> np.ndarray:
     return tensor_of(value).numpy()
 
 
+def rank_of(value: ir.Value | None) -> int | None:
+    """The number of axes of a value; None where that is not known."""
+    return None if value is None or value.shape is None else len(value.shape)
+
+
 def set_constant(value: ir.Value, array: np.ndarray) -> None:
     """Gives an initializer another array; shape and type follow it."""
     tensor = _tensor(array, value.name)

@@ -15,6 +15,7 @@ import torch
 
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim, Member
+from onnxprune.graph.inputs import is_float
 from onnxprune.methods import objective, options, units
 from onnxprune.methods.base import Context, Needs, Outcome, method, sum_by_unit
 
@@ -57,14 +58,10 @@ def hessian(context: Context) -> Outcome:
 def _producing(context: Context, dim: Dim) -> list[tuple[Member, np.ndarray, np.ndarray]]:
     """Float arrays that vanish with a unit and make its values; statistics and scales of norms are not counted."""
     for roles in (("produces", "follows"), ("scales", "consumes")):
-        found = [entry for role in roles for entry in units.in_role(context, dim, role) if _is_float(entry[1])]
+        found = [entry for role in roles for entry in units.in_role(context, dim, role) if is_float(entry[1].dtype)]
         if found:
             return found
     return []
-
-
-def _is_float(array: np.ndarray) -> bool:
-    return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def _fisher(context: Context, network: Network, settings: Settings) -> dict[str, np.ndarray]:

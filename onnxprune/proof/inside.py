@@ -13,7 +13,7 @@ from onnxprune.graph import extras, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.stored import is_stored
-from onnxprune.graph.tensors import constant
+from onnxprune.graph.tensors import constant, rank_of
 from onnxprune.proof import decisions, noise
 from onnxprune.proof.decisions import Point, at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Arrays, Tally, is_array, telling
@@ -332,7 +332,7 @@ def tables(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator
         computed = all(n.inputs[1] is not None and n.inputs[1].const_value is None for n in (node, other))
         if a is None or b is None or a.ndim < 2 or not computed:
             continue
-        rank = _rank(node.inputs[1])
+        rank = rank_of(node.inputs[1])
         if a.shape != b.shape and rank is not None:
             # Axis 0 of the table becomes the axes of the indices; the others follow.
             lost = {axis - rank + 1: p for axis, p in kept.get(node.outputs[0].name or "", {}).items()}
@@ -348,7 +348,3 @@ def tables(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator
 
 def _axis(node: ir.Node) -> int:
     return node.attributes.get_int("axis", 0)
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)

@@ -25,6 +25,7 @@ from onnxprune.coupling.layers import Layer, layer_of
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.simplify import infer_shapes
+from onnxprune.graph.tensors import rank_of
 from onnxprune.quantize.prepare import reduced
 
 # f(s x) = s f(x) for s > 0, channel by channel, and the channels stay where they are.
@@ -144,7 +145,7 @@ def reached(model: ir.Model, found: Sequence[Group], batches: Iterable[Feeds]) -
     made: list[ir.Node] = []
     for group in found:
         for number, read in enumerate(dict.fromkeys(group.readers)):
-            axes = [axis for axis in range(_rank(read) or 0) if axis != group.values[read]]
+            axes = [axis for axis in range(rank_of(read) or 0) if axis != group.values[read]]
             size = ir.Node("", "Abs", [values[read.name]], num_outputs=1)
             made += [size, reduced(measuring, "ReduceMax", f"{group.name}/largest.{number}", size.outputs[0], axes)]
             names[made[-1].outputs[0].name or ""] = group.name
@@ -168,7 +169,7 @@ def _source(node: ir.Node) -> Source | None:
     layer = layer_of(node)
     if layer is not None:
         return _layer_source(layer)
-    rank = _rank(node.outputs[0]) if node.outputs else None
+    rank = rank_of(node.outputs[0]) if node.outputs else None
     if rank is None:
         return None
     if node.op_type in NORMS and node.attributes.get_int("axis", -1) % rank == rank - 1 and len(node.outputs) == 1:
@@ -180,7 +181,7 @@ def _source(node: ir.Node) -> Source | None:
 
 def _layer_source(layer: Layer) -> Source | None:
     w, b = layer.weight, layer.bias
-    rank = _rank(layer.y)
+    rank = rank_of(layer.y)
     if layer.weights.fused or layer.kind == "transposed" or not _own(w) or rank is None:
         return None
     weight = Slot(layer.node, layer.weights.weight, layer.outputs(graph.array_of(w).ndim))
@@ -244,11 +245,11 @@ def _ahead(group: Group, value: ir.Value, axis: int) -> Iterator[tuple[ir.Value,
 
 def _linked(group: Group, node: ir.Node, axis: int) -> list[tuple[ir.Value, int]] | None:
     """The values that a linking node reads, with their axis; what it adds is entered into the group. Else None."""
-    back = [(value, at) for value in node.inputs[:2] if value is not None for at in range(_rank(value) or 0)]
+    back = [(value, at) for value in node.inputs[:2] if value is not None for at in range(rank_of(value) or 0)]
     found = [(value, at) for value, at in back if not value.is_initializer() and _forward(node, at, value) == axis]
     if node.op_type != "Add" or not found:
         return found or None
-    added = _by_channel(node, _rank(node.outputs[0]) or 0)
+    added = _by_channel(node, rank_of(node.outputs[0]) or 0)
     group.made += [] if added is None else [added[0]]
     return found
 
@@ -267,7 +268,7 @@ def _forward(node: ir.Node, axis: int, value: ir.Value | None = None) -> int | N
         if one is None or two is None or len(before) != len(after):
             return None
         if not one.is_initializer() and not two.is_initializer():
-            alike = _rank(one) == _rank(two) and _size(one, axis) == _size(two, axis)
+            alike = rank_of(one) == rank_of(two) and _size(one, axis) == _size(two, axis)
             return axis if alike and _size(one, axis) is not None else None
         added = _by_channel(node, len(after))
         return axis if added is not None and added[1] == axis else None
@@ -290,11 +291,11 @@ def _flattened(before: list[str], after: list[str], axis: int) -> int | None:
 
 def _read(node: ir.Node, index: int, value: ir.Value, axis: int) -> Slot | None:
     """Where `node` multiplies the channels of `value` by weights of their own, None where it does something else."""
-    rank, layer = _rank(value), layer_of(node)
+    rank, layer = rank_of(value), layer_of(node)
     if rank is None:
         return None
     if layer is None:
-        found = _by_channel(node, rank) if node.op_type == "Mul" and _rank(node.outputs[0]) == rank else None
+        found = _by_channel(node, rank) if node.op_type == "Mul" and rank_of(node.outputs[0]) == rank else None
         return found[0] if found is not None and found[1] == axis else None
     if index != 0 or layer.weights.fused or layer.kind == "transposed" or not _own(layer.weight):
         return None
@@ -310,7 +311,7 @@ def _read(node: ir.Node, index: int, value: ir.Value, axis: int) -> Slot | None:
 def _by_channel(node: ir.Node, rank: int) -> tuple[Slot, int] | None:
     """(where, the axis of the result) Mul or Add takes one number per channel, None where it does not."""
     for index, (value, other) in enumerate((node.inputs, node.inputs[::-1])):
-        if value is None or other is None or other.is_initializer() or not _single(value) or _rank(other) != rank:
+        if value is None or other is None or other.is_initializer() or not _single(value) or rank_of(other) != rank:
             continue
         shape = graph.array_of(value).shape
         wide = [axis for axis, size in enumerate(shape) if size > 1]
@@ -350,10 +351,6 @@ def _multiply(model: ir.Model, slot: Slot, scales: np.ndarray) -> None:
 def _largest(slots: Sequence[Slot]) -> np.ndarray | None:
     """max|w| by channel, None where there are no weights."""
     return np.maximum.reduce([np.abs(slot.rows).max(axis=1) for slot in slots]) if slots else None
-
-
-def _rank(value: ir.Value | None) -> int | None:
-    return None if value is None or value.shape is None else len(value.shape)
 
 
 def _sizes(value: ir.Value | None) -> list[str] | None:

@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx_ir.convenience import replace_nodes_and_values
 
 from onnxprune import graph
-from onnxprune.errors import GraphError, OnnxPruneError, UsageError
+from onnxprune.errors import GraphError, OnnxPruneError, UsageError, first_line
 from onnxprune.graph import extras, half
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
@@ -239,9 +239,8 @@ def _raised(model: ir.Model, old: int, opset: int) -> ir.Model:
     try:
         raised = onnx.version_converter.convert_version(proto, opset)
     except Exception as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         raise GraphError(
-            f"--quantize needs opset {opset} and the model has {old}, which onnx cannot convert ({line}); "
+            f"--quantize needs opset {opset} and the model has {old}, which onnx cannot convert ({first_line(error)}); "
             f"export it at opset {opset} or higher"
         ) from error
     made = with_interface(raised, proto)

@@ -56,7 +56,7 @@ def add_to_bias(model: ir.Model, linear: Linear, delta: np.ndarray) -> bool:
     if norm is not None and _slot(linear)[0] is None:
         mean = stored_behind(norm.inputs[3])
         assert mean is not None
-        _store(mean, graph.array_of(mean).astype(np.float32) - delta)
+        graph.set_constant(mean, graph.array_of(mean).astype(np.float32) - delta)
     else:
         write_bias(model, linear, b + delta)
     return True
@@ -71,7 +71,7 @@ def write_bias(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
         return
     b = np.asarray(b, np.float32) / np.float32(factor)
     shape = graph.array_of(stored).shape
-    _store(stored, b.reshape(shape if np.prod(shape) == b.size else (b.size,)))
+    graph.set_constant(stored, b.reshape(shape if np.prod(shape) == b.size else (b.size,)))
 
 
 def takes_bias(linear: Linear) -> bool:
@@ -143,10 +143,6 @@ def _norm_behind(linear: Linear) -> ir.Node | None:
         return None
     mean = stored_behind(node.inputs[3])
     return node if mean is not None and len(list(mean.uses())) == 1 and not number(node, "training_mode", 0) else None
-
-
-def _store(value: ir.Value, array: np.ndarray) -> None:
-    graph.set_constant(value, np.asarray(array).astype(graph.array_of(value).dtype))
 
 
 def _make(model: ir.Model, linear: Linear, b: np.ndarray) -> None:

@@ -222,10 +222,6 @@ class _NormState:
         (m, s), (m0, s0) = (self.moments[which] / self.count for which in ("cut", "dense"))
         m0, s0 = m0[self.norm.kept], s0[self.norm.kept]
         ratio = np.clip(s - m * m, 1e-12, None) / np.clip(s0 - m0 * m0, 1e-12, None)
-        _store(mean, graph.array_of(mean) + (m - m0))
-        _store(var, graph.array_of(var) * np.clip(ratio, 0.01, 100.0))
+        graph.set_constant(mean, graph.array_of(mean) + (m - m0))
+        graph.set_constant(var, graph.array_of(var) * np.clip(ratio, 0.01, 100.0))
         return Refit(self.norm.node.name or "", 0.0, 0.0, 0.0, self.count, True)
-
-
-def _store(value: ir.Value, array: np.ndarray) -> None:
-    graph.set_constant(value, np.asarray(array).astype(graph.array_of(value).dtype))

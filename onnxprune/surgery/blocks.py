@@ -23,8 +23,13 @@ from onnxprune.coupling.layers import PASSING as CONVERTING
 from onnxprune.coupling.layers import layer_of
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies
-from onnxprune.surgery.dead import ZERO_TO_ZERO
 
+# What gives zero for zero, however it is called; Sigmoid or Exp do not, nor does a sum with a constant.
+ZERO_TO_ZERO = frozenset(
+    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
+    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
+    "Slice Resize Upsample Dropout Cast".split()
+)
 SUMS = ("Add", "Sum")
 # Norms of which scale and bias are the second and third input: with both zero they give zero.
 NORMS = frozenset(

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-from onnxprune.errors import OutOfMemoryError
+from onnxprune.errors import OutOfMemoryError, first_line
 
 LOG = logging.getLogger("onnxprune")
 T = TypeVar("T")
@@ -130,10 +130,9 @@ def give_up(error: BaseException, where: str, batch: int, *, fixed: bool = False
     """What to raise when there is no smaller batch."""
     while isinstance(error, OutOfMemoryError) and error.__cause__ is not None:
         error = error.__cause__
-    told = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     which = "which the model is fixed to" if fixed else "which cannot be split here" if batch > 1 else "the smallest"
     return OutOfMemoryError(
-        f"{where}: out of memory with a batch of {batch}, {which} ({told[:200]}); nothing was written. "
+        f"{where}: out of memory with a batch of {batch}, {which} ({first_line(error)}); nothing was written. "
         "Give smaller samples, free memory, or use a machine with more"
     )
 

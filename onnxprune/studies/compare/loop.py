@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from onnxprune import graph, quantize, report
 from onnxprune.data import Samples
-from onnxprune.errors import OnnxPruneError, no_samples
+from onnxprune.errors import OnnxPruneError, first_line, no_samples
 from onnxprune.measure import machine, measure_file
 from onnxprune.measure.records import ratio
 from onnxprune.options import Options, options_of, provider_for
@@ -150,8 +150,7 @@ def _row(subject: Subject, run: Run, options: Options, original: Mapping[str, An
         found = {"error": str(error), "kind": type(error).__name__}
     except Exception as error:  # a fault of ours must not cost the runs to come; the table shows it
         LOG.debug("%s", traceback.format_exc())
-        first = next(iter(str(error).splitlines()), "")
-        found = {"error": f"internal error: {type(error).__name__}: {first}", "kind": "internal"}
+        found = {"error": f"internal error: {type(error).__name__}: {first_line(error)}", "kind": "internal"}
     if "error" in found:
         LOG.warning("%s: %s", run.key, found["error"])
     steps = {step.name: round(step.seconds, 3) for step in clock.steps}

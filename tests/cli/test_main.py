@@ -317,10 +317,12 @@ def test_methods_and_ops_list_what_there_is(cli):
 
 
 def test_bench_compares_two_files(cli, cnn_path, tmp_path, monkeypatch):
-    from onnxprune.measure import QUICK, measure_latency
+    from onnxprune.measure import Rounds, measure_latency
     from onnxprune.studies import bench
 
-    monkeypatch.setattr(bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": QUICK}))
+    monkeypatch.setattr(
+        bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": Rounds(5, 0, 0.2)})
+    )
     small = tmp_path / "small.onnx"
     assert cli(cnn_path, small, *L1).code == 0
     ran = cli("bench", cnn_path, small, "--threads", 1, "--report", tmp_path / "b.json")
@@ -355,6 +357,7 @@ def test_main_is_public():
     assert Path(command_line.__file__).name == "__init__.py"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_sigterm_ends_as_an_interruption_does(tmp_path):
     words = ("--method", "l1", "--data", "digits", "--epochs", "500", "--no-latency", "-v")

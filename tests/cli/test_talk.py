@@ -99,11 +99,17 @@ def test_json_is_all_that_is_on_stdout(cli, cnn_path, tmp_path, monkeypatch):
     assert found["samples"] > 0
 
 
-def test_json_of_bench(cli, cnn_path, monkeypatch):
-    from onnxprune.measure import QUICK, measure_latency
+@pytest.fixture
+def short_bench(monkeypatch):
+    """`bench` for a moment: what it measures is of no account."""
+    from onnxprune.measure import Rounds, measure_latency
     from onnxprune.studies import bench
 
-    monkeypatch.setattr(bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": QUICK}))
+    moment = {"rounds": Rounds(5, 0, 0.2)}
+    monkeypatch.setattr(bench, "measure_latency", lambda paths, **asked: measure_latency(paths, **asked | moment))
+
+
+def test_json_of_bench(cli, cnn_path, short_bench):
     ran = cli("bench", cnn_path, "--threads", 1, "--json")
     assert json.loads(ran.out)["models"][0]["latency"][0]["median_ms"] > 0
 
@@ -164,11 +170,7 @@ def test_an_interruption_inside_an_import_is_one(cli, cnn_path, tmp_path, monkey
     assert (ran.code, ran.err) == (130, "onnxprune: interrupted; nothing was written\n")
 
 
-def test_times_are_exported_as_hyperfine_has_them(cli, cnn_path, tmp_path, monkeypatch):
-    from onnxprune.measure import QUICK, measure_latency
-    from onnxprune.studies import bench
-
-    monkeypatch.setattr(bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": QUICK}))
+def test_times_are_exported_as_hyperfine_has_them(cli, cnn_path, tmp_path, short_bench):
     path = tmp_path / "times.json"
     assert cli("bench", cnn_path, cnn_path, "--threads", 1, "--export-json", path, "-q").code == 0
     first, second = json.loads(path.read_text())["results"]

@@ -57,7 +57,13 @@ def test_every_library_is_understood(error):
     assert not out_of_memory(ValueError("a good memory"))
 
 
-def test_halving_goes_down_to_one_and_says_so(caplog):
+@pytest.fixture
+def nothing_collected(monkeypatch):
+    """Garbage is left where it is: beside torch each search for it takes half a second, and here nothing ran out."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
+def test_halving_goes_down_to_one_and_says_so(caplog, nothing_collected):
     tried = []
 
     def work(batch):
@@ -78,7 +84,7 @@ def test_halving_goes_down_to_one_and_says_so(caplog):
         halving(lambda batch: 1 // 0, 8, "here")
 
 
-def test_retrying_caps_every_batch_of_a_step():
+def test_retrying_caps_every_batch_of_a_step(nothing_collected):
     tried = []
 
     def step():
@@ -140,7 +146,7 @@ def test_fine_tuning_in_pieces_learns_the_same(monkeypatch, caplog, extra):
             np.testing.assert_allclose(second[name], array, atol=1e-4 * max(1.0, np.abs(array).max()))
 
 
-def test_a_whole_run_goes_on_with_less(cli, tmp_path, monkeypatch):
+def test_a_whole_run_goes_on_with_less(cli, tmp_path, monkeypatch, nothing_collected):
     limited(monkeypatch, 8)
     digits = load_digits()
     np.savez(tmp_path / "x.npz", x=(digits.images[:200, None] / 16).astype(np.float32), y=digits.target[:200])
@@ -153,7 +159,7 @@ def test_a_whole_run_goes_on_with_less(cli, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 4])
-def test_a_fixed_batch_ends_clearly(cli, tmp_path, monkeypatch, batch):
+def test_a_fixed_batch_ends_clearly(cli, tmp_path, monkeypatch, batch, nothing_collected):
     onnx.save(filled(CNN.replace("[N,", f"[{batch},")), tmp_path / "cnn.onnx")
     np.savez(tmp_path / "x.npz", x=np.random.default_rng(0).normal(size=(20, 3, 8, 8)).astype(np.float32))
     limited(monkeypatch, batch - 1)

@@ -58,8 +58,12 @@ def endless(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> list[
 
 
 def beyond_halves(model: ir.Model, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Names of the nodes that make or read a value which halves do not reach, or nearly not, on the samples."""
-    return _touching(model, {name for name, pair in ranges.items() if not max(map(abs, pair)) < HALF_OF_MOST})
+    """Names of the nodes that make or read a value which halves do not reach, or nearly not; infinities they have."""
+    return _touching(model, {name for name, pair in ranges.items() if any(map(_is_beyond, pair))})
+
+
+def _is_beyond(x: float) -> bool:
+    return math.isfinite(x) and abs(x) >= HALF_OF_MOST
 
 
 def counted(names: Sequence[str]) -> str:

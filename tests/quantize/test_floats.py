@@ -8,6 +8,7 @@ import pytest
 from quantizing import CNN, FAR_OFF, SQUARE, feeds_for, finished, samples_for
 
 from onnxprune import graph
+from onnxprune.graph import sessions
 from onnxprune.quantize import Context, floats, forms, parse, proof, quantize
 
 
@@ -144,6 +145,43 @@ def test_a_norm_and_an_activation_that_are_written_out_stay_in_float_before_any_
     steps = list(floats._steps(model, forms.op_types("cpu")))
     assert {"more", "scaled", "raised"} <= set(steps[0])
     assert not {"first", "last"} & set(steps[-1])
+
+
+# Boxes of hundreds of pixels and scores of 0 to 1 in one output, as detectors of the YOLO kind give them.
+JOINED = """<ir_version: 8, opset_import: ["" : 17]>
+joined (float[N, 6] x) => (float[N, 12] y) <float[6, 8] w, float[8, 8] u, float size = {640.0}, float[8, 4] v>
+{
+  [trunk] a = MatMul (x, w)
+  [boxes] b = MatMul (a, u)
+  [inside] c = Sigmoid (b)
+  [pixels] d = Mul (c, size)
+  [logits] e = MatMul (a, v)
+  [scores] f = Sigmoid (e)
+  [join] y = Concat <axis = 1> (d, f)
+}
+"""
+
+
+def test_scores_that_are_joined_with_boxes_are_not_rounded_to_their_grid():
+    """By the distance of the whole output nothing is wrong: a step of 2.5 is nothing to boxes, and all to scores."""
+    model = finished(JOINED)
+    feeds = feeds_for(model)
+    wanted = sessions.run(sessions.open_session(model), feeds[0])["y"][:, 8:]
+
+    def lost(other: ir.Model) -> float:
+        found = sessions.run(sessions.open_session(other), feeds[0])["y"][:, 8:]
+        return float(np.abs(found - wanted).mean() / np.abs(wanted).mean())
+
+    plain, better = (
+        quantize(model, Context(parse(f"int8:float={way}"), samples_for(model), feeds, lost=lost))
+        for way in ("none", "needed")
+    )
+    assert proof.error(plain.model, plain.pruned, feeds) < 0.05
+    assert lost(plain.model) > 0.3
+    assert any("of its answers are lost" in note for note in plain.notes)
+    assert {"pixels", "join"} <= set(better.record["float"])
+    assert not {"trunk", "boxes", "logits"} & set(better.record["float"])
+    assert lost(better.model) < 0.1
 
 
 BEYOND = """<ir_version: 8, opset_import: ["" : 17]>

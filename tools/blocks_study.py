@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="training images, without labels")
     parser.add_argument("--test", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--blocks", nargs="+", default=[depth.MEASURED], help="which go, as --blocks of onnxprune")
+    parser.add_argument("--rows", nargs="+", choices=("none", "blocks"), default=["none", "blocks"])
     parser.add_argument("--cache", type=Path, help="folder for what was chosen")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -62,7 +64,7 @@ def main() -> None:
 
 
 def rows(args: argparse.Namespace, method: str, macs: float) -> Iterator[str]:
-    """The rows without and with blocks that go, from one scoring."""
+    """The rows without blocks that go and with them, from one scoring."""
     x, tested = allocation_study.images(args.model, args.samples, args.test)
     given = {"data": x, "val": tested, "target": {"macs": macs}, "align": 1, "latency": False, "method": method}
     options = Options(**given, recover="reconstruct", seed=args.seed)
@@ -71,23 +73,25 @@ def rows(args: argparse.Namespace, method: str, macs: float) -> Iterator[str]:
     subject, outcome = schedule.scored(subject, settings, Clock())
     outcome = allocation.allocated(subject, outcome, settings, Clock())
     models, told = {}, {}
-    for name, gone in (("none", ()), ("measured", chosen(args, subject, outcome, options))):
-        if name == "measured" and not gone:
-            continue
-        left, ranking = subject, outcome
-        if gone:
+    for name in args.rows:
+        left, ranking, gone = subject, outcome, ()
+        if name == "blocks":
+            gone = chosen(args, subject, outcome, options) if args.blocks == [depth.MEASURED] else tuple(args.blocks)
+            if not gone:
+                continue
             left, ranking = depth.chosen(subject, outcome, resolved(with_blocks(options, gone)), Clock())
         selection = next(search.selections(left, ranking, settings))
         model = surgery.cut(selection)
         levels.recover(left.given, selection, model, settings.recovery, Clock())
         sizes = cost.keep_sizes(selection.keep)
         shares = [f"{left.cost.total(k, sizes) / left.cost.total(k):.3f}" for k in ("macs", "params")]
-        models[name], told[name] = finish(model), (str(len(gone)), *shares)
+        count = 0 if left.short is None else len(left.short.blocks)
+        models[name], told[name] = finish(model), (str(count), *shares)
     test = load_samples(tested, input_infos(subject.model))
     seconds = times({"original": finish(subject.model), **models}, test.batch(np.arange(1)))
     for name, model in models.items():
         ratio = f"{seconds[name] / seconds['original']:.3f}"
-        note = noted(args, method, macs) if name == "measured" else ""
+        note = noted(args, method, macs) if name == "blocks" and kept_in(args, method, macs).exists() else ""
         yield "| " + " | ".join((method, *told[name], ratio, *allocation_study.shown(model, test), note)) + " |"
 
 

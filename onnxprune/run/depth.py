@@ -186,7 +186,8 @@ def chosen(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock)
 
 
 def _with_constants(settings: Settings) -> bool:
-    return settings.recovery.level != "none" and settings.papers.data is not None
+    """Whether the mean of what a block added is added in its place: it brings nothing that least squares would not."""
+    return settings.recovery.level == "constants" and settings.papers.data is not None
 
 
 def _matching(subject: Subject, found: Sequence[Block], asked: Sequence[str]) -> list[Block]:
@@ -214,7 +215,7 @@ class _Candidate:
         return float(self.losses.mean())
 
     def beats(self, other: "_Candidate") -> bool:
-        """Whether it loses less than `other` on the same samples, by more than chance explains."""
+    """Whether it loses less than `other` on the same samples, by more than chance explains."""
         gaps = self.losses - other.losses
         return float(gaps.mean()) < -float(gaps.std()) / len(gaps) ** 0.5
 

@@ -215,7 +215,7 @@ class _Candidate:
         return float(self.losses.mean())
 
     def beats(self, other: "_Candidate") -> bool:
-    """Whether it loses less than `other` on the same samples, by more than chance explains."""
+        """Whether it loses less than `other` on the same samples, by more than chance explains."""
         gaps = self.losses - other.losses
         return float(gaps.mean()) < -float(gaps.std()) / len(gaps) ** 0.5
 

@@ -123,7 +123,7 @@ def test_a_result_with_the_block_is_not_one_without(cli, cnn):
     assert ran.code == 3, ran.err
 
 
-def test_a_block_that_is_removed_wrongly_is_refused_before_anything_is_written(cli, cnn, monkeypatch, proofs_here):
+def test_a_block_that_is_removed_wrongly_is_refused_before_anything_is_written(cli, cnn, monkeypatch):
     real = blocks.without
 
     def wrong(model, gone, constants=None):

@@ -71,7 +71,7 @@ def mean_precision(found: Boxes, wanted: Boxes) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-SIDE = 192
+SIDE, AT_ONCE = 192, 48  # pixels of a side; photographs looked at before it is seen whether there are enough
 
 
 def scrfd_boxes(y: dict[str, np.ndarray]) -> Boxes:
@@ -102,15 +102,18 @@ def sure(boxes: Boxes, least: float) -> Boxes:
 @cache
 def with_boxes(path: Path, kind: str, most: int = 150, looked_at: int = 1500) -> np.ndarray:
     """Up to `most` photographs of `looked_at` on which the original finds something, as it takes them."""
-    x = np.concatenate([photographs(SIDE, "val900", 0, 900), photographs(SIDE, "train1000", 0, looked_at - 900)])
-    x = (x - 127.5) / 128 if kind == "scrfd" else x / 255
     name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
     answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
-    for k in range(0, len(x), 8):
-        found += [len(s) > 0 for _, s, _ in sure(decode(answers({name: x[k : k + 8]})), 0.4)]
-        if sum(found) >= most:
+    places = [*(("val900", k) for k in range(900)), *(("train1000", k) for k in range(1000))][:looked_at]
+    for k in range(0, len(places), AT_ONCE):
+        block = places[k : k + AT_ONCE]
+        splits = {split: [start for other, start in block if other == split] for split, _ in block}
+        x = np.concatenate([photographs(SIDE, split, starts[0], len(starts)) for split, starts in splits.items()])
+        x = (x - 127.5) / 128 if kind == "scrfd" else x / 255
+        found += [x[j] for j, (_, s, _) in enumerate(sure(decode(answers({name: x})), 0.4)) if len(s)]
+        if len(found) >= most:
             break
-    return x[: len(found)][np.array(found)][:most]
+    return np.stack(found[:most])
 
 
 def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:

@@ -20,7 +20,7 @@ from onnxprune.bridge.program import NOTHING, TRASH, Body, Context, Program, Ste
 from onnxprune.bridge.store import Store
 from onnxprune.bridge.trainable import function_of
 from onnxprune.errors import BridgeError
-from onnxprune.graph import bodies
+from onnxprune.graph import bodies, copy
 
 Kind = Literal["host", "device"]
 
@@ -38,6 +38,27 @@ def compile_graph(graph: ir.Graph, store: Store, fusions: Fusions | None = None)
     builder = _Builder(store, None, fusions or Fusions())
     formal = [value for value in graph.inputs if value.const_value is None]
     return builder.build(graph, formal), tuple(value.name or "" for value in formal)
+
+
+def without_texts(model: ir.Model) -> ir.Model:
+    """`model` without outputs that hold text, and without the nodes that make nothing else, as LabelEncoder does.
+
+    Torch has no texts, and there is nothing to learn from them that the values behind them do not tell. These are the
+    outputs where no other is left.
+    """
+    if not any(value.dtype == ir.DataType.STRING for value in model.graph.outputs):
+        return model
+    model = copy(model)
+    behind: list[ir.Value] = []
+    model.graph.outputs[:] = [value for value in model.graph.outputs if value.dtype != ir.DataType.STRING]
+    for node in reversed(list(model.graph)):
+        texts = all(value.dtype == ir.DataType.STRING for value in node.outputs)
+        if texts and not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            behind = [value for value in node.inputs if value is not None and value.producer() is not None]
+            model.graph.remove(node, safe=True)
+    if not model.graph.outputs:
+        model.graph.outputs.extend(behind)
+    return model
 
 
 def _missing(graph: ir.Graph, opsets: dict[str, int]) -> set[str]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import onnxprune.bridge.ops  # noqa: F401  fills the table
 from onnxprune import graph
-from onnxprune.bridge.compile import compile_graph
+from onnxprune.bridge.compile import compile_graph, without_texts
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
 from onnxprune.bridge.store import Store
@@ -30,7 +30,7 @@ class Network(nn.Module):
     overrides: by initializer name, a function applied to a held tensor before it is used.
     freeze_norm: BatchNormalization keeps its running statistics in train mode too.
     What the model computes in half precision is computed in single: the range of half does not do for gradients.
-    Outputs are rounded to the model's type, unless they carry a gradient.
+    Outputs are rounded to the model's type, unless they carry a gradient. Those that hold text are left out.
     """
 
     def __init__(self, model: ir.Model, *, trainable: Collection[str] | None = None, freeze_norm: bool = False) -> None:
@@ -43,6 +43,7 @@ class Network(nn.Module):
         if model.functions:
             model = graph.copy(model)
             passes.InlinePass()(model)
+        model = without_texts(model)
         types = ((value.name or "", value.dtype) for value in model.graph.outputs)
         self._rounded = {name: TORCH_TYPES[dtype] for name, dtype in types if dtype and dtype in half.HALVES}
         if half.has_halves(model):

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnxprune import graph
 from onnxprune.data import Samples
 from onnxprune.data.sequences import AT_ONCE, handed_back
-from onnxprune.graph import sessions
+from onnxprune.graph import extras, sessions
 from onnxprune.graph.inputs import batch_size_of
 from onnxprune.outputs.decisions import behind
 from onnxprune.outputs.kinds import CLASSES, SCORES, Outputs, Part
@@ -48,7 +48,8 @@ def answers(
     names = names_in(loaded, outputs)
     own = {value.name for value in loaded.graph.outputs}
     extra = [name for name in names.values() if name not in own]
-    session = sessions.open_session(loaded if extra else model, extra_outputs=extra)
+    # Of a file with maps the tensors are compared that stand behind them.
+    session = sessions.open_session(loaded if extra or extras.of(loaded).maps else model, extra_outputs=extra)
     pairs = handed_back(loaded) if samples.steps > 1 else {}
     if pairs:
         said: Mapping[str, Any] = along_sequences(session, samples, pairs)

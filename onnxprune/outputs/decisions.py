@@ -15,6 +15,7 @@ MOVES = SAME_VALUES | SAME_NUMBERS | {"Transpose", "Gather", "GatherND", "Gather
 DECIDES = frozenset({"ArgMax", "ArgMin", "TopK", "NonMaxSuppression", "NonZero", "Compress", "Hardmax"})
 SCALES = frozenset({"Mul", "Div", "Add", "Sub"})
 PRODUCTS = frozenset({"MatMul", "Gemm", "FusedMatMul"})
+LISTS = frozenset({"SequenceConstruct", "SplitToSequence", "Optional"})
 SIZES = frozenset({"Shape", "Size"})
 INDICES = SIZES | {"ArgMax", "ArgMin", "NonZero", "NonMaxSuppression"}
 DEEPEST = 24  # nodes between an output and the decision that it was made by
@@ -27,6 +28,9 @@ def behind(model: ir.Model) -> dict[str, str]:
 
 def decided_on(output: ir.Value) -> list[tuple[str, str, ir.Node]]:
     """(value, deciding operator, its node) of every float value that `output` is a choice of or from."""
+    listed = output.producer()
+    if listed is not None and listed.op_type in LISTS:
+        return [(v.name or "", listed.op_type, listed) for v in _floats(listed)]
     compared = _compared(output)
     if compared:
         return compared

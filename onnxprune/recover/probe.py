@@ -6,8 +6,9 @@ neighbors than of the way.
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +81,16 @@ def _seconds(
 def _step(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> None:
     with precision(settings, device):
         outputs = network(feeds)
-    loss = torch.stack([y.float().square().mean() for y in outputs.values() if y.is_floating_point()]).sum()
+    loss = torch.stack([y.float().square().mean() for y in _tensors(outputs.values()) if y.is_floating_point()]).sum()
     if not torch.isfinite(loss):
         raise RuntimeError(f"not finite in {settings.amp}")
     loss.backward()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """All tensors among values, of which some are sequences of tensors."""
+    for y in values:
+        yield from y if isinstance(y, list) else [y]
 
 
 def _timed(action: Callable[[], None], device: torch.device, clock: Clock) -> float:

@@ -1,4 +1,4 @@
-"""A folder of good and bad models, samples, plans and configurations."""
+"""A folder of good and bad models, samples, plans and configurations; a bench that takes a moment."""
 
 import json
 from pathlib import Path
@@ -128,3 +128,13 @@ def bad(tmp_path_factory) -> Path:
     for name, text in CONFIGS.items():
         (folder / f"{name}.toml").write_text(text + "\n")
     return folder
+
+
+@pytest.fixture
+def short_bench(monkeypatch):
+    """`bench` for a moment: what it measures is of no account."""
+    from onnxprune.measure import Rounds, measure_latency
+    from onnxprune.studies import bench
+
+    moment = {"rounds": Rounds(5, 0, 0.2)}
+    monkeypatch.setattr(bench, "measure_latency", lambda paths, **asked: measure_latency(paths, **asked | moment))

@@ -316,13 +316,7 @@ def test_methods_and_ops_list_what_there_is(cli):
     assert any(line.split() == ["Conv", "yes", "yes", "yes"] for line in ops.out.splitlines())
 
 
-def test_bench_compares_two_files(cli, cnn_path, tmp_path, monkeypatch):
-    from onnxprune.measure import Rounds, measure_latency
-    from onnxprune.studies import bench
-
-    monkeypatch.setattr(
-        bench, "measure_latency", lambda paths, **o: measure_latency(paths, **{**o, "rounds": Rounds(5, 0, 0.2)})
-    )
+def test_bench_compares_two_files(cli, cnn_path, tmp_path, short_bench):
     small = tmp_path / "small.onnx"
     assert cli(cnn_path, small, *L1).code == 0
     ran = cli("bench", cnn_path, small, "--threads", 1, "--report", tmp_path / "b.json")

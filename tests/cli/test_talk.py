@@ -99,16 +99,6 @@ def test_json_is_all_that_is_on_stdout(cli, cnn_path, tmp_path, monkeypatch):
     assert found["samples"] > 0
 
 
-@pytest.fixture
-def short_bench(monkeypatch):
-    """`bench` for a moment: what it measures is of no account."""
-    from onnxprune.measure import Rounds, measure_latency
-    from onnxprune.studies import bench
-
-    moment = {"rounds": Rounds(5, 0, 0.2)}
-    monkeypatch.setattr(bench, "measure_latency", lambda paths, **asked: measure_latency(paths, **asked | moment))
-
-
 def test_json_of_bench(cli, cnn_path, short_bench):
     ran = cli("bench", cnn_path, "--threads", 1, "--json")
     assert json.loads(ran.out)["models"][0]["latency"][0]["median_ms"] > 0

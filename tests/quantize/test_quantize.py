@@ -294,6 +294,7 @@ def test_a_size_is_met_by_both_together_and_pruning_gives_only_what_rounding_doe
     assert (alone["bytes"] <= 0.5, alone["macs"]) == (True, 1.0)
 
 
+@pytest.mark.slow
 def test_max_drop_is_of_the_quantized_file(cli, tmp_path):
     report = tmp_path / "report.json"
     words = (DIGITS, tmp_path / "out.onnx", "--method", "l1", "--data", "digits", "--recover", "reconstruct")

@@ -140,13 +140,12 @@ class Frozen:
 
 @dataclass(frozen=True)
 class TuningPoint:
-    """Fine-tuning as seen at the end of an epoch, or at `step` within it."""
+    """Fine-tuning as seen at the end of an epoch."""
 
     epoch: float
     loss: float | None = None
     accuracy: float | None = None
     lr: float | None = None
-    step: int | None = None
 
 
 @dataclass(frozen=True)

@@ -84,12 +84,11 @@ def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> I
         yield some.batch(block)
 
 
-def batch_within(coupling: Coupling, names: Iterable[str], budget: int | None = None) -> int:
-    """How many samples at a time keep the named values within `budget` bytes, 1 to 32; None: what a step may hold."""
-    budget = may_hold(VALUES_BYTES) if budget is None else budget
+def batch_within(coupling: Coupling, names: Iterable[str]) -> int:
+    """How many samples at a time keep the named values within what a step may hold, 1 to 32."""
     sizes = (coupling.shapes.sizes.get(name, ()) for name in set(names))
     per_sample = 4 * sum(prod(shape[1:]) for shape in sizes if shape)
-    return max(1, min(BATCH, budget // max(1, per_sample)))
+    return max(1, min(BATCH, may_hold(VALUES_BYTES) // max(1, per_sample)))
 
 
 def _mean_inputs(

@@ -6,11 +6,13 @@ from onnxprune.measure.records import SensitivityCurve
 from onnxprune.outputs.metrics import LOWER_IS_BETTER
 from onnxprune.report import text
 
+MOST_FRACTIONS = 5  # columns
 
-def fractions_of(curves: Sequence[SensitivityCurve], most: int = 5) -> list[float]:
-    """The fractions removed that the curves share best: those of the curve with the most points."""
+
+def fractions_of(curves: Sequence[SensitivityCurve]) -> list[float]:
+    """The fractions removed that the curves share best: the first of those of the curve with the most points."""
     longest = max(curves, key=lambda curve: len(curve.removed), default=None)
-    return [f for f in longest.removed if f > 0][:most] if longest else []
+    return [f for f in longest.removed if f > 0][:MOST_FRACTIONS] if longest else []
 
 
 def header(fractions: Sequence[float]) -> list[str]:

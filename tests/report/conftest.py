@@ -115,7 +115,7 @@ def report() -> Report:
             Step("finetune", 412.0),
             Step("measure", 21.7),
         ),
-        finetune=tuple(TuningPoint(k / 4, 1.9 * 0.7**k + 0.08, 0.93 - 0.35 * 0.6**k, 0.01, 20 * k) for k in range(9)),
+        finetune=tuple(TuningPoint(k / 4, 1.9 * 0.7**k + 0.08, 0.93 - 0.35 * 0.6**k, 0.01) for k in range(9)),
         sensitivity=tuple(
             SensitivityCurve(f"layer{k}.conv1", removed, tuple(1 / (1 + (x * (1.2 + 0.5 * k)) ** 4) for x in removed))
             for k in range(6)

@@ -32,7 +32,8 @@ class NodeTable:
 
     def ratio(self, keep: Keep) -> float:
         """Predicted time of the plan divided by that of the whole model."""
-        sizes = {**self.cost.reference, **keep_sizes(keep)}
+        kept = keep_sizes(keep)
+        sizes = {**self.cost.reference, **kept}
         macs = {term.name: term for term in self.cost.terms["macs"]}
         spent = self.fixed
         for node in self.coupling.model.graph:
@@ -41,7 +42,7 @@ class NodeTable:
             if time and term is not None:
                 time *= term.value(sizes) / (term.value(self.cost.reference) or 1.0)
             elif time:
-                time *= self._output_left(node, sizes)
+                time *= self._output_left(node, kept)  # axes that no plan shrinks, such as the batch, stay as they are
             spent += time
         return spent / self.total
 

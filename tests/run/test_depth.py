@@ -1,6 +1,7 @@
 """--blocks: whole blocks that go, by name or measured, with their proof, their place in plans, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from onnxprune.errors import UsageError, VerificationError
 from onnxprune.options import Options
 from onnxprune.plan import cost, plan
 from onnxprune.plan.select import Selection
-from onnxprune.run import depth, schedule
+from onnxprune.run import depth, schedule, search
 from onnxprune.run.settings import resolved
 from onnxprune.run.subject import prepare
 from onnxprune.surgery import blocks
@@ -256,6 +257,22 @@ def test_a_block_of_a_trained_model_goes_with_least_squares_and_fewer_units_go_e
 def replace_places(block: blocks.Block) -> blocks.Block:
     """`block` of which only the bias is silenced, as a rule that forgets the weight would do."""
     return blocks.Block(block.name, block.branch, block.stream, block.nodes, block.places[1:], block.axis)
+
+
+def test_with_a_latency_as_target_blocks_are_compared_where_they_are_predicted_to_be_as_fast(tmp_path):
+    subject, outcome, settings = deep(tmp_path, 1e-4, target={"latency": 0.9}, latency=True)
+    gone = blocks.find(subject.coupling)
+    left = depth.shortened(subject, gone, constant=False)
+    whole, short = (search.table_of(each, settings) for each in (subject, left))
+    assert whole.ratio({}) == pytest.approx(1)
+    assert short.ratio({}) < 0.95  # of the whole original's time
+    trial = depth._Trial(subject, outcome, settings)
+    work = [trial._work(block) for block in gone]
+    assert trial.table is not None
+    assert 0 < sum(work) < trial.table.total
+    selection = trial._selected(left, depth.carried(outcome, subject.coupling, left.coupling))
+    table = replace(trial.table, coupling=left.coupling, cost=left.cost)
+    assert table.ratio(selection.keep) <= 0.95
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ It computes the same numbers behind the same interface.
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import onnx
@@ -18,7 +19,8 @@ from onnx import external_data_helper
 
 from onnxprune.errors import GraphError, UsageError, first_line
 from onnxprune.graph import bodies, branches, defaults, extras, integrity, qoperator, quantized, sparse, states, zipmaps
-from onnxprune.graph.simplify import infer_shapes, is_plain, simplify, skeleton
+from onnxprune.graph.folding import fold_sizes
+from onnxprune.graph.simplify import PLAIN, infer_shapes, is_plain, simplify, skeleton, static_sizes
 from onnxprune.graph.stored import Stored
 from onnxprune.graph.tensors import array_of, held, read_external, size_bytes, tie
 from onnxprune.system import atomic_files
@@ -109,6 +111,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     written_out = qoperator.write_out(model) if rewrite else 0
     if rewrite:
         _pass_by_identities(model)
+        fold_sizes(model, PLAIN, partial(static_sizes, model))
     simplified = model
     if rewrite and is_plain(model):
         infer_shapes(model)
@@ -325,7 +328,16 @@ def _computes_unused(model: ir.Model) -> bool:
 
 def _lift_constants(model: ir.Model) -> None:
     """Makes initializers of all Constant nodes."""
-    if any(node.op_type == "Constant" for node in bodies.all_nodes(model.graph)):
+    for node in list(model.graph):
+        given = node.attributes.get("value") if node.op_type == "Constant" else None
+        y = node.outputs[0]
+        if given is not None and not node.domain and not given.is_ref() and not y.is_graph_output() and y.name:
+            tensor = given.as_tensor()
+            made = ir.Value(name=y.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            y.replace_all_uses_with(made)
+            model.graph.remove(node, safe=True)
+            model.graph.register_initializer(made)
+    if any(node.op_type == "Constant" for node in bodies.all_nodes(model.graph)):  # other kinds, and those in bodies
         passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
 
 

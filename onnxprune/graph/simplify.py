@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
@@ -25,7 +25,8 @@ PLAIN = frozenset(
     "Conv ConvTranspose BatchNormalization InstanceNormalization LayerNormalization Gemm MatMul Flatten "
     "GlobalAveragePool GlobalMaxPool MaxPool AveragePool ReduceMean ReduceSum ReduceMax ReduceL2 Concat Split Slice "
     "Pad Transpose Reshape Squeeze Unsqueeze Add Sub Mul Div Pow Neg Abs Exp Log Relu LeakyRelu PRelu Elu Selu Sigmoid "
-    "Tanh HardSigmoid HardSwish Clip Softplus Mish Softmax LRN Erf Sqrt Gelu DepthToSpace SpaceToDepth".split()
+    "Tanh HardSigmoid HardSwish Clip Softplus Mish Softmax LRN Erf Sqrt Gelu DepthToSpace SpaceToDepth Gather Expand "
+    "Resize Tile".split()
 )
 LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
 INFERENCE = "onnx's shape inference fails on this model"
@@ -149,6 +150,14 @@ def infer_shapes(model: ir.Model) -> None:
             value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
             value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
     extras.put(model, replace(extras.of(model), inferred=sizes))
+
+
+def static_sizes(model: ir.Model) -> Mapping[str, tuple[int, ...]]:
+    """Sizes of the values of `model` that onnx infers whole, from its inputs on; of no others."""
+    proto = _bare(model)
+    _forget_placeholders(proto)
+    made = inferred(model, proto, "numbers that it computes from sizes were left to onnxsim")
+    return {} if made is None else sizes_in(made.graph)
 
 
 def inferred(

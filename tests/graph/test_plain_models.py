@@ -20,14 +20,15 @@ COMPUTED = (
 )
 
 
-@pytest.mark.parametrize(("text", "calls"), [(PLAIN, 0), (COMPUTED, 1)])
+@pytest.mark.parametrize(("text", "calls"), [(PLAIN, 0), (COMPUTED, 0), (COMPUTED.replace("1,3,6,6", "N,3,6,6"), 1)])
 def test_onnxsim_is_asked_only_where_something_is_to_be_folded(monkeypatch, text, calls):
     """Its copy of the process, and its own work, took half of the time of small networks."""
     asked = []
     monkeypatch.setattr(files, "simplify", lambda *given, **how: asked.append(given) or simplify(*given, **how))
     normal = graph.normalize(model(text))
     assert len(asked) == calls
-    assert not {"Identity", "Shape", "Gather"} & {node.op_type for node in normal.graph}
+    folded = {"Identity"} if calls else {"Identity", "Shape", "Gather"}
+    assert not folded & {node.op_type for node in normal.graph}
 
 
 @pytest.mark.parametrize("text", [PLAIN, COMPUTED])
@@ -36,7 +37,7 @@ def test_sizes_inferred_for_the_normal_form_are_those_that_observation_finds(tex
     found, again = shapes.observe(normal), shapes.observe(graph.copy(normal))
     assert found.sizes == again.sizes
     assert found.sizes["f"] == (1, 8)
-    assert bool(extras.of(normal).inferred) == (text == PLAIN)
+    assert extras.of(normal).inferred
 
 
 def test_a_shape_that_a_file_claims_wrongly_is_not_believed():

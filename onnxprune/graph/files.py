@@ -111,7 +111,8 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     written_out = qoperator.write_out(model) if rewrite else 0
     if rewrite:
         _pass_by_identities(model)
-        fold_sizes(model, PLAIN, partial(static_sizes, model))
+        if fold_sizes(model, PLAIN, partial(static_sizes, model)):
+            _drop_unused_initializers(model)
     simplified = model
     if rewrite and is_plain(model):
         infer_shapes(model)
@@ -333,7 +334,8 @@ def _lift_constants(model: ir.Model) -> None:
         y = node.outputs[0]
         if given is not None and not node.domain and not given.is_ref() and not y.is_graph_output() and y.name:
             tensor = given.as_tensor()
-            made = ir.Value(name=y.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
+            made = ir.Value(name=y.name, shape=shape, type=kind, const_value=tensor)
             y.replace_all_uses_with(made)
             model.graph.remove(node, safe=True)
             model.graph.register_initializer(made)

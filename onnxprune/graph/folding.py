@@ -203,7 +203,6 @@ def Transpose(node: ir.Node, arrays: Arrays) -> np.ndarray:
 @folds
 def Range(node: ir.Node, arrays: Arrays) -> np.ndarray | None:
     start, limit, delta = (array.item() for array in arrays)
-    integers = arrays[0].dtype.kind == "i" and delta
-    return (
-        np.arange(start, limit, delta, arrays[0].dtype) if integers and (limit - start) / delta < MOST_NUMBERS else None
-    )
+    if arrays[0].dtype.kind != "i" or not delta or (limit - start) / delta > MOST_NUMBERS:
+        return None
+    return np.arange(start, limit, delta).astype(arrays[0].dtype)

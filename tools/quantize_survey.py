@@ -40,7 +40,7 @@ from onnxprune.quantize import proof  # noqa: E402
 from onnxprune.run.finish import finish  # noqa: E402
 from onnxprune.system.isolation import CrashedError, isolated  # noqa: E402
 
-SAMPLES = 16
+SAMPLES = 16  # where the batch is open; another number is given by --samples
 SOURCES = ("records", "nets", "exports", "opsets")
 Build = Callable[[], onnx.ModelProto]
 
@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--from", nargs="*", choices=SOURCES, default=list(SOURCES), dest="sources")
     parser.add_argument("--files", nargs="*", type=Path, default=[], help="files of others")
     parser.add_argument("--forms", nargs="+", default=list(quantize.KINDS))
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="where the batch is open (default: %(default)s)")
     parser.add_argument("--only", default="", help="networks whose name holds this")
     parser.add_argument("--again", nargs="*", default=[], help="outcomes that are tried again")
     args = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
         for form in args.forms:
             key = f"{name} | {form}"
             if key not in rows and args.only in name:
-                rows[key] = row(build, form)
+                rows[key] = row(build, form, args.samples)
                 args.out.write_text(json.dumps(rows, indent=1))
                 print(key, rows[key]["outcome"], rows[key].get("told", ""), flush=True)
     print(table(rows))
@@ -93,21 +94,22 @@ def networks(sources: list[str], files: list[Path]) -> Iterator[tuple[str, Build
         yield f"file {path.name}", lambda path=path: onnx.load(path)
 
 
-def row(build: Build, form: str) -> dict[str, Any]:
+def row(build: Build, form: str, count: int) -> dict[str, Any]:
     """What comes of one network in one form."""
     try:
         stored = isolated(
             lambda: build().SerializeToString()
         )  # torch stays there: beside it nothing is isolated so fast
-        return isolated(lambda: tried(onnx.load_from_string(stored), form))
+        return isolated(lambda: tried(onnx.load_from_string(stored), form, count))
     except CrashedError as crash:
         return {"outcome": "crashed", "told": str(crash)}
 
 
-def tried(proto: onnx.ModelProto, form: str) -> dict[str, Any]:
+def tried(proto: onnx.ModelProto, form: str, count: int) -> dict[str, Any]:
+    """What comes of one network, or what is raised."""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            return _tried(proto, form, Path(folder))
+            return _tried(proto, form, count, Path(folder))
     except VerificationError as error:
         return {"outcome": "not proven", "told": str(error)}
     except OnnxPruneError as error:
@@ -118,12 +120,12 @@ def tried(proto: onnx.ModelProto, form: str) -> dict[str, Any]:
         return {"outcome": "failed", "told": told}
 
 
-def _tried(proto: onnx.ModelProto, form: str, folder: Path) -> dict[str, Any]:
+def _tried(proto: onnx.ModelProto, form: str, count: int, folder: Path) -> dict[str, Any]:
     onnx.save(proto, folder / "in.onnx")
     floats = finish(graph.normalize(graph.load(folder / "in.onnx")))
     asked = quantize.parse(form)
     assert asked is not None
-    samples = samples_of(floats)
+    samples = samples_of(floats, count)
     feeds = [samples.batch(np.arange(len(samples)))]
     made = quantize.quantize(floats, quantize.Context(asked, samples, feeds))
     graph.save(made.model, folder / "out.onnx")
@@ -144,10 +146,10 @@ def _tried(proto: onnx.ModelProto, form: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def samples_of(model: ir.Model) -> ArraySamples:
-    """Random samples: as many as the batch is fixed to, or SAMPLES."""
+def samples_of(model: ir.Model, count: int) -> ArraySamples:
+    """Random samples: as many as the batch is fixed to, or `count`."""
     infos = input_infos(model)
-    arrays, axes = random_feeds(infos, SAMPLES), batch_axes(infos)
+    arrays, axes = random_feeds(infos, count), batch_axes(infos)
     counts = [array.shape[axis] for name, array in arrays.items() if (axis := axes[name]) is not None and array.ndim]
     dtypes = {info.name: info.dtype for info in infos}
     return ArraySamples(arrays, axes, dtypes, counts[0] if counts else 1)

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, dims
 from onnxprune.coupling.analyze import Member
+from onnxprune.graph import bodies
 
 if TYPE_CHECKING:
     from random import Random
@@ -47,6 +48,9 @@ NORMS = (
 SCALES = {"QuantizeLinear": (1,), "DequantizeLinear": (1,), "QLinearConv": (1, 4, 6), "QLinearMatMul": (1, 4, 6)}
 POINTS = {"QuantizeLinear": (2,), "DequantizeLinear": (2,), "QLinearConv": (2, 5, 7), "QLinearMatMul": (2, 5, 7),
           "MatMulInteger": (2, 3), "ConvInteger": (2, 3)}  # fmt: skip
+BOUNDED = {"Clip": (1, 2), "Greater": (0, 1), "Less": (0, 1), "Max": (0, 1), "Min": (0, 1)}
+SETTINGS = frozenset(("alpha", "beta", "epsilon", "lambd", "softcap"))
+SWITCHED = {"AveragePool": ("count_include_pad", "ceil_mode"), "MaxPool": ("ceil_mode",)}
 ACTIVATIONS = frozenset("Relu Sigmoid Tanh Gelu HardSwish LeakyRelu Erf HardSigmoid".split())
 
 
@@ -556,14 +560,19 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
                 before.setdefault(_shape(value), []).append(value)
 
 
+def _ends_a_body(node: ir.Node) -> bool:
+    owner = node.graph
+    return owner is not None and any(value in owner.outputs for value in node.outputs)
+
+
 @damage("an activation left out")
 def _(case: Case, model: ir.Model) -> Iterator[Place]:
     def skip(random: Random, node: ir.Node) -> None:
         for use in list(node.outputs[0].uses()):
             use.node.replace_input_with(use.idx, node.inputs[0])
 
-    for node in model.graph:
-        if node.op_type in ACTIVATIONS and not node.outputs[0].is_graph_output():
+    for node in bodies.all_nodes(model.graph):
+        if node.op_type in ACTIVATIONS and not node.outputs[0].is_graph_output() and not _ends_a_body(node):
             yield f"{node.op_type} {node.name}", partial(skip, node=node)
 
 
@@ -580,6 +589,54 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
             array = own_constant(node, index)
             if array is not None and array.size == 1 and array.dtype.kind == "f":
                 yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+
+
+@damage("a bound of another size")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray) -> None:
+        set_own(model, node, index, np.asarray(array * random.choice((0.5, 0.9, 1.1)) + 0.01, array.dtype))
+
+    for node in model.graph:
+        for index in BOUNDED.get(node.op_type, ()):
+            array = own_constant(node, index)
+            if array is not None and array.size == 1 and array.dtype.kind == "f":
+                yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+
+
+@damage("another setting of an operator")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def set_to(random: Random, node: ir.Node, name: str) -> None:
+        factor = random.choice((0.5, 0.99, 1.5))
+        node.attributes[name] = ir.AttrFloat32(name, factor * node.attributes[name].as_float())
+
+    def switch(random: Random, node: ir.Node, name: str) -> None:
+        node.attributes[name] = ir.AttrInt64(name, 1 - node.attributes.get_int(name, 0))
+
+    for node in bodies.all_nodes(model.graph):
+        for name in SETTINGS & node.attributes.keys():
+            yield f"{name} of {node.name}", partial(set_to, node=node, name=name)
+        for name in SWITCHED.get(node.op_type, ()):
+            yield f"{name} of {node.name}", partial(switch, node=node, name=name)
+
+
+@damage("rows of a sliced table wrong")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def new(array: np.ndarray, random: Random, axis: int) -> np.ndarray:
+        rows = np.moveaxis(array, axis, 0)
+        start = random.randrange(len(rows) - 1)
+        rows[start:] = np.roll(rows[start:], 1, axis=0)
+        return array
+
+    for node in model.graph:
+        value = node.inputs[0] if node.op_type == "Slice" else None
+        axes = own_constant(node, 3) if len(node.inputs) > 3 else None
+        if (
+            value is not None
+            and value.is_initializer()
+            and axes is not None
+            and graph.array_of(value).dtype.kind == "f"
+        ):
+            yield f"table of {node.name}", partial(change, value, partial(new, axis=int(axes.flat[0])))
 
 
 @damage("one number of a weight is zero")

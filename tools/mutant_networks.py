@@ -417,6 +417,54 @@ CONV1D = (
     "f = Relu(d) y = Conv(f, wh) }"
 )
 
+# Bodies of control flow, and what inputs seldom reach ---------------------------------------------------------------
+
+LOOP = (
+    "(float[N,8] x, float[8,10] w0, int64 steps, bool on, float[10,14] w1, float[14] b1, float[14,10] w2, "
+    "float[10,4] wh) => (float[N,4] y) { a = MatMul(x, w0) b = Loop(steps, on, a) <body = step (int64 i, bool c, "
+    "float[N,10] h) => (bool c1, float[N,10] h1) { c1 = Identity(c) d = MatMul(h, w1) e = Add(d, b1) f = Relu(e) "
+    "g = MatMul(f, w2) h1 = Tanh(g) }> y = MatMul(b, wh) }"
+)
+LOOP_DECIDES = (
+    "(float[N,8] x, float[8,10] w0, int64 steps, bool on, float[10,14] w1, float[14,10] w2, float eighth, "
+    "float[10,4] wh) => (float[N,4] y) { a = MatMul(x, w0) b = Loop(steps, on, a) <body = step (int64 i, bool c, "
+    "float[N,10] h) => (bool c1, float[N,10] h1) { c1 = Identity(c) d = MatMul(h, w1) e = Div(d, eighth) "
+    "f = Round(e) g = Relu(f) k = MatMul(g, w2) h1 = Tanh(k) }> y = MatMul(b, wh) }"
+)
+SCAN = (
+    "(float[6,N,5] x, float[N,9] xh, float[5,12] w1, float[9,12] w2, float[12] b, float[12,9] w3, float[9,7] w4, "
+    "float[7,4] wh) => (float[6,N,4] y) { last, all = Scan(xh, x) <num_scan_inputs = 1, body = step (float[N,9] h, "
+    "float[N,5] e) => (float[N,9] h1, float[N,9] o) { a = MatMul(e, w1) c = MatMul(h, w2) d = Add(a, c) "
+    "f = Add(d, b) g = Relu(f) k = MatMul(g, w3) h1 = Tanh(k) o = Identity(h1) }> m = MatMul(all, w4) n = Relu(m) "
+    "y = MatMul(n, wh) }"
+)
+BRANCHES = (
+    "(float[N,8] x, float zero, float[8,10] w0, float[10,12] w1, float[12,10] w2, float[10,14] w3, float[14,10] w4, "
+    "float[10,4] wh) => (float[N,4] y) { s = ReduceSum<keepdims = 0>(x) c = Greater(s, zero) a = MatMul(x, w0) "
+    "b = If(c) <then_branch = one () => (float[N,10] o) { d = MatMul(a, w1) e = Relu(d) o = MatMul(e, w2) }, "
+    "else_branch = two () => (float[N,10] p) { f = MatMul(a, w3) g = Tanh(f) p = MatMul(g, w4) }> y = MatMul(b, wh) }"
+)
+POSITIONS = (
+    "(float[N,T,12] x, float[1,64,12] table, int64[1] zero, int64[1] one, float[12,20] w1, float[20] b1, "
+    "float[20,12] w2, float[12,4] wh) => (float[N,T,4] y) { s = Shape<start = 1, end = 2>(x) "
+    "p = Slice(table, zero, s, one) a = Add(x, p) b = MatMul(a, w1) c = Add(b, b1) d = Gelu(c) e = MatMul(d, w2) "
+    "f = Add(a, e) y = MatMul(f, wh) }"
+)
+RELU6 = (
+    "(float[N,3,9,9] x, float[12,3,3,3] w0, float[12] b0, float zero, float six, float[14,12,3,3] w1, "
+    "float[5,14] wh) => (float[N,5] y) { a = Conv<pads = [1, 1, 1, 1]>(x, w0, b0) b = Clip(a, zero, six) "
+    "c = AveragePool<kernel_shape = [2, 2], strides = [2, 2], ceil_mode = 1, pads = [1, 1, 1, 1]>(b) "
+    "d = Conv<pads = [1, 1, 1, 1]>(c, w1) e = LeakyRelu<alpha = 0.1>(d) p = GlobalAveragePool(e) q = Flatten(p) "
+    "y = Gemm<transB = 1>(q, wh) }"
+)
+BYTES = (
+    "(uint8[N,3,8,8] x, float scale, float shift, float zero, float high, float[10,3,3,3] w0, float[10] b0, "
+    "float[12,10,3,3] w1, float[5,12] wh) => (float[N,5] y) { a = Cast<to = 1>(x) b = Clip(a, zero, high) "
+    "c = Mul(b, scale) d = Sub(c, shift) e = Conv<pads = [1, 1, 1, 1]>(d, w0, b0) f = Relu(e) "
+    "g = Conv<pads = [1, 1, 1, 1]>(f, w1) h = HardSigmoid<alpha = 0.2>(g) p = GlobalAveragePool(h) q = Flatten(p) "
+    "y = Gemm<transB = 1>(q, wh) }"
+)
+
 GQA_CONSTANTS = {
     "eps": 1e-5, "hq": [2, 5, 4, 4], "hk": [2, 5, 2, 4], "two": [2], "ek": [2, 2, 2, 5, 4], "rk": [2, 4, 5, 4],
     "root": 0.5, "whole": [2, 5, 16], "last": [-1], "causal": np.triu(np.full((5, 5), -1e9), 1),
@@ -483,6 +531,13 @@ TEXTS: Mapping[str, tuple[str, str, Constants, int, Mapping[str, int]]] = {
     "rnn": ("recurrent", recurrent("RNN", 1, 1), {"s": [5, -1, 9]}, 18, {"x": 30}),
     "stacked": ("recurrent", STACKED, {"one": [1], "zero": [0]}, 18, {}),
     "unrolled": ("recurrent", UNROLLED, {}, 18, {}),
+    "loop": ("body", LOOP, {"steps": 3, "on": True}, 18, {}),
+    "loop_decides": ("body", LOOP_DECIDES, {"steps": 2, "on": True, "eighth": 0.125}, 18, {}),
+    "scan": ("body", SCAN, {}, 18, {}),
+    "branches": ("body", BRANCHES, {"zero": 0}, 18, {}),
+    "positions": ("encoder", POSITIONS, {"zero": [0], "one": [1]}, 20, {}),
+    "relu6": ("classifier", RELU6, {"zero": 0, "six": 1.5}, 19, {}),
+    "bytes": ("classifier", BYTES, {"scale": 1 / 64, "shift": 2, "zero": 0, "high": 200}, 18, {"x": 256}),
     "conv1d": ("signal", CONV1D, {"s": [1], "e": [-1], "a": [2], "st": [1]}, 18, {}),
 }  # fmt: skip
 TESTED = {"cnn": "classifier", "mlp": "classifier", "concat": "image"}

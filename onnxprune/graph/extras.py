@@ -12,7 +12,7 @@ import onnx_ir as ir
 from onnxprune.graph.zipmaps import Map
 
 KEY = "onnxprune"  # in a model's `meta`
-# For every computed value that loses positions: axis -> kept positions at a length of that axis.
+# For every value that loses positions, weights too: axis -> kept positions at a length of that axis.
 Kept = Mapping[str, Mapping[int, Callable[[int], np.ndarray]]]
 
 

@@ -15,7 +15,7 @@ from onnxprune.graph import branches, extras, half, sessions
 from onnxprune.graph.apart import CrashedError, apart
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.tensors import size_bytes
-from onnxprune.proof import decisions, inside, pieces
+from onnxprune.proof import bodies_apart, decisions, inside, pieces, unreached
 from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Arrays, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
 from onnxprune.proof.feeds import random_feeds
@@ -54,12 +54,14 @@ def compare(
     """
     batches = list(feeds)
     found = _compare(cut, masked, batches, look_inside=look_inside, file=file)
-    forced = extras.of(masked).forced
-    if not found.ok or not forced:
+    if not found.ok:
         return found
-    others = [_forced(cut, masked, batches, choices, look_inside) for choices in forced]
-    evidence = [*found.evidence, *(each for other in others for each in other.evidence)]
-    replayed = dict.fromkeys(name for each in (found, *others) for name in each.replayed)
+    others = [_forced(cut, masked, batches, choices, look_inside) for choices in extras.of(masked).forced]
+    in_bodies, fed = bodies_apart.compared(_compare, cut, masked, batches) if look_inside else ([], [])
+    if not others and not in_bodies:
+        return found
+    evidence = [*found.evidence, *(each for other in others for each in other.evidence), *in_bodies]
+    replayed = dict.fromkeys([*(name for each in (found, *others) for name in each.replayed), *fed])
     return conclude(evidence, found.samples, [found.note] if found.note else [], tuple(replayed))
 
 
@@ -112,11 +114,6 @@ def _compare(
     evidence += [Evidence("inside", twin, untested="too many numbers to hold") for _, twin in left]
     lost = [*missing, *looked.lost] if not all(found.ok for found in evidence) else []
     evidence += [Evidence("decision", name, untested="the cut model has no such operator") for name in lost]
-    if look_inside:
-        evidence += [
-            Evidence("decision", name, untested=f"it decides in the body of '{outer}', where nothing can be replayed")
-            for name, outer in decisions.in_bodies(two)
-        ]
     replayed = tuple(dict.fromkeys(p.node for p in looked.points))
     return conclude(evidence, rows, notes, replayed)
 
@@ -323,9 +320,9 @@ def _piece_evidence(
     theirs: Sequence[Arrays],
     floor: float,
 ) -> Iterator[Evidence]:
-    """Tables as a whole, and each piece of the models on random numbers of its own."""
-    for name, tally in inside.tables(cut, masked, floor=floor):
-        yield item("table", name, tally.worst(), tally.rows)
+    """What is stored with nodes, and each piece of the models on random numbers of its own."""
+    for kind, where, tally in unreached.compared(cut, masked, floor=floor):
+        yield item(kind, where, tally.worst(), tally.rows)
     try:
         found = pieces.compared(cut, masked, few[0], looked, floor=floor) if few else {}
     except GraphError as error:

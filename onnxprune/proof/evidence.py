@@ -18,8 +18,10 @@ KINDS = {  # as a reader is told
     "inside": "value inside",
     "decision": "what a decision is made on",
     "table": "rows of a table",
+    "setting": "a bound, threshold or setting of an operator",
     "piece": "a piece of the model on random numbers",
     "branch": "branch that was not taken",
+    "body": "value that the body of an If, Loop or Scan gives",
 }
 
 

@@ -1,4 +1,5 @@
-"""Inputs that exercise a model: indices over whole tables, masks with both values, two lengths, two magnitudes."""
+"""Inputs that exercise a model: indices over whole tables, bytes over their range, masks with both values, two lengths,
+two magnitudes."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
@@ -67,6 +68,8 @@ def _exercising(
         elif array.dtype.kind in "iub" and array.ndim >= 2 and array.size > 1:
             found[name] = array.copy()  # a row that masks everything makes softmax divide by zero
             found[name][..., 0] = 1
+            if array.dtype.itemsize == 1 and array.dtype.kind in "iu":
+                found[name] = _with_bytes(found[name], rng)
         elif array.dtype.kind == "f" and array.size > 1:
             found[name] = (array * _magnitudes(array.shape)).astype(array.dtype)
         else:
@@ -82,6 +85,13 @@ def _indices(array: np.ndarray, length: int, rng: np.random.Generator) -> np.nda
     if count > 1:
         places[0], places[-1] = length - 1, 0
     return places.reshape(array.shape).astype(array.dtype)
+
+
+def _with_bytes(array: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`array` with every second row over the whole range of its type, as pictures are: it may be no mask."""
+    limits = np.iinfo(array.dtype)
+    array[::2] = rng.integers(limits.min, limits.max, array[::2].shape, endpoint=True).astype(array.dtype)
+    return array
 
 
 def _magnitudes(shape: Sequence[int]) -> np.ndarray:

@@ -13,14 +13,12 @@ from onnxprune.graph import extras, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
 from onnxprune.graph.stored import is_stored
-from onnxprune.graph.tensors import constant, rank_of
 from onnxprune.proof import decisions, noise
 from onnxprune.proof.decisions import Point, at_kept, first_output
-from onnxprune.proof.differences import FLOOR, Arrays, Tally, is_array, telling
+from onnxprune.proof.differences import FLOOR, Arrays, Tally, deviation, is_array, telling
 
 NUMBERS = 1 << 25  # of all values inside that are held at a time, of one row
 UNKNOWN = 16  # taken for the size of an axis that is not known
-TABLE_ROWS = 4096  # of a table that are compared at a time
 DEPTH = 3  # nodes between a stored weight and the node that reckons with it
 NEXT = 3  # nodes behind a value that the simplifier may have taken into the node in front of it
 SOFT = 0.1  # share of how far optimizations move the twin that counts as noise
@@ -206,7 +204,8 @@ def _near(own: object, theirs: object, name: str, kept: Kept) -> bool:
     if twin is None or not twin.size:
         return False
     with np.errstate(invalid="ignore", over="ignore"):
-        return bool(np.abs(own - twin).max() <= NEAR * np.abs(twin).max())
+        finite = np.abs(np.where(np.isfinite(twin), twin, 0))
+        return bool(deviation(own, twin).max() <= NEAR * finite.max())
 
 
 def _stays_on_disk(model: ir.Model) -> bool:
@@ -315,36 +314,3 @@ def read_by_weighted(cut: ir.Model, masked: ir.Model) -> list[Point]:
             continue
         found += decisions.points_of(*other, number, node)
     return found
-
-
-# Tables -------------------------------------------------------------------------------------------------------------
-
-
-def tables(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator[tuple[str, Tally]]:
-    """Every row of the tables that Gather reads, in both models: no inputs reach all of them."""
-    kept = extras.of(masked).kept
-    own = {node.outputs[0].name: node for node in cut.graph if node.op_type == "Gather"}
-    for node in masked.graph:
-        other = own.get(node.outputs[0].name)
-        if node.op_type != "Gather" or other is None or _axis(node) != 0 or _axis(other) != 0:
-            continue
-        a, b = constant(other.inputs[0]), constant(node.inputs[0])
-        computed = all(n.inputs[1] is not None and n.inputs[1].const_value is None for n in (node, other))
-        if a is None or b is None or a.ndim < 2 or not computed:
-            continue
-        rank = rank_of(node.inputs[1])
-        if a.shape != b.shape and rank is not None:
-            # Axis 0 of the table becomes the axes of the indices; the others follow.
-            lost = {axis - rank + 1: p for axis, p in kept.get(node.outputs[0].name or "", {}).items()}
-            table = at_kept(b, "table", {"table": {k: p for k, p in lost.items() if k > 0}}, a.shape)
-            b = b if table is None else table
-        if a.shape == b.shape:
-            tally = Tally(floor)
-            for start in range(0, len(a), TABLE_ROWS):  # a table may be half of a model
-                rows = slice(start, start + TABLE_ROWS)
-                tally.add(a[rows].astype(np.float32), b[rows].astype(np.float32))
-            yield node.outputs[0].name or "", tally
-
-
-def _axis(node: ir.Node) -> int:
-    return node.attributes.get_int("axis", 0)

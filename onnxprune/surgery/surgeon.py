@@ -5,7 +5,7 @@ zeroes the same slices; nodes that compute statistics over removed positions com
 The two are each other's proof, see proof/.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -64,32 +64,36 @@ def kept_positions(selection: Selection) -> dict[str, dict[int, np.ndarray]]:
     surgeon = Surgeon(selection)
     return {
         name: {k: np.flatnonzero(surgeon.mask_of(axis)) for k, axis in axes.items()}
-        for name, axes in _axes_that_lose(surgeon)
+        for name, axes in _axes_that_lose(surgeon, _computed(surgeon))
         if not any(dynamic_positions.parts_of(axis, surgeon.keep) for axis in axes.values())
     }
 
 
 def _kept_positions(surgeon: Surgeon) -> dict[str, dict[int, Callable[[int], np.ndarray]]]:
-    """Kept positions of every computed value that loses some: value -> axis -> function of the length at run time."""
+    """Kept positions of all that loses some, weights too: value -> axis -> function of the length at run time."""
 
     def at(axis: Axis) -> Callable[[int], np.ndarray]:
         kept, parts = np.flatnonzero(surgeon.mask_of(axis)), dynamic_positions.parts_of(axis, surgeon.keep)
         return partial(dynamic_positions.kept_at, parts) if parts else partial(_always, kept)
 
-    return {name: {k: at(axis) for k, axis in axes.items()} for name, axes in _axes_that_lose(surgeon)}
+    values = (*surgeon.model.graph.initializers.values(), *_computed(surgeon))
+    return {name: {k: at(axis) for k, axis in axes.items()} for name, axes in _axes_that_lose(surgeon, values)}
 
 
 def _always(kept: np.ndarray, _length: int) -> np.ndarray:
     return kept
 
 
-def _axes_that_lose(surgeon: Surgeon) -> Iterator[tuple[str, dict[int, Axis]]]:
-    """(name, {position: axis}) of every computed value that loses positions."""
-    for node in bodies.all_nodes(surgeon.coupling.model.graph):
-        for value in node.outputs:
-            axes = surgeon.coupling.axes.get(value.name or "", ())
-            if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
-                yield value.name or "", lost
+def _computed(surgeon: Surgeon) -> Iterator[ir.Value]:
+    return (value for node in bodies.all_nodes(surgeon.coupling.model.graph) for value in node.outputs)
+
+
+def _axes_that_lose(surgeon: Surgeon, values: Iterable[ir.Value]) -> Iterator[tuple[str, dict[int, Axis]]]:
+    """(name, {position: axis}) of each of `values` that loses positions."""
+    for value in values:
+        axes = surgeon.coupling.axes.get(value.name or "", ())
+        if lost := {k: axis for k, axis in enumerate(axes) if surgeon.loses(axis)}:
+            yield value.name or "", lost
 
 
 def uncut(selection: Selection, cut_model: ir.Model) -> ir.Model:

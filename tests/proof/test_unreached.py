@@ -1,0 +1,174 @@
+"""What inputs seldom reach, and what stands in bodies: each of these wrong cuts was once accepted."""
+
+from functools import partial
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx_text import model as written
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import analyze
+from onnxprune.graph import bodies, sessions, steps
+from onnxprune.proof import comparison
+
+
+def judged(text: str, constants: dict, damage) -> tuple[bool, bool, set[str]]:
+    """(whether the honest cut is accepted, and what `damage` makes of it; the kinds of evidence that differ)."""
+    model = graph.normalize(written(text, constants))
+    for value in model.graph.initializers.values():
+        array = graph.array_of(value)
+        if array.ndim > 1 and array.dtype == np.float32 and value.name not in constants:
+            graph.set_constant(value, array / np.float32(np.sqrt(len(array))))
+    coupling = analyze(model)
+    keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
+    assert keep
+    masked, honest, mutant = surgery.mask(coupling, keep), surgery.cut(coupling, keep), surgery.cut(coupling, keep)
+    damage(mutant)
+    feeds = comparison.random_feeds(coupling.model, coupling.shapes)
+    found = comparison.compare(mutant, masked, feeds)
+    return comparison.compare(honest, masked, feeds).ok, found.ok, {e.kind for e in found.evidence if not e.ok}
+
+
+def operator(model: ir.Model, op_type: str) -> ir.Node:
+    return next(node for node in bodies.all_nodes(model.graph) if node.op_type == op_type)
+
+
+def stored(name: str, new, model: ir.Model) -> None:
+    value = model.graph.initializers[name]
+    graph.set_constant(value, np.ascontiguousarray(new(graph.array_of(value).copy())))
+
+
+def own_input(op_type: str, index: int, number, model: ir.Model) -> None:
+    """Gives an operator another constant, of its own."""
+    node = operator(model, op_type)
+    kind = node.inputs[index].const_value.dtype.numpy()
+    node.replace_input_with(index, graph.add_constant(model.graph, "other", np.asarray(number, kind)))
+
+
+def attribute(op_type: str, name: str, value, model: ir.Model) -> None:
+    operator(model, op_type).attributes[name] = ir.convenience.convert_attribute(name, value)
+
+
+def row(axis: int, number: int, array: np.ndarray) -> np.ndarray:
+    """`array` with one row of a table as the one before."""
+    rows = np.moveaxis(array, axis, 0)
+    rows[number] = rows[number - 1]
+    return array
+
+
+LAYERS = (
+    "(float[n,8] x, float[8,16] w, float[16,4] v{more}) => (float[n,4] y) {{ a = MatMul(x, w) {op} y = MatMul(b, v) }}"
+)
+CLIP = LAYERS.format(more=", float lo, float hi", op="b = Clip(a, lo, hi)")
+ALPHA = LAYERS.format(more="", op="b = LeakyRelu<alpha = 0.01>(a)")
+EPSILON = LAYERS.format(more=", float[16] g", op="c = Relu(a) b = LayerNormalization<epsilon = 1e-5>(c, g)")
+SLICED = LAYERS.format(more=", int64[1] s, int64[1] e", op="c = Relu(a) b = Slice(c, s, e)").replace(
+    "float[n,4]", "float[m,4]"
+)
+PICTURE = (
+    "(uint8[n,3,8,8] x, uint8 t, float[8,3,3,3] w, float[4,8,1,1] v) => (float[n,4,8,8] y) { g = Greater(x, t) "
+    "f = Cast<to = 1>(g) c = Conv<pads = [1,1,1,1]>(f, w) r = Relu(c) y = Conv(r, v) }"
+)
+POOLED = (
+    "(float[n,3,8,8] x, float[8,3,3,3] w, float[4,8,1,1] v) => (float[n,4,h,k] y) { c = Conv<pads = [1,1,1,1]>(x, w) "
+    "r = Relu(c) p = MaxPool<kernel_shape = [2,2], strides = [2,2]>(r) y = Conv(p, v) }"
+)
+POSITIONS = (
+    "(float[n,s,16] x, float[1,512,16] pos, int64[1] st, int64[1] one, float[16,64] w, float[64,8] v) => "
+    "(float[n,s,8] y) { l = Shape<start = 1, end = 2>(x) p = Slice(pos, st, l, one) e = Add(x, p) h = MatMul(e, w) "
+    "r = Relu(h) y = MatMul(r, v) }"
+)
+ROWS = (
+    "(int64[n,1] x, float[900,32] table, float[32,64] w, float[64,8] v) => (float[n,8] y) "
+    "{ e = GatherND(table, x) h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }"
+)
+COLUMNS = (
+    "(int64[n] x, float[32,900] table, float[32,64] w, float[64,8] v) => (float[n,8] y) "
+    "{ g = Gather<axis = 1>(table, x) e = Transpose(g) h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }"
+)
+POSITION_CONSTANTS = {"st": [0], "one": [1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "constants", "damage", "kind"),
+    [
+        (CLIP, {"lo": 0, "hi": 6}, partial(own_input, "Clip", 2, 60), "setting"),
+        (CLIP, {"lo": -9, "hi": 6}, partial(own_input, "Clip", 1, -60), "setting"),
+        (ALPHA, {}, partial(attribute, "LeakyRelu", "alpha", 0.0101), "setting"),
+        (EPSILON, {}, partial(attribute, "LayerNormalization", "epsilon", 1e-6), "setting"),
+        (SLICED, {"s": [0], "e": [2**31 - 1]}, partial(own_input, "Slice", 2, [16]), "setting"),
+        (PICTURE, {"t": 128}, partial(own_input, "Greater", 1, 200), "setting"),
+        (POOLED, {}, partial(attribute, "MaxPool", "ceil_mode", 1), "setting"),
+        (POSITIONS, POSITION_CONSTANTS, partial(stored, "pos", partial(row, 1, 400)), "table"),
+        (ROWS, {}, partial(stored, "table", partial(row, 0, 777)), "table"),
+        (COLUMNS, {}, partial(stored, "table", partial(row, 1, 777)), "table"),
+    ],
+)
+def test_what_no_input_of_the_proof_reaches_is_compared_as_it_is_stored(text, constants, damage, kind):
+    honest, mutant, kinds = judged(text, constants, damage)
+    assert honest
+    assert not mutant
+    assert kind in kinds
+
+
+NOT_A_NUMBER = LAYERS.format(more="", op="s = Sqrt(a) b = Relu(s)")
+LOGARITHM = (
+    "(float[n,8] x, float[8,16] w, float[16,4] v) => (float[n,4] y) "
+    "{ l = Log(x) a = MatMul(l, w) b = Relu(a) y = MatMul(b, v) }"
+)
+
+
+@pytest.mark.parametrize(("text", "weight"), [(NOT_A_NUMBER, "v"), (LOGARITHM, "w"), (LOGARITHM, "v")])
+def test_numbers_that_are_none_in_both_models_hide_no_wrong_weights(text, weight):
+    assert judged(text, {}, partial(stored, weight, lambda w: w[::-1]))[:2] == (True, False)
+
+
+def test_bytes_are_drawn_over_their_range_and_masks_still_are_zeros_and_ones():
+    model = graph.normalize(written(PICTURE, {"t": 128}))
+    for batch in comparison.random_feeds(model, analyze(model).shapes):
+        assert batch["x"][::2].max() > 200
+        assert batch["x"][1::2].max() == 1
+
+
+# Bodies ---------------------------------------------------------------------------------------------------------------
+
+LOOP = (
+    "(float[n,8] x, int64 count, bool on, float[8,16] w, float[16,8] v) => (float[n,8] y) { y = Loop(count, on, x) "
+    "<body = step (int64 i, bool c, float[n,8] h) => (bool c2, float[n,8] h2) { c2 = Identity(c) a = MatMul(h, w) "
+    "q = Round(a) r = Relu(q) h2 = MatMul(r, v) }> }"
+)
+SCAN = (
+    "(float[s,n,8] x, float[n,8] xh, float[8,16] w, float[16,8] v) => (float[n,8] last, float[s,n,8] y) "
+    "{ last, y = Scan(xh, x) <num_scan_inputs = 1, body = step (float[n,8] h, float[n,8] e) => "
+    "(float[n,8] h2, float[n,8] o) { s1 = Add(h, e) a = MatMul(s1, w) q = Round(a) r = Relu(q) h2 = MatMul(r, v) "
+    "o = Identity(h2) }> }"
+)
+BRANCHES = (
+    "(float[n,8] x, float zero, float[8,16] w, float[16,8] v) => (float[n,8] y) { s = ReduceSum<keepdims = 0>(x) "
+    "c = Greater(s, zero) y = If(c) <then_branch = t () => (float[n,8] o) { a = MatMul(x, w) q = Round(a) r = Relu(q) "
+    "o = MatMul(r, v) }, else_branch = e () => (float[n,8] p) { p = Neg(x) }> }"
+)
+CONSTANTS = {"count": 3, "on": True, "zero": 0}
+
+
+@pytest.mark.parametrize("text", [LOOP, SCAN, BRANCHES])
+@pytest.mark.parametrize("weight", ["w", "v"])
+def test_weights_around_a_decision_in_a_body_are_compared(text, weight):
+    """Small numbers are rounded to zero in every step: all that is behind was silent, and told to be untested."""
+    constants = {name: number for name, number in CONSTANTS.items() if f" {name}" in text.split("=>")[0]}
+    assert judged(text, constants, partial(stored, weight, lambda w: w[::-1]))[:2] == (True, False)
+
+
+@pytest.mark.parametrize("text", [LOOP, SCAN])
+def test_a_step_gives_what_the_second_step_of_the_operator_does(text):
+    constants = {"count": 2, "on": True} if text == LOOP else {}
+    model = graph.normalize(written(text, constants))
+    rng = np.random.default_rng(0)
+    feeds = {"x": rng.normal(size=(3, 8) if text == LOOP else (2, 3, 8)).astype(np.float32)}
+    feeds |= {} if text == LOOP else {"xh": rng.normal(size=(3, 8)).astype(np.float32)}
+    whole = sessions.run(sessions.open_session(model, threads=1), feeds)
+    step = steps.stepped(model, "y")
+    found = sessions.run(sessions.open_session(step, threads=1), feeds)
+    assert "Round" in {node.op_type for node in step.graph}
+    assert np.allclose(found["h2"], whole["y" if text == LOOP else "last"])

@@ -24,17 +24,18 @@ __all__ = ["CrashedError", "apart"]
 T = TypeVar("T")
 
 
-def apart(function: Callable[..., T], models: Sequence[ir.Model], *arguments: Any) -> T:
+def apart(function: Callable[..., T], models: Sequence[ir.Model], *arguments: Any, fresh: bool = False) -> T:
     """What `function(*models, *arguments)` returns or raises, computed in another process.
 
     function: of a module, with arguments and a result that can be pickled; it cannot change the models here.
+    fresh: never in a copy of this process, in which a device that was in use here could not be used any more.
     Raises: CrashedError when a native library ended that process.
     """
-    if can_copy():
+    if can_copy() and not fresh:
         return isolated(lambda: function(*models, *arguments))
     with scratch() as folder:  # one that the next run removes where this one is killed
         sent = [_written(model, Path(folder) / f"{number}.onnx") for number, model in enumerate(models)]
-        return isolated(partial(_called, function, sent, custom_ops.registered(), arguments))
+        return isolated(partial(_called, function, sent, custom_ops.registered(), arguments), fresh=fresh)
 
 
 def _written(model: ir.Model, path: Path) -> tuple[Path, Extras]:

@@ -12,15 +12,18 @@ Legend: C channels, S side of the image, T tokens.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from onnxprune.errors import ProviderError
 from onnxprune.graph.sessions import provider_name
 from onnxprune.measure.latency import measure_latency
 from onnxprune.measure.sessions import Model
 from onnxprune.measure.timing import Rounds
+from onnxprune.system.isolation import CrashedError, isolated
 
 FULL = (64, 128)
 WIDTHS = {1: (113, 127), 2: (114, 126), 4: (116, 124), 8: (120, 104), 16: (112, 80), 32: (96,)}
@@ -59,12 +62,19 @@ def calibrate(
 ) -> Alignment:
     """Measures on `provider`, about half a minute; quantize: what models are turned to before they are timed.
 
-    Raises: ProviderError when the provider did not load.
+    Raises: ProviderError when the provider did not load, or its libraries ended the other process that measures.
     """
     found: dict[str, dict[int, float]] = {}
     for kind in KINDS:
         say(f"{kind.name} ...")
-        found[kind.name] = efficiencies(times(kind, provider, threads, rounds, quantize), kind.power)
+        try:
+            spent = isolated(partial(times, kind, provider, threads, rounds, quantize))
+        except CrashedError as crash:
+            raise ProviderError(
+                f"--provider {provider}: onnxruntime ends with {crash} on small models ({kind.name}), so nothing was "
+                "calibrated; use another version of it, or give --align a number"
+            ) from crash
+        found[kind.name] = efficiencies(spent, kind.power)
     return Alignment(choose(found), found)
 
 

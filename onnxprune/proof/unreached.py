@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxprune.graph import bodies, extras
 from onnxprune.graph.extras import Kept
-from onnxprune.graph.tensors import constant
+from onnxprune.graph.tensors import constant, rank_of
 from onnxprune.proof.decisions import at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Tally
 
@@ -117,7 +117,7 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
     lost = {*kept.get(twin.inputs[0].name or "", {}), *kept.get(first_output(twin), {})}
     numbers = range(starts.size) if axes is None else axes.astype(int).tolist()
     if lost and min(numbers, default=0) < 0:  # the rank tells which axis that is
-        rank = None if twin.inputs[0].shape is None else len(twin.inputs[0].shape)
+        rank = rank_of(twin.inputs[0])
         numbers = [n % rank if rank else n for n in numbers]
         if rank is None:
             return None

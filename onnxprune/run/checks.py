@@ -1,6 +1,7 @@
 """What a run refuses before it starts: paths that clash or cannot be written, weights that are no numbers."""
 
 import hashlib
+import logging
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,9 @@ from onnxprune.data.folder import SUFFIXES
 from onnxprune.errors import GraphError, ProviderError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.options import FUNCTION, PATH, SAMPLES, TABLE, Options
-from onnxprune.system.atomic_files import require_replaceable
+from onnxprune.system.atomic_files import require_replaceable, rescue_of
 
+LOG = logging.getLogger("onnxprune")
 CHECKPOINTS = "finetune-*.npz"  # in the folder of --resume, see recover/state.py
 WRITTEN = ("plan", "report", "resume")  # options that name what a run writes; all other paths are read
 ROLES = ("produces", "consumes", "scales")  # of members whose numbers scores are made of
@@ -32,6 +34,10 @@ def check_paths(source: Path, out: Path, options: Options, *also_read: Path) -> 
     if _same(out, source):
         raise UsageError(f"{out}: output and input are the same file; choose another output")
     check_writes(written(out, options), reads)
+    if rescue_of(out).is_dir():
+        LOG.warning(
+            "%s: the proven result of a run that ended while it was measured; this run replaces it", rescue_of(out)
+        )
     data = out.with_name(f"{out.name}.data")
     if any(_same(data, path) for path in reads):
         raise UsageError(f"{out}: its weights would replace {data}, which this run reads; choose another output")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from onnxprune.coupling import analyze
 from onnxprune.data import Samples, batch_axes, fixed_batch, input_infos
 from onnxprune.errors import BudgetError, GraphError, ProviderError, UsageError
 from onnxprune.graph import extras, sessions, shapes
+from onnxprune.graph.apart import apart
 from onnxprune.graph.inputs import ONE_BY_ONE, Feeds
 from onnxprune.measure import doubts, measure_file, measure_settled
 from onnxprune.measure.records import NORMALIZED, ORIGINAL, PRUNED, QUANTIZED
@@ -28,8 +30,10 @@ from onnxprune.recover.asked import own_metric
 from onnxprune.run import narrowed
 from onnxprune.surgery import dead
 from onnxprune.system.atomic_files import scratch
+from onnxprune.system.isolation import CrashedError, can_copy, isolated
 
 if TYPE_CHECKING:
+    from onnxprune.measure.latency import FeedsFor
     from onnxprune.measure.records import LatencyTable
     from onnxprune.run.narrowed import Narrow
     from onnxprune.run.settings import Settings
@@ -74,9 +78,8 @@ def measure(
             models[name] = replace(models[name], params=models[next(iter(files))].params)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
-            judge = yardstick(subject, subject.held, settings.metric)
-            models[ORIGINAL] = replace(models[ORIGINAL], accuracy=judge.accuracy)
-            models |= {name: replace(models[name], accuracy=judge.of(path)) for name, path in files.items()}
+            found = _accuracies(subject, subject.held, files, settings)
+            models |= {name: replace(models[name], accuracy=accuracy) for name, accuracy in found.items()}
     notes += _larger(models[ORIGINAL], list(models.values())[-1])
     table = None
     if settings.timing.wanted:
@@ -127,7 +130,8 @@ def _noted(what: str, notes: list[str], *raised: type[Exception]) -> Iterator[No
     except (ProviderError, BudgetError, *raised):  # a metric that is wrong is the user's to mend
         raise
     except Exception as error:
-        notes.append(f"{what}: {' '.join(str(error).split())[:300]}")
+        told = f"onnxruntime ends with {error}" if isinstance(error, CrashedError) else str(error)
+        notes.append(f"{what}: {' '.join(told.split())[:300]}")
         LOG.warning("%s", notes[-1])
 
 
@@ -150,19 +154,47 @@ def _without_zeros(model: ir.Model, costs: cost.Cost) -> dict[str, int]:
     }
 
 
+def _accuracies(
+    subject: Subject, samples: Samples, files: Mapping[str, Path], settings: Settings
+) -> Mapping[str, metrics.Accuracy | None]:
+    """Accuracy of the original and of the results, by name."""
+
+    def work() -> Mapping[str, metrics.Accuracy | None]:
+        judge = yardstick(subject, samples, settings.metric)
+        return {ORIGINAL: judge.accuracy, **{name: judge.of(path) for name, path in files.items()}}
+
+    # A function of the user's may keep what it sees, which would be lost with another process.
+    return work() if own_metric(settings.metric) is not None else isolated(work)
+
+
 def _latencies(subject: Subject, files: Mapping[str, Path], settings: Settings, narrow: Narrow | None) -> LatencyTable:
-    """Times of the original and the results, and of the normal form where that alone may be faster."""
+    """Times of the original and the results, and of the normal form where that alone may be faster.
+
+    Where it can be, or where a provider's libraries are at work, they are measured in another process.
+    """
     batch, feeds = latency_feeds(subject)
     setting = settings.timing.at(batch)
-    models: dict[str, Path | ir.Model] = {ORIGINAL: subject.path, **files}
-    if _frees_initializers(subject.path):
-        models[NORMALIZED] = subject.model
-    if narrow is None:
-        return measure_settled(models, feeds, **setting)
-    last = list(files)[-1]
+    models = {ORIGINAL: subject.path, **files}
     with scratch() as folder:
-        models[last], feeds_for = narrowed.timed(narrow, Path(folder) / files[last].name, feeds)
-        return measure_settled(models, feeds_for, **setting)
+        if _frees_initializers(subject.path):
+            models[NORMALIZED] = Path(folder) / "normalized.onnx"
+            graph.save(subject.model, models[NORMALIZED])
+        feeds_for: Feeds | FeedsFor = feeds
+        if narrow is not None:
+            last = list(files)[-1]
+            models[last], feeds_for = narrowed.timed(narrow, Path(folder) / files[last].name, feeds)
+        work = partial(_timed, measure_settled, models, feeds_for, setting)
+        on_cpu = sessions.provider_name(settings.timing.provider) == "CPUExecutionProvider"
+        return isolated(work) if can_copy() and on_cpu else work() if on_cpu else apart(work, [], fresh=True)
+
+
+def _timed(
+    measured: Callable[..., LatencyTable],
+    models: Mapping[str, Path],
+    feeds: Feeds | FeedsFor,
+    setting: Mapping[str, Any],
+) -> LatencyTable:
+    return measured(models, feeds, **setting)
 
 
 def _frees_initializers(path: Path) -> bool:

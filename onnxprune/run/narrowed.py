@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,9 +73,11 @@ def timed(result: Narrow, file: Path, feeds: Feeds) -> tuple[Path, Callable[[ort
     """(`file`, into which the narrow result is written; what to feed a session of it or of the wide models)."""
     graph.save(result.model, file)
 
-    def feeds_for(session: ort.InferenceSession, _: int) -> Feeds:
-        shapes = {value.name: value.shape for value in session.get_inputs()}
-        narrower = result.axes and all(shapes[one.input][one.axis] == len(one.keep) for one in result.axes)
-        return narrow.fed(feeds, result.axes) if narrower else feeds
+    return file, partial(_feeds_for, result.axes, feeds)
 
-    return file, feeds_for
+
+def _feeds_for(axes: Sequence[narrow.Narrowed], feeds: Feeds, session: ort.InferenceSession, _batch: int) -> Feeds:
+    """`feeds` as the model of `session` takes them, the narrowed one or one of those of before."""
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    narrower = axes and all(shapes[one.input][one.axis] == len(one.keep) for one in axes)
+    return narrow.fed(feeds, axes) if narrower else feeds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,7 @@ from onnxprune.run.settings import Settings, recorded
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import Recovered
 from onnxprune.surgery import packing
-from onnxprune.system.atomic_files import scratch, staged
+from onnxprune.system.atomic_files import rescued, scratch, staged
 from onnxprune.system.clock import Clock
 from onnxprune.system.isolation import CrashedError
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
 
 LOG = logging.getLogger("onnxprune")
+PLAN = "plan.json"  # beside a result that was proven but not measured
 
 
 @dataclass(frozen=True, repr=False)
@@ -92,22 +94,25 @@ def produce(
     with staged(*files) as places, scratch(places[out].parent) as folder:
         proven = Path(folder) / out.name
         finished = _finished(recovered.model, twin, subject, clock, proven, pack=settings.form.pack)
-        with clock("quantize") if settings.form.quantize is not None else nullcontext():
-            rounded = quantized(finished.model, subject, settings)
-            stored = rounded.made
-        if stored is not None and stored.trained:
-            with clock("verify the trained weights"):
-                replay.check_recovered(subject, selection, stored.float_model, out, quantize.folded)
-        results = _written(stored, proven, places[out])
         planned = _plan_of(subject, selection, settings)
-        made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
-        narrow = narrowed.of(subject, places[out]) if settings.form.narrow_states else None
-        models, ratios, unmeasured = measuring.measure(subject, made, results, out, settings, clock, narrow)
-        if narrow is not None:
-            made, models, told_states = narrowed.narrowed(made, models, subject, narrow, places[out])
-            unmeasured = (*unmeasured, *told_states)
+        floats = _as_it_ended(planned, subject, settings, recovered.history, None, proven)
+        # From here on the result is proven: nothing that ends the process may lose it.
+        with rescued(proven, out, {PLAN: json.dumps(floats.to_json(), indent=1)}):
+            with clock("quantize") if settings.form.quantize is not None else nullcontext():
+                rounded = quantized(finished.model, subject, settings)
+                stored = rounded.made
+            if stored is not None and stored.trained:
+                with clock("verify the trained weights"):
+                    replay.check_recovered(subject, selection, stored.float_model, out, quantize.folded)
+            results = _written(stored, proven, places[out])
+            made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
+            narrow = narrowed.of(subject, places[out]) if settings.form.narrow_states else None
+            models, ratios, unmeasured = measuring.measure(subject, made, results, out, settings, clock, narrow)
+            if narrow is not None:
+                made, models, told_states = narrowed.narrowed(made, models, subject, narrow, places[out])
+                unmeasured = (*unmeasured, *told_states)
+            packed = measuring.packing(finished.dense, places[out]) if settings.form.pack else None
         before, after = models[0], final(models) or models[-1]
-        packed = measuring.packing(finished.dense, places[out]) if settings.form.pack else None
         final_ratios = [ratio for ratio in ratios if ratio.model == after.name]
         held = targets.check(before, after, final_ratios, settings.goal, has_zeros=bool(selection.zeros))
         told = (*selection.notes, *_notes(subject, finished, recovered.history, rounded), *unmeasured, *held)

@@ -44,6 +44,39 @@ def replace_text(target: Path, content: str) -> None:
             raise _refused(target, error) from error
 
 
+@contextmanager
+def rescued(written: Path, target: Path, texts: Mapping[str, str]) -> Iterator[None]:
+    """Keeps the files beside `written`, and `texts` by name, in a folder `TARGET.unmeasured` as long as the block runs.
+
+    Where a native library, or kill -9, ends the process meanwhile, that folder stays: what was made is not lost.
+    """
+    folder = rescue_of(target)
+    with suppress(OSError):  # the run goes on without
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for file in written.parent.iterdir():
+            _link(file, folder / file.name)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def rescue_of(target: Path) -> Path:
+    """Where `rescued` keeps what will stand at `target`."""
+    return target.with_name(f"{target.name}.unmeasured")
+
+
+def _link(file: Path, copy: Path) -> None:
+    """The same file under another name: it takes no room, and no time, where the file system can do that."""
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)
+
+
 def require_replaceable(target: Path) -> None:
     """Checks that `target` does not exist or is a plain file, which may be replaced. Raises: UsageError otherwise."""
     if target.is_symlink():

@@ -26,13 +26,13 @@ class CrashedError(Exception):
     """A library ended the process that called it; the message names the signal."""
 
 
-def isolated(function: Callable[[], T]) -> T:
+def isolated(function: Callable[[], T], *, fresh: bool = False) -> T:
     """What `function` returns or raises, computed in another process.
 
-    Where this process cannot be copied, a function that can be pickled (a partial of a module's) goes to the helper;
-    others are called here. Raises: CrashedError when the other process was ended by a signal.
+    Where this process cannot be copied, or with `fresh`, a function that can be pickled (a partial of a module's) goes
+    to the helper; others are called here. Raises: CrashedError when the other process was ended by a signal.
     """
-    if can_copy():
+    if can_copy() and not fresh:
         return _in_a_copy(function)
     try:
         job = pickle.dumps(function, pickle.HIGHEST_PROTOCOL)

@@ -11,8 +11,10 @@ import pytest
 from onnxprune import graph
 from onnxprune.cli import main
 from onnxprune.graph import simplify
+from onnxprune.measure import alignment
 from onnxprune.proof import comparison
 from onnxprune.quantize import proof
+from onnxprune.run import measuring
 from onnxprune.system import isolation
 
 DIGITS = str(Path(__file__).parents[2] / "models" / "digits.onnx")
@@ -82,6 +84,47 @@ def test_quantization_leaves_the_result_in_floats_and_says_so(dying, tmp_path, m
     assert all("Integer" not in node.op_type for node in graph.load(out).graph)
     monkeypatch.undo()
     assert main(["verify", DIGITS, str(out), "--plan", str(tmp_path / "p.json")]) == 0
+
+
+@pytest.fixture
+def copied(monkeypatch):
+    """Other processes are copies of this one, as in the command line."""
+    for module in ("system.isolation", "graph.apart", "run.measuring"):
+        monkeypatch.setattr(f"onnxprune.{module}.can_copy", lambda: True)
+
+
+@pytest.mark.parametrize(("dying", "what"), [("measure_settled", "latency"), ("yardstick", "accuracy")])
+def test_measuring(copied, dying, what, tmp_path, monkeypatch):
+    """The result is written, with a note in place of the number."""
+    monkeypatch.setattr(measuring, dying, die)
+    out, report = tmp_path / "o.onnx", tmp_path / "r.json"
+    words = [DIGITS, str(out), "--method", "l1", "--recover", "none", "--data", "digits", "--report", str(report)]
+    assert main(words) == 0
+    notes = json.loads(report.read_text())["notes"]
+    assert f"{what} could not be measured: onnxruntime ends with SIGUSR1" in notes
+    assert {path.name for path in tmp_path.iterdir()} == {"o.onnx", "r.json"}
+
+
+def test_a_death_of_the_run_while_it_measures_leaves_the_proven_result(copied, tmp_path, monkeypatch, capsys):
+    """Beside torch it measures in the process itself, maybe after hours of tuning."""
+    out = tmp_path / "o.onnx"
+    with monkeypatch.context() as patch:
+        patch.setattr(measuring, "measure", die)
+        with pytest.raises(isolation.CrashedError, match="SIGUSR1"):
+            isolation.isolated(lambda: pruned(out))
+    rescue = tmp_path / "o.onnx.unmeasured"
+    assert {path.name for path in rescue.iterdir()} == {"o.onnx", "plan.json"}
+    assert main(["verify", DIGITS, str(rescue / "o.onnx"), "--plan", str(rescue / "plan.json")]) == 0
+    capsys.readouterr()
+    assert pruned(out) == 0
+    assert "the proven result of a run that ended while it was measured" in said(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["o.onnx"]
+
+
+def test_a_calibration_tells_which_models_ended_it(copied, monkeypatch, capsys):
+    monkeypatch.setattr(alignment, "times", die)
+    assert main(["calibrate"]) == 2
+    assert "onnxruntime ends with SIGUSR1 on small models (dense 3x3)" in said(capsys)
 
 
 def test_what_onnxsim_makes_is_opened_in_another_process(monkeypatch):

@@ -19,6 +19,7 @@ from onnxprune.proof.decisions import at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Tally
 
 TABLE_ROWS = 4096  # of a table that are compared at a time: it may be half of a model
+SIZES = 16  # a list of whole numbers that is longer is a table, such as a map of tokens
 END = 2**31 - 1  # what is larger means the end of an axis, as ends of slices are written
 # Operator -> the inputs of which a run may read a part.
 TABLES: dict[str, tuple[int, ...]] = {
@@ -53,7 +54,7 @@ def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterat
     for own, twin in _pairs(cut, masked):
         where = twin.name or twin.op_type
         for index in TABLES.get(twin.op_type, ()):
-            yield from (("table", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor, least=2))
+            yield from (("table", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor, least=1))
         for index in BOUNDS.get(twin.op_type, ()):
             yield from (("setting", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor))
         if twin.op_type == "Slice" and (tally := _ends(own, twin, kept)) is not None:
@@ -74,14 +75,14 @@ def _stored(
 ) -> Iterator[tuple[str, Tally]]:
     """(name, tally) of an input that is stored in both; least: axes that it must have.
 
-    Left out are whole numbers of 32 and 64 bits outside of tables: they are sizes, which follow the cut.
+    Left out are a few whole numbers of 32 and 64 bits: they are sizes, which follow the cut.
     """
     a, b = _constant(own, index), _constant(twin, index)
     value = twin.inputs[index] if index < len(twin.inputs) else None
     if a is None or b is None or value is None or b.ndim < least:
         return
     size_like = b.dtype.kind in "iu" and b.dtype.itemsize > 2 and twin.op_type != "NonMaxSuppression"
-    if b.dtype.kind not in "fiub" or (size_like and b.ndim < 2):
+    if b.dtype.kind not in "fiub" or (size_like and b.ndim < 2 and b.size <= SIZES):
         return
     taken = at_kept(b, value.name or "", kept, a.shape)
     if taken is not None and a.dtype == taken.dtype:

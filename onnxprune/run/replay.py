@@ -19,7 +19,7 @@ from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.recover import biases
 from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
-from onnxprune.run import depth
+from onnxprune.run import depth, interface
 from onnxprune.run.checks import file_sha256
 from onnxprune.run.finish import finish
 from onnxprune.run.subject import Subject, prepare
@@ -44,23 +44,26 @@ def check(
     file = None if loaded.states else out
     if loaded.states:
         result = narrow.widened(result, narrow.of_json(loaded.states))
-    _same_interface(subject.model, result, out)
+    interface.check(subject.model, result, out)
     if loaded.quantize is not None:
         return _check_quantized(subject, selection, result, out, loaded, any_weights)
     other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
     masked = surgery.mask(selection)
     found = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if found.ok:
+        _check_operators(subject, selection, result, out, loaded)
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
     masked = _with_constants(subject, selection)
     with_constants = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
     if with_constants.ok:
+        _check_operators(subject, selection, result, out, loaded)
         return with_constants, f"cut = mask with the constants of removed units{other}"
     if not any_weights:
         _check_weights(loaded, subject, source, out)
     found, what = check_recovered(subject, selection, result, out)
+    _check_operators(subject, selection, result, out, loaded)
     foreign = other or loaded.result_sha256 != file_sha256(out)
     return found, f"{what}{', which are not those that the plan was written with (--any-weights)' if foreign else ''}"
 
@@ -105,16 +108,19 @@ def _with_constants(subject: Subject, selection: Selection) -> ir.Model:
     return twin_of(selection, cut_model)
 
 
-def _same_interface(model: ir.Model, result: ir.Model, out: Path) -> None:
-    for kind, ours, theirs in (
-        ("inputs", model.graph.inputs, result.graph.inputs),
-        ("outputs", model.graph.outputs, result.graph.outputs),
-    ):
-        left, right = ([(v.name, str(v.type), str(v.shape)) for v in values] for values in (ours, theirs))
-        if left != right:
-            raise VerificationError(
-                f"{out}: its {kind} are {right}, the original's are {left}; it was not made by this plan"
-            )
+def _check_operators(subject: Subject, selection: Selection, result: ir.Model, out: Path, loaded: plan.Plan) -> None:
+    """Checks that a file that is not the one that the plan was written with does nothing that the cut model does not:
+    numbers alone show no bound that none of them comes near. Raises: VerificationError otherwise."""
+    if loaded.result_sha256 == file_sha256(out) or not interface.added(result, subject.model):
+        return
+    cut_model = surgery.cut(selection)
+    more = interface.added(result, subject.model, cut_model, finish(cut_model), finish(cut_model, rewrite=False))
+    if more:
+        listed = ", ".join(f"{count} {op_type}" for op_type, count in more.items())
+        raise VerificationError(
+            f"{out}: has operators that the cut model does not have ({listed}), and is not the file that the plan was "
+            "written with (another sha256); make it again with 'onnxprune apply'"
+        )
 
 
 def check_recovered(

@@ -10,6 +10,7 @@ from onnx_text import model as written
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
 from onnxprune.graph import bodies, sessions, steps
+from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 
 
@@ -23,7 +24,8 @@ def judged(text: str, constants: dict, damage) -> tuple[bool, bool, set[str]]:
     coupling = analyze(model)
     keep = {dim: np.arange(dim.size) % 2 == 0 for dim in coupling.free}
     assert keep
-    masked, honest, mutant = surgery.mask(coupling, keep), surgery.cut(coupling, keep), surgery.cut(coupling, keep)
+    chosen = Selection(coupling, keep)
+    masked, honest, mutant = surgery.mask(chosen), surgery.cut(chosen), surgery.cut(chosen)
     damage(mutant)
     feeds = comparison.random_feeds(coupling.model, coupling.shapes)
     found = comparison.compare(mutant, masked, feeds)
@@ -87,6 +89,10 @@ COLUMNS = (
     "(int64[n] x, float[32,900] table, float[32,64] w, float[64,8] v) => (float[n,8] y) "
     "{ g = Gather<axis = 1>(table, x) e = Transpose(g) h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }"
 )
+MAPPED = (
+    "(int64[n] x, int64[900] map, float[300,32] table, float[32,64] w, float[64,8] v) => (float[n,8] y) "
+    "{ k = Gather(map, x) e = Gather(table, k) h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }"
+)
 POSITION_CONSTANTS = {"st": [0], "one": [1]}
 
 
@@ -102,6 +108,7 @@ POSITION_CONSTANTS = {"st": [0], "one": [1]}
         (POOLED, {}, partial(attribute, "MaxPool", "ceil_mode", 1), "setting"),
         (POSITIONS, POSITION_CONSTANTS, partial(stored, "pos", partial(row, 1, 400)), "table"),
         (ROWS, {}, partial(stored, "table", partial(row, 0, 777)), "table"),
+        (MAPPED, {"map": np.arange(900) // 3}, partial(stored, "map", partial(row, 0, 777)), "table"),
         (COLUMNS, {}, partial(stored, "table", partial(row, 1, 777)), "table"),
     ],
 )

@@ -46,10 +46,10 @@ def stepped(model: ir.Model, output: str, hidden: Iterable[str] = ()) -> ir.Mode
     body = bodies.of(node)[0]
     results = list(body.outputs)
     given = _loop_inputs(model.graph, node, body) if node.op_type == "Loop" else _scan_inputs(model.graph, node, body)
+    inner = list(body)
+    body.outputs.clear()  # what is handed on as it came could not be replaced
     for old, new in zip(body.inputs, given, strict=True):
         old.replace_all_uses_with(new)
-    inner = list(body)
-    body.outputs.clear()
     body.remove(inner)
     model.graph.insert_before(node, inner)
     _show(model.graph, [value for value in results if value.producer() in inner and value.name not in {*hidden}])

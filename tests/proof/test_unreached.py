@@ -179,3 +179,26 @@ def test_a_step_gives_what_the_second_step_of_the_operator_does(text):
     found = sessions.run(sessions.open_session(step, threads=1), feeds)
     assert "Round" in {node.op_type for node in step.graph}
     assert np.allclose(found["h2"], whole["y" if text == LOOP else "last"])
+
+
+# A state that is handed on as it came, a result of every step, a weight and a value from outside, an If in the body.
+BUSY = (
+    "(float[n,8] x, float[n,8] xk, int64 count, bool on, float zero, float[8,16] w, float[16,8] v) => "
+    "(float[n,8] y, float[n,8] k, float[s,n,8] z) { y, k, z = Loop(count, on, x, xk) <body = step "
+    "(int64 i, bool c, float[n,8] h, float[n,8] same) => (bool c, float[n,8] h2, float[n,8] same, float[n,8] each) { "
+    "s = ReduceSum<keepdims = 0>(h) d = Greater(s, zero) a = MatMul(h, w) r = Relu(a) t = MatMul(r, v) h2 = If(d) "
+    "<then_branch = one () => (float[n,8] o) { o = Tanh(t) }, "
+    "else_branch = two () => (float[n,8] p) { p = Add(t, x) }> each = Mul(h2, same) }> }"
+)
+
+
+@pytest.mark.parametrize("weight", ["w", "v"])
+def test_loops_with_all_that_loops_may_have_are_compared_as_well(weight):
+    constants = {"count": 3, "on": True, "zero": 0}
+    assert judged(BUSY, constants, partial(stored, weight, lambda w: w[::-1]))[:2] == (True, False)
+    model = graph.normalize(written(BUSY, constants))
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.normal(size=(3, 8)).astype(np.float32) for name in ("x", "xk")}
+    whole = sessions.run(sessions.open_session(model, threads=1), feeds)
+    found = sessions.run(sessions.open_session(steps.stepped(model, "y"), threads=1), feeds)
+    assert np.allclose(found["each"], whole["z"][1], atol=1e-6)

@@ -6,6 +6,7 @@ interpreter, to which what is called has to be sent.
 
 import atexit
 import ctypes
+import logging
 import os
 import pickle
 import signal
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 T = TypeVar("T")
+LOG = logging.getLogger("onnxprune")
+Told = tuple[int, str]  # level and text of what was logged
 PR_SET_PDEATHSIG = 1  # of Linux
 
 
@@ -42,6 +45,15 @@ def isolated(function: Callable[[], T], *, fresh: bool = False) -> T:
 
 
 def _in_a_copy(function: Callable[[], T]) -> T:
+    returned, value, told = _answer_of_a_copy(function)
+    _tell(told)
+    if returned:
+        return value
+    raise value
+
+
+def _answer_of_a_copy(function: Callable[[], Any]) -> tuple[bool, Any, list[Told]]:
+    """(whether `function` returned, what it returned or raised, what it logged), of a copy of this process."""
     read, write = os.pipe()
     parent = os.getpid()
     child = os.fork()
@@ -62,10 +74,13 @@ def _in_a_copy(function: Callable[[], T]) -> T:
     if code or not answer:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         raise CrashedError(f"{name}{' (as when memory runs out)' if code == -signal.SIGKILL else ''}")
-    returned, value = pickle.loads(answer)
-    if returned:
-        return value
-    raise value
+    return pickle.loads(answer)
+
+
+def _tell(told: list[Told]) -> None:
+    """Logs here what was logged in another process, where nobody sees it."""
+    for level, text in told:
+        LOG.log(level, "%s", text)
 
 
 def can_copy() -> bool:
@@ -93,15 +108,28 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
+class _Heard(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[Told] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told.append((record.levelno, record.getMessage()))
+
+
 def _answer(function: Callable[[], Any], write: int) -> None:
     """Writes what became of `function` and ends this copy."""
     code = 1
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what a library shouts when it dies is not for users
+        heard = _Heard()
+        LOG.addHandler(heard)
         try:
-            answer = True, function()
+            answer = True, function(), heard.told
         except Exception as error:
-            answer = False, error
+            answer = False, error, heard.told
         with os.fdopen(write, "wb") as stream:
             stream.write(pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
         code = 0
@@ -138,7 +166,8 @@ class _Helper:
             if answer is None:
                 self.end()
                 raise CrashedError("the end of the helper process")
-        kind, value = pickle.loads(answer)
+        kind, value, told = pickle.loads(answer)
+        _tell(told)
         if kind == "returned":
             return value
         raise CrashedError(value) if kind == "crashed" else value
@@ -167,16 +196,17 @@ _HELPER = _Helper()
 def serve() -> None:
     """Answers calls on the standard streams until they end; in the helper."""
     answers = os.fdopen(os.dup(1), "wb")
-    run = _in_a_copy if hasattr(os, "fork") else lambda function: function()
+    run = _answer_of_a_copy if hasattr(os, "fork") else lambda function: (True, function(), [])
     os.dup2(2, 1)  # what libraries print must not stand among the answers
     while (job := _receive(sys.stdin.buffer)) is not None:
         try:
             sys.path[:], function = pickle.loads(job)
-            answer = "returned", run(pickle.loads(function))
+            returned, value, told = run(pickle.loads(function))
+            answer = "returned" if returned else "raised", value, told
         except CrashedError as crash:
-            answer = "crashed", str(crash)
+            answer = "crashed", str(crash), []
         except Exception as error:
-            answer = "raised", error
+            answer = "raised", error, []
         _send(answers, pickle.dumps(answer, pickle.HIGHEST_PROTOCOL))
 
 

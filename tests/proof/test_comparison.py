@@ -288,11 +288,11 @@ def test_only_nodes_with_weights_must_be_there_to_put_them_back(gone, instead, f
     tuned = np.full((8, 6), 3, np.float32)
     graph.set_constant(result.graph.initializers["v"], tuned)
     if found:
-        put = replay._put_back(coupling, {}, result, Path("out.onnx"))
+        put = replay._put_back(Selection(coupling, {}), result, Path("out.onnx"))
         np.testing.assert_array_equal(graph.array_of(put.graph.initializers["v"]), tuned)
     else:
         with pytest.raises(VerificationError, match="has no MatMul 'MatMul y'"):
-            replay._put_back(coupling, {}, result, Path("out.onnx"))
+            replay._put_back(Selection(coupling, {}), result, Path("out.onnx"))
 
 
 def test_noise_of_one_batch_is_not_forgotten_by_a_batch_without():

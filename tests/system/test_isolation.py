@@ -1,5 +1,6 @@
 """A library that ends the process ends a copy of it only."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -34,6 +35,19 @@ def test_results_and_errors_come_back():
     assert isolated(lambda: {"pid": os.getpid()})["pid"] != os.getpid()
     with pytest.raises(GraphError, match="told"):
         isolated(lambda: (_ for _ in ()).throw(GraphError("told")))
+
+
+def warned(text):
+    logging.getLogger("onnxprune").warning("told in %s: %s", "another process", text)
+    raise GraphError(text)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_what_is_logged_there_is_logged_here(fresh, caplog):
+    """Standard error leads nowhere there."""
+    with pytest.raises(GraphError, match="odd"):
+        isolated(partial(warned, "odd"), fresh=fresh)
+    assert [each.getMessage() for each in caplog.records] == ["told in another process: odd"]
 
 
 def test_a_signal_is_named():

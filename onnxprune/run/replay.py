@@ -14,12 +14,12 @@ from onnxprune.graph import shapes
 from onnxprune.options import Options
 from onnxprune.plan import plan
 from onnxprune.plan.select import Selection
-from onnxprune.proof import comparison
+from onnxprune.proof import comparison, interface
 from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.recover import biases
 from onnxprune.recover.levels import twin_of
 from onnxprune.recover.linear import linears
-from onnxprune.run import depth, interface
+from onnxprune.run import depth
 from onnxprune.run.checks import file_sha256
 from onnxprune.run.finish import finish
 from onnxprune.run.subject import Subject, prepare

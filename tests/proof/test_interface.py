@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 from onnx_text import model, proto
 
 from onnxprune.cli import main
-from onnxprune.run import interface
+from onnxprune.proof import interface
 
 TEXT = (
     "(float[n,8] x, float[1] xg, float[8,16] w, float[16,4] v, float[16,4] u) => (float[n,4] p, float[n,4] y) "

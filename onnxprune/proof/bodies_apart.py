@@ -3,7 +3,7 @@
 An If is compared as if each of its branches were always taken, a Loop and a Scan as one step, see graph/steps.py.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
@@ -23,20 +23,23 @@ Compare = Callable[[ir.Model, ir.Model, Sequence[Feeds]], Verification]
 
 
 def compared(
-    compare: Compare, cut: ir.Model, masked: ir.Model, batches: Sequence[Feeds]
+    compare: Compare, cut: ir.Model, masked: ir.Model, batches: Sequence[Feeds], done: Iterable[Mapping[str, bool]]
 ) -> tuple[list[Evidence], list[str]]:
     """(what was compared inside the bodies of both models, the operators that were fed there with what the twin
-    decided on); decisions that could not be replayed are told."""
+    decided on); decisions that could not be replayed are told.
+
+    done: choices of branches with which the models were compared before.
+    """
     told = list(decisions.in_bodies(masked))
     evidence: list[Evidence] = []
     fed: list[str] = []
-    seen: set[str] = set()
+    seen = {_name(node) for choices in done if told for node in branches.decide(masked, choices).graph}
     if told or any(_holds_weights(node) for node in masked.graph):
         for name, own, twin in _inlined(cut, masked, DEPTH):
             # Where one of both does not run, what the outputs of the operator show is all.
             with suppress(GraphError):
                 found = compare(own, twin, batches)
-                seen.update(node.name or node.op_type for node in twin.graph)
+                seen.update(map(_name, twin.graph))
                 evidence += _as_of_body(found, name)
                 fed += found.replayed
     evidence += [
@@ -70,7 +73,7 @@ def _opened(cut: ir.Model, masked: ir.Model) -> Iterator[tuple[str, ir.Model, ir
     done = [choices for choices in extras.of(masked).forced if len(choices) == 1]
     repeated = {*steps.of(masked)}
     for node in masked.graph:
-        name, output = node.name or node.op_type, decisions.first_output(node)
+        name, output = _name(node), decisions.first_output(node)
         own = ours.get(output)
         if own is None or own.op_type != node.op_type or not (_holds_weights(node) or _decides(node)):
             continue
@@ -82,6 +85,10 @@ def _opened(cut: ir.Model, masked: ir.Model) -> Iterator[tuple[str, ir.Model, ir
                 if choices not in done:
                     where = f"{name}, {'then' if choice else 'else'} branch"
                     yield where, branches.decide(cut, choices), _alone(branches.decide(masked, choices))
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or node.op_type
 
 
 def _alone(model: ir.Model) -> ir.Model:

@@ -56,8 +56,10 @@ def compare(
     found = _compare(cut, masked, batches, look_inside=look_inside, file=file)
     if not found.ok:
         return found
-    others = [_forced(cut, masked, batches, choices, look_inside) for choices in extras.of(masked).forced]
-    in_bodies, fed = bodies_apart.compared(_compare, cut, masked, batches) if look_inside else ([], [])
+    forced = extras.of(masked).forced
+    others = [_forced(cut, masked, batches, choices, look_inside) for choices in forced]
+    ran = [choices for choices, other in zip(forced, others, strict=True) if other.samples]
+    in_bodies, fed = bodies_apart.compared(_compare, cut, masked, batches, ran) if look_inside else ([], [])
     if not others and not in_bodies:
         return found
     evidence = [*found.evidence, *(each for other in others for each in other.evidence), *in_bodies]

@@ -72,7 +72,6 @@ def narrowed(
 def timed(result: Narrow, file: Path, feeds: Feeds) -> tuple[Path, Callable[[ort.InferenceSession, int], Feeds]]:
     """(`file`, into which the narrow result is written; what to feed a session of it or of the wide models)."""
     graph.save(result.model, file)
-
     return file, partial(_feeds_for, result.axes, feeds)
 
 

@@ -1,6 +1,6 @@
 """Bodies of control flow, compared in the main graph: there their decisions are replayed and their values looked at.
 
-An If is compared as if each of its branches were always taken, a Loop and a Scan as one step, see graph/steps.py.
+An If is compared as if each of its branches were always taken, a Loop and a Scan as one step, see steps.py.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,9 +11,9 @@ from itertools import islice
 import onnx_ir as ir
 
 from onnxprune.errors import GraphError
-from onnxprune.graph import bodies, branches, extras, steps
+from onnxprune.graph import bodies, branches, extras
 from onnxprune.graph.inputs import Feeds
-from onnxprune.proof import decisions, inside
+from onnxprune.proof import decisions, inside, steps
 from onnxprune.proof.evidence import Evidence, Verification
 
 DEPTH = 3  # bodies inside bodies that are looked at

@@ -9,9 +9,9 @@ from onnx_text import model as written
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
-from onnxprune.graph import bodies, sessions, steps
+from onnxprune.graph import bodies, sessions
 from onnxprune.plan.select import Selection
-from onnxprune.proof import comparison
+from onnxprune.proof import comparison, steps
 
 
 def judged(text: str, constants: dict, damage) -> tuple[bool, bool, set[str]]:

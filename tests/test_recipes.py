@@ -37,10 +37,9 @@ from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.coupling.layers import Weights
 from onnxprune.coupling.node import NodeAxes
 from onnxprune.coupling.registry import coupling_rule
-from onnxprune.methods.base import Context, Needs, method, slices
+from onnxprune.methods.base import Context, NoOptions, Outcome, method, slices
 from onnxprune.outputs.measures import Found, output_kind
 from onnxprune.plan.cost import Counted, NodeCost, macs_rule
-Scores = dict
 """
 MOST_LINES = 12
 # h = relu(x w1 + b1), a = distances of h to the rows of w2, y = a w3

@@ -18,6 +18,7 @@ from onnxprune.graph import shapes, simplify
 from onnxprune.system import isolation
 from onnxprune.system.isolation import CrashedError, isolated
 
+pytestmark = pytest.mark.apart
 TEXT = "(float[n,t] x, float[4,8] w, int64[2] s) => (float[p,q] y) { a = Reshape(x, s) y = MatMul(a, w) }"
 
 

@@ -6,6 +6,7 @@ interpreter, to which what is called has to be sent.
 
 import atexit
 import ctypes
+import gc
 import logging
 import os
 import pickle
@@ -59,6 +60,7 @@ def _answer_of_a_copy(function: Callable[[], Any]) -> tuple[bool, Any, list[Told
     child = os.fork()
     if child == 0:
         os.close(read)
+        gc.freeze()  # a search for garbage among what the parent holds would copy all of its memory
         die_with(parent)
         _answer(function, write)
     os.close(write)

@@ -112,7 +112,10 @@ def _form(floats: ir.Model, asked: Asked, excluded: Sequence[str]) -> ir.Model:
 def _prepared(model: ir.Model, kind: str) -> tuple[ir.Model, tuple[str, ...]]:
     split, halves = kind in ("dynamic", "int4"), kind == "int4"
     prepare.check_model(model, kind)
-    return prepare.prepared(model, forms.OPSET[kind], split, halves)
+    made, notes = prepare.prepared(model, forms.OPSET[kind], split, halves)
+    if kind == "int8":
+        prepare.own_biases(made)
+    return made, notes
 
 
 def kind_of(record: Mapping[str, Any]) -> str:

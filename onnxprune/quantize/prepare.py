@@ -30,6 +30,7 @@ QUANTIZED = (
 QUANTIZED += ("ConvInteger", "QAttention", "QMoE", "GatherBlockQuantized")
 # Operators through which weights arrive, and which are computed once and for all.
 CARRIERS = frozenset("Cast Transpose Reshape Identity Squeeze Unsqueeze Flatten".split())
+BIASED = frozenset(("Conv", "ConvTranspose", "Gemm"))
 LAYOUT = CARRIERS - {"Cast"}
 LARGE_BYTES = 1_500_000_000  # a message ends at 2 GiB, and quantizers hold several
 STANDARD = ("", "ai.onnx")
@@ -115,6 +116,16 @@ def split_gemms(model: ir.Model) -> None:
         made[-1].outputs[0].name = output.name
         replace_nodes_and_values(model.graph, node, [node], made, node.outputs, made[-1].outputs)
     drop_unused(model)
+
+
+def own_biases(model: ir.Model) -> None:
+    """Gives nodes that share a bias one each, in place: onnxruntime's quantizer calls its copies by names that other
+    values may have."""
+    for node in model.graph:
+        bias = node.inputs[2] if node.op_type in BIASED and len(node.inputs) > 2 else None
+        array = graph.constant(bias)
+        if bias is not None and array is not None and len(bias.uses()) > 1:
+            node.replace_input_with(2, graph.add_constant(model.graph, f"{node.name}/own_bias", array))
 
 
 def drop_unused(model: ir.Model) -> None:

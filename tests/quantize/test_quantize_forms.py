@@ -131,3 +131,16 @@ def test_what_was_widened_is_not_widened_again():
     again, notes = prepare.prepared(wide, 13)
     assert notes == ()
     assert [node.name for node in again.graph] == [node.name for node in wide.graph]
+
+
+def test_a_shared_bias_does_not_take_the_name_of_a_value():
+    """The copy of a bias b that onnxruntime calls b2 was read in the place of a value b2 (a file of basic-pitch)."""
+    made = quantized(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        shared (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float[8, 8] u, float[8] b, float[8, 4] v>
+        { b2 = Gemm (x, w, b)  c = Gemm (b2, u, b)  b3 = Tanh (c)  y = MatMul (b3, v) }""",
+        "int8",
+    )
+    assert made.simulation.ok
+    biases = [node.inputs[2] for node in made.float_model.graph if node.op_type == "Gemm"]
+    assert len(set(biases)) == len(biases) == 2

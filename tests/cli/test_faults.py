@@ -10,6 +10,15 @@ from onnxprune.run import produce, schedule, subject
 L1 = ("--method", "l1", "--no-latency")
 
 
+def raising(error: BaseException):
+    """A function that raises it, whatever it is given."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 def test_full_disk_leaves_nothing(cli, bad, tmp_path, monkeypatch):
     out = tmp_path / "out.onnx"
     out.write_text("old")
@@ -36,10 +45,7 @@ def test_full_disk_leaves_nothing(cli, bad, tmp_path, monkeypatch):
     ids=["numpy", "torch", "cuda", "onnxruntime"],
 )
 def test_out_of_memory_says_what_to_lower(cli, bad, tmp_path, monkeypatch, error):
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(produce.comparison, "compare", fail)
+    monkeypatch.setattr(produce.comparison, "compare", raising(error))
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1)
     assert ran.code == 2
     assert ran.err.startswith("onnxprune: out of memory (")
@@ -48,10 +54,7 @@ def test_out_of_memory_says_what_to_lower(cli, bad, tmp_path, monkeypatch, error
 
 
 def test_own_mistake_is_one_line_that_asks_for_a_report(cli, bad, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise KeyError("w7")
-
-    monkeypatch.setattr(graph, "finish", fail)
+    monkeypatch.setattr(graph, "finish", raising(KeyError("w7")))
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1)
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == (
@@ -101,10 +104,7 @@ def test_interruption_at_any_step_writes_nothing(cli, bad, tmp_path, monkeypatch
 
 
 def test_interruption_with_resume_says_how_to_go_on(cli, bad, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(graph, "load", interrupted)
+    monkeypatch.setattr(graph, "load", raising(KeyboardInterrupt()))
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1, "--resume", tmp_path / "checkpoints")
     assert ran.code == 130
     assert "the same command goes on from its checkpoints" in ran.err
@@ -115,10 +115,7 @@ class Own(BaseException):
 
 
 def test_what_a_function_of_the_users_raises_is_one_line_whatever_its_base(cli, bad, tmp_path, monkeypatch):
-    def raises(*_, **__):
-        raise Own("own\nand more")
-
-    monkeypatch.setattr(graph, "load", raises)
+    monkeypatch.setattr(graph, "load", raising(Own("own\nand more")))
     ran = cli(bad / "good.onnx", tmp_path / "o.onnx", *L1)
     assert ran.code == 2
     assert ran.err.splitlines()[-1] == "onnxprune: a function of yours raised Own: own; nothing was written. Mend that"

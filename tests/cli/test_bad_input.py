@@ -226,7 +226,7 @@ PLANS = {
     "verify without a plan": case("verify {w}/good.onnx {w}/mlp.onnx", "required: --plan; 'onnxprune verify -h'"),
     "verify of no model": case("verify {w}/good.onnx {w}/text.onnx --plan {w}/plan.json", "not an ONNX file"),
     "verify of another network": case(
-        "verify {w}/good.onnx {w}/mlp.onnx --plan {w}/plan.json", "its inputs are", "not made by this plan", code=3
+        "verify {w}/good.onnx {w}/mlp.onnx --plan {w}/plan.json", "inputs are", "not made by this plan", code=3
     ),
 }
 

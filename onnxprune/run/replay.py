@@ -114,8 +114,9 @@ def _check_operators(subject: Subject, selection: Selection, result: ir.Model, o
     if loaded.result_sha256 == file_sha256(out) or not interface.added(result, subject.model):
         return
     cut_model = surgery.cut(selection)
-    more = interface.added(result, subject.model, cut_model, finish(cut_model), finish(cut_model, rewrite=False))
-    if more:
+    others = subject.model, cut_model, finish(cut_model), finish(cut_model, rewrite=False)
+    more = interface.added(result, *others)
+    if more and interface.added(graph.normalize(graph.copy(result)), *others):  # --pack computes weights from codes
         listed = ", ".join(f"{count} {op_type}" for op_type, count in more.items())
         raise VerificationError(
             f"{out}: has operators that the cut model does not have ({listed}), and is not the file that the plan was "

@@ -395,3 +395,12 @@ def test_a_comparison_apart_is_isolated_and_says_what_the_comparison_says(monkey
     monkeypatch.setattr(comparison, "apart", lambda f, models, *given: calls.append(f) or f(*models, *given))
     assert comparison.compare_apart(one, one, iter(feeds)) == comparison.compare(one, one, feeds)
     assert len(calls) == 1
+
+
+def test_noise_is_looked_for_where_outputs_are_apart():
+    """What is zero in the batches that noise is seen on is a small difference of two large numbers in the last."""
+    text = "(float[n,2] x, float[2,2] w) => (float[n,2] y) { y = MatMul(x, w) }"
+    masked, near, far = (model(text, {"w": np.float32([[1e3, 1], [-1e3 * by, 1]])}) for by in (1, 1 + 1e-7, 1.001))
+    batches = [{"x": np.zeros((4, 2), np.float32)}] * 8 + [{"x": np.float32([[0.5, 0.499]] * 4)}]
+    assert comparison.compare(near, masked, batches, look_inside=False).ok
+    assert not comparison.compare(far, masked, batches, look_inside=False).ok

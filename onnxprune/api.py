@@ -95,8 +95,12 @@ def analyze(model: str | Path | onnx.ModelProto | ir.Model) -> Coupling:
     """The coupling of a model, given as a file, an onnx or an onnx_ir model: its Dims, where they stand, why frozen."""
     if isinstance(model, str | Path):
         loaded = graph.load(model)
+    elif isinstance(model, onnx.ModelProto):
+        own = onnx.ModelProto()
+        own.CopyFrom(model)  # onnx_ir names tensors in the message that it read them from
+        loaded = ir.from_proto(own)
     else:
-        loaded = ir.from_proto(model) if isinstance(model, onnx.ModelProto) else model
+        loaded = model
     return analyze_normalized(graph.normalize(loaded))
 
 

@@ -65,6 +65,17 @@ def test_analyze_takes_files_and_models(cnn_path):
     onnx.checker.check_model(proto)
 
 
+def test_analyze_leaves_the_model_as_it_is():
+    """Two nodes read one list of sizes: each gets its own, by another name, in the model that is analysed."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N, 8] x) => (float[N, 8] y) <int64[3] s = {0, 2, 4}> '
+        "{ a = Reshape(x, s) b = Relu(a) c = Flatten(b) d = Reshape(c, s) y = Flatten(d) }"
+    )
+    before = proto.SerializeToString()
+    onnxprune.analyze(proto)
+    assert proto.SerializeToString() == before
+
+
 def test_the_version_is_known():
     assert onnxprune.__version__[0].isdigit()
 

@@ -863,6 +863,7 @@ def attack(chosen: Callable[[list[Case]], list[Case]] = list, jobs: int = 2) -> 
 
 
 def main() -> int:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins, and lets begin, without
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", metavar="WORD", help="cases with the word in their name")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth case")

@@ -96,7 +96,9 @@ def recover(
             limit = FEWEST if trial else fitting_samples(given)
             retrying(
                 lambda: reconstruct.refit(
-                    *(selection, cut_model, fitted),
+                    selection,
+                    cut_model,
+                    fitted,
                     limit=limit,
                     progress=how.tuning.progress,
                     dense=given.dense,

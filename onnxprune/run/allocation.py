@@ -20,17 +20,16 @@ from time import perf_counter
 
 import numpy as np
 
-from onnxprune import surgery
 from onnxprune.coupling import Dim
-from onnxprune.data import batch_axes, input_infos, split
+from onnxprune.data import batch_axes, input_infos
 from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.graph import stored
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.plan.select import Selection
-from onnxprune.recover import constants, fair, levels, reconstruct
+from onnxprune.recover import fair, levels
 from onnxprune.run import schedule, search, widths
-from onnxprune.run.compared import compared, distances, has_torch
+from onnxprune.run.compared import Tried, compared, has_torch, learned_and_judged, refitted
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import key_of
@@ -38,7 +37,7 @@ from onnxprune.system.clock import Clock
 from onnxprune.system.packages import missing
 
 LOG = logging.getLogger("onnxprune")
-FITTED, COMPARED = 256, 512  # samples that a candidate is refitted on, mixtures that it is compared on
+COMPARED = 512  # mixtures that a candidate is compared on
 SECONDS, TIME_SHARE = 300.0, 0.15  # that candidates may take, of the time of the run where one was given
 COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decides alike in two runs
 FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
@@ -53,7 +52,6 @@ BY_REFIT = "which units go and how many of each dimension: by what is lost once 
 BY_ORDER = "units go in the order of what is lost once what reads them is refitted"
 SHORT = {BY_ORDER: "its widths in the order of the refit", BY_REFIT: "the widths and the order of the refit"}
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
-BETTER = 1.0  # standard errors of the differences by which a candidate has to be better
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
 
 
@@ -61,23 +59,13 @@ Evaluate = Callable[[Selection], np.ndarray]  # the losses (N,) of a cut
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Candidate(Tried):
     """A ranking, what it selects, and what that loses on each sample (N,)."""
 
     name: str
     outcome: Outcome
     selection: Selection
     losses: np.ndarray
-
-    @property
-    def loss(self) -> float:
-        """The mean over the samples."""
-        return float(self.losses.mean())
-
-    def beats(self, other: "Candidate") -> bool:
-        """Whether it loses less than `other` on the same samples, by more than chance explains."""
-        gaps = self.losses - other.losses
-        return float(gaps.mean()) < -BETTER * float(gaps.std()) / len(gaps) ** 0.5
 
 
 def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
@@ -375,8 +363,7 @@ def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:
 def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     """A function that gives the losses (N,) of the whole model, cut by a choice and cheaply recovered."""
     assert subject.tune is not None
-    learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), settings.seed)
-    learned = learned.subset(np.arange(min(FITTED, len(learned))))
+    learned, judged = learned_and_judged(subject.tune, settings.seed)
     held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, settings.seed)
     original = compared(subject, held)
     known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same
@@ -384,14 +371,7 @@ def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     def losses(selection: Selection) -> np.ndarray:
         key = key_of(selection.keep)
         if key not in known:
-            known[key] = measured(selection)
+            known[key] = original.losses(refitted(selection, learned, settings.seed))
         return known[key]
-
-    def measured(selection: Selection) -> np.ndarray:
-        model = surgery.cut(selection)
-        constants.push(selection, model, learned, limit=FITTED // 2)
-        reconstruct.refit(selection, model, learned, limit=FITTED, seed=settings.seed)
-        lost = original.lost(model)
-        return distances(original.answers(model), original.said) if lost is None else lost
 
     return losses

@@ -1,10 +1,10 @@
-"""How far cuts of a model are from the original on samples that nothing was fitted to.
+"""How far cuts of a model, cheaply recovered, are from the original on samples that nothing was fitted to.
 
 Classifiers are compared by their outputs as they are. What classifies nothing is compared by the parts of its outputs
 (outputs/lost.py), decisions by the values that they are made of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -12,14 +12,56 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.data import Samples
+from onnxprune import surgery
+from onnxprune.data import Samples, split
 from onnxprune.errors import UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs import answers, metrics
+from onnxprune.plan.select import Selection
+from onnxprune.recover import constants, levels, reconstruct
 from onnxprune.run.subject import Subject
 
 if TYPE_CHECKING:
     from onnxprune.outputs.lost import Originals
+
+FITTED = 256  # samples that a cut is refitted on before it is compared
+BETTER = 1.0  # standard errors of the differences by which one has to be better
+
+
+class Tried:
+    """Something that was tried, and what it loses on each sample (N,)."""
+
+    losses: np.ndarray
+
+    @property
+    def loss(self) -> float:
+        """The mean over the samples."""
+        return float(self.losses.mean())
+
+    def beats(self, other: "Tried") -> bool:
+        """Whether it loses less than `other` on the same samples, by more than chance explains."""
+        gaps = self.losses - other.losses
+        return float(gaps.mean()) < -BETTER * float(gaps.std()) / len(gaps) ** 0.5
+
+
+def learned_and_judged(samples: Samples, seed: int) -> tuple[Samples, Samples]:
+    """(the few samples that cuts are refitted on, those that they are compared on)."""
+    learned, judged = split(samples, levels.judged_share(len(samples)), seed)
+    return learned.subset(np.arange(min(FITTED, len(learned)))), judged
+
+
+def refitted(
+    selection: Selection,
+    learned: Samples,
+    seed: int,
+    dense: ir.Model | None = None,
+    gone: Collection[str] = (),
+) -> ir.Model:
+    """The cut by a selection, its biases corrected and its weights refitted; dense, gone: see `reconstruct.refit`."""
+    model = surgery.cut(selection)
+    constants.push(selection, model, learned, limit=FITTED // 2)
+    reconstruct.refit(selection, model, learned, limit=FITTED, seed=seed, dense=dense, gone=gone)
+    return model
 
 
 @dataclass(frozen=True)
@@ -35,16 +77,16 @@ class Compared:
         """What a cut of the original says, by the names of `said`."""
         return _said(self.subject, model, self.held)
 
-    def lost(self, model: ir.Model) -> np.ndarray | None:
-        """The loss (N,) by the parts of the outputs; None where outputs are compared as they are."""
+    def losses(self, model: ir.Model) -> np.ndarray:
+        """What a cut of the original loses on each sample (N,)."""
         if self.known is None:
-            return None
+            return distances(self.answers(model), self.said)
         from onnxprune.outputs import lost
 
         return lost.lost(self.answers(model), self.known)
 
     def average(self, model: ir.Model) -> float | None:
-        """The mean of `lost`; None where outputs are compared as they are."""
+        """The mean of `losses`; None where outputs are compared as they are."""
         if self.known is None:
             return None
         from onnxprune.outputs import lost

@@ -19,9 +19,9 @@ from typing import TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, surgery
+from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, analyze, dims
-from onnxprune.data import batch_axes, input_infos, split
+from onnxprune.data import batch_axes, input_infos
 from onnxprune.errors import BudgetError, CouplingError, UsageError
 from onnxprune.measure.predict import NodeTable, share_for
 from onnxprune.methods.base import Outcome
@@ -29,9 +29,9 @@ from onnxprune.plan import cost
 from onnxprune.plan.plan import BlockPlan, Plan, SlicePlan
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
-from onnxprune.recover import constants, fair, levels, reconstruct
-from onnxprune.run import allocation, search
-from onnxprune.run.compared import Compared, compared
+from onnxprune.recover import constants, fair, levels
+from onnxprune.run import search
+from onnxprune.run.compared import Tried, compared, learned_and_judged, refitted
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Shortened, Subject
 from onnxprune.surgery import blocks
@@ -40,7 +40,7 @@ from onnxprune.system.clock import Clock
 
 LOG = logging.getLogger("onnxprune")
 MEASURED = "measured"  # the word of --blocks
-FITTED, COMPARED = 256, 256  # samples that a candidate is refitted on, mixtures that it is compared on
+COMPARED = 256  # mixtures that a candidate is compared on
 ALONE = 64  # mixtures that a block is measured on alone: there are many of them, and they are only ordered
 MOST_ALONE = 48  # blocks that are measured alone: those with most MACs
 TOGETHER = (1, 2, 4, 6, 8, 12, 16, 24)  # blocks that go together, in the order of what they cost alone
@@ -204,20 +204,11 @@ def _matching(subject: Subject, found: Sequence[Block], asked: Sequence[str]) ->
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class _Candidate(Tried):
     """Some blocks that go, and what is then lost on each sample (N,)."""
 
     gone: tuple[Block, ...]
     losses: np.ndarray
-
-    @property
-    def loss(self) -> float:
-        return float(self.losses.mean())
-
-    def beats(self, other: "_Candidate") -> bool:
-        """Whether it loses less than `other` on the same samples, by more than chance explains."""
-        gaps = self.losses - other.losses
-        return float(gaps.mean()) < -float(gaps.std()) / len(gaps) ** 0.5
 
 
 def _measured(
@@ -256,8 +247,7 @@ class _Trial:
 
     def __init__(self, subject: Subject, outcome: Outcome, settings: Settings) -> None:
         assert subject.tune is not None
-        learned, judged = split(subject.tune, levels.judged_share(len(subject.tune)), settings.seed)
-        self.learned = learned.subset(np.arange(min(FITTED, len(learned))))
+        self.learned, judged = learned_and_judged(subject.tune, settings.seed)
         axes = batch_axes(input_infos(subject.model))
         self.original = compared(subject, fair.mixed(judged, axes, COMPARED, settings.seed))
         few = judged.subset(np.arange(min(ALONE, len(judged))))
@@ -279,7 +269,7 @@ class _Trial:
 
     def _alone(self, block: Block) -> float:
         left = shortened(self.subject, [block], constant=True)
-        return float(_losses(self.sketch, left.coupling.model).mean())
+        return float(self.sketch.losses(left.coupling.model).mean())
 
     def candidate(self, gone: Sequence[Block]) -> _Candidate | None:
         """The loss without these blocks at the target, None where it cannot be met."""
@@ -289,16 +279,9 @@ class _Trial:
             selection = self._selected(left, outcome)
         except BudgetError:
             return None
-        model, given = surgery.cut(selection), left.given
-        constants.push(selection, model, self.learned, limit=FITTED // 2)
-        reconstruct.refit(
-            *(selection, model, self.learned),
-            limit=FITTED,
-            seed=self.settings.seed,
-            dense=given.dense,
-            gone=given.gone,
-        )
-        return _Candidate(tuple(gone), _losses(self.original, model))
+        given = left.given
+        model = refitted(selection, self.learned, self.settings.seed, given.dense, given.gone)
+        return _Candidate(tuple(gone), self.original.losses(model))
 
     def _selected(self, left: Subject, outcome: Outcome) -> Selection:
         """What is cut beside the blocks: to the target, or to what is as fast."""
@@ -315,12 +298,6 @@ class _Trial:
         table = NodeTable(self.table.microseconds, self.table.fixed, left.coupling, left.cost)
         share = share_for(table, self.settings.goal.target["latency"], plan)
         return search.one_shot(left, outcome, self.settings, search.with_macs(targets, share))
-
-
-def _losses(original: Compared, model: ir.Model) -> np.ndarray:
-    """How far the answers of `model` are from the original's on each sample (N,)."""
-    lost = original.lost(model)
-    return allocation.distances(original.answers(model), original.said) if lost is None else lost
 
 
 def _listed(names: Iterable[str], most: int = 12) -> str:

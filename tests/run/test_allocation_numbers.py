@@ -61,6 +61,6 @@ def test_candidates_are_compared_by_what_is_found_not_by_the_background(scored):
     """The distance of the original to itself is none; a cut loses something of the boxes that decide."""
     subject, outcome, settings = scored
     original = compared(subject, subject.tune.subset(np.arange(20)))
-    assert original.lost(subject.model) == pytest.approx(np.zeros(20), abs=1e-4)
+    assert original.losses(subject.model) == pytest.approx(np.zeros(20), abs=1e-4)
     found = allocation._tried("own", outcome, subject, settings, allocation._evaluator(subject, settings))
     assert found[0].loss > 0

@@ -36,7 +36,7 @@ from onnxprune import graph, quantize  # noqa: E402
 from onnxprune.data.samples import ArraySamples  # noqa: E402
 from onnxprune.errors import OnnxPruneError, VerificationError  # noqa: E402
 from onnxprune.graph.inputs import batch_axes, input_infos, random_feeds  # noqa: E402
-from onnxprune.quantize import proof  # noqa: E402
+from onnxprune.quantize import rounding  # noqa: E402
 from onnxprune.run.finish import finish  # noqa: E402
 from onnxprune.system.isolation import CrashedError, isolated  # noqa: E402
 
@@ -140,7 +140,7 @@ def _tried(proto: onnx.ModelProto, form: str, count: int, folder: Path) -> dict[
         "outcome": "made",
         "weights": round(after / max(before, 1), 3),
         "bytes": round((folder / "out.onnx").stat().st_size / (folder / "floats.onnx").stat().st_size, 3),
-        "off": round(proof.error(own, floats, feeds), 4),
+        "off": round(rounding.error(own, floats, feeds), 4),
         "float": list(made.record["float"]),
         "told": "; ".join(made.notes),
     }

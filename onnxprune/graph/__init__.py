@@ -14,7 +14,7 @@ from onnxprune.graph.extras import copy
 from onnxprune.graph.files import PROTOBUF_LIMIT_BYTES, digest, external_names, finish, load, normalize, save
 from onnxprune.graph.simplify import skeleton
 from onnxprune.graph.stored import change
-from onnxprune.graph.tensors import add_constant, array_of, constant, set_constant, size_bytes, tie
+from onnxprune.graph.tensors import add_constant, array_of, constant, message_bytes, set_constant, size_bytes, tie
 
 __all__ = [
     "PROTOBUF_LIMIT_BYTES",
@@ -27,6 +27,7 @@ __all__ = [
     "external_names",
     "finish",
     "load",
+    "message_bytes",
     "normalize",
     "save",
     "set_constant",

@@ -42,6 +42,11 @@ def size_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
+def message_bytes(model: ir.Model) -> int:
+    """Bytes of the message that `model` is, with all of its weights in it: those of its file where they all are."""
+    return ir.to_proto(model).ByteSize()
+
+
 def constant(value: ir.Value | None) -> np.ndarray | None:
     """The array behind an initializer, or None when the value is computed."""
     if value is None or value.const_value is None or not value.is_initializer():

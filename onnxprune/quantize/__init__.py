@@ -11,6 +11,7 @@ proof       quantized = simulated: the same rounding carried out apart from the 
 equalize    channels brought to more equal ranges
 tuning      training with the rounding in place
 biases      the mean error of each channel taken out of its bias
+rounding    how far rounding moves what a model says
 nearer      equal ranges and biases tried, and kept where they bring the outputs nearer
 spared      which nodes stay in float by rule: those that masks and infinities go through
 floats      which nodes stay in float by measuring: those that do not stand it

@@ -6,13 +6,14 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxprune import graph
 from onnxprune.data import Samples
 from onnxprune.errors import UsageError, VerificationError
 from onnxprune.graph import providers
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.quantize import floats as choice
-from onnxprune.quantize import forms, integers, prepare, proof, spared, ties
+from onnxprune.quantize import forms, integers, prepare, proof, rounding, spared, ties
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.ranges import drawn, in_batches, reached
@@ -62,7 +63,7 @@ def _warned(made: Quantized, context: Context) -> Iterator[str]:
     kind, feeds = context.asked.kind, proof_feeds(context.feeds)
     if context.samples is not None:
         feeds = list(in_batches(made.pruned, drawn(context.samples, JUDGED, 0)))
-    off = proof.worst_error(made.model, made.pruned, feeds)
+    off = rounding.worst_error(made.model, made.pruned, feeds)
     lost = 0.0 if context.lost is None else context.lost(made.model)
     if off > FAR or lost > LOST:
         answers = f", and {100 * lost:.0f} % of its answers are lost" if lost > LOST else ""
@@ -75,7 +76,7 @@ def _warned(made: Quantized, context: Context) -> Iterator[str]:
 
 def _larger(model: ir.Model, made: Quantized, kind: str) -> Iterator[str]:
     """A note where the file of the quantized model is larger than that of the finished `model` in floats."""
-    before, after = (len(ir.to_proto(each).SerializeToString()) for each in (model, made.model))
+    before, after = map(graph.message_bytes, (model, made.model))
     if after > before:
         yield (
             f"{kind} makes the file larger, {after} bytes where it has {before} as it was: scales, and nodes that "
@@ -85,7 +86,7 @@ def _larger(model: ir.Model, made: Quantized, kind: str) -> Iterator[str]:
 
 def file_bytes(model: ir.Model, asked: Asked, provider: str) -> int:
     """Bytes of the file that `model`, finished and in floats, becomes when it is quantized: no sample changes them."""
-    return len(ir.to_proto(as_stored(model, asked, provider)).SerializeToString())
+    return graph.message_bytes(as_stored(model, asked, provider))
 
 
 def as_stored(model: ir.Model, asked: Asked, provider: str) -> ir.Model:
@@ -152,7 +153,7 @@ def proven(found: proof.Simulation) -> str:
 
 def told(made: Quantized, feeds: Sequence[Feeds]) -> dict[str, Any]:
     """What reports say of it."""
-    cost = proof.error(made.model, made.pruned, feeds[:1])
+    cost = rounding.error(made.model, made.pruned, feeds[:1])
     return {
         "options": made.record["options"],
         "float": list(made.record["float"]),

@@ -88,9 +88,7 @@ def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
     with scratch() as folder, quiet():
         out = Path(folder, "quantized.onnx")
         # Stacks of matrices apart from the others: no integer kernel takes a scale per column of theirs.
-        for per_channel, others in ((asked["per_channel"], stacks), (False, None)):
-            if others is None and not stacks:
-                break
+        for per_channel, others in [(asked["per_channel"], stacks)] + ([(False, [])] if stacks else []):
             quantize_dynamic(
                 proto,
                 out,
@@ -98,7 +96,7 @@ def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
                 per_channel=per_channel,
                 reduce_range=asked["reduce_range"],
                 weight_type=QuantType.QInt8,
-                nodes_to_exclude=[*floats, *(others or ())],
+                nodes_to_exclude=[*floats, *others],
                 extra_options={"MatMulConstBOnly": True, **UNKNOWN},
             )
             proto = onnx.load(out)

@@ -11,7 +11,7 @@ from onnxprune.errors import VerificationError
 from onnxprune.graph import sessions
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof import differences
-from onnxprune.quantize import biases, equalize, forms, prepare, proof
+from onnxprune.quantize import biases, equalize, forms, prepare, rounding
 from onnxprune.quantize.ranges import calibrated, drawn, in_batches
 from onnxprune.quantize.records import Context, proof_feeds
 
@@ -76,7 +76,7 @@ def _best_exponents(
     for exponents in ({}, *filter(None, tried)):
         model = equalize.scaled(floats, exponents) if exponents else floats
         ranges = calibrated(prepare.proto_of(model), forms.op_types(context.provider), first, context.asked)
-        errors.append((proof.error(form(model, ranges), floats, judged), exponents))
+        errors.append((rounding.error(form(model, ranges), floats, judged), exponents))
     before, (after, best) = errors[0][0], min(errors[1:], key=lambda found: found[0], default=(np.inf, {}))
     if not after < HELPS * before:  # also where they are no numbers
         return {}, ()
@@ -96,7 +96,7 @@ def without_mean_errors(
         return floats, made, ()
     again = form(changed)
     judged = list(in_batches(floats, drawn(samples, JUDGED, 0)))
-    before, after = (proof.error(model, floats, judged) for model in (made, again))
+    before, after = (rounding.error(model, floats, judged) for model in (made, again))
     if after >= before:
         return floats, made, ()
     note = (

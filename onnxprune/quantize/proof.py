@@ -8,10 +8,10 @@ nodes    every node of the float model, given the values of the file rounded her
          weights rounded in numpy, gives what the file's node gives
 
 Every node reads the file's own values: a rounding that falls the other way does not add up from node to node. What
-the rounding costs is another matter: an error, which `error` tells, and no proof.
+the rounding costs is another matter, which rounding.py tells, and no proof.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,52 +108,6 @@ def require(found: Simulation, where: str = "the quantized model", advice: str =
     first, *rest = found.faults
     more = f" (and {len(rest)} more)" if rest else ""
     raise VerificationError(f"{where} is not the pruned model rounded: {first}{more}; {advice}")
-
-
-def error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
-    """|quantized - float| / |float| over all outputs of floats, as onnxruntime runs both: what rounding costs.
-
-    Raises: CrashedError when a native library ended the process in which they were run.
-    """
-    squares = apart(_squares, [quantized, float_model], list(feeds)).values()
-    return _relative(sum(off for off, _ in squares), sum(size for _, size in squares))
-
-
-def worst_error(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> float:
-    """The same of the output that comes off worst: large numbers of one output do not hide that another is ruined.
-
-    Raises: CrashedError when a native library ended the process in which they were run.
-    """
-    squares = apart(_squares, [quantized, float_model], list(feeds)).values()
-    return max((_relative(off, size) for off, size in squares), default=0.0)
-
-
-def _relative(off: float, size: float) -> float:
-    return float(np.sqrt(off / size)) if size else 0.0
-
-
-def _squares(quantized: ir.Model, float_model: ir.Model, feeds: Iterable[Feeds]) -> dict[str, tuple[float, float]]:
-    """By output of floats: sums of the squared differences and of the squared numbers.
-
-    Numbers that are infinite, or none, in floats count where the other's is something else: infinitely much.
-    """
-    found: dict[str, tuple[float, float]] = {}
-    two = [sessions.open_session(model, threads=sessions.few_threads()) for model in (quantized, float_model)]
-    for batch in feeds:
-        ours, theirs = (sessions.run(session, batch) for session in two)
-        for name, array in theirs.items():
-            if np.asarray(array).dtype.kind != "f":
-                continue
-            a, b = (np.asarray(x, np.float64) for x in (ours[name], array))
-            if a.shape != b.shape:  # of as many rows as were found, say: no number has a partner
-                continue
-            same = (a == b) | (np.isnan(a) & np.isnan(b))
-            with np.errstate(invalid="ignore"):
-                off = np.where(same, 0.0, a - b)
-            off = np.where(np.isfinite(off), off, np.inf)
-            before = found.get(name, (0.0, 0.0))
-            found[name] = before[0] + float((off**2).sum()), before[1] + float((b[np.isfinite(b)] ** 2).sum())
-    return found
 
 
 class _Twins:

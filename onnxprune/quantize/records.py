@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from onnxprune.data import Samples
 from onnxprune.graph.inputs import Feeds
-from onnxprune.quantize import proof
+from onnxprune.quantize import proof, rounding
 from onnxprune.quantize.asked import Asked
 
 
@@ -46,7 +46,7 @@ class Context:
         """What tells how far off a model is from `floats` on its outputs: 0 not at all, 1 where nothing is left."""
 
         def off(model: ir.Model) -> float:
-            found = proof.worst_error(model, floats, feeds)
+            found = rounding.worst_error(model, floats, feeds)
             return found if self.lost is None else max(found, self.lost(model))
 
         return off

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import quantize, surgery
+from onnxprune import graph, quantize, surgery
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled
 from onnxprune.measure.records import ORIGINAL, FrontPoint
@@ -266,7 +266,7 @@ def _sizes(trials: Trials, stored: Mapping[bytes, ir.Model]) -> dict[bytes, floa
         return {}
     subject = trials.subject
     whole = measure_file(ORIGINAL, subject.path, subject.cost.totals()).bytes or 1
-    return {key: len(ir.to_proto(model).SerializeToString()) / whole for key, model in stored.items()}
+    return {key: graph.message_bytes(model) / whole for key, model in stored.items()}
 
 
 # Accuracy ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from quantizing import CNN, SQUARE, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, biases, nearer, parse, proof, quantize
+from onnxprune.quantize import Context, biases, nearer, parse, quantize, rounding
 from onnxprune.quantize.parts import stored
 
 
@@ -49,7 +49,7 @@ def test_batches_of_different_sizes_weigh_by_their_samples():
 def test_corrected_biases_bring_the_outputs_nearer_and_the_proof_still_holds():
     plain, batch = made_of(CNN, "int8:per_channel=false,reduce_range=true,equalize=false,biases=false")
     better, _ = made_of(CNN, "int8:per_channel=false,reduce_range=true,equalize=false")
-    errors = [proof.error(made.model, made.pruned, [batch]) for made in (plain, better)]
+    errors = [rounding.error(made.model, made.pruned, [batch]) for made in (plain, better)]
     assert errors[1] < errors[0]
     assert better.simulation.ok
     assert any("taken out of 3 biases" in note for note in better.notes)

@@ -12,7 +12,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, samples_for
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, equalize, nearer, parse, proof, quantize
+from onnxprune.quantize import Context, equalize, nearer, parse, quantize, rounding
 
 # gamma of the norm has a channel that is far larger than the others, as transformers do.
 NORM = (
@@ -93,12 +93,12 @@ def test_a_channel_that_reaches_far_beyond_the_others_no_longer_costs_their_digi
         quantize(model, Context(parse(text), samples_for(model), feeds_for(model)))
         for text in (f"{asked},equalize=false", asked)
     )
-    errors = [proof.error(made.model, made.pruned, feeds_for(model)) for made in (plain, better)]
+    errors = [rounding.error(made.model, made.pruned, feeds_for(model)) for made in (plain, better)]
     assert errors[1] < 0.5 * errors[0]
     assert better.simulation.ok
     assert any("brought to more equal ranges" in note for note in better.notes)
     assert "exponents" not in plain.record
-    assert proof.error(better.float_model, model, feeds_for(model)) == 0
+    assert rounding.error(better.float_model, model, feeds_for(model)) == 0
 
 
 def test_where_it_does_not_help_nothing_is_scaled():

@@ -9,7 +9,7 @@ from quantizing import CNN, FAR_OFF, SQUARE, feeds_for, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.graph import sessions
-from onnxprune.quantize import Context, floats, forms, parse, proof, quantize
+from onnxprune.quantize import Context, floats, forms, parse, quantize, rounding
 
 
 def with_outliers(model: ir.Model) -> ir.Model:
@@ -32,7 +32,7 @@ def test_a_node_that_does_not_stand_it_stays_in_float_and_the_plan_says_so():
     assert better.record["float"] != []
     assert any("in float: outputs are off by" in note for note in better.notes)
     assert better.simulation.ok
-    errors = [proof.error(made.model, made.pruned, feeds_for(model)) for made in (plain, better)]
+    errors = [rounding.error(made.model, made.pruned, feeds_for(model)) for made in (plain, better)]
     assert errors[1] < 0.95 * errors[0]
 
 
@@ -111,7 +111,7 @@ def test_what_ruins_a_model_stays_in_float_unasked_and_is_told_of():
     made = made_of(model, "int8")
     assert {"rise", "relu", "fall"} <= set(made.record["float"])
     assert not {"first", "last"} & set(made.record["float"])
-    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.1
+    assert rounding.error(made.model, made.pruned, feeds_for(model)) < 0.1
     assert any("stay in float: outputs are off by" in note for note in made.notes)
     assert not any("does not fit" in note for note in made.notes)
 
@@ -176,7 +176,7 @@ def test_scores_that_are_joined_with_boxes_are_not_rounded_to_their_grid():
         quantize(model, Context(parse(f"int8:float={way}"), samples_for(model), feeds, lost=lost))
         for way in ("none", "needed")
     )
-    assert proof.error(plain.model, plain.pruned, feeds) < 0.05
+    assert rounding.error(plain.model, plain.pruned, feeds) < 0.05
     assert lost(plain.model) > 0.3
     assert any("of its answers are lost" in note for note in plain.notes)
     assert {"pixels", "join"} <= set(better.record["float"])
@@ -198,7 +198,7 @@ beyond (float[N, 6] x) => (float[N, 4] y) <float[6, 8] w, float up = {200000.0},
 def test_what_halves_do_not_reach_stays_in_float():
     made = made_of(finished(BEYOND), "fp16")
     assert set(made.record["float"]) == {"rise", "fall"}
-    assert proof.error(made.model, made.pruned, feeds_for(made.pruned)) < 0.01
+    assert rounding.error(made.model, made.pruned, feeds_for(made.pruned)) < 0.01
     assert "2 nodes stay in float: halves do not reach what they compute with" in made.notes
 
 
@@ -221,7 +221,7 @@ def test_a_matrix_that_8_or_4_bits_ruin_stays_in_float(kind):
     graph.set_constant(w2, held)
     made = made_of(model, kind)
     assert made.record["float"] == ["last"]
-    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.3
+    assert rounding.error(made.model, made.pruned, feeds_for(model)) < 0.3
 
 
 def test_answers_that_are_lost_count_though_the_outputs_are_near():

@@ -7,7 +7,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, quantized, samples_for
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
-from onnxprune.quantize import Context, parse, parts, proof, quantize
+from onnxprune.quantize import Context, parse, parts, proof, quantize, rounding
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_a_quantized_model_equals_its_simulation_and_rounding_is_an_error_beside
     assert found.ok
     assert found.nodes == 4 + 1  # all but the Relu, which the rounding does, and the output
     assert found.weights == 5
-    assert 1e-4 < proof.error(square.model, square.float_model, feeds_for(square.float_model)) < 0.05
+    assert 1e-4 < rounding.error(square.model, square.float_model, feeds_for(square.float_model)) < 0.05
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -91,7 +91,7 @@ def test_a_coarser_rounding_costs_more_and_is_no_fault(square):
     coarse = quantized(SQUARE, "int8:per_channel=false,reduce_range=true,biases=false")
     feeds = feeds_for(square.float_model)
     assert simulated(coarse, coarse.model).ok
-    errors = [proof.error(made.model, made.float_model, feeds) for made in (square, coarse)]
+    errors = [rounding.error(made.model, made.float_model, feeds) for made in (square, coarse)]
     assert errors[1] > errors[0]
 
 
@@ -128,7 +128,7 @@ def test_every_kind_equals_its_simulation(stored):
     feeds = feeds_for(made.float_model)
     assert made.simulation.ok
     assert made.simulation.weights >= 3
-    assert 1e-5 < proof.error(made.model, made.float_model, feeds) < 0.2
+    assert 1e-5 < rounding.error(made.model, made.float_model, feeds) < 0.2
     assert proof.simulate(made.model, made.float_model, kind, feeds).ok
 
 

@@ -7,7 +7,7 @@ import pytest
 from quantizing import feeds_for, finished, samples_for
 
 from onnxprune import graph
-from onnxprune.quantize import Context, parse, proof, quantize, spared
+from onnxprune.quantize import Context, parse, quantize, rounding, spared
 from onnxprune.run.finish import finish
 
 HEAD = "(float[N,4,8] x, float[8,8] wq, float[8,8] wk, float[8,8] wv, float[8,5] wo, "
@@ -39,7 +39,7 @@ def test_scores_that_are_masked_stay_in_float_up_to_softmax(signature, body, con
     left = {node.op_type for node in made.float_model.graph if node.name in made.record["float"]}
     assert left <= {"Add", "Mul", "Where", "Softmax", "Unsqueeze"}
     assert "Softmax" in left
-    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.1
+    assert rounding.error(made.model, made.pruned, feeds_for(model)) < 0.1
     assert any("in float: masks go through" in note for note in made.notes)
 
 
@@ -84,8 +84,8 @@ def test_an_infinity_that_is_a_number_in_the_other_model_is_far_off():
     other = graph.copy(model)
     node = next(node for node in other.graph if node.name == "log")
     node.op_type = "Exp"
-    assert proof.error(other, model, feeds_for(model)) == np.inf
-    assert proof.error(model, model, feeds_for(model)) == 0
+    assert rounding.error(other, model, feeds_for(model)) == np.inf
+    assert rounding.error(model, model, feeds_for(model)) == 0
 
 
 def test_one_ruined_output_shows_beside_one_of_large_numbers():
@@ -96,8 +96,8 @@ def test_one_ruined_output_shows_beside_one_of_large_numbers():
     graph.set_constant(model.graph.initializers["w"], np.full((6, 8), 1e3, np.float32))
     other = graph.copy(model)
     graph.set_constant(other.graph.initializers["v"], np.zeros((6, 8), np.float32))
-    assert proof.error(other, model, feeds_for(model)) < 0.01
-    assert proof.worst_error(other, model, feeds_for(model)) == 1
+    assert rounding.error(other, model, feeds_for(model)) < 0.01
+    assert rounding.worst_error(other, model, feeds_for(model)) == 1
 
 
 STACK = (
@@ -112,7 +112,7 @@ def test_stacks_of_matrices_have_one_scale_for_which_kernels_are_made(kind):
     model = finish(graph.normalize(onnx_text.model(STACK, {"zero": [0]})))
     made = quantize(model, Context(parse(kind), samples_for(model), feeds_for(model)))
     assert made.simulation.weights == 3
-    assert proof.error(made.model, made.pruned, feeds_for(model)) < 0.1
+    assert rounding.error(made.model, made.pruned, feeds_for(model)) < 0.1
 
 
 def test_a_part_of_what_softmax_makes_has_the_grid_of_the_whole():

@@ -9,7 +9,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, samples_for
 
 from onnxprune import graph
 from onnxprune.bridge import Network
-from onnxprune.quantize import Context, parse, proof, quantize, tuning
+from onnxprune.quantize import Context, parse, quantize, rounding, tuning
 
 PLAIN = "equalize=false,biases=false"
 
@@ -20,9 +20,9 @@ def test_the_model_that_is_trained_rounds_as_the_file_does(text, asked):
     model = finished(text)
     words = asked if ":" in asked else f"{asked}:symmetric=false"
     made = quantize(model, Context(parse(f"{words},{PLAIN}"), samples_for(model), feeds_for(model)))
-    rounding = tuning.rounding_model(made.float_model, made.model)
-    assert proof.error(rounding, made.model, feeds_for(model)) < 1e-3
-    parameters = {name.removeprefix("parameter:") for name, _ in Network(rounding).named_parameters()}
+    learning = tuning.rounding_model(made.float_model, made.model)
+    assert rounding.error(learning, made.model, feeds_for(model)) < 1e-3
+    parameters = {name.removeprefix("parameter:") for name, _ in Network(learning).named_parameters()}
     weights = [name for name, value in model.graph.initializers.items() if graph.array_of(value).dtype == np.float32]
     assert {f"{name}{tuning.HELD}" for name in weights} <= parameters
 
@@ -51,7 +51,7 @@ def test_coarse_rounding_costs_less_after_training():
         made = quantize(model, Context(parse(text), samples_for(model, 512), feeds, teacher=model))
         assert made.simulation.ok
         assert made.trained == ("finetune" in text)
-        errors.append(proof.error(made.model, model, feeds))
+        errors.append(rounding.error(made.model, model, feeds))
     assert errors[1] < errors[0]
 
 

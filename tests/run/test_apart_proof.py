@@ -13,7 +13,7 @@ from onnxprune.cli import main
 from onnxprune.graph import simplify
 from onnxprune.measure import alignment
 from onnxprune.proof import comparison
-from onnxprune.quantize import proof
+from onnxprune.quantize import proof, rounding
 from onnxprune.run import measuring
 from onnxprune.system import isolation
 
@@ -69,11 +69,11 @@ def test_verify(process, tmp_path, monkeypatch, capsys):
     assert "o.onnx: onnxruntime ends with SIGUSR1" in said(capsys)
 
 
-@pytest.mark.parametrize("dying", ["_simulated", "_squares"])
-def test_quantization_leaves_the_result_in_floats_and_says_so(dying, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("module", "dying"), [(proof, "_simulated"), (rounding, "_squares")])
+def test_quantization_leaves_the_result_in_floats_and_says_so(module, dying, tmp_path, monkeypatch, capsys):
     """The tuned weights are written: an error would have thrown away what may have taken hours."""
     monkeypatch.setitem(sys.modules, "torch", sys)
-    monkeypatch.setattr(proof, dying, die)
+    monkeypatch.setattr(module, dying, die)
     out, report = tmp_path / "o.onnx", tmp_path / "r.json"
     assert pruned(out, "--quantize", "dynamic", "--report", str(report), "--plan", str(tmp_path / "p.json")) == 0
     note = (

@@ -71,13 +71,13 @@ def _opened(cut: ir.Model, masked: ir.Model) -> Iterator[tuple[str, ir.Model, ir
     kept = extras.of(masked).kept
     ours = {decisions.first_output(node): node for node in cut.graph}
     done = [choices for choices in extras.of(masked).forced if len(choices) == 1]
-    repeated = {*steps.of(masked)}
+    repeated = {*steps.of(cut), *steps.of(masked)}
     for node in masked.graph:
         name, output = _name(node), decisions.first_output(node)
         own = ours.get(output)
         if own is None or own.op_type != node.op_type or not (_holds_weights(node) or _decides(node)):
             continue
-        if node in repeated and own in steps.of(cut):
+        if node in repeated and own in repeated:
             yield name, steps.stepped(cut, output, kept), steps.stepped(masked, output, kept)
         elif node.op_type == "If" and own.name == node.name:
             for choice in (True, False):

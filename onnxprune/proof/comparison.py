@@ -198,7 +198,8 @@ def _outputs_judged(
     if not looked.points and not half_way:
         again = _tallied(sides, ours, _outputs(sides.masked, batches, optimize=False), looked)
         if not _hold(again):
-            return _with_noise_where_they_fail(sides, batches, ours, theirs, looked), []
+            _see_noise_where_they_fail(plain, sides, batches, ours, theirs, looked)
+            return plain, []
         moved = f"onnxruntime's optimizations move '{name}' of the masked model by {place.difference:.2g}"
         return again, [moved]
     given = half.single_feeds(batches) if half_way else batches
@@ -220,10 +221,15 @@ def _outputs_judged(
     return found.outputs, notes
 
 
-def _with_noise_where_they_fail(
-    sides: _Sides, batches: list[Feeds], ours: Sequence[Arrays], theirs: Sequence[Arrays], looked: Looked
-) -> dict[str, Tally]:
-    """Tallies with the noise that the masked model has on those batches on which the outputs are too far apart.
+def _see_noise_where_they_fail(
+    tallies: Mapping[str, Tally],
+    sides: _Sides,
+    batches: list[Feeds],
+    ours: Sequence[Arrays],
+    theirs: Sequence[Arrays],
+    looked: Looked,
+) -> None:
+    """Gives the tallies the noise that the masked model has on those batches on which the outputs are too far apart.
 
     It was seen on a few batches only, and what is nearly zero in these, such as a row of a map without any text, may
     be large, and so move more, in another.
@@ -231,12 +237,10 @@ def _with_noise_where_they_fail(
     failing = [
         batch for batch, a, b in zip(batches, ours, theirs, strict=True) if not _hold(_tallied(sides, [a], [b], looked))
     ]
-    tallies = _tallied(sides, ours, theirs, looked)
     if failing:
         found = inside.look(sides.one, sides.two, failing, (), (), floor=sides.floor)
         for name, tally in tallies.items():
             tally.noise_as(found.outputs[name])
-    return tallies
 
 
 def _tallied(

@@ -36,9 +36,8 @@ BOUNDS: dict[str, tuple[int, ...]] = {
     "NonMaxSuppression": (2, 3, 4),
     **dict.fromkeys("Greater GreaterOrEqual Less LessOrEqual Equal Min Max".split(), tuple(range(8))),
 }
-LINEAR = frozenset(
-    "Gemm FusedGemm FusedMatMul FusedConv TransposeMatMul Scaler".split()
-)  # all inputs show their factors
+# All inputs show the factors of these.
+LINEAR = frozenset("Gemm FusedGemm FusedMatMul FusedConv TransposeMatMul Scaler".split())
 SWITCHES = frozenset(  # integers that matter to some lengths or numbers only; all texts and single floats do
     "ceil_mode center_point_box count_include_pad exclude_outside select_last_index largest is_causal unidirectional "
     "causal fmod saturate storage_order detect_negative detect_positive linear_before_reset input_forget".split()
@@ -119,9 +118,9 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
     numbers = range(starts.size) if axes is None else axes.astype(int).tolist()
     if lost and min(numbers, default=0) < 0:  # the rank tells which axis that is
         rank = rank_of(twin.inputs[0])
-        numbers = [n % rank if rank else n for n in numbers]
-        if rank is None:
+        if not rank:
             return None
+        numbers = [n % rank for n in numbers]
     whole = [k for k, axis in enumerate(numbers) if axis not in lost]
     ours, theirs = (
         np.concatenate(
@@ -150,18 +149,15 @@ def _attributes(own: ir.Node, twin: ir.Node, opsets: Mapping[str, int], floor: f
 def _plain(node: ir.Node, name: str, opsets: Mapping[str, int]) -> float | int | str | None:
     """The value of an attribute, or what the operator takes in its place; None for lists, graphs and the unknown."""
     attribute = node.attributes.get(name)
-    value = attribute.value if attribute is not None else _default(node.op_type, node.domain, name, opsets)
+    opset = opsets.get(node.domain, opsets.get("", 1))
+    value = attribute.value if attribute is not None else _default(node.op_type, node.domain, name, opset)
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, (float, int, str)) else None
 
 
-def _default(op_type: str, domain: str, name: str, opsets: Mapping[str, int]) -> object:
-    return _default_of(op_type, domain, name, opsets.get(domain, opsets.get("", 1)))
-
-
 @cache
-def _default_of(op_type: str, domain: str, name: str, opset: int) -> object:
+def _default(op_type: str, domain: str, name: str, opset: int) -> object:
     try:
         schema = onnx.defs.get_schema(op_type, opset, domain)
     except onnx.defs.SchemaError:

@@ -16,6 +16,7 @@ from functools import cached_property, partial
 
 import numpy as np
 import onnx_ir as ir
+import onnx_ir.passes.common as passes
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
@@ -24,20 +25,18 @@ from onnxprune.coupling.layers import layer_of
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies
 
-# What gives zero for zero, however it is called; Sigmoid or Exp do not, nor does a sum with a constant.
-ZERO_TO_ZERO = frozenset(
-    "Relu LeakyRelu PRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity Mul "
-    "MaxPool AveragePool GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Concat Split "
-    "Slice Resize Upsample Dropout Cast".split()
-)
 SUMS = ("Add", "Sum")
 # Norms of which scale and bias are the second and third input: with both zero they give zero.
 NORMS = frozenset(
     "BatchNormalization LayerNormalization InstanceNormalization GroupNormalization RMSNormalization "
     "SimplifiedLayerNormalization".split()
 )
-# What gives zero where its first input, or all that it joins, is zero; the other inputs say where or how much.
-PASSING = ZERO_TO_ZERO - {"Mul", "PRelu"} | {"DepthToSpace", "SpaceToDepth", "ReduceMean", "ReduceSum"}
+# What gives zero where its first input is zero; the other inputs say where or how much. Sigmoid or Exp do not.
+PASSING = frozenset(
+    "Relu LeakyRelu Elu Selu Celu ThresholdedRelu Tanh Gelu Sin Tan Sqrt Abs Neg Erf Identity MaxPool AveragePool "
+    "GlobalAveragePool GlobalMaxPool Flatten Reshape Transpose Squeeze Unsqueeze Split Slice Resize Upsample Dropout "
+    "Cast DepthToSpace SpaceToDepth ReduceMean ReduceSum".split()
+)
 JOINING = ("Concat", "Add", "Sub", "Sum")
 PROJECTED = "neither of the two values that are added is computed from the other, as behind a shortcut with layers"
 
@@ -120,7 +119,7 @@ def without(model: ir.Model, blocks: Sequence[Block], constants: Mapping[str, Se
             node.replace_input_with(0, stream)
             node.resize_inputs(1)
             node.op_type = "Identity"
-    _remove_unread(made.graph)
+    passes.RemoveUnusedNodesPass()(made)
     return made
 
 
@@ -138,17 +137,6 @@ def constant_of(name: str) -> str:
     return f"{name}.constant"
 
 
-def _remove_unread(owner: ir.Graph) -> None:
-    """Removes nodes that nothing reads, and what only they read."""
-    for node in reversed(list(owner)):
-        if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
-            stored = [value for value in node.inputs if value is not None and value.is_initializer()]
-            owner.remove(node, safe=True)
-            for value in stored:
-                if not value.uses() and not value.is_graph_output():
-                    owner.initializers.pop(value.name or "", None)
-
-
 class _Finder:
     """The search for blocks of one model."""
 
@@ -163,7 +151,8 @@ class _Finder:
         count = len(found)
         for node in self.nodes:
             read = 0
-            for value in (*node.inputs, *_captured(node)):
+            captured = (value for inner in bodies.nodes_inside(node) for value in inner.inputs)
+            for value in (*node.inputs, *captured):
                 read |= found.get(value, 0) if value is not None else 0
             for value in node.outputs:
                 found[value] = read | 1 << count
@@ -175,14 +164,17 @@ class _Finder:
         """The bits of the model's inputs: what has none of them is stored."""
         return (1 << len(self.coupling.model.graph.inputs)) - 1
 
+    def _among(self, found: int, value: ir.Value) -> bool:
+        """Whether `value` is one of a set of values: its number is the highest bit of its own set."""
+        return bool(found >> (self._behind[value].bit_length() - 1) & 1)
+
     def at(self, node: ir.Node) -> Iterator[Block]:
         """The block that ends in `node`, if it is one."""
         terms = [value for value in node.inputs if value is not None and self._behind.get(value, 0) & self._given]
         if node.op_type not in SUMS or len(node.inputs) != 2 or len(terms) != 2 or terms[0] is terms[1]:
             return
         for branch, stream in (terms, terms[::-1]):
-            # The number of a value is the highest bit of its set.
-            if self._behind[branch] >> (self._behind[stream].bit_length() - 1) & 1:
+            if self._among(self._behind[branch], stream):
                 only = self._only_for(branch, node)
                 if self._has_weights(only) or (not only and self._adds_weights(branch, stream)):
                     yield self._block(node, branch, stream, only)
@@ -209,7 +201,7 @@ class _Finder:
         behind = self._behind[branch]
         for inner in reversed(self.nodes):
             computed = [value for value in inner.outputs if value in self._behind]
-            if not any(behind >> (self._behind[value].bit_length() - 1) & 1 for value in computed):
+            if not any(self._among(behind, value) for value in computed):
                 continue
             uses = [(user, value) for value in inner.outputs for user, _ in value.uses()]
             read_here = all(user in found or (user is node and value is branch) for user, value in uses)
@@ -223,7 +215,7 @@ class _Finder:
     def _adds_weights(self, branch: ir.Value, stream: ir.Value) -> bool:
         """Whether there are layers between `stream` and `branch`."""
         between = self._behind[branch] & ~self._behind[stream]
-        inside = (node for node in self.nodes if between >> (self._behind[node.outputs[0]].bit_length() - 1) & 1)
+        inside = (node for node in self.nodes if self._among(between, node.outputs[0]))
         return self._has_weights(inside)
 
     def _channels(self, branch: ir.Value, places: Sequence[Place]) -> int | None:
@@ -235,13 +227,6 @@ class _Finder:
                 if made and set(dims.leaves(axis)) == made:
                     return position
         return None
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """What the bodies of a node read of the graph around them."""
-    for body in bodies.of(node):
-        for inner in body.all_nodes():
-            yield from (value for value in inner.inputs if value is not None)
 
 
 def _stores_weight(node: ir.Node) -> bool:

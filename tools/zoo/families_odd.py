@@ -417,28 +417,6 @@ class ConvGRU(nn.Module):
         return self.head(h)
 
 
-class Spectral(nn.Module):
-    """Mixing over time in the frequency domain by fixed matrices, as exporters without FFT have it; a mel filter."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        t = torch.arange(12)
-        self.register_buffer("real", torch.cos(2 * math.pi * t[:, None] * t / 12))
-        self.register_buffer("imaginary", torch.sin(2 * math.pi * t[:, None] * t / 12))
-        self.inlet, self.norm, self.mlp, self.head = (
-            nn.Linear(6, 20),
-            nn.LayerNorm(20),
-            mlp(20, 47, 20),
-            nn.Linear(20, 4),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.inlet(x[..., :12].transpose(1, 2))
-        mixed = (self.real @ y - self.imaginary @ y.roll(1, 1)) / 12
-        y = self.norm(y + mixed)
-        return self.head(y + self.mlp(y)).mean(1)
-
-
 class FourierMixer(nn.Module):
     """FNet: real part of a Fourier transform over time, by torch.fft."""
 
@@ -451,10 +429,26 @@ class FourierMixer(nn.Module):
             nn.Linear(20, 4),
         )
 
+    def mixed(self, y: Tensor) -> Tensor:
+        return torch.view_as_real(torch.fft.fft(y, dim=1))[..., 0]
+
     def forward(self, x: Tensor) -> Tensor:
         y = self.inlet(x[..., :12].transpose(1, 2))
-        y = self.norm(y + torch.view_as_real(torch.fft.fft(y, dim=1))[..., 0])
+        y = self.norm(y + self.mixed(y))
         return self.head(y + self.mlp(y)).mean(1)
+
+
+class Spectral(FourierMixer):
+    """Mixing over time in the frequency domain by fixed matrices, as exporters without FFT have it; a mel filter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        t = torch.arange(12)
+        self.register_buffer("real", torch.cos(2 * math.pi * t[:, None] * t / 12))
+        self.register_buffer("imaginary", torch.sin(2 * math.pi * t[:, None] * t / 12))
+
+    def mixed(self, y: Tensor) -> Tensor:
+        return (self.real @ y - self.imaginary @ y.roll(1, 1)) / 12
 
 
 class StateSpace(nn.Module):
@@ -655,13 +649,8 @@ class DenseExperts(nn.Module):
         return self.head(x + y)
 
 
-class StackedExperts(nn.Module):
+class StackedExperts(DenseExperts):
     """Outputs of all experts stacked, those chosen gathered by their index."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.table, self.gate, self.head = nn.Embedding(WORDS, 22), nn.Linear(22, 4), nn.Linear(22, 5)
-        self.experts = nn.ModuleList(mlp(22, 37, 22) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.table(tokens)

@@ -57,6 +57,9 @@ def main() -> None:
     parser.add_argument("--method", default="taylor")
     parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
+    parser.add_argument("--data", help="MODULE:FUNCTION of other samples for a network that is no package's")
+    parser.add_argument("--val", help="MODULE:FUNCTION of other samples to measure on")
+    parser.add_argument("--time", help="of each run, such as 20m; it chooses the epochs of fine-tuning")
     parser.add_argument("--name", help="what the runs of one network are stored and shown as (default: its own)")
     parser.add_argument("--show", nargs="+", help="names of runs for the table and the picture (default: those run)")
     parser.add_argument("--allocate", help="where widths come from; default: as the command chooses")
@@ -80,7 +83,7 @@ def run(name: str, budget: float, args: argparse.Namespace) -> None:
     report = args.out / f"{stem}.json"
     if report.exists():
         return
-    path, data, val = source(name, args.wild)
+    path, data, val = source(name, args)
     onnxprune.prune(
         path,
         args.out / f"{stem}.onnx",
@@ -92,21 +95,23 @@ def run(name: str, budget: float, args: argparse.Namespace) -> None:
         quantize=args.quantize,
         allocate=args.allocate,
         threads=1,
+        time=args.time,
         report=report,
     )
 
 
-def source(name: str, wild: Path | None) -> tuple[Path, Any, Any]:
+def source(name: str, args: argparse.Namespace) -> tuple[Path, Any, Any]:
     """(the file, samples to score and tune and calibrate on, others to measure on) of a network."""
     if name in NETWORKS:
         network = NETWORKS[name]
-        return (MODELS if name == "digits" else DATA / "models") / network.file, network.data, network.val
-    if wild is None:
+        path = (MODELS if name == "digits" else DATA / "models") / network.file
+        return path, args.data or network.data, args.val or network.val
+    if args.wild is None:
         raise SystemExit(f"{name} comes from a package: fill a folder with tools/zoo/wild.py and give --wild")
     from tools.metric_study import TASKS
 
     task = TASKS[WILD[name]]
-    return wild / task.file, *task.samples(wild / task.file)
+    return args.wild / task.file, *task.samples(args.wild / task.file)
 
 
 def table(folder: Path, names: list[str]) -> str:

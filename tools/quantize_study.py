@@ -18,6 +18,7 @@ A run that is finished is not made again, also where it was asked for otherwise:
 import argparse
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--models", nargs="+", choices=sorted({**NETWORKS, **WILD}), default=list(NETWORKS))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
-    parser.add_argument("--method", default="taylor")
+    parser.add_argument("--method", default="taylor", help="auto: as the command chooses; default: taylor")
     parser.add_argument("--recover", default="reconstruct", help="none, reconstruct or finetune")
     parser.add_argument("--quantize", default="int8")
     parser.add_argument("--data", help="MODULE:FUNCTION of other samples for a network that is no package's")
@@ -84,10 +85,10 @@ def run(name: str, budget: float, args: argparse.Namespace) -> None:
     if report.exists():
         return
     path, data, val = source(name, args)
-    onnxprune.prune(
+    prune = onnxprune.prune if args.method == "auto" else partial(onnxprune.prune, method=args.method)
+    prune(
         path,
         args.out / f"{stem}.onnx",
-        method=args.method,
         target={"macs": budget},
         data=data,
         val=val,

@@ -148,13 +148,18 @@ def layers(model: ir.Model) -> Iterator[Layer]:
     return (layer for node in model.graph if (layer := layer_of(node)) is not None)
 
 
-def stored_behind(value: ir.Value | None) -> ir.Value | None:
-    """The float initializer that `value` is, or is a cast of; None where it is computed, quantized or absent."""
+def stored_as(value: ir.Value | None) -> ir.Value | None:
+    """The initializer, of any type, that `value` is or is a cast of; None where it is computed or absent."""
     while value is not None and not value.is_initializer():
         producer = value.producer()
         if producer is None or producer.op_type not in PASSING:
             return None
         value = producer.inputs[0]
-    if value is None or value.const_value is None or not value.const_value.dtype.is_floating_point():
-        return None
-    return value
+    return None if value is None or value.const_value is None else value
+
+
+def stored_behind(value: ir.Value | None) -> ir.Value | None:
+    """The float initializer that `value` is, or is a cast of; None where it is computed, quantized or absent."""
+    stored = stored_as(value)
+    tensor = None if stored is None else stored.const_value
+    return stored if tensor is not None and tensor.dtype.is_floating_point() else None

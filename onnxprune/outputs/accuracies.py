@@ -15,7 +15,7 @@ from math import sqrt
 import numpy as np
 
 from onnxprune.outputs import detections, kinds
-from onnxprune.outputs.answers import Reference, Values, numbers_of
+from onnxprune.outputs.answers import Reference, Values, numbers_of, sigmoid
 from onnxprune.outputs.beside import scores_beside
 from onnxprune.outputs.kinds import Part
 from onnxprune.outputs.measures import MEASURES, Found, explained, intersection
@@ -161,7 +161,7 @@ def _detected(group: Group, said: Values, original: Reference) -> Found:
 def _scores(parts: Sequence[Part], values: Values) -> np.ndarray:
     """Class scores (N, A, C) of 0 to 1; one that stands alone before them is multiplied in, as objectness is."""
     found = [numbers_of(part, values[part.value]).astype(np.float64) for part in parts]
-    found = [1 / (1 + np.exp(-y)) if y.min() < 0 or y.max() > 1 else y for y in found]
+    found = [sigmoid(y) if y.min() < 0 or y.max() > 1 else y for y in found]
     widest = max(found, key=lambda y: y.shape[-1])
     for y in found:
         if y is not widest and y.shape[-1] == 1:

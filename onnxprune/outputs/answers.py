@@ -14,8 +14,9 @@ from onnxprune.data import Samples
 from onnxprune.data.sequences import AT_ONCE, handed_back
 from onnxprune.graph import extras, sessions
 from onnxprune.graph.inputs import batch_size_of
+from onnxprune.outputs.beside import as_scores
 from onnxprune.outputs.decisions import behind
-from onnxprune.outputs.kinds import CLASSES, SCORES, Outputs, Part
+from onnxprune.outputs.kinds import CLASSES, Outputs, Part
 from onnxprune.outputs.metrics import everything, mean_row
 from onnxprune.system.memory import ANSWERS_BYTES, may_hold
 
@@ -149,17 +150,16 @@ def numbers_of(part: Part, y: np.ndarray) -> np.ndarray:
         y = y[(slice(None),) * (part.along + shift) + (slice(part.start, part.stop),)]
     axis = (part.axis if part.axis is not None else y.ndim - 1 - shift) + shift
     y = np.moveaxis(y, axis, -1) if y.ndim > 1 else y[:, None]
-    return _as_scores(part, y.reshape(len(y), -1, y.shape[-1])) if y.ndim > 1 else y
+    return as_scores(part, y.reshape(len(y), -1, y.shape[-1]), sigmoid, softmax) if y.ndim > 1 else y
 
 
-def _as_scores(part: Part, y: np.ndarray) -> np.ndarray:
-    """Scores of 0 to 1 where `part` says that y (..., C) are logits, or a choice of which one class is none of them."""
-    if part.kind != SCORES or (part.background is None and part.form != "logits"):
-        return y
+def sigmoid(y: np.ndarray) -> np.ndarray:
+    """Numbers of 0 to 1 for logits."""
     with np.errstate(over="ignore"):  # exp of a large number is infinite, and 1 / infinite the 0 that is meant
-        if part.background is None:
-            return 1 / (1 + np.exp(-y))
-        if part.form != "probabilities":
-            y = np.exp(y - y.max(-1, keepdims=True))
-            y = y / y.sum(-1, keepdims=True)
-    return np.delete(y, part.background, -1)
+        return 1 / (1 + np.exp(-y))
+
+
+def softmax(y: np.ndarray) -> np.ndarray:
+    """Probabilities for logits, over the last axis."""
+    y = np.exp(y - y.max(-1, keepdims=True))
+    return y / y.sum(-1, keepdims=True)

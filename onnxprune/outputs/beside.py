@@ -1,4 +1,4 @@
-"""Which scores stand at the places of boxes or landmarks. Metrics (numpy) and losses (torch) both ask here.
+"""What scores are, and which stand at the places of boxes or landmarks. Metrics (numpy) and losses (torch) ask here.
 
 A value of shape (N, places, 4) with boxes and one of shape (N, places, C) with scores speak of the same places. What a
 detector says of places where it finds nothing, nobody reads.
@@ -6,10 +6,12 @@ detector says of places where it finds nothing, nobody reads.
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
+from typing import Any, TypeVar
 
 from onnxprune.outputs.kinds import BOXES, SCORES, SIGNAL, Part
 
 Shape = Sequence[int]
+Array = TypeVar("Array", bound=Any)  # of numpy or torch
 
 
 def scores_beside(part: Part, parts: Iterable[Part], shape_of: Callable[[Part], Shape]) -> tuple[Part, ...]:
@@ -30,3 +32,16 @@ def places(part: Part, shape: Shape) -> int:
     """The places of one sample: all positions of a value of this shape, its batch axis and the part's axis left out."""
     axis = (len(shape) - 1 if part.axis is None else part.axis) % len(shape)
     return prod(n for k, n in enumerate(shape) if k != axis and not (part.rows and k == part.batch))
+
+
+def as_scores(part: Part, y: Array, sigmoid: Callable[[Array], Array], softmax: Callable[[Array], Array]) -> Array:
+    """Scores of 0 to 1 where `part` says that y (..., C) are logits, or a choice of classes; other numbers as they are.
+
+    Of a choice the class that means "nothing here" (background) is left out.
+    """
+    if part.kind != SCORES or (part.background is None and part.form != "logits"):
+        return y
+    if part.background is None:
+        return sigmoid(y)
+    y = y if part.form == "probabilities" else softmax(y)
+    return y[..., [k for k in range(y.shape[-1]) if k != part.background]]

@@ -350,6 +350,11 @@ def is_classes(y: np.ndarray) -> bool:
     return y.dtype.kind == "f" and y.ndim in (2, 4) and y.shape[1] > 1 and all(size == 1 for size in y.shape[2:])
 
 
+def is_distribution(y: np.ndarray) -> bool:
+    """Whether the rows of y (N, C) are probabilities that sum to one."""
+    return bool((y >= 0).all()) and np.allclose(y.sum(axis=1), 1, atol=1e-3)
+
+
 def _classes(y: np.ndarray) -> np.ndarray:
     """(N, C) of (N, C, 1, 1); other shapes as they are."""
     return y.reshape(y.shape[:2]) if is_classes(y) else y

@@ -5,13 +5,14 @@ Letters: N samples, P places, C classes or features; y a model's numbers, t the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.outputs import kinds
-from onnxprune.outputs.beside import scores_beside
+from onnxprune.outputs.beside import as_scores, scores_beside
 from onnxprune.outputs.kinds import Part
 
 Values = Mapping[str, Tensor]
@@ -36,17 +37,7 @@ def rows(part: Part, values: Values) -> Tensor:
         part, y = part.by_sample, y.movedim(part.batch, 0)
     y = part.of(y)
     y = y if part.axis is None or y.ndim < 2 else y.movedim(part.axis, -1)
-    return _as_scores(part, y.float())
-
-
-def _as_scores(part: Part, y: Tensor) -> Tensor:
-    """As answers.py does it: logits through a Sigmoid, a choice of classes without the one that means nothing."""
-    if part.kind != kinds.SCORES or (part.background is None and part.form != "logits"):
-        return y
-    if part.background is None:
-        return y.sigmoid()
-    y = y if part.form == "probabilities" else y.softmax(-1)
-    return torch.cat([y[..., : part.background], y[..., part.background + 1 :]], -1)
+    return as_scores(part, y.float(), torch.sigmoid, partial(torch.softmax, dim=-1))
 
 
 def log_probabilities(part: Part, y: Tensor) -> Tensor:

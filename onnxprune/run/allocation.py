@@ -28,7 +28,7 @@ from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
 from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, levels
-from onnxprune.run import schedule, search, widths
+from onnxprune.run import leftover, schedule, search, widths
 from onnxprune.run.compared import Tried, compared, has_torch, learned_and_judged, refitted
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
@@ -131,10 +131,13 @@ def _better_by_refit(
     """
     if not _may_choose(subject, settings):
         return plain
-    if PASSES * subject.cost.totals()["macs"] > MOST_MACS or widths.work(subject, outcome) > MOST_WORK:
+    if PASSES * subject.cost.totals()["macs"] > MOST_MACS:
+        return plain
+    readers = leftover.readers(subject.coupling, outcome.scores)
+    if widths.work(readers) > MOST_WORK:
         return plain
     try:
-        orders = widths.Orders(subject, outcome.scores, settings.seed)
+        orders = widths.Orders(subject, readers, settings.seed)
         rankings = {settings.method.name: plain, BY_ORDER: widths.in_order(plain, orders)}
         spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
         squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks

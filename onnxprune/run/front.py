@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune import graph, quantize, surgery
+from onnxprune import graph, surgery
 from onnxprune.errors import BudgetError, UsageError
 from onnxprune.measure import measure_file, measure_settled
 from onnxprune.measure.records import ORIGINAL, FrontPoint
@@ -25,7 +25,6 @@ from onnxprune.plan import cost
 from onnxprune.plan.plan import Plan, save
 from onnxprune.run import measuring, search
 from onnxprune.run.curve import knee
-from onnxprune.run.finish import as_written, finish
 from onnxprune.run.subject import FEWEST_PROMISED
 from onnxprune.run.targets import drop, within
 from onnxprune.run.trials import MOST_FULL, Recovered, Trial, Trials, key_of
@@ -235,16 +234,12 @@ def _spread(trials: Trials) -> list[Trial]:
 
 
 def _stored(trials: Trials, points: Sequence[Trial]) -> dict[bytes, ir.Model]:
-    """Each plan's model as its result is stored, once for its time and its bytes; none where neither is asked for."""
-    settings, subject = trials.settings, trials.subject
-    asked, timed = settings.form.quantize, settings.timing.wanted
-    if not timed and asked is None:
+    """Each plan's model as its result is stored, for its time and its bytes; none where neither is asked for."""
+    if trials.settings.form.quantize is not None:
+        return {key_of(point.keep): point.stored for point in points if point.stored is not None}
+    if not trials.settings.timing.wanted:
         return {}
-    cuts = {key_of(point.keep): surgery.cut(point.selection) for point in points}
-    if timed or asked is None:
-        return {key: as_written(model, subject, settings) for key, model in cuts.items()}
-    # Bytes alone depend on no sample.
-    return {key: quantize.as_stored(finish(model), asked, settings.timing.provider) for key, model in cuts.items()}
+    return {key_of(point.keep): surgery.cut(point.selection) for point in points}
 
 
 def _latencies(trials: Trials, stored: Mapping[bytes, ir.Model]) -> dict[bytes, float]:

@@ -54,6 +54,7 @@ class Trial:
     """One plan and what was measured of it: its share of the MACs, points lost, and the same in the metric's terms.
 
     rounded: the accuracy of the quantized file, where --quantize is given; `lost` is then that of the file.
+    stored: that file as a model, for --front, which measures its time and its bytes.
     """
 
     selection: Selection
@@ -61,6 +62,7 @@ class Trial:
     lost: float
     accuracy: Accuracy
     rounded: Accuracy | None = None
+    stored: ir.Model | None = None
     recovered: Recovered | None = None
 
     @property
@@ -163,13 +165,16 @@ class Trials:
         return Recovered(model, levels.recover(self.subject.given, selection, model, how, clock, trial=trial))
 
     def _measured(self, selection: Selection, model: ir.Model) -> Trial:
-        accuracy, rounded = self.judge.of(model), None
+        accuracy, rounded, stored = self.judge.of(model), None, None
         if self.settings.form.quantize is not None:
-            rounded = self.judge.of(as_written(model, self.subject, self.settings))
+            stored = as_written(model, self.subject, self.settings)
+            rounded = self.judge.of(stored)
         lost = drop(self.judge.accuracy, rounded or accuracy)
         if lost is None:
             raise UsageError(UNREADABLE if self.settings.goal.max_drop is None else f"--max-drop: {UNREADABLE}")
-        return Trial(selection, self.share_of(selection.keep), lost, cast("Accuracy", accuracy), rounded)
+        share = self.share_of(selection.keep)
+        kept = stored if self.settings.goal.front else None  # a search for an accuracy needs no models beside it
+        return Trial(selection, share, lost, cast("Accuracy", accuracy), rounded, kept)
 
 
 def key_of(keep: Keep) -> bytes:

@@ -8,7 +8,7 @@ unit is what the loss grows by when it goes. Such losses add up where each of th
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,7 @@ SHARES = (0.25, 0.5, 0.75)  # of a Dim that go when its loss is measured
 WALKED = 256  # samples of which the covariances are taken
 LEAST_SAMPLES, MOST_SAMPLES, MACS = 8, 64, 2_000_000_000_000  # that a loss is measured on, and what all may cost
 NOISE = 1e-5  # a divergence below it is none
+Readers = Mapping[Dim, tuple[leftover.Reader, ...]]
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class Orders:
     are not among `judged`.
     """
 
-    def __init__(self, subject: Subject, dims: Iterable[Dim], seed: int) -> None:
+    def __init__(self, subject: Subject, readers: Readers, seed: int) -> None:
         assert subject.tune is not None
-        self.readers = leftover.readers(subject.coupling, dims)
+        self.readers = readers
         learned, self.judged = split(subject.tune, levels.judged_share(len(subject.tune)), seed)
         every = [reader for each in self.readers.values() for reader in each]
         self.seen = leftover.moments(subject.coupling, every, learned, limit=WALKED, seed=seed)
@@ -85,7 +86,7 @@ def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool, or
     A Dim that is read otherwise than by stored weights keeps its order of units; it is measured without a refit.
     reorder: whether the units of others go in the order of what they cost after the refit, not in that of `outcome`.
     """
-    orders = orders or Orders(subject, outcome.scores, seed)
+    orders = orders or Orders(subject, leftover.readers(subject.coupling, outcome.scores), seed)
     judge = _Judge.of(subject, orders.judged, len(outcome.scores) * len(SHARES), seed)
     scores = {}
     for dim, values in outcome.ranking.items():
@@ -106,10 +107,9 @@ def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool, or
     return replace(outcome, scores=scores, comparable=True, losses=False, limits={}, keep=None)
 
 
-def work(subject: Subject, outcome: Outcome) -> float:
+def work(readers: Readers) -> float:
     """Multiplications that it takes to put the units of all Dims in order."""
-    found = leftover.readers(subject.coupling, outcome.scores)
-    return float(sum(dim.size * len(reader.units) ** 2 for dim, each in found.items() for reader in each))
+    return float(sum(dim.size * len(reader.units) ** 2 for dim, each in readers.items() for reader in each))
 
 
 def prices(measured: Measured) -> np.ndarray:
@@ -182,7 +182,7 @@ def divergence(y: np.ndarray, t: np.ndarray) -> float:
 def _logs(z: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities (N, C), from these or from logits."""
     z = z.reshape(len(z), -1)
-    if (z >= 0).all() and np.allclose(z.sum(axis=1), 1, atol=1e-3):
+    if metrics.is_distribution(z):
         return np.log(np.maximum(z, 1e-12))
     z = np.maximum(z - z.max(axis=1, keepdims=True), -700.0)
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))

@@ -20,8 +20,7 @@ import onnx_ir.passes.common as passes
 
 from onnxprune import graph
 from onnxprune.coupling import Coupling, dims
-from onnxprune.coupling.layers import PASSING as CONVERTING
-from onnxprune.coupling.layers import layer_of
+from onnxprune.coupling.layers import layer_of, stored_as, stored_behind
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies
 
@@ -231,16 +230,7 @@ class _Finder:
 
 def _stores_weight(node: ir.Node) -> bool:
     layer = layer_of(node)
-    return layer is not None and _source(layer.weight) is not None
-
-
-def _source(value: ir.Value | None) -> ir.Value | None:
-    """What `value` is stored as: itself, or behind nodes that convert it; None for what is computed."""
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type not in CONVERTING:
-            return None
-        value = node.inputs[0]
-    return value if graph.constant(value) is not None else None
+    return layer is not None and stored_as(layer.weight) is not None
 
 
 def _zeros(value: ir.Value, only: Mapping[ir.Node, None]) -> list[Place] | str:
@@ -254,7 +244,7 @@ def _zeros(value: ir.Value, only: Mapping[ir.Node, None]) -> list[Place] | str:
         if layer.weights.fused:
             return f"{node.op_type} '{node.name}' does more than multiply by weights"
         at = [layer.weights.weight, *([layer.weights.bias] if layer.bias is not None and layer.weights.bias else ())]
-        source = _source(layer.weight)
+        source = stored_as(layer.weight)
         assert source is not None
         return _stored(node, at, {layer.weights.weight: layer.outputs(graph.array_of(source).ndim)})
     if node.op_type in NORMS:
@@ -289,7 +279,7 @@ def _all_terms(node: ir.Node, only: Mapping[ir.Node, None]) -> list[Place] | str
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        found = _zeros(value, only) if _source(value) is None else _stored(node, [index])
+        found = _zeros(value, only) if stored_as(value) is None else _stored(node, [index])
         if isinstance(found, str):
             return found
         places += found
@@ -314,6 +304,5 @@ def _stored(node: ir.Node, inputs: Iterable[int], axes: Mapping[int, int] | None
 
 def _is_vector(value: ir.Value | None) -> bool:
     """Whether a value is stored as floats along at least one axis."""
-    source = _source(value)
-    array = None if source is None else graph.constant(source)
-    return array is not None and array.ndim > 0 and (array.dtype.kind == "f" or array.dtype.name == "bfloat16")
+    stored = stored_behind(value)
+    return stored is not None and graph.array_of(stored).ndim > 0

@@ -2,11 +2,10 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from networks import DIGITS
 
@@ -15,7 +14,7 @@ from onnxprune.errors import BudgetError, UsageError
 from onnxprune.options import Options
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.recover import levels
-from onnxprune.run import front, settings, trials
+from onnxprune.run import finish, front, settings, trials
 from onnxprune.run.subject import parted, prepare
 from onnxprune.run.trials import Trial, Trials
 from onnxprune.system.clock import Clock
@@ -112,7 +111,8 @@ def test_the_search_follows_what_the_full_recovery_brings(digits, monkeypatch):
         return Trial(selection, share, cheap / 5 if model == "full" else cheap, ACCURACY)
 
     def recovered(self, selection, how, clock, *, trial=False):
-        return trials.Recovered("cheap" if trial else "full", None)
+        made: Any = "cheap" if trial else "full"
+        return trials.Recovered(made, None)
 
     monkeypatch.setattr(Trials, "_measured", measured)
     monkeypatch.setattr(Trials, "_recovered", recovered)
@@ -205,34 +205,20 @@ def test_front_with_a_target_makes_the_target_the_result(cli, tmp_path):
 
 def test_front_with_quantize_tells_what_the_rounded_files_give(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(front, "SIZES", 2)
+    cuts, made, cut, quantize = [], [], trials.surgery.cut, finish.quantize.quantize
+    monkeypatch.setattr(trials.surgery, "cut", lambda selection: cuts.append(1) or cut(selection))
+    monkeypatch.setattr(finish.quantize, "quantize", lambda *given: made.append(1) or quantize(*given))
     words = ("--quantize", "int8", "--report", tmp_path / "r.json")
     assert cli(DIGITS, tmp_path / "o.onnx", *WORDS, *FRONT, *words).code == 0
     found = json.loads((tmp_path / "r.json").read_text())
     points = found["front"]
+    assert len(cuts) == len(made) == len(points) + 1  # each once for its accuracy, time and bytes; and the result
     assert all(0 <= p["quantized"] <= 1 for p in points)
     sizes = [p["bytes"] for p in points]
     assert sizes == sorted(sizes, reverse=True)
     (chosen,) = (p for p in points if p["chosen"])
     assert chosen["bytes"] == pytest.approx(found["ratios"]["bytes"], abs=0.01)
     assert any(p["quantized"] != p["quick"] for p in points)
-
-
-def test_a_point_is_cut_and_quantized_once_for_its_time_and_its_bytes(monkeypatch):
-    cuts = []
-    model = ir.from_proto(onnx.load(DIGITS))
-    monkeypatch.setattr(front.surgery, "cut", lambda *_: cuts.append(1) or model)
-    monkeypatch.setattr(front, "as_written", lambda made, *_: made)
-    monkeypatch.setattr(front.measuring, "latency_feeds", lambda _: (1, {}))
-    ratio = SimpleNamespace(model="0", median=0.5)
-    monkeypatch.setattr(front, "measure_settled", lambda *_, **__: SimpleNamespace(ratios=[ratio]))
-    timing = SimpleNamespace(wanted=True, at=lambda batch: {})
-    given = SimpleNamespace(form=SimpleNamespace(quantize="int8"), timing=timing)
-    subject = SimpleNamespace(coupling=None, path=DIGITS, cost=SimpleNamespace(totals=lambda: {"macs": 1, "params": 1}))
-    made = SimpleNamespace(settings=given, subject=subject)
-    stored = front._stored(made, [SimpleNamespace(keep={}, selection=None)])
-    assert front._latencies(made, stored) == {b"": 0.5}
-    assert front._sizes(made, stored)[b""] == pytest.approx(1, abs=0.05)
-    assert cuts == [1]
 
 
 def test_front_of_python_gives_the_plans():

@@ -13,7 +13,7 @@ from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
-from onnxprune.run import allocation, schedule, search, widths
+from onnxprune.run import allocation, leftover, schedule, search, widths
 from onnxprune.run.leftover import Order
 from onnxprune.run.settings import resolved
 from onnxprune.run.subject import Subject, prepare
@@ -139,7 +139,7 @@ def test_units_go_in_the_order_of_the_refit_in_the_methods_widths(scored):
     """ResNet-20 at half of the MACs, in taylor's widths: 86.4 % in taylor's order, 87.7 % in this one."""
     subject, outcome = scored
     spared = allocation.without(outcome, subject.coupling.residual)
-    orders = widths.Orders(subject, spared.scores, 0)
+    orders = widths.Orders(subject, leftover.readers(subject.coupling, spared.scores), 0)
     own, found = (kept(subject, each) for each in (spared, widths.in_order(spared, orders)))
     assert {dim: mask.sum() for dim, mask in own.items()} == {dim: mask.sum() for dim, mask in found.items()}
     for dim, mask in found.items():

@@ -4,7 +4,8 @@ D is the number of directions, g the number of gates: LSTM i o f c, GRU z r h. t
 case; peepholes, clipping, other activations, lengths and the like take the loop over time.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,8 +13,47 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onnxprune.bridge.ops.cells import State, activation_functions, clipped, gru_cell, lstm_cell
-from onnxprune.bridge.ops.registry import torch_function
+from onnxprune.bridge.ops.registry import register, torch_function
+
+Activation = Callable[[Tensor], Tensor]
+State = tuple[Tensor, ...]
+
+
+def activation_functions(
+    names: Sequence[str], alphas: Sequence[float] | None, betas: Sequence[float] | None
+) -> list[Activation]:
+    """The functions by name; alphas and betas are consumed in order by those that take them."""
+    alpha, beta = iter(alphas or ()), iter(betas or ())
+    return [_activation(name, alpha, beta) for name in names]
+
+
+def _activation(name: str, alphas: Any, betas: Any) -> Activation:
+    plain: dict[str, Activation] = {
+        "sigmoid": torch.sigmoid,
+        "tanh": torch.tanh,
+        "relu": torch.relu,
+        "softsign": F.softsign,
+        "softplus": F.softplus,
+    }
+    key = name.lower()
+    if key in plain:
+        return plain[key]
+    if key == "leakyrelu":
+        slope = next(alphas, 0.01)
+        return lambda x: F.leaky_relu(x, slope)
+    if key == "thresholdedrelu":
+        threshold = next(alphas, 1.0)
+        return lambda x: F.threshold(x, threshold, 0)
+    if key == "elu":
+        scale = next(alphas, 1.0)
+        return lambda x: F.elu(x, scale)
+    if key == "hardsigmoid":
+        a, c = next(alphas, 0.2), next(betas, 0.5)
+        return lambda x: torch.clamp(a * x + c, 0, 1)
+    if key in ("affine", "scaledtanh"):
+        a, c = next(alphas, 1.0), next(betas, 0.0 if key == "affine" else 1.0)
+        return (lambda x: a * x + c) if key == "affine" else (lambda x: a * torch.tanh(c * x))
+    raise ValueError(f"unknown activation {name}")
 
 
 def _over_time(
@@ -41,43 +81,10 @@ def _directions(direction: str) -> list[bool]:
     return {"forward": [False], "reverse": [True], "bidirectional": [False, True]}[direction]
 
 
-def _run(
-    x: Tensor,
-    states: State,
-    lengths: Tensor | None,
-    direction: str,
-    layout: int,
-    steps: list[Callable[[Tensor, State], State]],
-) -> tuple[Tensor, ...]:
-    """y (T, D, N, H) and the last states (D, N, H); layout 1 has the batch first."""
-    results = [
-        _over_time(x, tuple(state[k] for state in states), lengths, backward, steps[k])
-        for k, backward in enumerate(_directions(direction))
-    ]
-    y = torch.stack([result[0] for result in results], 1)
-    last = [torch.stack([result[1][k] for result in results]) for k in range(len(states))]
-    return _laid_out(y, last, layout)
-
-
-def _laid_out(y: Tensor, last: list[Tensor], layout: int) -> tuple[Tensor, ...]:
+def _laid_out(y: Tensor, last: Sequence[Tensor], layout: int) -> tuple[Tensor, ...]:
     if layout:
         return (y.permute(2, 0, 1, 3), *(state.transpose(0, 1) for state in last))
     return (y, *last)
-
-
-def _prepared(
-    x: Tensor, r: Tensor, b: Tensor | None, states: Sequence[Tensor | None], layout: int, gates: int
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """x with time first, b, and the initial states; what is left out is zero."""
-    x = x.transpose(0, 1) if layout else x
-    b = r.new_zeros(r.shape[0], 2 * gates * r.shape[2]) if b is None else b
-    ready = [
-        x.new_zeros(r.shape[0], x.shape[1], r.shape[2])
-        if state is None
-        else (state.transpose(0, 1) if layout else state)
-        for state in states
-    ]
-    return x, b, ready
 
 
 def _fused(
@@ -86,7 +93,7 @@ def _fused(
     w: Tensor,
     r: Tensor,
     b: Tensor,
-    states: Any,
+    states: Sequence[Tensor],
     order: Sequence[int],
     direction: str,
 ) -> tuple[Tensor, ...]:
@@ -98,84 +105,87 @@ def _fused(
         parts = [w[k], r[k], *b[k].chunk(2)]
         flat += [torch.cat([part.chunk(gates)[g] for g in order]) for part in parts]
     x = x.flip(0) if reverse else x
-    y, *last = function(x, states, flat, True, 1, 0.0, False, direction == "bidirectional", False)
+    first = states[0] if len(states) == 1 else tuple(states)
+    y, *last = function(x, first, flat, True, 1, 0.0, False, direction == "bidirectional", False)
     y = y.flip(0) if reverse else y
     y = y.reshape(y.shape[0], y.shape[1], w.shape[0], r.shape[2]).transpose(1, 2)
     return (y, *last)
 
 
-def _is_usual(names: Sequence[str] | None, usual: Sequence[str], clip: float | None, lengths: Tensor | None) -> bool:
-    plain = names is None or [name.lower() for name in names] == [*usual] * (len(names) // len(usual))
-    return plain and clip is None and lengths is None
+@dataclass(frozen=True)
+class Step:
+    """What one direction computes with at each step: weights (g*H, I) and (g*H, H), bias (2*g*H,), peepholes (3*H,)."""
+
+    w: Tensor
+    r: Tensor
+    b: Tensor
+    p: Tensor
+    functions: Sequence[Activation]
+    clip: float | None
+    coupled: int  # the LSTM's input_forget
+    linear: int  # the GRU's linear_before_reset
+
+    def activated(self, k: int, x: Tensor) -> Tensor:
+        """Activation number k of x, which is clipped before it."""
+        return self.functions[k](x if self.clip is None else x.clamp(-self.clip, self.clip))
 
 
-@torch_function("RNN", fixed=(4,))
-def RNN(
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-    output_sequence: int = 0,
-) -> tuple[Tensor, ...]:
+def _rnn(s: Step, x: Tensor, states: State) -> State:
     """h = f(x w' + h r' + b)."""
-    x, b, states = _prepared(x, r, b, [initial_h], layout, 1)
-    for usual, function in (("tanh", torch.rnn_tanh), ("relu", torch.rnn_relu)):
-        if (activations or usual == "tanh") and _is_usual(activations, [usual], clip, sequence_lens):
-            y, last = _fused(function, x, w, r, b, states[0], [0], direction)
-            return _laid_out(y, [last], layout)
-    functions = activation_functions(activations or ["Tanh"] * w.shape[0], activation_alpha, activation_beta)
-
-    def step(k: int, xt: Tensor, state: State) -> State:
-        total = F.linear(xt, w[k]) + F.linear(state[0], r[k]) + sum(b[k].chunk(2))
-        return (functions[k](clipped(total, clip)),)
-
-    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
+    return (s.activated(0, F.linear(x, s.w) + F.linear(states[0], s.r) + sum(s.b.chunk(2))),)
 
 
-@torch_function("GRU", fixed=(4,))
-def GRU(
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None = None,
-    sequence_lens: Tensor | None = None,
-    initial_h: Tensor | None = None,
-    *,
-    activation_alpha: Sequence[float] | None = None,
-    activation_beta: Sequence[float] | None = None,
-    activations: Sequence[str] | None = None,
-    clip: float | None = None,
-    direction: str = "forward",
-    hidden_size: int | None = None,
-    layout: int = 0,
-    linear_before_reset: int = 0,
-    output_sequence: int = 0,
-) -> tuple[Tensor, ...]:
+def _gru(s: Step, x: Tensor, states: State) -> State:
     """z, r = f(...); n = g(x w' + reset h r' + b); h = (1 - z) n + z h."""
-    x, b, states = _prepared(x, r, b, [initial_h], layout, 3)
-    if linear_before_reset and _is_usual(activations, ["sigmoid", "tanh"], clip, sequence_lens):
-        y, last = _fused(torch.gru, x, w, r, b, states[0], [1, 0, 2], direction)
-        return _laid_out(y, [last], layout)
-    functions = activation_functions(activations or ["Sigmoid", "Tanh"] * w.shape[0], activation_alpha, activation_beta)
+    (h,) = states
+    size = h.shape[1]
+    wb, rb = s.b.chunk(2)
+    xz, xr, xn = F.linear(x, s.w, wb).chunk(3, 1)
+    hz, hr = F.linear(h, s.r[: 2 * size], rb[: 2 * size]).chunk(2, 1)
+    z, reset = s.activated(0, xz + hz), s.activated(0, xr + hr)
+    if s.linear:
+        hn = reset * F.linear(h, s.r[2 * size :], rb[2 * size :])
+    else:
+        hn = F.linear(reset * h, s.r[2 * size :], rb[2 * size :])
+    n = s.activated(1, xn + hn)
+    return ((1 - z) * n + z * h,)
 
-    def step(k: int, xt: Tensor, state: State) -> State:
-        return (gru_cell(xt, state[0], w[k], r[k], b[k], functions[2 * k : 2 * k + 2], clip, linear_before_reset),)
 
-    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
+def _lstm(s: Step, x: Tensor, states: State) -> State:
+    """c = f c + i g; h = o tanh(c)."""
+    h, c = states
+    wb, rb = s.b.chunk(2)
+    i, o, f, g = (F.linear(x, s.w, wb) + F.linear(h, s.r, rb)).chunk(4, 1)
+    pi, po, pf = s.p.chunk(3)
+    i = s.activated(0, i + pi * c)
+    f = 1 - i if s.coupled else s.activated(0, f + pf * c)
+    new = f * c + i * s.activated(1, g)
+    o = s.activated(0, o + po * new)
+    return o * s.functions[2](new), new
 
 
-@torch_function("LSTM", fixed=(4,))
-def LSTM(
+@dataclass(frozen=True)
+class Cell:
+    """RNN, GRU or LSTM. fused: torch's functions by the activations that they have, the default first.
+
+    order: our gates in torch's order. states: h, and the LSTM's c.
+    """
+
+    step: Callable[[Step, Tensor, State], State]
+    fused: Mapping[tuple[str, ...], Callable[..., tuple[Tensor, ...]]]
+    order: Sequence[int]
+    states: int = 1
+
+
+CELLS = {
+    "RNN": Cell(_rnn, {("tanh",): torch.rnn_tanh, ("relu",): torch.rnn_relu}, (0,)),
+    "GRU": Cell(_gru, {("sigmoid", "tanh"): torch.gru}, (1, 0, 2)),
+    "LSTM": Cell(_lstm, {("sigmoid", "tanh", "tanh"): torch.lstm}, (0, 2, 3, 1), states=2),
+}
+
+
+def _recurrent(
+    cell: Cell,
     x: Tensor,
     w: Tensor,
     r: Tensor,
@@ -193,22 +203,39 @@ def LSTM(
     hidden_size: int | None = None,
     input_forget: int = 0,
     layout: int = 0,
+    linear_before_reset: int = 0,
     output_sequence: int = 0,
 ) -> tuple[Tensor, ...]:
-    """c = f c + i g; h = o tanh(c); p (D, 3*H) holds the peepholes of i, o and f."""
-    x, b, states = _prepared(x, r, b, [initial_h, initial_c], layout, 4)
-    if p is None and not input_forget and _is_usual(activations, ["sigmoid", "tanh", "tanh"], clip, sequence_lens):
-        y, *last = _fused(torch.lstm, x, w, r, b, tuple(states), [0, 2, 3, 1], direction)
+    """y (T, D, N, H) and the last states (D, N, H); layout 1 has the batch first. What is left out is zero.
+
+    p (D, 3*H): the LSTM's peepholes of i, o and f.
+    """
+    count, hidden, default = w.shape[0], r.shape[2], next(iter(cell.fused))
+    x = x.transpose(0, 1) if layout else x
+    b = r.new_zeros(count, 2 * len(cell.order) * hidden) if b is None else b
+    states = [
+        x.new_zeros(count, x.shape[1], hidden) if state is None else (state.transpose(0, 1) if layout else state)
+        for state in (initial_h, initial_c)[: cell.states]
+    ]
+    names = [name.lower() for name in activations or default * count]
+    fused = next((function for usual, function in cell.fused.items() if names == [*usual] * count), None)
+    plain = clip is None and sequence_lens is None and p is None and not input_forget
+    if fused is not None and plain and (linear_before_reset or cell is not CELLS["GRU"]):
+        y, *last = _fused(fused, x, w, r, b, states, cell.order, direction)
         return _laid_out(y, last, layout)
-    names = activations or ["Sigmoid", "Tanh", "Tanh"] * w.shape[0]
     functions = activation_functions(names, activation_alpha, activation_beta)
-    peepholes = r.new_zeros(w.shape[0], 3 * r.shape[2]) if p is None else p
+    p = r.new_zeros(count, 3 * hidden) if p is None else p
+    results = []
+    for k, backward in enumerate(_directions(direction)):
+        own = functions[k * len(default) : (k + 1) * len(default)]
+        step = partial(cell.step, Step(w[k], r[k], b[k], p[k], own, clip, input_forget, linear_before_reset))
+        results.append(_over_time(x, tuple(state[k] for state in states), sequence_lens, backward, step))
+    y = torch.stack([outputs for outputs, _ in results], 1)
+    return _laid_out(y, [torch.stack([last[k] for _, last in results]) for k in range(cell.states)], layout)
 
-    def step(k: int, xt: Tensor, state: State) -> State:
-        gates = F.linear(xt, w[k], b[k].chunk(2)[0]) + F.linear(state[0], r[k], b[k].chunk(2)[1])
-        return lstm_cell(gates, state[1], peepholes[k], functions[3 * k : 3 * k + 3], clip, input_forget)
 
-    return _run(x, tuple(states), sequence_lens, direction, layout, [partial(step, k) for k in range(len(w))])
+for _name, _cell in CELLS.items():
+    register(_name, partial(_recurrent, _cell), fixed=(4,))
 
 
 @torch_function("DynamicQuantizeLSTM", domain="com.microsoft", fixed=(1, 2, 4, 8, 9, 10, 11))
@@ -235,7 +262,7 @@ def DynamicQuantizeLSTM(
         for weight, scale, zero in ((w, w_scale, w_zero), (r, r_scale, r_zero))
     ]
     w, r = (weight.transpose(1, 2) for weight in wide)
-    return LSTM(x, w, r, b, sequence_lens, initial_h, initial_c, p, **attributes)
+    return _recurrent(CELLS["LSTM"], x, w, r, b, sequence_lens, initial_h, initial_c, p, **attributes)
 
 
 def _per_direction(parameter: Tensor, weight: Tensor) -> Tensor:

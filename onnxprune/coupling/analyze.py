@@ -150,6 +150,7 @@ class Analysis:
     sizes_read: list[tuple[str, int, Axis]] = field(default_factory=list[tuple[str, int, Axis]])
     ranges: list[Range] = field(default_factory=list[Range])
     read: set[ir.Value] = field(default_factory=set[ir.Value])  # values read as numbers: shapes, axes, indices
+    weights: set[ir.Value] = field(default_factory=set[ir.Value])  # of weighted layers
     steps: bodies.Steps = field(default_factory=bodies.Steps)
     contractions: list[Contraction] = field(default_factory=list[Contraction])
 
@@ -260,6 +261,7 @@ class Analysis:
         layer = layer_of(node)
         if layer is None:
             return
+        self.weights.add(layer.weight)
         rank = len(self.axes_of(layer.weight))
         places: dict[tuple[int, int], Role] = {
             (layer.weights.weight, layer.outputs(rank)): "produces",
@@ -326,6 +328,8 @@ class Analysis:
         """A table that masks by infinity, alike for all units, is meant so, but gives these no score."""
         tensor = value.const_value
         if value not in self.axes or tensor is None or isinstance(tensor, ir.ExternalTensor):
+            return
+        if value in self.weights:  # nothing is multiplied by infinity, and looking at every weight takes its time
             return
         array = tensor.numpy() if tensor.dtype.is_floating_point() else None
         if array is None or array.dtype.kind != "f":

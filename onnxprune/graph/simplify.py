@@ -146,9 +146,15 @@ def infer_shapes(model: ir.Model) -> None:
     known = {value.name: value.type for value in made.graph.value_info}
     for value in (value for node in model.graph for value in node.outputs):
         written = value.shape.dims if value.shape is not None and value.type is not None else None
-        if value.name in known and (written is None or written != sizes.get(value.name)):
-            value.type = ir.serde.deserialize_type_proto_for_type(known[value.name])
-            value.shape = ir.serde.deserialize_type_proto_for_shape(known[value.name])
+        whole = sizes.get(value.name or "")
+        if value.name not in known or (written is not None and written == whole):
+            continue
+        kind = known[value.name]
+        if whole is not None:
+            value.type, value.shape = ir.TensorType(ir.DataType(kind.tensor_type.elem_type)), ir.Shape(whole)
+        else:
+            value.type = ir.serde.deserialize_type_proto_for_type(kind)
+            value.shape = ir.serde.deserialize_type_proto_for_shape(kind)
     extras.put(model, replace(extras.of(model), inferred=sizes))
 
 
@@ -201,9 +207,10 @@ def sizes_in(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     found: dict[str, tuple[int, ...]] = {}
     for value in (*graph.value_info, *graph.input, *graph.output):
         if value.type.tensor_type.HasField("shape"):
-            sizes = value.type.tensor_type.shape.dim
-            if all(size.HasField("dim_value") for size in sizes):
-                found[value.name] = tuple(size.dim_value for size in sizes)
+            dims = value.type.tensor_type.shape.dim
+            sizes = tuple([size.dim_value for size in dims])
+            if all(sizes) or all(size.HasField("dim_value") for size in dims):  # an unknown size reads as 0
+                found[value.name] = sizes
     found.update({tensor.name: tuple(tensor.dims) for tensor in graph.initializer})
     return found
 

@@ -4,10 +4,11 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from onnxprune.errors import GraphError, first_line
 from onnxprune.graph import custom_ops, extras
 from onnxprune.graph.tensors import held, size_bytes, tensor_of
+from onnxprune.system import late
 from onnxprune.system.isolation import isolated
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES
 from onnxprune.system.streams import swallowed
@@ -242,35 +244,39 @@ def _load(made: bytes) -> None:
 
 
 def _import_onnxsim() -> ModuleType:
-    """What holds onnxsim's `simplify`, without torch and without most of the package, which take seconds to import.
+    """What holds onnxsim's `simplify`, without what that does not need, which takes a second to import.
 
-    The package imports all of its modules, hundreds of them, of which simplifying needs a few.
+    The package imports all of its modules, hundreds of them. torch and sympy are optional to it; of its module of
+    pruning, as long as this whole project, it wants types for annotations.
     """
     name, package = "onnxsim.onnx_simplifier", "onnxsim"
     if name in sys.modules:
         return sys.modules[name]
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # makes 'import torch' fail, which onnxsim expects
-    try:
-        with contextlib.suppress(ImportError, AttributeError):
-            return _import_alone(name, package)
+    # None makes 'import torch' fail, as it does where torch is not installed.
+    absent = {each: None for each in ("torch", "sympy") if each not in sys.modules or late.is_late(sys.modules[each])}
+    with _standing_in(absent), contextlib.suppress(ImportError, AttributeError):
+        spec = importlib.util.find_spec(package) if package not in sys.modules else None
+        if spec is None:
+            return importlib.import_module(name)
+        types = ModuleType(f"{package}.pruning")
+        types.__getattr__ = lambda _: Any  # type: ignore[method-assign]
+        with _standing_in({package: importlib.util.module_from_spec(spec), types.__name__: types}):
+            return importlib.import_module(name)
+    with _standing_in(absent):
         return importlib.import_module(package)
-    finally:
-        if hidden:
-            del sys.modules["torch"]
 
 
-def _import_alone(name: str, package: str) -> ModuleType:
-    """Module `name` without what its package imports; who imports the package later gets it whole."""
-    spec = importlib.util.find_spec(package) if package not in sys.modules else None
-    if spec is None:
-        return importlib.import_module(name)
-    sys.modules[package] = importlib.util.module_from_spec(spec)
+@contextlib.contextmanager
+def _standing_in(others: Mapping[str, ModuleType | None]) -> Iterator[None]:
+    """Modules under these names while something else is imported; who imports the names later gets the true ones."""
+    own = {name: sys.modules.pop(name) for name in others if name in sys.modules}
+    sys.modules.update(others)  # type: ignore[arg-type]
     try:
-        return importlib.import_module(name)
+        yield
     finally:
-        del sys.modules[package]
+        for name in others:
+            del sys.modules[name]
+        sys.modules.update(own)
 
 
 def skeleton(

@@ -19,14 +19,28 @@ integers    int8 in order
 apply       all kinds: made, verified, told of
 """
 
-from onnxprune.quantize.apply import as_stored, check, file_bytes, kind_of, quantize, told, verify
-from onnxprune.quantize.asked import KINDS, NONE, Asked, parse
-from onnxprune.quantize.nearer import JUDGED
-from onnxprune.quantize.parts import as_floats
-from onnxprune.quantize.prepare import check_model, folded
-from onnxprune.quantize.ranges import drawn
-from onnxprune.quantize.records import Context, Quantized
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from onnxprune.quantize.apply import as_stored, file_bytes, kind_of, quantize, told, verify
+    from onnxprune.quantize.asked import KINDS, NONE, Asked, check, parse
+    from onnxprune.quantize.nearer import JUDGED
+    from onnxprune.quantize.parts import as_floats
+    from onnxprune.quantize.prepare import check_model, folded
+    from onnxprune.quantize.ranges import drawn
+    from onnxprune.quantize.records import Context, Quantized
+
+# Most runs quantize nothing: a file is imported when something of it is first used.
+HOMES = {
+    "apply": ("as_stored", "file_bytes", "kind_of", "quantize", "told", "verify"),
+    "asked": ("KINDS", "NONE", "Asked", "check", "parse"),
+    "nearer": ("JUDGED",),
+    "parts": ("as_floats",),
+    "prepare": ("check_model", "folded"),
+    "ranges": ("drawn",),
+    "records": ("Context", "Quantized"),
+}
 __all__ = [
     "JUDGED",
     "KINDS",
@@ -47,3 +61,10 @@ __all__ = [
     "told",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in HOMES.items():
+        if name in names:
+            return getattr(import_module(f"onnxprune.quantize.{home}"), name)
+    raise AttributeError(f"module 'onnxprune.quantize' has no attribute '{name}'")

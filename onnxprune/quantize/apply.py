@@ -8,8 +8,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.data import Samples
-from onnxprune.errors import UsageError, VerificationError
-from onnxprune.graph import providers
+from onnxprune.errors import VerificationError
 from onnxprune.graph.inputs import Feeds
 from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.quantize import floats as choice
@@ -27,23 +26,6 @@ ADVICE = {
     "int4": "give --quantize int4:block=16, dynamic or fp16",
     "fp16": "leave the result in floats",
 }
-
-
-def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: bool = False) -> None:
-    """Checks before any work that the quantization asked for can be made. Raises: UsageError otherwise."""
-    if asked is None:
-        return
-    if asked.kind == "int8" and not has_samples and not has_ranges:
-        raise UsageError(
-            "--quantize int8 calibrates on samples, and there are none; give --data, or --quantize dynamic, which "
-            "needs none"
-        )
-    if asked.kind == "int8" and not providers.of(provider).integers:
-        raise UsageError(
-            f"--quantize {asked.kind}: onnxruntime's {providers.short_name(provider)} provider has no integer kernels "
-            f"and would compute in floats, with conversions between them; give --quantize {providers.of(provider).form}"
-            f", or one of --provider {', '.join(providers.computing_integers())}"
-        )
 
 
 def quantize(model: ir.Model, context: Context) -> Quantized:

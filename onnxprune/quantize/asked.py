@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from onnxprune.errors import UsageError
+from onnxprune.graph import providers
 
 OPTION = "--quantize"
 
@@ -124,3 +125,20 @@ def _is_range(key: Key) -> bool:
 
 def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check(asked: Asked | None, provider: str, has_samples: bool, has_ranges: bool = False) -> None:
+    """Checks before any work that the quantization asked for can be made. Raises: UsageError otherwise."""
+    if asked is None:
+        return
+    if asked.kind == "int8" and not has_samples and not has_ranges:
+        raise UsageError(
+            "--quantize int8 calibrates on samples, and there are none; give --data, or --quantize dynamic, which "
+            "needs none"
+        )
+    if asked.kind == "int8" and not providers.of(provider).integers:
+        raise UsageError(
+            f"--quantize {asked.kind}: onnxruntime's {providers.short_name(provider)} provider has no integer kernels "
+            f"and would compute in floats, with conversions between them; give --quantize {providers.of(provider).form}"
+            f", or one of --provider {', '.join(providers.computing_integers())}"
+        )

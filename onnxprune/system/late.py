@@ -7,7 +7,7 @@ none. Only the process of the command line does this: in a user's process import
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
+from importlib.util import LazyLoader, _LazyModule  # type: ignore[attr-defined]
 from types import ModuleType
 
 LATE = ("sympy", "onnx_ir._symbolic_shapes")
@@ -28,3 +28,8 @@ class _Finder:
 def load_late() -> None:
     """Has the modules of LATE loaded at their first use; those that are loaded already stay so."""
     sys.meta_path.insert(0, _Finder())
+
+
+def is_late(module: ModuleType) -> bool:
+    """Whether a module was not used yet and is not loaded."""
+    return isinstance(module, _LazyModule)

@@ -10,6 +10,7 @@ from functools import partial
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
@@ -32,6 +33,8 @@ PLAIN = frozenset(
 )
 LAYOUT = frozenset("Transpose Reshape Squeeze Unsqueeze Flatten Cast Identity".split())  # they copy what they are given
 INFERENCE = "onnx's shape inference fails on this model"
+SEQUENCES = 11  # the opset that has sequences
+WRAPPED = "@sequence"
 INFERENCE_BYTES = 1024  # larger ones are no sizes, axes or indices that shape inference reads
 
 
@@ -47,8 +50,10 @@ def simplify(model: ir.Model, skipped: list[str], *, bake: bool = False) -> ir.M
     proto, hidden = skeleton(model, shown=shown)
     _forget_placeholders(proto)
     _forget_inferable(proto)
+    sequences = _describe_interface(proto)
     simplified, notes = _attempt(proto, skipped)
     result = held(ir.from_proto(simplified))
+    _unwrap(result, sequences)
     extras.put(result, extras.of(model))
     extras.note(result, *notes)
     _unhide(result, hidden)
@@ -126,6 +131,67 @@ def _forget_inferable(proto: onnx.ModelProto) -> None:
     kept = [value for value in proto.graph.value_info if value.name in own]  # nothing else says what these are
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(kept)
+
+
+def _describe_interface(proto: onnx.ModelProto) -> set[str]:
+    """Gives outputs without a shape, which onnx's checker refuses, the one that onnx infers.
+
+    Where it infers none, and for inputs, a sequence of the tensor stands in its place, of which no shape is asked.
+    Returns the names of those tensors.
+    """
+    part, open_outputs = proto.graph, any(map(_lacks_shape, proto.graph.output))
+    with contextlib.suppress(Exception):  # onnx raises errors without a common base
+        found = onnx.shape_inference.infer_shapes(proto).graph.output if open_outputs else part.output
+        for value, known in zip(part.output, found, strict=True):
+            value.type.CopyFrom(known.type)
+    inputs, outputs = list(filter(_lacks_shape, part.input)), list(filter(_lacks_shape, part.output))
+    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
+    if not (inputs or outputs) or (opset is not None and opset < SEQUENCES):
+        return set()
+    if opset is None:
+        proto.opset_import.append(onnx.helper.make_opsetid("", SEQUENCES))
+    names = {value.name for value in (*inputs, *outputs)}
+    make = onnx.helper.make_node
+    first = onnx.numpy_helper.from_array(np.array(0, np.int64), f"0{WRAPPED}")
+    part.initializer.extend([first] if inputs else [])
+    for value in inputs:
+        part.node.insert(0, make("SequenceAt", [value.name + WRAPPED, first.name], [value.name]))
+    for value in outputs:
+        part.node.append(make("SequenceConstruct", [value.name], [value.name + WRAPPED]))
+    for value in (*inputs, *outputs):
+        value.name += WRAPPED
+        tensor = onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, None)
+        value.type.CopyFrom(onnx.helper.make_sequence_type_proto(tensor))
+    return names
+
+
+def _lacks_shape(value: onnx.ValueInfoProto) -> bool:
+    """Whether a tensor may have any number of axes, by what is written of it."""
+    kind = value.type.WhichOneof("value")
+    return kind is None or (kind == "tensor_type" and not value.type.tensor_type.HasField("shape"))
+
+
+def _unwrap(model: ir.Model, names: Collection[str]) -> None:
+    """Puts tensors into the place of the sequences of `_describe_interface`, in place, under their names."""
+    for value in model.graph.inputs:
+        name = (value.name or "").removesuffix(WRAPPED)
+        for node in [node for node, _ in value.uses()] if name in names else ():
+            node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+        value.name = name if name in names else value.name
+    for position, output in enumerate(list(model.graph.outputs)):
+        name, node = (output.name or "").removesuffix(WRAPPED), output.producer()
+        if name not in names or node is None or node.op_type != "SequenceConstruct":
+            continue
+        given = node.inputs[0]
+        assert given is not None, name
+        if given.is_graph_input() or given.is_graph_output() or given.is_initializer():
+            copied = ir.Node("", "Identity", [given], num_outputs=1)
+            model.graph.append(copied)
+            given = copied.outputs[0]
+        model.graph.outputs[position] = given
+        model.graph.remove(node, safe=True)
+        given.name = name
 
 
 def is_plain(model: ir.Model) -> bool:
@@ -363,6 +429,8 @@ def _restore_interface(result: ir.Model, original: ir.Model) -> None:
         if old.name not in by_name:
             raise GraphError(f"graph input '{old.name}' was lost in simplification; please report this model")
         by_name[old.name].shape, by_name[old.name].type = old.shape, old.type
+    if "" not in original.opset_imports and all(node.domain for node in result.graph):
+        result.opset_imports.pop("", None)  # sequences needed it
     result.graph.inputs[:] = [by_name[value.name] for value in original.graph.inputs]
     result.graph.name, result.graph.doc_string = original.graph.name, original.graph.doc_string
     result.metadata_props.clear()

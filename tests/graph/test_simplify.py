@@ -158,3 +158,39 @@ def fed(source: ir.Model) -> list[dict[str, np.ndarray]]:
     for batch in feeds:
         assert np.isfinite(sessions.run(sessions.open_session(source), batch)["y"]).all()
     return feeds
+
+
+# Tails of models whose interface says nothing of shapes: onnx infers the first output; of the others it knows nothing.
+OPEN = {
+    "inferred": "y = Hardmax(c)",
+    "not inferred": 'y = ai.onnx.ml.Normalizer <norm = "L1"> (c)',
+    "passed on": 'd = ai.onnx.ml.Normalizer <norm = "L1"> (c) y = Identity(d) z = Identity(d)',
+    "an input": "y = Hardmax(c) z = Identity(x)",
+}
+
+
+def without_shapes(tail: str) -> ir.Model:
+    """y (and z) of x (N, 4), with a constant expression, all of them of unknown rank."""
+    outputs = "y, float z" if "z =" in tail else "y"
+    found = model(f"(float x, float[4,3] w) => (float {outputs}) {{ v = Add(w, w) c = MatMul(x, v) {tail} }}")
+    found.opset_imports["ai.onnx.ml"] = 1
+    for value in (*found.graph.inputs, *found.graph.outputs):
+        value.shape = None
+    return found
+
+
+@pytest.mark.parametrize("tail", OPEN.values(), ids=OPEN)
+def test_a_model_whose_interface_says_nothing_of_shapes_is_simplified_as_others(tail):
+    """onnx's checker, which onnxsim asks first, refuses inputs and outputs without a shape."""
+    source = without_shapes(tail)
+    made = graph.normalize(source)
+    assert extras.of(made).notes == ()
+    assert "Add" not in [node.op_type for node in made.graph]  # its constants were folded
+    for one, two in zip(
+        (source.graph.inputs, source.graph.outputs), (made.graph.inputs, made.graph.outputs), strict=True
+    ):
+        assert [(v.name, v.shape, v.type) for v in two] == [(v.name, v.shape, v.type) for v in one]
+    x = {"x": np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)}
+    results = [sessions.run(sessions.open_session(found), x) for found in (source, made)]
+    for name, wanted in results[0].items():
+        np.testing.assert_allclose(results[1][name], wanted, rtol=1e-6)

@@ -139,29 +139,21 @@ def _describe_interface(proto: onnx.ModelProto) -> set[str]:
     Where it infers none, and for inputs, a sequence of the tensor stands in its place, of which no shape is asked.
     Returns the names of those tensors.
     """
-    part, open_outputs = proto.graph, any(map(_lacks_shape, proto.graph.output))
-    with contextlib.suppress(Exception):  # onnx raises errors without a common base
-        found = onnx.shape_inference.infer_shapes(proto).graph.output if open_outputs else part.output
-        for value, known in zip(part.output, found, strict=True):
-            value.type.CopyFrom(known.type)
-    inputs, outputs = list(filter(_lacks_shape, part.input)), list(filter(_lacks_shape, part.output))
-    opset = next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), None)
-    if not (inputs or outputs) or (opset is not None and opset < SEQUENCES):
+    if any(map(_lacks_shape, proto.graph.output)):
+        _infer_outputs(proto)
+    inputs, outputs = ([v for v in part if _lacks_shape(v)] for part in (proto.graph.input, proto.graph.output))
+    if not (inputs or outputs) or not _has_sequences(proto):
         return set()
-    if opset is None:
-        proto.opset_import.append(onnx.helper.make_opsetid("", SEQUENCES))
     names = {value.name for value in (*inputs, *outputs)}
-    make = onnx.helper.make_node
     first = onnx.numpy_helper.from_array(np.array(0, np.int64), f"0{WRAPPED}")
-    part.initializer.extend([first] if inputs else [])
+    proto.graph.initializer.extend([first] if inputs else [])
     for value in inputs:
-        part.node.insert(0, make("SequenceAt", [value.name + WRAPPED, first.name], [value.name]))
+        node = onnx.helper.make_node("SequenceAt", [value.name + WRAPPED, first.name], [value.name])
+        proto.graph.node.insert(0, node)
+        _make_sequence(value)
     for value in outputs:
-        part.node.append(make("SequenceConstruct", [value.name], [value.name + WRAPPED]))
-    for value in (*inputs, *outputs):
-        value.name += WRAPPED
-        tensor = onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, None)
-        value.type.CopyFrom(onnx.helper.make_sequence_type_proto(tensor))
+        proto.graph.node.append(onnx.helper.make_node("SequenceConstruct", [value.name], [value.name + WRAPPED]))
+        _make_sequence(value)
     return names
 
 
@@ -171,27 +163,52 @@ def _lacks_shape(value: onnx.ValueInfoProto) -> bool:
     return kind is None or (kind == "tensor_type" and not value.type.tensor_type.HasField("shape"))
 
 
+def _infer_outputs(proto: onnx.ModelProto) -> None:
+    with contextlib.suppress(Exception):  # onnx raises errors without a common base
+        found = onnx.shape_inference.infer_shapes(proto).graph.output
+        for value, known in zip(proto.graph.output, found, strict=True):
+            value.type.CopyFrom(known.type)
+
+
+def _has_sequences(proto: onnx.ModelProto) -> bool:
+    """Whether `proto` may have nodes that make sequences; a model without plain operators then may."""
+    opsets = [entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")]
+    if not opsets:
+        proto.opset_import.append(onnx.helper.make_opsetid("", SEQUENCES))
+    return min(opsets, default=SEQUENCES) >= SEQUENCES
+
+
+def _make_sequence(value: onnx.ValueInfoProto) -> None:
+    value.name += WRAPPED
+    tensor = onnx.helper.make_tensor_type_proto(value.type.tensor_type.elem_type, None)
+    value.type.CopyFrom(onnx.helper.make_sequence_type_proto(tensor))
+
+
 def _unwrap(model: ir.Model, names: Collection[str]) -> None:
     """Puts tensors into the place of the sequences of `_describe_interface`, in place, under their names."""
-    for value in model.graph.inputs:
-        name = (value.name or "").removesuffix(WRAPPED)
-        for node in [node for node, _ in value.uses()] if name in names else ():
+    sequences = {name + WRAPPED: name for name in names}
+    for value in (value for value in model.graph.inputs if value.name in sequences):
+        for node in [node for node, _ in value.uses()]:
             node.outputs[0].replace_all_uses_with(value, replace_graph_outputs=True)
             model.graph.remove(node, safe=True)
-        value.name = name if name in names else value.name
+        value.name = sequences[value.name or ""]
     for position, output in enumerate(list(model.graph.outputs)):
-        name, node = (output.name or "").removesuffix(WRAPPED), output.producer()
-        if name not in names or node is None or node.op_type != "SequenceConstruct":
+        node = output.producer()
+        given = node.inputs[0] if node is not None and output.name in sequences else None
+        if node is None or given is None:
             continue
-        given = node.inputs[0]
-        assert given is not None, name
-        if given.is_graph_input() or given.is_graph_output() or given.is_initializer():
-            copied = ir.Node("", "Identity", [given], num_outputs=1)
-            model.graph.append(copied)
-            given = copied.outputs[0]
-        model.graph.outputs[position] = given
+        model.graph.outputs[position] = given = _own(model, given)
         model.graph.remove(node, safe=True)
-        given.name = name
+        given.name = sequences[output.name or ""]
+
+
+def _own(model: ir.Model, value: ir.Value) -> ir.Value:
+    """`value`, or a copy of it where its name is part of the interface already."""
+    if not (value.is_graph_input() or value.is_graph_output() or value.is_initializer()):
+        return value
+    node = ir.Node("", "Identity", [value], num_outputs=1)
+    model.graph.append(node)
+    return node.outputs[0]
 
 
 def is_plain(model: ir.Model) -> bool:

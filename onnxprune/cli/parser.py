@@ -37,7 +37,7 @@ other commands:
 
 exit codes: 0 done; 1 a gate was missed; 2 bad usage or input; 3 verification failed; 130 interrupted
 """
-SELECTION = ("steps", "align", "floor", "include", "exclude", "exact_only", "inner_only")
+SELECTION = ("steps", "align", "floor", "include", "exclude", "exact_only", "inner_only", "allocate", "blocks")
 TRAINING = ("recover", "epochs", "lr", "batch_size", "device", "finetune")
 
 

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from time import perf_counter
 
 import numpy as np
@@ -26,6 +27,8 @@ from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.graph import stored
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
+from onnxprune.methods.rankings import priced, reordered, uniform, without
+from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, levels
 from onnxprune.run import leftover, schedule, search, widths
@@ -46,11 +49,17 @@ INSIDE = "because what is inside blocks can be repaired best"
 LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
 FEWEST_COMPARED = 32  # samples from which on widths by refit are tried without being asked for
 PASSES, MOST_MACS = 3000, 5_000_000_000_000  # samples that go through the model for it, and what they may cost
+LEAST_PART = 1 / 8  # of these samples: what a larger model is tried on; where not even they can be paid, nothing is
 LOOKED_AT = 256  # samples that second order is taken of
 MOST_WORK = 1e11  # multiplications to put units in order, about two minutes
 BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
 BY_ORDER = "units go in the order of what is lost once what reads them is refitted"
-SHORT = {BY_ORDER: "its widths in the order of the refit", BY_REFIT: "the widths and the order of the refit"}
+BY_LOSS = f"how many units of each dimension go: by what the loss loses, without the method's limits; {BY_ORDER}"
+SHORT = {
+    BY_ORDER: "its widths in the order of the refit",
+    BY_LOSS: "widths by the loss in that order",
+    BY_REFIT: "the widths and the order of the refit",
+}
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
 
@@ -70,8 +79,12 @@ class Candidate(Tried):
 
 def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
     """`outcome` with the ranking that the allocation asked for makes of it."""
-    if outcome.zeros or (outcome.keep is not None and not settings.goal.target):
+    if outcome.zeros:
         return outcome
+    if outcome.keep is not None:
+        if not settings.goal.target:
+            return _decided(subject, outcome, settings, clock)
+        outcome = replace(outcome, keep=None)  # the target says how much goes
     if settings.widths.allocate == "uniform":
         return uniform(outcome)
     asked = settings.widths.allocate
@@ -92,6 +105,21 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
             found = _better_by_refit(subject, outcome, plain, settings, evaluator)
             return _better_by_hessian(subject, found, settings, evaluator)
     return outcome
+
+
+def _decided(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
+    """What the method decided without a target, or as many MACs in other units or widths that lose less."""
+    assert outcome.keep is not None
+    if settings.widths.allocate is not None or settings.recovery.level not in ("reconstruct", "finetune"):
+        return outcome
+    costs = subject.cost
+    share = costs.total("macs", cost.keep_sizes(outcome.keep)) / max(costs.total("macs"), 1.0)
+    as_small = replace(settings, goal=replace(settings.goal, target={"macs": share}))
+    with clock("allocate"):
+        evaluator = cache(lambda: _evaluator(subject, as_small))
+        found = _better_by_refit(subject, outcome, outcome, as_small, evaluator)
+        found = _better_by_hessian(subject, found, as_small, evaluator)
+        return found if found.keep is not None else replace(found, keep=_selected(subject, found, as_small).keep)
 
 
 def _repairable(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
@@ -121,6 +149,11 @@ def _may_choose(subject: Subject, settings: Settings) -> bool:
     return settings.method_found and enough and not stored.beyond_memory(subject.model)
 
 
+def _affordable(subject: Subject) -> float:
+    """The part of the samples of a trial that may go through a model as large as this."""
+    return min(1.0, MOST_MACS / (PASSES * max(1, subject.cost.totals()["macs"])))
+
+
 def _better_by_refit(
     subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, evaluator: Callable[[], Evaluate]
 ) -> Outcome:
@@ -131,19 +164,13 @@ def _better_by_refit(
     """
     if not _may_choose(subject, settings):
         return plain
-    if PASSES * subject.cost.totals()["macs"] > MOST_MACS:
-        return plain
     readers = leftover.readers(subject.coupling, outcome.scores)
-    if widths.work(readers) > MOST_WORK:
+    if _affordable(subject) < LEAST_PART or widths.work(readers) > MOST_WORK:
         return plain
     try:
         orders = widths.Orders(subject, readers, settings.seed)
-        rankings = {settings.method.name: plain, BY_ORDER: widths.in_order(plain, orders)}
-        spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
-        squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
-        if not squeezed and not settings.goal.searched:
-            rankings[BY_REFIT] = _refit(subject, outcome, settings, orders)
-        tried = [c for item in rankings.items() for c in _tried(*item, subject, settings, evaluator())]
+        rankings = _contenders(subject, outcome, plain, settings, orders)
+        tried = [c for item in rankings for c in _tried(*item, subject, settings, evaluator())]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
         LOG.info("  nothing by refit: %s", error)
         return plain
@@ -155,14 +182,37 @@ def _better_by_refit(
     return replace(best.outcome, notes=(*(n for n in best.outcome.notes if n != BY_REFIT), note))
 
 
+def _contenders(
+    subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, orders: widths.Orders
+) -> Iterator[tuple[str, Outcome]]:
+    """What is compared where nobody asked for a method, each with its name."""
+    yield settings.method.name, plain
+    yield BY_ORDER, widths.in_order(plain, orders)
+    spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
+    if settings.goal.searched:
+        return
+    if outcome.limits and outcome.comparable:
+        free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
+        yield BY_LOSS, widths.in_order(free, orders)
+    squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
+    if not squeezed and widths.affordable(subject, spared):
+        yield BY_REFIT, _refit(subject, outcome, settings, orders)
+
+
 def _best(tried: Sequence[Candidate], own: str) -> Candidate | None:
-    """Which of the results is taken: the method's own, its widths in another order, other widths; None without it."""
+    """Which of the results is taken: the method's own, its widths in another order, other widths; None without it.
+
+    Widths by the loss are the method's without its limits: to lose less, by more than chance explains, is enough. Those
+    of the refit are of another kind, and have to lose clearly less.
+    """
     found = {candidate.name: candidate for candidate in tried}
     best = found.get(own)
     if best is None:
         return None
     if BY_ORDER in found and not best.beats(found[BY_ORDER]):
         best = found[BY_ORDER]
+    if BY_LOSS in found and found[BY_LOSS].beats(best):
+        best = found[BY_LOSS]
     refit = found.get(BY_REFIT, best)
     return refit if refit.loss <= CLEARLY * best.loss else best
 
@@ -256,42 +306,6 @@ def _targets(settings: Settings) -> search.Targets:
     return kinds_of(settings.goal.target) or search.HALF
 
 
-# Rankings ---------------------------------------------------------------------------------------------------------
-
-
-def uniform(outcome: Outcome) -> Outcome:
-    """The same order within each Dim; all lose the same share."""
-    ranks = {
-        dim: (np.argsort(np.argsort(values, kind="stable")) + 0.5) / len(values) for dim, values in _orders(outcome)
-    }
-    return replace(outcome, scores=ranks, losses=False, comparable=False, limits={}, keep=None)
-
-
-def _orders(outcome: Outcome) -> Iterator[tuple[Dim, np.ndarray]]:
-    return ((dim, np.asarray(values, np.float64)) for dim, values in outcome.ranking.items())
-
-
-def without(outcome: Outcome, dims: frozenset[Dim]) -> Outcome:
-    """`outcome` without these Dims, which then stay whole."""
-    scores = {dim: values for dim, values in outcome.scores.items() if dim not in dims}
-    return replace(outcome, scores=scores, keep=None)
-
-
-def reordered(widths: Outcome, order: Outcome) -> Outcome:
-    """The values of `widths`, which decide how many go, on the units in the order of `order`, which decides which."""
-    scores = {}
-    for dim, values in _orders(order):
-        found = np.empty(len(values))
-        found[np.argsort(values, kind="stable")] = np.sort(np.asarray(widths.ranking[dim], np.float64))
-        scores[dim] = found
-    return replace(order, scores=scores, losses=False, comparable=widths.comparable, limits={}, keep=None)
-
-
-def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
-    """`outcome` with units of these Dims `factor` times as dear."""
-    return replace(outcome, prices={**outcome.prices, **{dim: outcome.prices.get(dim, 1.0) * factor for dim in dims}})
-
-
 # Measuring --------------------------------------------------------------------------------------------------------
 
 
@@ -333,12 +347,19 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
 def _tried(name: str, ranking: Outcome, subject: Subject, settings: Settings, evaluate: Evaluate) -> list[Candidate]:
     """The candidate, or none where the budget cannot be met by it."""
     try:
-        selection = search.near_the_target(subject, ranking, settings, _targets(settings))
+        selection = _selected(subject, ranking, settings)
     except BudgetError:
         return []
     found = Candidate(name, ranking, selection, evaluate(selection))
     LOG.debug("  %s: loss %.4f", name, found.loss)
     return [found]
+
+
+def _selected(subject: Subject, ranking: Outcome, settings: Settings) -> Selection:
+    """What goes by a ranking at the size that was asked for, or as it was decided. Raises: BudgetError."""
+    if ranking.keep is not None:
+        return search.decided_by_method(subject, ranking, settings)
+    return search.near_the_target(subject, ranking, settings, _targets(settings))
 
 
 def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:
@@ -367,7 +388,9 @@ def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     """A function that gives the losses (N,) of the whole model, cut by a choice and cheaply recovered."""
     assert subject.tune is not None
     learned, judged = learned_and_judged(subject.tune, settings.seed)
-    held = fair.mixed(judged, batch_axes(input_infos(subject.model)), COMPARED, settings.seed)
+    part = max(_affordable(subject), LEAST_PART)
+    learned = learned.subset(np.arange(ceil(part * len(learned))))
+    held = fair.mixed(judged, batch_axes(input_infos(subject.model)), round(part * COMPARED), settings.seed)
     original = compared(subject, held)
     known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same
 

@@ -220,7 +220,8 @@ def _measured(
     trial = _Trial(subject, outcome, settings)
     none = trial.candidate(())
     if none is None:  # selection proper says what cannot be met
-        return [], "whole blocks: none was tried, for the target cannot be met"
+        size = "the target" if settings.goal.target else "half of the MACs"
+        return [], f"whole blocks: none was tried, for {size} cannot be met"
     order = trial.ordered(found)
     best, tried, worse = none, 1, 0
     for count in (count for count in TOGETHER if count <= len(order)):

@@ -66,10 +66,10 @@ def selections(
     if "latency" in target:
         yield from _by_latency(subject, outcome, settings, targets)
     elif outcome.keep is not None and (not targets or _by_zeros(outcome, settings)):
-        yield _decided_by_method(subject, outcome, settings)
+        yield decided_by_method(subject, outcome, settings)
     # Zeros first: whole channels cost accuracy that zeros stored small do not.
     elif settings.form.pack and set(targets) == {"bytes"} and _fits_packed(subject, outcome, targets["bytes"]):
-        yield _decided_by_method(subject, outcome, settings)
+        yield decided_by_method(subject, outcome, settings)
         note = "zeros alone did not make the file small enough, so whole channels were removed as well"
         yield near_the_target(subject, outcome, settings, targets).noted(note)
     else:
@@ -239,7 +239,7 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
     return packing.file_bytes(packed) <= share * whole
 
 
-def _decided_by_method(subject: Subject, outcome: Outcome, settings: Settings) -> Selection:
+def decided_by_method(subject: Subject, outcome: Outcome, settings: Settings) -> Selection:
     """What the method itself leaves out, in widths that the provider runs well."""
     assert outcome.keep is not None
     keep, align, strict = outcome.keep, settings.widths.align, settings.widths.strict

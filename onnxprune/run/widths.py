@@ -70,14 +70,16 @@ class Orders:
 
 def in_order(outcome: Outcome, orders: Orders) -> Outcome:
     """`outcome`, by which as many units of each Dim go, but those first that cost least after the refit."""
-    scores = {}
+    scores, keep = {}, dict(outcome.keep or {})
     for dim, values in outcome.ranking.items():
         order = orders.of(dim)
         scores[dim] = np.asarray(values, np.float64)
         if order is not None:
             scores[dim] = np.empty(dim.size)
             scores[dim][order.units] = np.sort(values)
-    return replace(outcome, scores=scores, losses=False, keep=None)
+            if dim in keep:
+                keep[dim] = ~np.isin(np.arange(dim.size), order.units[: int((~keep[dim]).sum())])
+    return replace(outcome, scores=scores, losses=False, keep=keep if outcome.keep is not None else None)
 
 
 def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool, orders: Orders | None = None) -> Outcome:
@@ -105,6 +107,11 @@ def by_refit(subject: Subject, outcome: Outcome, seed: int, *, reorder: bool, or
         LOG.debug("  %s: %s", dim.name, ", ".join(f"{k} units lose {loss:.4f}" for k, loss in losses.items()))
         scores[dim] = prices(Measured(order, losses))
     return replace(outcome, scores=scores, comparable=True, losses=False, limits={}, keep=None)
+
+
+def affordable(subject: Subject, outcome: Outcome) -> bool:
+    """Whether the losses of all Dims can be measured, on the fewest samples at least."""
+    return LEAST_SAMPLES * len(SHARES) * len(outcome.scores) * subject.cost.totals()["macs"] <= MACS
 
 
 def work(readers: Readers) -> float:

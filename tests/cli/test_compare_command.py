@@ -77,6 +77,19 @@ def test_all_runs_share_how_they_are_fine_tuned(command, cli, tmp_path):
     assert "made with options.finetune.flip True, and now it is False" in other.err
 
 
+def test_all_runs_share_which_blocks_go_and_where_widths_come_from(command, cli, tmp_path):
+    """compare had neither --blocks nor --allocate."""
+    assert cli(*command("--methods", "l1", "--blocks", "add", "--allocate", "uniform", "--keep-models")).code == 0
+    (made,) = (tmp_path / "out" / "models").glob("*.onnx")
+    assert "inner" not in {node.name for node in onnx.load(made).graph.node}
+    settings = json.loads((tmp_path / "out" / "settings.json").read_text())
+    common = loop.common_of(settings)
+    assert (list(common.blocks), common.allocate) == (["add"], "uniform")
+    other = cli(*command("--methods", "l1", "--blocks", "add"))
+    assert other.code == 2
+    assert "made with options.allocate uniform" in other.err
+
+
 def test_an_interruption_loses_the_current_run_only(command, cli, tmp_path, monkeypatch):
     original = loop._row
 

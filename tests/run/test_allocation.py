@@ -8,7 +8,7 @@ import pytest
 from networks import DIGITS
 
 from onnxprune.errors import BudgetError, UsageError
-from onnxprune.methods import base
+from onnxprune.methods import base, rankings
 from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
@@ -45,7 +45,7 @@ def test_dearer_dimensions_keep_more_and_the_budget_holds(scored):
     subject, outcome = scored
     dims = allocation._groups(subject, outcome)[1]
     plain = kept(subject, outcome)
-    dear = kept(subject, allocation.priced(outcome, dims, 2.0))
+    dear = kept(subject, rankings.priced(outcome, dims, 2.0))
     assert sum(dear[dim].sum() for dim in dims) > sum(plain[dim].sum() for dim in dims)
     assert subject.cost.total("macs", cost.keep_sizes(dear)) <= 0.4 * subject.cost.total("macs")
 
@@ -55,7 +55,7 @@ def test_widths_of_one_method_with_the_order_of_another(scored):
     rng = np.random.default_rng(0)
     widths = replace(outcome, scores={dim: rng.random(dim.size) * (k + 1) for k, dim in enumerate(outcome.scores)})
     widths = replace(widths, comparable=True)
-    both = kept(subject, allocation.reordered(widths, outcome))
+    both = kept(subject, rankings.reordered(widths, outcome))
     assert {d: m.sum() for d, m in both.items()} == {d: m.sum() for d, m in kept(subject, widths).items()}
     for dim, mask in both.items():
         if not mask.all():
@@ -80,7 +80,7 @@ def test_magnitudes_order_units_and_the_loss_says_how_many_where_samples_repair(
     subject, outcome = scored
     found = allocation.allocated(subject, outcome, resolved(replace(OPTIONS, allocate=None)), Clock())
     taylor = schedule.score(subject, base.get("taylor"), resolved(replace(OPTIONS, method="taylor")), Clock())
-    spared = allocation.without(taylor, subject.coupling.residual)
+    spared = rankings.without(taylor, subject.coupling.residual)
     keep = kept(subject, found)
     wanted = kept(subject, spared)
     assert {dim: mask.sum() for dim, mask in keep.items()} == {dim: mask.sum() for dim, mask in wanted.items()}
@@ -124,7 +124,7 @@ def test_streams_are_cut_as_well_where_the_inside_of_blocks_would_be_squeezed(sc
     half = allocation.allocated(subject, compared, resolved(replace(given, target={"macs": 0.7})), Clock())
     assert streams
     assert not streams & half.scores.keys()
-    spared = allocation.without(compared, subject.coupling.residual)
+    spared = rankings.without(compared, subject.coupling.residual)
     low = next(
         share
         for share in np.linspace(0.7, 0.02, 69)

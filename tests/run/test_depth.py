@@ -196,6 +196,12 @@ def test_measured_leaves_blocks_that_matter(tmp_path):
     assert "none of which loses clearly less" in carried.notes[-1]
 
 
+def test_a_front_that_was_given_no_target_is_told_of_none(tmp_path):
+    subject, outcome, settings = deep(tmp_path, 1.0, blocks=("measured",), front=True, floor=0.9)
+    _, carried = depth.chosen(subject, outcome, settings, Clock())
+    assert carried.notes[-1] == "whole blocks: none was tried, for half of the MACs cannot be met"
+
+
 def test_scores_follow_the_dimensions_of_what_is_left_by_name(tmp_path):
     subject, outcome, _ = deep(tmp_path, 1.0)
     gone = blocks.named(blocks.find(subject.coupling), ["first"])

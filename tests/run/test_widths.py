@@ -9,6 +9,7 @@ import pytest
 from networks import DIGITS
 
 from onnxprune.errors import UsageError
+from onnxprune.methods import rankings
 from onnxprune.methods.base import Outcome
 from onnxprune.options import Options
 from onnxprune.plan import cost
@@ -99,7 +100,7 @@ def test_random_units_in_random_widths_become_those_that_cost_least_after_the_re
     evaluate = allocation._evaluator(subject, resolved(OPTIONS))
     own, found = (
         evaluate(search.near_the_target(subject, each, resolved(OPTIONS), {"macs": 0.4})).mean()
-        for each in (allocation.without(outcome, subject.coupling.residual), by_refit)
+        for each in (rankings.without(outcome, subject.coupling.residual), by_refit)
     )
     assert found < 0.7 * own
     assert by_refit.comparable
@@ -110,7 +111,7 @@ def test_random_units_in_random_widths_become_those_that_cost_least_after_the_re
 
 def test_the_methods_order_can_stay(scored):
     subject, outcome = scored
-    spared = allocation.without(outcome, subject.coupling.residual)
+    spared = rankings.without(outcome, subject.coupling.residual)
     found = widths.by_refit(subject, spared, 0, reorder=False)
     for dim, values in spared.scores.items():
         assert np.array_equal(np.argsort(found.scores[dim], kind="stable"), np.argsort(values, kind="stable"))
@@ -138,7 +139,7 @@ def test_without_a_method_asked_for_they_are_taken_where_they_are_clearly_better
 def test_units_go_in_the_order_of_the_refit_in_the_methods_widths(scored):
     """ResNet-20 at half of the MACs, in taylor's widths: 86.4 % in taylor's order, 87.7 % in this one."""
     subject, outcome = scored
-    spared = allocation.without(outcome, subject.coupling.residual)
+    spared = rankings.without(outcome, subject.coupling.residual)
     orders = widths.Orders(subject, leftover.readers(subject.coupling, spared.scores), 0)
     own, found = (kept(subject, each) for each in (spared, widths.in_order(spared, orders)))
     assert {dim: mask.sum() for dim, mask in own.items()} == {dim: mask.sum() for dim, mask in found.items()}
@@ -149,6 +150,22 @@ def test_units_go_in_the_order_of_the_refit_in_the_methods_widths(scored):
     evaluate = allocation._evaluator(subject, resolved(OPTIONS))
     worse, better = (evaluate(Selection(subject.coupling, keep)).mean() for keep in (own, found))
     assert better < 0.9 * worse
+
+
+@pytest.mark.parametrize(("loss", "taken"), [(0.9, "loss"), (1.0, "order"), (1.1, "order")])
+def test_widths_without_the_methods_limits_are_taken_where_they_are_better(loss, taken):
+    """ResNet-20 at 0.35 of its MACs: 81.0 % in snacs' widths, whose limits keep layers wide, 82.1 % without limits."""
+    names = {"own": "snacs", "order": allocation.BY_ORDER, "loss": allocation.BY_LOSS}
+    best = allocation._best(candidates(names.values(), (1.05, 1.0, loss)), "snacs")
+    assert best is not None
+    assert best.name == names[taken]
+
+
+def candidates(names, losses) -> list[allocation.Candidate]:
+    return [
+        allocation.Candidate(name, Outcome({}), Selection(None, {}), np.full(8, loss))  # type: ignore[arg-type]
+        for name, loss in zip(names, losses, strict=True)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,11 +181,7 @@ def test_units_go_in_the_order_of_the_refit_in_the_methods_widths(scored):
 )
 def test_the_order_is_taken_unless_it_is_worse_and_the_widths_where_they_are_clearly_better(losses, taken):
     names = {"own": "snacs", "order": allocation.BY_ORDER, "refit": allocation.BY_REFIT}
-    tried = [
-        allocation.Candidate(name, Outcome({}), Selection(None, {}), np.full(8, loss))  # type: ignore[arg-type]
-        for name, loss in zip(names.values(), losses, strict=True)
-    ]
-    best = allocation._best(tried, "snacs")
+    best = allocation._best(candidates(names.values(), losses), "snacs")
     assert best is not None
     assert best.name == names[taken]
 
@@ -184,6 +197,60 @@ def test_a_search_takes_the_order_but_no_widths_of_a_size_that_nobody_knows(scor
     assert any(note.startswith(allocation.BY_ORDER) for note in found.notes) == taken
     assert found.prices  # streams go last, as before
     assert found.scores.keys() == outcome.scores.keys()
+
+
+def test_as_many_units_as_a_method_decides_without_a_target_go_in_the_order_of_the_refit(scored):
+    """Runs without a target kept the method's order, of which those with one had shown that it is worse."""
+    subject, outcome = scored
+    own, settings = kept(subject, outcome), resolved(replace(OPTIONS, target={}))
+    decided = replace(outcome, keep=own)
+    assert allocation.allocated(subject, decided, settings, Clock()) is decided  # random was asked for
+    found = allocation.allocated(subject, decided, replace(settings, method_found=True), Clock())
+    assert found.keep is not None
+    macs = [subject.cost.total("macs", cost.keep_sizes(keep)) for keep in (own, found.keep)]
+    assert 0.9 * macs[0] < macs[1] <= macs[0]
+    (selection,) = search.selections(subject, found, settings)
+    assert all(np.array_equal(mask, found.keep[dim]) for dim, mask in selection.keep.items())
+    evaluate = allocation._evaluator(subject, settings)
+    worse, better = (evaluate(Selection(subject.coupling, keep)).mean() for keep in (own, found.keep))
+    assert better < 0.9 * worse
+
+
+def test_an_order_leaves_as_many_units_of_what_was_decided(scored):
+    subject, outcome = scored
+    own = kept(subject, outcome)
+    orders = widths.Orders(subject, leftover.readers(subject.coupling, outcome.scores), 0)
+    found = widths.in_order(replace(outcome, keep=own), orders).keep
+    assert found is not None
+    assert {dim: mask.sum() for dim, mask in own.items()} == {dim: mask.sum() for dim, mask in found.items()}
+    for dim, mask in found.items():
+        order = orders.of(dim)
+        assert order is None or not mask[order.units[: int((~mask).sum())]].any()
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_widths_beyond_a_methods_limits_are_tried_where_its_scores_are_losses(scored, comparable):
+    subject, outcome = scored
+    limited = replace(outcome, limits=dict.fromkeys(outcome.scores, 0.3), comparable=comparable)
+    settings = resolved(replace(OPTIONS, target={"macs": 0.6}))
+    orders = widths.Orders(subject, leftover.readers(subject.coupling, outcome.scores), 0)
+    found = dict(allocation._contenders(subject, limited, limited, settings, orders))
+    assert (allocation.BY_LOSS in found) == comparable
+    if comparable:
+        keep = search.near_the_target(subject, found[allocation.BY_LOSS], settings, {"macs": 0.4}).keep
+        assert min(mask.mean() for mask in keep.values()) < 0.7
+
+
+def test_larger_models_are_tried_on_fewer_samples(scored, monkeypatch):
+    subject, _ = scored
+    seen: list[int] = []
+    monkeypatch.setattr(allocation.fair, "mixed", lambda judged, axes, most, seed: seen.append(most) or judged)
+    monkeypatch.setattr(allocation, "refitted", lambda selection, learned, seed: seen.append(len(learned)))
+    monkeypatch.setattr(allocation, "compared", lambda *_: SimpleNamespace(losses=lambda model: np.zeros(4)))
+    for part in (1, 4):
+        monkeypatch.setattr(allocation, "MOST_MACS", allocation.PASSES * subject.cost.totals()["macs"] / part)
+        allocation._evaluator(subject, resolved(OPTIONS))(Selection(subject.coupling, {}))
+    assert seen == [allocation.COMPARED, 256, allocation.COMPARED // 4, 64]
 
 
 @pytest.mark.parametrize("limit", ["MOST_MACS", "MOST_WORK"])

@@ -35,7 +35,7 @@ LOG = logging.getLogger("onnxprune")
 DIGESTED = 64  # samples of each set by which it is known again
 COMMON = (
     "recover", "epochs", "lr", "batch_size", "finetune", "steps", "align", "floor", "include", "exclude", "exact_only",
-    "inner_only", "device", "preprocess", "data", "val",
+    "inner_only", "allocate", "blocks", "device", "preprocess", "data", "val",
 )  # fmt: skip
 
 

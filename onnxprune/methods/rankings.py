@@ -1,0 +1,42 @@
+"""Rankings made of other rankings: one share for all, some Dims left out, dearer, or in the order of another method."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from onnxprune.coupling import Dim
+from onnxprune.methods.base import Outcome
+
+
+def uniform(outcome: Outcome) -> Outcome:
+    """The same order within each Dim; all lose the same share."""
+    ranks = {
+        dim: (np.argsort(np.argsort(values, kind="stable")) + 0.5) / len(values) for dim, values in _orders(outcome)
+    }
+    return replace(outcome, scores=ranks, losses=False, comparable=False, limits={}, keep=None)
+
+
+def _orders(outcome: Outcome) -> Iterator[tuple[Dim, np.ndarray]]:
+    return ((dim, np.asarray(values, np.float64)) for dim, values in outcome.ranking.items())
+
+
+def without(outcome: Outcome, dims: frozenset[Dim]) -> Outcome:
+    """`outcome` without these Dims, which then stay whole."""
+    scores = {dim: values for dim, values in outcome.scores.items() if dim not in dims}
+    return replace(outcome, scores=scores, keep=None)
+
+
+def reordered(widths: Outcome, order: Outcome) -> Outcome:
+    """The values of `widths`, which decide how many go, on the units in the order of `order`, which decides which."""
+    scores = {}
+    for dim, values in _orders(order):
+        found = np.empty(len(values))
+        found[np.argsort(values, kind="stable")] = np.sort(np.asarray(widths.ranking[dim], np.float64))
+        scores[dim] = found
+    return replace(order, scores=scores, losses=False, comparable=widths.comparable, limits={}, keep=None)
+
+
+def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
+    """`outcome` with units of these Dims `factor` times as dear."""
+    return replace(outcome, prices={**outcome.prices, **{dim: outcome.prices.get(dim, 1.0) * factor for dim in dims}})

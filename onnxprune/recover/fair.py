@@ -5,15 +5,21 @@ memory; whether it has kept its judgement shows on inputs that neither has seen:
 
     numbers     0.7 a + 0.3 b
     tokens      those of a, at three places of ten those of b: the same places in all inputs of a sample
+
+And more inputs of the kind that samples are: small photographs mirrored. What least squares fit is what the original
+says, and that it says of any image: a mirrored one tells about as much as another photograph does. Images that are
+shifted tell less: what comes in from outside is made up (docs/results/recovery.md).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
+import onnx_ir as ir
 
 from onnxprune.data import Samples
 from onnxprune.data.samples import Feeds
+from onnxprune.recover.settings import Settings, small_images
 
 SHARE = 0.7  # of the first of a pair
 FEWEST, ENOUGH = 64, 1024  # mixed inputs that tell two models apart; of few samples each is mixed with several others
@@ -71,3 +77,33 @@ def mixed(samples: Samples, axes: Mapping[str, int | None], most: int = ENOUGH, 
     """`samples` as mixtures: about `most` of them, of each sample with up to eight others."""
     wanted = max(FEWEST, min(most, ENOUGH)) // max(1, len(samples))
     return Mixed(samples, axes, seed, max(1, min(wanted, MOST_PARTNERS, len(samples) - 1)))
+
+
+# More samples ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Mirrored(Samples):
+    """`base`, and as many samples again: number N + k is sample k, left and right exchanged."""
+
+    base: Samples
+    labels: None = field(default=None, init=False)  # not every label holds for what was mirrored
+
+    def __len__(self) -> int:
+        return 2 * len(self.base)
+
+    def batch(self, indices) -> Feeds:
+        """Arrays by input name; the first half of all numbers are those of `base`."""
+        numbers = np.arange(len(self))[indices]
+        turned = numbers >= len(self.base)
+        feeds = self.base.batch(numbers % len(self.base))
+        return {name: _turned(x, turned) for name, x in feeds.items()}
+
+
+def _turned(x: np.ndarray, turned: np.ndarray) -> np.ndarray:
+    return np.where(turned[:, None, None, None], x[..., ::-1], x) if x.ndim == 4 else x
+
+
+def grown(samples: Samples, model: ir.Model, settings: Settings) -> Samples:
+    """`samples`, mirrored as well where `model` reads small images, unless settings (of fine-tuning) forbid a flip."""
+    return Mirrored(samples) if small_images(model) and settings.flip is not False else samples

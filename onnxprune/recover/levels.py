@@ -17,6 +17,7 @@ from onnxprune.options import Level
 from onnxprune.outputs.kinds import Outputs
 from onnxprune.plan.select import Selection
 from onnxprune.recover import biases
+from onnxprune.recover.fair import grown
 from onnxprune.recover.settings import Settings
 from onnxprune.surgery import dead
 from onnxprune.system import processes
@@ -30,8 +31,8 @@ LOG = logging.getLogger("onnxprune")
 JUDGED_SHARE, MOST_JUDGED = 0.1, 256  # of the samples to tune on: on them the end of fine-tuning is judged
 TRIAL_SAMPLES = 2048  # that a trial tunes on
 FEWEST_TRAINED = 3  # two to train on and one to judge on
-FEWEST, MOST = 512, 2048  # samples of least squares; more than the fewest while all of them stay below
-FITTED_MACS, FITTED_NUMBERS = 300_000_000_000, 1024 * 3 * 224 * 224  # these MACs, and numbers in the inputs
+FEWEST, MOST = 512, 4096  # samples of least squares; more than the fewest while all of them stay below
+FITTED_MACS, FITTED_NUMBERS = 600_000_000_000, 1024 * 3 * 224 * 224  # these MACs, and numbers in the inputs
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ def recover(
 
         with clock("reconstruct"):
             limit = FEWEST if trial else fitting_samples(given)
+            fitted = grown(fitted, given.original, how.tuning)
             retrying(
                 lambda: reconstruct.refit(
                     selection,

@@ -11,6 +11,7 @@ import numpy as np
 from onnxprune.data import Samples, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.recover import levels
+from onnxprune.recover.fair import grown
 from onnxprune.run.settings import Settings
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
@@ -86,7 +87,7 @@ def _recovery(subject: Subject, settings: Settings, each: float) -> str:
         return {"none": "nothing", "constants": "biases"}.get(settings.recovery.level, settings.recovery.level)
     learned = levels.learned_from(subject.given, settings.recovery)
     assert learned is not None
-    fitted = min(levels.fitting_samples(subject.given), len(learned))
+    fitted = min(levels.fitting_samples(subject.given), len(grown(learned, subject.model, settings.recovery.tuning)))
     steps = ["biases", f"weights by least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
     if settings.recovery.level == "finetune":
         steps.append(_tuning(subject, settings, each))

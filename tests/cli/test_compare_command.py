@@ -20,7 +20,7 @@ def samples(tmp_path_factory, cnn_path):
     x = np.random.default_rng(1).standard_normal((80, 3, 8, 8)).astype(np.float32)
     session = ort.InferenceSession(cnn_path)
     path = tmp_path_factory.mktemp("samples") / "samples.npz"
-    y = session.run(None, {session.get_inputs()[0].name: x})[0]
+    y = np.asarray(session.run(None, {session.get_inputs()[0].name: x})[0])
     np.savez(path, x=x, y=(y - y.mean(0)).argmax(1))
     return path
 
@@ -235,6 +235,7 @@ def test_seeds_widen_the_interval_by_students_t():
     assert line.accuracy == pytest.approx(mean)
     assert line.seeds95 == pytest.approx((mean - half, min(1, mean + half)))
     low = np.mean([value - row(value, 0)["accuracy"]["interval95"][0] for value in values])
+    assert line.interval95 is not None
     assert line.interval95[0] == pytest.approx(mean - np.hypot(low, half))
     assert line.interval95[1] <= 1
     assert line.shares["macs"] == 0.5
@@ -256,6 +257,7 @@ def test_the_joint_interval_holds_the_truth_as_often_as_it_promises():
         (line,) = compare.summarize([row(float(value), k, held) for k, value in enumerate(right)])
         draws = np.random.default_rng(7).normal(size=(3, 4000))
         truth = float((1.2 + 0.15 * draws[0] + draws[1] > draws[2]).mean())
+        assert line.interval95 is not None
         trials += line.interval95[0] <= truth <= line.interval95[1]
     assert trials / 300 >= 0.95
 

@@ -94,7 +94,7 @@ def test_a_redundant_layer_is_made_whole(text: str):
     coupling = analyze(model)
     dim = next(d for d in coupling.free if any(m.initializer == "w" for m in coupling.members[d]))
     keep = {dim: np.arange(dim.size) < (3 if dim.size == 4 else 4)}
-    shape = [size if isinstance(size, int) else 100 for size in model.graph.inputs[0].shape]
+    shape = [size if isinstance(size, int) else 100 for size in model.graph.inputs[0].shape or ()]
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     cut = surgery.cut(Selection(coupling, keep))
     (record,) = reconstruct.refit(
@@ -144,7 +144,7 @@ def test_a_norm_before_its_layer_follows_the_moments():
 
 @pytest.mark.parametrize(
     ("side", "macs", "count"),
-    [(32, 125e6, 2048), (32, 300e6, 1000), (32, 4e9, 512), (224, 1e6, 1024), (160, 1e6, 2007)],
+    [(32, 125e6, 4096), (32, 300e6, 2000), (32, 4e9, 512), (224, 1e6, 1024), (160, 1e6, 2007)],
 )
 def test_more_samples_where_they_are_small_and_the_model_is_quick(side: int, macs: float, count: int):
     tune = SimpleNamespace(batch=lambda numbers: {"x": np.zeros((len(numbers), 3, side, side), np.float32)})
@@ -253,7 +253,7 @@ def test_weights_that_stay_in_files_are_refitted_as_those_in_memory(tmp_path, mo
         records = reconstruct.refit(selection, cut, samples)
         assert any(record.accepted for record in records)
         refitted = {r.node for r in records if r.accepted}
-        weights = [node.inputs[1] for node in cut.graph if node.name in refitted]
+        weights = [w for node in cut.graph if node.name in refitted and (w := node.inputs[1]) is not None]
         assert all(stored.is_stored(value) is (name == "beside") for value in weights)
         answers.append([graph.array_of(value) for value in weights])
     for ours, theirs in zip(*answers, strict=True):

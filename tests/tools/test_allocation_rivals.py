@@ -1,0 +1,52 @@
+"""What other tools chose, read off the weights that they left."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from networks import CNN, filled
+from onnx_text import random_keep
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import analyze
+from onnxprune.plan.select import Selection
+
+TOOLS = Path(__file__).parents[2] / "tools"
+MODULES = ("allocation_rivals", "allocation_study", "cifar", "cifar_resnet", "imagenet", "torch_pruning_cifar")
+
+
+@pytest.fixture
+def rivals(monkeypatch):
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.syspath_prepend(str(TOOLS / "zoo"))
+    yield importlib.import_module("allocation_rivals")
+    for name in (*MODULES, "tools.zoo.onnxsim_worker", "feeds"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def cut():
+    """A network, a random plan, and the weights that are left by it."""
+    coupling = analyze(graph.normalize(ir.from_proto(filled(CNN))))
+    keep = random_keep(coupling, 3, 0.6)
+    left = surgery.cut(Selection(coupling, keep)).graph.initializers
+    return coupling, keep, {name: graph.array_of(value) for name, value in left.items()}
+
+
+def test_the_positions_that_another_tool_kept_are_read_off_its_weights(rivals, cut):
+    coupling, keep, arrays = cut
+    assert any(not mask.all() for mask in keep.values())
+    found = rivals.selection_of(coupling, arrays).keep
+    assert all(np.array_equal(found[dim], mask) for dim, mask in keep.items())
+
+
+def test_weights_that_disagree_or_are_others_are_refused(rivals, cut):
+    coupling, _, arrays = cut
+    with pytest.raises(ValueError, match="holds other numbers than before"):
+        rivals.selection_of(coupling, {name: array + 1 for name, array in arrays.items()})
+    whole = {name: graph.array_of(value) for name, value in coupling.model.graph.initializers.items()}
+    with pytest.raises(ValueError, match="do not agree on what is left"):
+        rivals.selection_of(coupling, {**arrays, "w4": whole["w4"]})

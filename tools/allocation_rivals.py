@@ -1,0 +1,153 @@
+"""Other tools' choice of units against the plain command: the same model, MACs, images, least squares and test images.
+
+    pip install --no-deps torch-pruning
+    python tools/allocation_rivals.py --model cifar10-resnet56-bn --macs 0.5
+
+Rows: the plain command; uniform widths in the order of the method that it takes; onnxsim's structured pruning by
+weights and activations (apply_structured_wanda_pruning: of its own, that which cuts units by samples), of which the
+sparsity is searched for; Torch-Pruning's criteria, taylor with labels. onnxsim and Torch-Pruning refit nothing: which
+positions they keep is read off their results, and these are refitted by our least squares. Nothing is fine-tuned, kept
+sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent / "zoo"))
+sys.path.insert(0, str(Path(__file__).parent))
+import allocation_study as study
+import cifar
+import cifar_resnet
+import torch_pruning_cifar
+
+from onnxprune import graph, surgery
+from onnxprune.coupling import Coupling, Keep, unit_positions
+from onnxprune.data import Samples, input_infos, load_samples
+from onnxprune.options import Options
+from onnxprune.plan import cost
+from onnxprune.plan.select import Selection
+from onnxprune.recover import levels
+from onnxprune.run.settings import resolved
+from onnxprune.run.subject import Subject, prepare
+from onnxprune.system.clock import Clock
+from tools.zoo.onnxsim_worker import float_arrays, kept_positions
+
+HEAD = """\
+| units chosen by | MACs | parameters | as cut | after least squares | 95 % interval | seconds of the choice |
+|---|---:|---:|---:|---:|---|---:|"""
+TRIALS = 12  # of onnxsim's sparsity, by bisection
+Arrays = Mapping[str, np.ndarray]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="cifar10-resnet56-bn", help="a ResNet of $ONNXPRUNE_DATA with BatchNorm")
+    parser.add_argument("--macs", type=float, default=0.5)
+    parser.add_argument("--samples", type=int, default=5000, help="training images")
+    parser.add_argument("--test", type=int, default=4000)
+    parser.add_argument("--start", type=int, default=0, help="the first of the test images")
+    parser.add_argument("--calibration", type=int, default=256, help="images that onnxsim looks at")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    print(HEAD)
+    for line in rows(args):
+        print(line, flush=True)
+
+
+def rows(args: argparse.Namespace) -> Iterator[str]:
+    """A line for each tool."""
+    path = cifar.DATA / "models" / f"{args.model}.onnx"
+    x, tested = study.images(args.model, args.samples, args.test, args.start)
+    given = {"data": x, "target": {"macs": args.macs}, "align": 1, "latency": False, "recover": "reconstruct"}
+    given |= {"val": tested}
+    options = Options(**given)
+    subject = prepare(path, options, Clock())
+    test = load_samples(tested, input_infos(subject.model))
+    subject, outcome = study.schedule.scored(subject, resolved(options), Clock())
+    for name, allocate in (("onnxprune, plain command", None), ("onnxprune, uniform widths", "uniform")):
+        settings = resolved(Options(**given, allocate=allocate))
+        start = time.process_time()
+        chosen = study.allocation.allocated(subject, outcome, settings, Clock())
+        selection = next(study.search.selections(subject, chosen, settings))
+        yield row(name, subject, selection, test, time.process_time() - start)
+    start = time.process_time()
+    arrays = by_onnxsim(path, subject, x[: args.calibration], args.macs)
+    yield row("onnxsim, wanda", subject, selection_of(subject.coupling, arrays), test, time.process_time() - start)
+    labelled = load_samples(cifar.load("resnet", "train", 0, args.samples), input_infos(subject.model))
+    for criterion in torch_pruning_cifar.CRITERIA:
+        start = time.process_time()
+        network = cifar_resnet.load(path)
+        torch_pruning_cifar.prune(network, criterion, args.macs, labelled)
+        selection = selection_of(subject.coupling, {k: v.numpy() for k, v in network.state_dict().items()})
+        yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
+
+
+def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Arrays:
+    """The weights that onnxsim leaves at the largest size of at most `macs`."""
+    from onnxsim.pruning import apply_structured_wanda_pruning
+
+    name = input_infos(subject.model)[0].name
+    calibration = [{name: x[k : k + 32]} for k in range(0, len(x), 32)]
+    low, high, best = 0.0, 0.95, None
+    for _ in range(TRIALS):
+        sparsity = (low + high) / 2
+        made = apply_structured_wanda_pruning(onnx.load(path), calibration, sparsity=sparsity, global_sparsity=True)
+        arrays = float_arrays(made)
+        sizes = cost.keep_sizes(selection_of(subject.coupling, arrays).keep)
+        if subject.cost.total("macs", sizes) <= macs * subject.cost.total("macs"):
+            best, high = arrays, sparsity
+        else:
+            low = sparsity
+    if best is None:
+        raise ValueError(f"onnxsim cannot bring {path} to {macs:g} of its MACs")
+    return best
+
+
+def selection_of(coupling: Coupling, arrays: Arrays) -> Selection:
+    """What of each dimension is left in `arrays`, weights of which other tools removed positions.
+
+    Raises: ValueError where these are no positions of a dimension, or two weights disagree on them.
+    """
+    keep: Keep = {}
+    wholes = coupling.model.graph.initializers
+    for dim in coupling.free:
+        masks: dict[str, np.ndarray] = {}
+        for member in coupling.members[dim]:
+            whole, part = graph.array_of(wholes[member.initializer]), arrays.get(member.initializer)
+            if part is None or part.ndim != whole.ndim or whole.ndim < 2:
+                continue
+            left = kept_positions(whole, part)
+            if left is None:
+                raise ValueError(f"'{member.initializer}' holds other numbers than before")
+            units = unit_positions(coupling.axes[member.initializer][member.axis], dim)
+            masks[member.initializer] = np.isin(np.arange(dim.size), units[left[member.axis]])
+        first = next(iter(masks.values()), np.ones(dim.size, bool))
+        if any(not np.array_equal(first, mask) for mask in masks.values()):
+            raise ValueError(f"the weights of '{dim.name}' do not agree on what is left of it: {', '.join(masks)}")
+        keep[dim] = first
+    return Selection(coupling, keep)
+
+
+def row(name: str, subject: Subject, selection: Selection, test: Samples, seconds: float) -> str:
+    """A line of the table: what is left, and accuracy before and after least squares."""
+    model = surgery.cut(selection)
+    cut = study.shown(model, test)[0]
+    how = resolved(Options(data="digits", recover="reconstruct")).recovery
+    levels.recover(subject.given, selection, model, how, Clock())
+    sizes = cost.keep_sizes(selection.keep)
+    shares = (f"{subject.cost.total(kind, sizes) / subject.cost.total(kind):.3f}" for kind in ("macs", "params"))
+    return f"| {' | '.join((name, *shares, cut, *study.shown(model, test), f'{seconds:.0f}'))} |"
+
+
+if __name__ == "__main__":
+    np.seterr(all="ignore")
+    main()

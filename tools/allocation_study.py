@@ -6,14 +6,18 @@ Least squares only, no labels, kept sizes in multiples of one. The models and im
 cifar.py and, for a model whose name begins with imagenet, imagenet.py. A method 'auto' is what the command takes where
 nobody asks for one: with 'default' that is the plain command. --original adds a row of the original. --cache FOLDER
 keeps the widths that were chosen, so that a run that was ended goes on with them. --start leaves the first test images
-out, so that what is chosen on some is reported on others. Seconds are those of the processor.
+out, so that what is chosen on some is reported on others. --each gives, instead of the one that is chosen, a row of
+each result that the plain command compares, with what it lost in the trial: does that rank them rightly? --mirror off
+leaves mirror images out of least squares. Seconds are those of the processor.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -55,6 +59,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--original", action="store_true")
+    parser.add_argument("--each", action="store_true", help="a row for each result that the plain command compares")
+    parser.add_argument("--mirror", choices=("on", "off"), default="on", help="mirror images in least squares")
     parser.add_argument("--cache", type=Path, help="folder for the widths that were chosen")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -83,6 +89,7 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
     for macs in args.macs:
         given = {"data": x, "target": {"macs": macs}, "align": 1, "latency": False, "recover": "reconstruct"}
         given |= {"method": method, "seed": seed, "time": args.time, "val": tested}  # all of x to tune on
+        given["finetune"] = {} if args.mirror == "on" else {"flip": False}
         options = Options(**given)
         subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
         began = time.process_time()
@@ -91,6 +98,9 @@ def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
         test = load_samples(tested, input_infos(subject.model))
         if args.original:
             yield "| " + " | ".join(("original", "", "", "1", "1", *shown(subject.model, test), "", "", "", "")) + " |"
+        if args.each:
+            yield from (finished(subject, each, options, test, scoring) for each in choices(subject, outcome, options))
+            continue
         for name in args.allocate:
             widths = None if name == "default" else name
             yield row(subject, outcome, Options(**given, allocate=widths), test, args, scoring)
@@ -105,54 +115,71 @@ def shown(model: ir.Model, test: Samples) -> tuple[str, str]:
     return f"{100 * found.value:.2f} %", f"{100 * low:.2f} to {100 * high:.2f} %"
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What is removed, what it is called, the seconds that its widths took, and what was tried for them."""
+
+    selection: Selection
+    name: str
+    seconds: float
+    tried: str
+
+
+def choices(subject: Subject, outcome: Outcome, options: Options) -> list[Choice]:
+    """Each result that the plain command compares."""
+    start = time.process_time()
+    found = allocation.contenders(subject, outcome, resolved(options))
+    spent = time.process_time() - start
+    return [Choice(c.selection, allocation.SHORT.get(c.name, c.name), spent, f"lost {c.loss:.4f}") for c in found]
+
+
 def row(
     subject: Subject, outcome: Outcome, options: Options, test: Samples, args: argparse.Namespace, scoring: float
 ) -> str:
     """One line: what the widths cost, and what the recovered model does on test images."""
-    choice, spent, tried = known(subject, outcome, options, args)
-    settings = resolved(options)
-    model = surgery.cut(choice)
+    return finished(subject, known(subject, outcome, options, args), options, test, scoring)
+
+
+def finished(subject: Subject, choice: Choice, options: Options, test: Samples, scoring: float) -> str:
+    """The line of a choice, recovered."""
+    selection = choice.selection
+    model = surgery.cut(selection)
     began = time.process_time()
-    levels.recover(subject.given, choice, model, settings.recovery, Clock())
+    levels.recover(subject.given, selection, model, resolved(options).recovery, Clock())
     recovery = time.process_time() - began
-    sizes = cost.keep_sizes(choice.keep)
+    sizes = cost.keep_sizes(selection.keep)
     shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
     numbers = (*(f"{share:.3f}" for share in shares), *shown(model, test))
     method = "auto" if options.method_found else options.method
-    seconds = (f"{each:.0f}" for each in (scoring, spent, recovery))
-    return (
-        "| "
-        + " | ".join(map(str, (method, options.allocate or "default", options.seed, *numbers, *seconds, tried)))
-        + " |"
-    )
+    seconds = (f"{each:.0f}" for each in (scoring, choice.seconds, recovery))
+    return "| " + " | ".join(map(str, (method, choice.name, options.seed, *numbers, *seconds, choice.tried))) + " |"
 
 
-def known(
-    subject: Subject, outcome: Outcome, options: Options, args: argparse.Namespace
-) -> tuple[Selection, float, str]:
-    """(what is removed, the seconds that its widths took, what was tried for them), from --cache where it is there."""
+def known(subject: Subject, outcome: Outcome, options: Options, args: argparse.Namespace) -> Choice:
+    """What is chosen, from --cache where it is there."""
     share = next(iter(options.target.values()))
     method = "auto" if options.method_found else options.method
-    told = (args.model, args.samples, method, options.allocate or "default", f"{share:g}", options.seed)
+    name = options.allocate or "default"
+    told = (args.model, args.samples, method, name, f"{share:g}", options.seed)
     file = args.cache / f"{'_'.join(map(str, told))}.npz" if args.cache else None
     dims = {dim.name: dim for dim in subject.coupling.dims}
     if file is not None and file.exists():
         with np.load(file) as stored:
             keep = {dims[name]: stored[name] for name in stored.files if name in dims}
-            return Selection(subject.coupling, keep, options.method), float(stored["seconds"]), str(stored["tried"])
+            selection = Selection(subject.coupling, keep, options.method)
+            return Choice(selection, name, float(stored["seconds"]), str(stored["tried"]))
     start = time.process_time()
     settings = resolved(options)
     chosen = allocation.allocated(subject, outcome, settings, Clock())
     spent = time.process_time() - start
-    tried = next(
-        (note for note in chosen.notes if note.startswith(("widths: ", allocation.BY_REFIT, allocation.BY_ORDER))), ""
-    )
+    told = ("widths: ", *allocation.SHORT)
+    tried = next((note for note in chosen.notes if note.startswith(told)), "").removeprefix("widths: ")
     choice = next(search.selections(subject, chosen, settings))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        kept = {dim.name: mask for dim, mask in choice.keep.items()}
-        np.savez(file, seconds=spent, tried=tried.removeprefix("widths: "), **kept)
-    return choice, spent, tried.removeprefix("widths: ")
+        arrays: dict[str, Any] = {dim.name: mask for dim, mask in choice.keep.items()}
+        np.savez(file, seconds=spent, tried=tried, **arrays)
+    return Choice(choice, name, spent, tried)
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def _better_by_refit(
         return plain
     try:
         orders = widths.Orders(subject, readers, settings.seed)
-        rankings = _contenders(subject, outcome, plain, settings, orders)
+        rankings = _rankings(subject, outcome, plain, settings, orders)
         tried = [c for item in rankings for c in _tried(*item, subject, settings, evaluator())]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
         LOG.info("  nothing by refit: %s", error)
@@ -182,7 +182,15 @@ def _better_by_refit(
     return replace(best.outcome, notes=(*(n for n in best.outcome.notes if n != BY_REFIT), note))
 
 
-def _contenders(
+def contenders(subject: Subject, outcome: Outcome, settings: Settings) -> list[Candidate]:
+    """What is compared where nobody asked for a method, with what each loses: for those who want to look at all."""
+    orders = widths.Orders(subject, leftover.readers(subject.coupling, outcome.scores), settings.seed)
+    rankings = _rankings(subject, outcome, _repairable(subject, outcome, settings), settings, orders)
+    evaluate = _evaluator(subject, settings)
+    return [candidate for item in rankings for candidate in _tried(*item, subject, settings, evaluate)]
+
+
+def _rankings(
     subject: Subject, outcome: Outcome, plain: Outcome, settings: Settings, orders: widths.Orders
 ) -> Iterator[tuple[str, Outcome]]:
     """What is compared where nobody asked for a method, each with its name."""

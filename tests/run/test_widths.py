@@ -234,7 +234,7 @@ def test_widths_beyond_a_methods_limits_are_tried_where_its_scores_are_losses(sc
     limited = replace(outcome, limits=dict.fromkeys(outcome.scores, 0.3), comparable=comparable)
     settings = resolved(replace(OPTIONS, target={"macs": 0.6}))
     orders = widths.Orders(subject, leftover.readers(subject.coupling, outcome.scores), 0)
-    found = dict(allocation._contenders(subject, limited, limited, settings, orders))
+    found = dict(allocation._rankings(subject, limited, limited, settings, orders))
     assert (allocation.BY_LOSS in found) == comparable
     if comparable:
         keep = search.near_the_target(subject, found[allocation.BY_LOSS], settings, {"macs": 0.4}).keep

@@ -152,8 +152,22 @@ WORDS = (
 ).split()
 
 
+@cache
+def fonts() -> list[str]:
+    """Those of FONTS that this machine has."""
+    return [name for name in FONTS if has_font(name)]
+
+
+def has_font(name: str) -> bool:
+    try:
+        ImageFont.truetype(name, 20)
+    except OSError:
+        return False
+    return True
+
+
 def font(rng: np.random.Generator, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(FONTS[rng.integers(len(FONTS))], size)
+    return ImageFont.truetype(fonts()[rng.integers(len(fonts()))], size)
 
 
 def line(rng: np.random.Generator) -> tuple[Image.Image, str]:
@@ -286,7 +300,7 @@ def tokens(sentences: Sequence[str], path: Path) -> Feeds:
 
 def sentence_samples(path: Path) -> tuple[Feeds, Feeds]:
     rng = np.random.default_rng(6)
-    said = [sentence(rng.integers(0, 10, 4), SLOTS if k % 2 else SAME) for k in range(160)]
+    said = [sentence(rng.integers(0, 10, 4).tolist(), SLOTS if k % 2 else SAME) for k in range(160)]
     return halves(tokens(said, path), 80)
 
 
@@ -304,7 +318,7 @@ def sentence_truth(path: Path) -> Callable[[Answers], float]:
         y = answers(feeds)["last_hidden_state"].mean(1)
         y = y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12)
         cosines = (y[:count] * y[count:]).sum(1)
-        return 0.0 if np.ptp(cosines) < 1e-6 else float(spearmanr(cosines, shared).statistic)
+        return 0.0 if np.ptp(cosines) < 1e-6 else float(spearmanr(cosines, shared)[0])  # type: ignore[arg-type]
 
     return correlation
 

@@ -4,8 +4,9 @@
 
 h is the diagonal of the Fisher matrix, which for a classifier at its own distribution is the Gauss-Newton Hessian: the
 labels in L_i are drawn from the model's outputs, so none are needed. Where nothing is classified, noise on the
-outputs gives the Gauss-Newton diagonal of their mean square. Gradients of independent draws have mean zero, so a
-batch of B gives B * (mean gradient)^2 as an unbiased estimate of E[g^2]: no per-sample gradients are formed.
+outputs gives the Gauss-Newton diagonal of the distance that fine-tuning minimizes, by their kinds (outputs/parts.py).
+Gradients of independent draws have mean zero, so a batch of B gives B * (mean gradient)^2 as an unbiased estimate of
+E[g^2]: no per-sample gradients are formed.
 """
 
 from dataclasses import dataclass

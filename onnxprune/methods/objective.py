@@ -68,7 +68,8 @@ def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[dict[str,
 
 def sampled_loss(context: Context, values: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
     """Mean over samples of a loss of which squared gradients average to the Gauss-Newton diagonal, of all parts."""
-    return torch.stack([parts.sampled_loss(part, values, generator) for part in _parts(context, values)]).sum()
+    learned = parts.with_forms(_parts(context, values), values)
+    return torch.stack([parts.sampled_loss(part, learned, values, generator) for part in learned]).sum()
 
 
 def distance(

@@ -15,11 +15,12 @@ from torch.nn import functional as F
 
 from onnxprune.outputs import parts
 from onnxprune.outputs.describe import describe
-from onnxprune.outputs.kinds import CLASSES, SIGNAL, Outputs, Part
+from onnxprune.outputs.kinds import CHOSEN, CLASSES, SIGNAL, Outputs, Part
 
 Values = Mapping[str, Tensor]
 SMALL = 1e-6
 MOST_POINTS = 4
+SOFTEST, LEAST_ANSWER = (4.0, 2.0, 1.0), 1 / 5  # temperatures; of all probability, what the answer keeps
 DEEPEST = 32  # nodes between an output and the values that stand in for it
 
 
@@ -31,7 +32,7 @@ class Task:
     parts: of those values, each compared as its kind asks for; samples come first. sample_axes: value -> the axis on
     which the model has them, where that is another.
     points: intermediate values that both models have; positions: axis -> positions of those of which the cut model has
-    only these. scales: the spread of points and of regressed outputs.
+    only these. scales: the spread of points and of regressed outputs. temperature: see `softest`.
     """
 
     outputs: tuple[str, ...]
@@ -43,6 +44,7 @@ class Task:
     parts: tuple[Part, ...] = ()
     sample_axes: Mapping[str, int] = field(default_factory=dict)
     positions: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
+    temperature: float = SOFTEST[0]
 
     @property
     def captured(self) -> tuple[str, ...]:
@@ -179,10 +181,22 @@ def classification(z: Tensor, labels: Tensor, others: Tensor | None = None, weig
 
 
 def scaled(task: Task, values: Values) -> Task:
-    """`task` with the units of what it compares, and what boxes are, as seen on the original's `values`."""
-    task = replace(task, parts=parts.with_forms(task.parts, values))
+    """`task` with the units of what it compares, its temperature, and what boxes are, by the original's `values`."""
+    task = replace(task, parts=parts.with_forms(task.parts, values), temperature=softest(task.parts, values))
     units = {part.name: parts.scale_of(part, task.parts, values) for part in task.parts}
     return replace(task, scales={**scales_of(values, task.wanted), **units})
+
+
+@torch.no_grad()
+def softest(found: Sequence[Part], values: Values) -> float:
+    """The highest temperature at which the original's answers still have a fifth of all probability, in the mean.
+
+    Softened as much as suits ten classes, thousands of letters that nobody would read there have nearly all of it, and
+    a student learns how unlikely each is (Hinton et al. 2015, section 2, on logits that are far below the mean).
+    """
+    chosen = [parts.log_probabilities(part, parts.rows(part, values)) for part in found if part.kind in CHOSEN]
+    fit = (T for T in SOFTEST if all(float((z / T).softmax(-1).amax(-1).mean()) >= LEAST_ANSWER for z in chosen))
+    return next(fit, SOFTEST[-1])
 
 
 def scales_of(values: Values, names: Sequence[str]) -> dict[str, float]:

@@ -20,6 +20,7 @@ TINY = 1e-12
 SMALL = 1e-6
 LEAST_SURE = 1 / 16  # of scores in a sample: where less is found, nothing is
 FORMS = ("corners", "centers", "distances")  # of boxes
+OFF = 0.1  # of a box's size: by which a side of a cut model is off that is of use
 MOSTLY = 0.98  # of the places of boxes, by how sure they are
 IGNORED = -100  # what torch leaves out of a cross-entropy
 
@@ -137,20 +138,43 @@ def own_loss(part: Part, parts: Sequence[Part], values: Values, labels: Tensor |
     return squares / squares.detach().clamp_min(TINY) / 2
 
 
-def sampled_loss(part: Part, values: Values, generator: torch.Generator) -> Tensor:
-    """A loss of which squared gradients average to the Gauss-Newton diagonal, mean over samples.
+def sampled_loss(part: Part, parts: Sequence[Part], values: Values, generator: torch.Generator) -> Tensor:
+    """A loss of which squared gradients average to the Gauss-Newton diagonal of `distance`, mean over samples.
 
     Classes: cross-entropy with labels drawn from the model's own distribution (the Fisher information). Others: the
-    numbers times unit normal noise, in units of their size: E[(J'e)^2] = diag(J'J).
+    numbers times normal noise, of the variance h of `stiffness`: E[(J'e)^2] = diag(J' diag(h) J).
     """
-    y = rows(part, values)
+    y, count = rows(part, values), count_of(part, values)
     if part.kind in kinds.CHOSEN:
         log_p = log_probabilities(part, y)
         flat = log_p.reshape(-1, log_p.shape[-1])
         drawn = torch.multinomial(flat.detach().exp().cpu(), 1, generator=generator)[:, 0]
-        return F.nll_loss(flat, drawn.to(y.device))
-    scale = (y * y).mean().detach().clamp_min(TINY).sqrt() * (y.numel() / len(y)) ** 0.5
-    return (y * torch.randn(y.shape, generator=generator).to(y)).sum() / scale / len(y)
+        return F.nll_loss(flat, drawn.to(y.device), reduction="sum") / (count * len(flat)) ** 0.5
+    noise = torch.randn(y.shape, generator=generator).to(y) * stiffness(part, parts, values).sqrt()
+    return (y * noise).sum() / count
+
+
+@torch.no_grad()
+def stiffness(part: Part, parts: Sequence[Part], values: Values) -> Tensor:
+    """The second derivative (..., C) of a sample's `distance` by each number of a part that is no choice of classes.
+
+    scores t: 1 / (t (1 - t)). Boxes of size s: 2 / (OFF s^2), for their overlap falls in proportion to what a side is
+    off, not to its square; both are the same where that is OFF of s. Others: 2. In the units of `distance`.
+    """
+    t, scale = rows(part, values), scale_of(part, parts, values)
+    if part.kind == kinds.SCORES and _shares(t):
+        t = t.clamp(SMALL, 1 - SMALL)
+        return 1 / (t * (1 - t)) / scale
+    scores = beside(part, parts, values)
+    if scores is None:
+        return torch.full_like(t, 2 * count_of(part, values) / t.numel() / scale)
+    w = certainty(scores, values).reshape(*t.shape[:-1], 1).expand_as(t)
+    if not has_sizes(part):
+        return 2 * w / scale
+    low, high = corners(t, part.form)
+    size = torch.cat([high - low, high - low], -1).abs()
+    usual = (w * size).sum() / w.sum().clamp_min(TINY)
+    return 2 * w / (OFF * size.clamp_min(usual / 100).square()) / scale
 
 
 def distance(

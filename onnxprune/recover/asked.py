@@ -10,7 +10,7 @@ from onnxprune.recover.settings import Settings
 from onnxprune.system import plugins
 
 OWN_OPTIONS = ("epochs", "lr", "batch_size", "device", "seed", "resume", "loss", "metric")
-AUTO = ("weight_decay", "ema", "channels_last")  # None where they are left to the tool
+AUTO = ("weight_decay", "ema", "channels_last", "temperature")  # None where they are left to the tool
 WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 

@@ -161,6 +161,8 @@ def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, 
         "fine-tuning",
         fixed=fixed is not None,
     )
+    asked = replace(asked, temperature=asked.temperature or task.temperature)
+    settings = replace(settings, temperature=asked.temperature)
     original = Teacher(teacher, task, settings, device)
     original.remember(samples)
     judge = _judge(model, teacher, task, held, settings, device, len(samples))

@@ -32,7 +32,8 @@ class Settings:
     """What fine-tuning does; None and 'auto' are chosen when it starts, and `History.settings` says how.
 
     lr: the peak. labels: weight of the cross-entropy with labels against the distillation, 0 to 1.
-    features: weight of intermediate values, of which the cut model may have a part. temperature: of the softmax.
+    features: weight of intermediate values, of which the cut model may have a part. temperature: of the softmax;
+    None for what the original's answers ask for, see losses.softest.
     ema: decay of the average of weights per step. warmup: share of the steps. clip: largest gradient norm.
     amp: 'bf16', 'fp16' or 'off'. batchnorm: 'on' puts BatchNorm back behind convolutions while training.
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
@@ -53,7 +54,7 @@ class Settings:
     seed: int = 0
     labels: float = 0.5
     features: float = 0.0
-    temperature: float = 4.0
+    temperature: float | None = None
     ema: float | None = None
     warmup: float = 0.05
     clip: float = 1.0
@@ -106,7 +107,7 @@ def _check(s: Settings) -> None:
         (s.batch_size is None or s.batch_size >= 1, "batch_size", s.batch_size, "1 or more"),
         (s.lr is None or s.lr > 0, "lr", s.lr, "more than 0"),
         (0 <= s.labels <= 1, "labels", s.labels, "a weight from 0 to 1"),
-        (s.temperature > 0, "temperature", s.temperature, "more than 0"),
+        (s.temperature is None or s.temperature > 0, "temperature", s.temperature, "more than 0"),
         (s.ema is None or 0 <= s.ema < 1, "ema", s.ema, "a decay from 0 to below 1"),
         (
             (s.crop or 0) >= 0 and s.mixup >= 0 and s.clip >= 0,

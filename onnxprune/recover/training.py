@@ -332,7 +332,7 @@ def _loss(run: Run, values, taught: Callable[[], dict[str, Tensor]], piece: Piec
     if settings.loss is not None:
         loss = _own_loss(settings.loss, settings.loss(values, targets, labels))
     else:
-        loss = teaching(task, values, targets, settings.temperature)
+        loss = teaching(task, values, targets, settings.temperature or task.temperature)
         if right is not None:
             loss = (1 - settings.labels) * loss + settings.labels * right
     if task.points:

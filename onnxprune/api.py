@@ -1,4 +1,4 @@
-"""What Python users call."""
+"""The functions for users of Python."""
 
 import inspect
 from collections.abc import Callable, Mapping

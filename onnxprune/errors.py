@@ -64,10 +64,10 @@ class OutOfMemoryError(OnnxPruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, its kind where it says nothing: a part of an error or note of ours."""
+    """The first line of what an error says, its kind where it says nothing: for our own errors and notes to quote."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def no_samples(command: str) -> UsageError:
-    """What a command says that measures on samples and was given none."""
+    """The error of a command that measures on samples and was given none."""
     return UsageError(f"{command} measures on samples: give --data or --val")

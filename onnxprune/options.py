@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 (a field of Options is declared by a call)
-"""What a run is asked for: one table of options, of which the command line, TOML files and Python's `prune` are made.
+"""The options of a run: one table, of which the command line, TOML files and Python's `prune` are made.
 
 To add an option, add one field to `Options`:
 
@@ -56,7 +56,7 @@ TUNING: Mapping[str, type] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """What an option may hold.
+    """The kind of value that an option holds.
 
     said: what a user is told to give. fits: whether a value of a file or of Python is one. read: a word of the
     command line as such a value. held: such a value as `Options` holds it. pair: for tables of KEY=VALUE an example,
@@ -420,7 +420,7 @@ class Options:
 
     @property
     def preprocess(self) -> dict[str, Any]:
-        """What was said about images, by the names that `data` knows."""
+        """The options about images, by the names that `data` knows."""
         return {name: getattr(self, name) for name in PREPROCESS if getattr(self, name) is not None}
 
 

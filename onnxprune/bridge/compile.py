@@ -90,6 +90,7 @@ class _Builder:
         self.steps: list[Step] = []
 
     def build(self, graph: ir.Graph, formal: list[ir.Value]) -> Program:
+        """The program of a graph; formal: values that are given when it is called."""
         inputs = [self.define(value, "device") for value in formal]
         for node in graph:
             if node in self.fusions.calls:
@@ -185,6 +186,7 @@ class _Builder:
     # Nodes -----------------------------------------------------------------------------------------------------
 
     def add(self, node: ir.Node) -> None:
+        """Adds the step of a node: computed now from constants, on the host, or on the device."""
         entry = function_of(node, self.store.opsets)
         assert entry is not None
         attributes, captured = self.attributes(node)

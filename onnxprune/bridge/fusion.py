@@ -231,7 +231,7 @@ def _attention(last: ir.Node) -> Fused | None:
 
 
 def _peeled(value: ir.Value | None, scale: float, nodes: list[ir.Node]) -> tuple[ir.Value | None, float, list[ir.Node]]:
-    """What stands before a multiplication by a number, and the scale with it."""
+    """`value` without a multiplication or division by a number that gives it; the number goes into the scale."""
     node = _behind(value, "Mul", "Div")
     if node is None or len(node.outputs[0].uses()) != 1:
         return value, scale, nodes

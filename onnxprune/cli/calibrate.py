@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _stored(form: str, provider: str) -> Any:
-    """What turns a probe model into one that is quantized as `form`."""
+    """A function that quantizes a probe model as `form`."""
     import onnx_ir as ir
 
     from onnxprune import graph, quantize

@@ -56,7 +56,7 @@ def _subject(path: Path, tokens: tuple[int, ...]) -> "Subject":
 
 
 def told(path: Path, prepared: "Callable[[tuple[int, ...]], Subject] | None") -> str:
-    """What a good plan is, in one line; `prepared` gives the model by the tokens that a plan keeps.
+    """A line on a plan that can be replayed; `prepared` gives the model by the tokens that a plan keeps.
 
     Raises: UsageError for a plan that cannot be replayed.
     """

@@ -1,4 +1,4 @@
-"""What each command does; the modules that do the work are imported when a command needs them."""
+"""The commands; the modules that do the work are imported when a command needs them."""
 
 import json
 import shlex
@@ -70,7 +70,7 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
 
 
 def _told(proof: Any) -> str:
-    """What a proof says of itself, behind its numbers."""
+    """The remarks of a proof, printed behind its numbers."""
     return f"; {proof.note}" if proof.note else ""
 
 
@@ -239,7 +239,7 @@ def _methods(given: list[str]) -> int:
 
 
 def _added_methods() -> dict[str, tuple[str, str]]:
-    """What is to be said of methods that a --plugin registered."""
+    """The lines on methods that a --plugin registered."""
     base = sys.modules.get("onnxprune.methods.base")
     return {} if base is None else {name: base.told(method) for name, method in base.METHODS.items()}
 

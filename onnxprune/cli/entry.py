@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def own_logging() -> Iterator[None]:
-    """What a command sets of our logger is as before when it ends: the process may be the user's."""
+    """Puts our logger back when a command ends: the process may be the user's."""
     before = LOG.handlers[:], LOG.level, LOG.propagate
     try:
         yield

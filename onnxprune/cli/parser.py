@@ -138,7 +138,7 @@ def verbosity(parser: argparse._ActionsContainer) -> None:
 
 
 def settings_of(parser: argparse.ArgumentParser, given: list[str]) -> dict[str, Any]:
-    """What was given, by name, without what was left out; logging is set to it."""
+    """The arguments that were given, by name; sets the level of logging as they say."""
     settings = {key: value for key, value in vars(parser.parse_args(given)).items() if value is not None}
     set_logging(settings)
     return settings

@@ -273,6 +273,7 @@ class Analysis:
             self.roles.setdefault((node.name or "", index, axis), role)
 
     def _visit_bodies(self, node: ir.Node) -> None:
+        """Couples what the bodies of `node` hold; where that fails all that they read and give is frozen."""
         try:
             bodies.visit(self, node)
         except (bodies.UnseenBodyError, UnknownShapeError) as unseen:
@@ -310,6 +311,7 @@ class Analysis:
             return
 
     def _freeze_captured(self, node: ir.Node, inside: Sequence[ir.Graph]) -> None:
+        """Keeps all axes of outer values that the bodies of `node` read."""
         why = Reason(f"{node.op_type}: used inside its body", node.name or "")
         for body in inside:
             for value in body.inputs:
@@ -374,6 +376,7 @@ def analyze(model: ir.Model, observed: shapes.Shapes | None = None) -> Coupling:
 
 
 def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
+    """For each Dim the places in initializers where it stands, with what it does there."""
     found: dict[Dim, list[Member]] = {}
     for node in graph_bodies.all_nodes(analysis.model.graph):
         if states.side(node):

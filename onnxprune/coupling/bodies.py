@@ -139,7 +139,7 @@ class _Bodies:
         )
 
     def leave(self, outer: ir.Value, inner: ir.Value, made: ir.Value) -> None:
-        """Couples a state with what a step makes of it; both are what comes out at the end."""
+        """Couples a state of a body with its next value, which a step makes of it; the result too."""
         both = [(inner, self.analysis.axes_of(inner)), (made, self.analysis.axes_of(made))]
         axes = self.shared(outer, both, "its sizes change from step to step")
         if outer.name:
@@ -167,6 +167,7 @@ def _if(b: _Bodies) -> None:
 
 
 def _loop(b: _Bodies) -> None:
+    """Couples the inputs and outputs of a Loop with those of its body."""
     body, starts = b.node.attributes["body"].as_graph(), b.node.inputs[2:]
     for value in b.node.inputs[:2]:
         b.analysis.freeze(value, b.why("tells how many steps there are"))
@@ -186,6 +187,7 @@ def _loop(b: _Bodies) -> None:
 
 
 def _scan(b: _Bodies) -> None:
+    """Couples the inputs and outputs of a Scan with those of its body."""
     body, count = b.node.attributes["body"].as_graph(), b.node.attributes["num_scan_inputs"].as_int()
     first = len(b.node.inputs) - count
     states = body.inputs[:first]

@@ -96,6 +96,7 @@ def resolve(axis: Axis) -> Axis:
 
 
 def _resolve_segment(segment: Segment) -> Axis:
+    """A product of Dims as the sum of products that it is once its Dims are replaced by their definitions."""
     if len(segment) == 1 and segment[0].definition is None and segment[0].size > 1:
         return (segment,)
     if all(dim.definition is None and dim.size != 1 for dim in segment):
@@ -146,6 +147,7 @@ def keep_mask(axis: Axis, keep: Mapping[Dim, npt.NDArray[np.bool_]]) -> npt.NDAr
 
 
 def _segment_mask(segment: Segment, keep: Mapping[Dim, npt.NDArray[np.bool_]]) -> npt.NDArray[np.bool_]:
+    """True at the positions of a product of Dims at which every factor is kept."""
     mask = np.ones(1, bool)
     for dim in segment:
         if dim.definition is not None:
@@ -213,6 +215,7 @@ def pick(axis: Axis, count: int, reason: Reason) -> None:
 
 
 def _define(dim: Dim, definition: Axis) -> None:
+    """Makes `dim` another name of `definition`, which takes over its marks: frozen, reduced, picked, dynamic."""
     assert dim.definition is None, dim
     assert length(definition) == dim.size, (dim, definition)
     dim.definition = definition
@@ -482,6 +485,7 @@ def unit_positions(axis: Axis, dim: Dim) -> npt.NDArray[np.int64]:
 
 
 def _segment_units(segment: Segment, dim: Dim) -> npt.NDArray[np.int64]:
+    """For each position of a product of Dims the unit of `dim` that it belongs to, -1 where there is none."""
     units = np.full(1, -1, np.int64)
     for factor in segment:
         if factor is dim:

@@ -62,7 +62,7 @@ class Layer:
 
     @property
     def kind(self) -> Kind:
-        """What the layer does: a product of matrices, a convolution, a transposed one."""
+        """The kind of layer: a product of matrices, a convolution, a transposed one."""
         return self.weights.kind
 
     @property

@@ -221,7 +221,7 @@ class NodeAxes:
         self.fixed_outputs(text)
 
     def roles(self, index: int, roles: Mapping[int, Role]) -> None:
-        """What input `index`, if it is an initializer, does on the axes in `roles`."""
+        """Says what input `index`, if it is an initializer, does on the axes in `roles`."""
         for position, role in roles.items():
             self.analysis.roles[(self.name, index, position)] = role
 

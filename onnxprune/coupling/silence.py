@@ -108,6 +108,7 @@ class _Walk:
                 self.analysis.local.add(node.name or "")
 
     def visit(self, node: ir.Node) -> None:
+        """Finds the Dims on which the outputs of `node` are zero at positions that its inputs have zero."""
         if any(value not in self.analysis.axes for value in node.outputs if value.name):
             return
         if bodies.of(node):
@@ -159,6 +160,7 @@ class _Walk:
         return node.op_type in CONTRACTING
 
     def _result(self, node: ir.Node, out: Silent) -> Silent:
+        """The Dims among `out` on which `node` gives zero where what it reads is zero, by its operator."""
         op = node.op_type
         fused = node.attributes.get("activation")
         if fused is not None and fused.value and fused.value not in KEEPING_ZERO:

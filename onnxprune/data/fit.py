@@ -52,7 +52,7 @@ def fit(
 
 @dataclass(frozen=True)
 class Target:
-    """What samples are made for: the model's inputs, its number of classes, arithmetic, and the words for messages."""
+    """The model that samples are made for: its inputs, number of classes, arithmetic, and the words for messages."""
 
     inputs: Sequence[InputInfo]
     where: str

@@ -19,7 +19,7 @@ LAYOUTS = ("nchw", "nhwc")
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What the user says about preprocessing; None is read from the model's input, or left out.
+    """Preprocessing as the user asks for it; None is read from the model's input, or left out.
 
     `size` is the shorter side or (height, width), in pixels; `scale` multiplies 0..255 pixels; then (x - mean) / std.
     """

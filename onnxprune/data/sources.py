@@ -94,7 +94,7 @@ def _unreadable(where: str, error: Exception) -> DataError:
 
 
 def load_function(spec: str, target: Target, seed: int) -> Samples:
-    """What `module:function` returns, called without arguments; the module may lie in the current folder.
+    """Calls `module:function` without arguments and returns the result; the module may lie in the current folder.
 
     The global random numbers are seeded first, so that the same seed gives the same samples.
     """

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 def apart(function: Callable[..., T], models: Sequence[ir.Model], *arguments: Any, fresh: bool = False) -> T:
-    """What `function(*models, *arguments)` returns or raises, computed in another process.
+    """Calls `function(*models, *arguments)` in another process, and returns or raises what it does.
 
     function: of a module, with arguments and a result that can be pickled; it cannot change the models here.
     fresh: never in a copy of this process, in which a device that was in use here could not be used any more.

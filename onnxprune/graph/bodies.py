@@ -68,7 +68,7 @@ def rename(value: ir.Value, taken: set[str | None]) -> None:
 
 
 def _copy_where_returned(body: ir.Graph, value: ir.Value) -> None:
-    """What a body returns has to be computed in it: an Identity makes it so."""
+    """Adds an Identity where a body returns `value` as it is: outputs of a body have to be computed in it."""
     for index, output in enumerate(body.outputs):
         if output is value:
             node = ir.Node("", "Identity", [value], num_outputs=1)

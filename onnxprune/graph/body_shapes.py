@@ -26,7 +26,7 @@ NOT_TENSORS = frozenset(
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of the values inside bodies; of values of bodies that did not run nothing."""
+    """The observed sizes and contents of values inside bodies; bodies that did not run are left out."""
 
     sizes: dict[str, tuple[int, ...]]
     moving: dict[str, tuple[bool, ...]]  # which sizes differ from step to step
@@ -185,7 +185,7 @@ def _rank(kind: onnx.TypeProto) -> int:
 
 
 def read(outputs: Mapping[str, np.ndarray]) -> Seen:
-    """What the records among the outputs of a run tell."""
+    """The observations that a run wrote into its extra outputs."""
     seen = Seen({}, {}, {})
     for name, array in outputs.items():
         if name.endswith(SIZES) and array[0, 0] != NEVER:

@@ -31,6 +31,7 @@ def decide(model: ir.Model, choices: Mapping[str, bool]) -> ir.Model:
 
 
 def _inline(graph: ir.Graph, node: ir.Node, branch: ir.Graph) -> None:
+    """Puts the nodes of a branch in place of the If."""
     results, inner = list(branch.outputs), list(branch)
     branch.outputs.clear()
     taken = {value.name for value in (*graph.inputs, *graph.initializers.values())}

@@ -1,4 +1,4 @@
-"""What a model in memory carries beside its graph, and the one copy of a model that takes it along.
+"""Facts that a model in memory carries beside its graph, and the one copy of a model that takes them along.
 
 onnx_ir gives a model a store `meta` for anything; here it holds one record. Nothing else in the package reads `meta`.
 """
@@ -35,7 +35,7 @@ class Extras:
 
 
 def of(model: ir.Model) -> Extras:
-    """What `model` carries."""
+    """The record of `model`, the default one where it carries none."""
     held = model.meta.get(KEY)
     return held if isinstance(held, Extras) else Extras()
 

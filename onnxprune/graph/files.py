@@ -131,9 +131,9 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
 
 
 def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
-    """`model` ready to be written, if it may rewrite after all of onnxsim's fusions; the interface is unchanged.
+    """A copy of `model` ready to be written; the interface is unchanged.
 
-    join: equal initializers become one.
+    rewrite: apply all of onnxsim's fusions. join: equal initializers become one.
     """
     skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
     finished = extras.copy(model)

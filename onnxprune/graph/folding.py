@@ -61,7 +61,7 @@ def _is_constant(node: ir.Node) -> bool:
 
 
 def _computed(node: ir.Node, sizes: Mapping[str, Sequence[int]]) -> np.ndarray | None:
-    """What a node gives, where it is known without running the model."""
+    """The result of a node, None where it is not known without running the model."""
     read = [value for value in node.inputs if value is not None]
     if node.op_type == "Shape":
         known = sizes.get(read[0].name or "")

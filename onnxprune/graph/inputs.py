@@ -1,4 +1,4 @@
-"""What a model takes: the name, shape and dtype of each input, its batch axis, and random feeds for it.
+"""Inputs of a model: the name, shape and dtype of each, its batch axis, and random feeds for it.
 
 Legend: an axis of a shape is an int (fixed), a str (symbolic, named) or None (symbolic, unnamed).
 """

@@ -1,4 +1,4 @@
-"""What a file must hold to be a model: texts, names once, types, and as many numbers as shapes declare."""
+"""Checks of files: texts are text, names occur once, types are known, tensors hold as many numbers as declared."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -68,7 +68,7 @@ def short_name(provider: str) -> str:
 
 
 def of(provider: str) -> Provider:
-    """What is known of `provider`, given short or full."""
+    """The facts about `provider`, whose name may be the short or the full one."""
     return KNOWN.get(full_name(provider), ELSEWHERE)
 
 

@@ -235,6 +235,7 @@ def _source(
     *,
     lean: bool,
 ) -> str | bytes:
+    """The model as onnxruntime opens it: a path, or bytes with the extra outputs."""
     if isinstance(model, (str, Path)) and not extra_outputs:
         return _openable(model)
     if isinstance(model, bytes) and not extra_outputs:
@@ -252,7 +253,7 @@ def _source(
 
 
 def _openable(path: str | Path) -> str | bytes:
-    """What onnxruntime opens of the file at `path`: it takes no path that is no text, but what is in the file."""
+    """The argument by which onnxruntime opens the file at `path`: its bytes where the path is no text."""
     if is_text(path):
         return str(path)
     proto = onnx.load(str(path), load_external_data=False)

@@ -46,7 +46,7 @@ LARGER = (2, 3)  # times as large are the sizes at which branches may run that d
 
 @dataclass(frozen=True)
 class Shapes:
-    """What is known of every value: sizes at the first probe, which of them change, small integer contents."""
+    """Shapes of all values: sizes at the first probe, which of them change, and the contents of small integers."""
 
     sizes: dict[str, tuple[int, ...]]
     dynamic: dict[str, tuple[bool, ...]] = field(default_factory=dict)
@@ -398,6 +398,7 @@ def _recorded(
     probe: dict[str, tuple[int, ...]],
     second: dict[str, tuple[int, ...]],
 ) -> Shapes:
+    """The shapes that two runs recorded: sizes equal in both are constants, others dynamic."""
     sizes, other = _sizes(one), _sizes(two)
     inside, inside_again = body_shapes.read(one), body_shapes.read(two)
     sizes.update(inside.sizes)

@@ -99,7 +99,7 @@ BROKEN = ("eliminate_if_with_const_cond",)
 
 
 def _rewritten(given: bytes, skipped: list[str], steps: Sequence[tuple[bool, bool]], libraries: Sequence[str]) -> bytes:
-    """What onnxsim makes of a model, as bytes. Raises: GraphError when onnxruntime does not load that."""
+    """A model simplified by onnxsim, as bytes. Raises: GraphError when onnxruntime does not load the result."""
     onnxsim = _import_onnxsim()
     proto = onnx.ModelProto.FromString(given)
     for rewrite, infer in steps:
@@ -327,7 +327,7 @@ def _load(made: bytes) -> None:
 
 
 def _import_onnxsim() -> ModuleType:
-    """What holds onnxsim's `simplify`, without what that does not need, which takes a second to import.
+    """The module with onnxsim's `simplify`, without what that does not need, which takes a second to import.
 
     The package imports all of its modules, hundreds of them. torch and sympy are optional to it; of its module of
     pruning, as long as this whole project, it wants types for annotations.

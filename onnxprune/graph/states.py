@@ -154,7 +154,7 @@ def fills(node: ir.Node) -> bool:
 
 
 def fill_of(node: ir.Node) -> float:
-    """What a gate puts at removed positions."""
+    """The number that a gate puts at removed positions."""
     number = constant(node.inputs[2])
     assert number is not None, node.name
     return float(number)

@@ -1,4 +1,4 @@
-"""What multiple of channels a provider likes: small models at widths around multiples, timed in interleaved rounds.
+"""The multiple of channels that a provider likes: small models at widths around multiples, timed in turns.
 
 onnxruntime and the libraries below it compute channels in blocks; what does not fill its block costs as if it did,
 and some kernels fall back to slower ones. The time of a width is compared with the line through the two widths that
@@ -46,7 +46,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What was found: the multiple, and the mean efficiency by kind and multiple (1: as good as full blocks)."""
+    """The result: the multiple, and the mean efficiency by kind and multiple (1: as good as full blocks)."""
 
     multiple: int
     efficiency: Mapping[str, Mapping[int, float]]

@@ -61,7 +61,7 @@ def cache_file() -> Path:
 
 
 def key(provider: str, form: str = "") -> str:
-    """What an entry holds for: the processor that computes, the provider, onnxruntime's version, and the form."""
+    """The key of an entry: the processor that computes, the provider, onnxruntime's version, and the form."""
     name = provider_name(provider)
     return " | ".join((_processor(name), name, _onnxruntime(), *([form] if form else [])))
 

@@ -1,4 +1,4 @@
-"""What a model file costs: MACs, parameters, bytes on disk."""
+"""Cost of a model file: MACs, parameters, bytes on disk."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from onnxprune.plan import cost
 
 
 def measure_file(name: str, path: Path, totals: Mapping[str, int] | None = None) -> Measurement:
-    """What a model costs: MACs at batch 1, parameters, and bytes on disk, external data included.
+    """The cost of a model: MACs at batch 1, parameters, and bytes on disk, external data included.
 
     totals: the costs where they are known already, see `cost.Cost.totals`.
     """

@@ -127,7 +127,7 @@ class _Ready:
 
 @dataclass(frozen=True)
 class _Take:
-    """What one set of fresh sessions gave, by model: times (R,), load times, warm-ups."""
+    """Measurements of one set of fresh sessions, by model: times (R,), load times, warm-ups."""
 
     times_ms: Mapping[str, np.ndarray]
     load_ms: Mapping[str, float]

@@ -1,4 +1,4 @@
-"""What a report holds: frozen records, no numbers computed but the ratios. None means unknown, never 0.
+"""Records of a report: frozen, no numbers computed but the ratios. None means unknown, never 0.
 
 A ratio is after divided by before; the first model of a report is what the others are compared with.
 """
@@ -44,7 +44,7 @@ class Latency:
 
     @property
     def setting(self) -> tuple:
-        """What two latencies must share to be comparable."""
+        """The key that two latencies must share to be comparable."""
         return (self.provider, self.threads, self.batch, self.precision, self.cuda_graph, self.prefer_nhwc)
 
 
@@ -67,7 +67,7 @@ class LatencyRatio:
 
     @property
     def setting(self) -> tuple:
-        """What two ratios must share to be comparable."""
+        """The key that two ratios must share to be comparable."""
         return (self.provider, self.threads, self.batch, self.precision, self.cuda_graph, self.prefer_nhwc)
 
 
@@ -81,7 +81,7 @@ class LatencyTable:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model costs and how good it is.
+    """Cost and accuracy of one model.
 
     nonzeros, nonzero_macs: parameters without zeros among weights, and MACs without products with them.
     """

@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def precision(self) -> str:
-        """What the weights are computed in, as reports say it."""
+        """The precision that is computed in, as reports say it."""
         return "float16" if self.fp16 else "as stored"
 
 
@@ -53,7 +53,7 @@ def check_setting(setting: Setting) -> None:
 
 
 def prepare(model: Model, setting: Setting) -> str | bytes:
-    """What onnxruntime loads: the file itself, or the bytes of a model in memory or of one turned to float16."""
+    """The model as onnxruntime loads it: the file itself, or the bytes of one in memory or turned to float16."""
     # TensorRT chooses the precision layer by layer itself.
     if setting.fp16 and setting.provider != TENSORRT:
         return to_float16(_proto(model)).SerializeToString()

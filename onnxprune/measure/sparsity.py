@@ -18,7 +18,7 @@ def two_of_four(model: ir.Model) -> tuple[int, int]:
 
 
 def told(name: str, path: Path) -> str:
-    """What TensorRT can make of the zeros of a file, in words."""
+    """A note on what TensorRT can make of the zeros of a file."""
     count, total = two_of_four(graph.load(path))
     if not count:
         return (

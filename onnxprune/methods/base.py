@@ -1,4 +1,4 @@
-"""What a method is: it says what it needs, and gives scores. Budgets are not its business.
+"""Methods: each says what it needs, and gives scores. Budgets are not its business.
 
 A method is a function of a `Context` registered with `@method`. It returns an `Outcome`: one score per unit of
 every free Dim, larger = keep; training methods also return the model with the weights they learned, sparse ones
@@ -25,7 +25,7 @@ from onnxprune.system.memory import retrying
 
 @dataclass(frozen=True)
 class Needs:
-    """What has to be given: samples, their labels, gradients through the bridge, or a training run."""
+    """What a method needs: samples, their labels, gradients through the bridge, or a training run."""
 
     data: bool = False
     labels: bool = False
@@ -35,7 +35,7 @@ class Needs:
 
 @dataclass(frozen=True)
 class Context:
-    """What a method may look at."""
+    """The facts and services that a method is given."""
 
     coupling: Coupling
     cost: Cost
@@ -54,7 +54,7 @@ class Context:
 
     @cached_property
     def outputs(self) -> Outputs:
-        """What the model's outputs are."""
+        """The description of the model's outputs."""
         if self.described is not None:
             return self.described
         return describe(self.model, self.samples, sizes=self.coupling.shapes.sizes)
@@ -66,7 +66,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a method found.
+    """The result of a method.
 
     scores: Dim -> (size,) floats, larger = keep.
     comparable: whether a score means the same in every Dim; otherwise they are compared after normalization.

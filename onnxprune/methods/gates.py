@@ -64,6 +64,7 @@ class Gates:
         }
 
     def _hook(self, dim: Dim, axis: int, positions: np.ndarray) -> Hook:
+        """A function that multiplies a value of the network by the gates of its units."""
         # Positions without a unit read the column of ones that is appended.
         index = torch.from_numpy(np.where(positions < 0, dim.size, positions))
 

@@ -1,4 +1,4 @@
-"""What a gradient is taken of: a loss of the model's outputs by their kinds, with labels or without."""
+"""The objective of gradient methods: a loss of the model's outputs by their kinds, with labels or without."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,7 +17,7 @@ from onnxprune.system.memory import at_most
 
 
 def said(context: Context, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `network` says, at its outputs and at the values inside that its decisions are made of."""
+    """The values of `network`, at its outputs and at the inner values that its decisions are made of."""
     return network(feeds, capture=[name for name in context.outputs.inner if name not in network.output_names])
 
 

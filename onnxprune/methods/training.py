@@ -106,7 +106,7 @@ class Lessons:
         return objective.distance(self.context, values, answers, labels, self.label_weight, TEMPERATURE)
 
     def _taught(self, teacher: Network) -> dict[str, Tensor]:
-        """What the teacher says about all samples, in order."""
+        """The teacher's answers on all samples, in order."""
         parts: list[dict[str, Tensor]] = []
         kept = 0
         for block in batches(self.samples, self.batch_size, fixed=self.fixed):

@@ -1,1 +1,1 @@
-"""What a model gives: metrics of it and losses on it."""
+"""Outputs of models: what each is, metrics of them and losses on them."""

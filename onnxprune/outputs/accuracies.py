@@ -102,7 +102,7 @@ def _values(group: Group, said: Values, original: Reference) -> Found:
 
 
 def _ends(group: Group, original: Reference) -> tuple[float, float]:
-    """What the null model and the original have by a group's metric; computed once."""
+    """A group's metric of the null model and of the original; computed once."""
     if group not in original.ends:
         ends = (float(_values(group, said, original)[0].mean()) for said in (original.null, original.said))
         original.ends[group] = (next(ends), next(ends))

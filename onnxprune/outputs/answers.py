@@ -1,4 +1,4 @@
-"""What a model says on samples of all that its outputs' parts look at, and the original's answers as a reference."""
+"""A model's answers on samples, for all parts of its outputs, and the original's answers as a reference."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -106,7 +106,7 @@ def along_sequences(session: ort.InferenceSession, samples: Samples, pairs: Mapp
 
 @dataclass(frozen=True)
 class Reference:
-    """What the original says on samples, and the mean of it, which is all that a null model says."""
+    """The original's answers on samples, and their mean, which is all that a null model answers."""
 
     samples: Samples
     outputs: Outputs
@@ -115,7 +115,7 @@ class Reference:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What is compared, as parts of values that have samples first, as `said` has."""
+        """The parts that are compared; of values with samples on the first axis, as those in `said`."""
         return self.outputs.by_sample.parts
 
     def classes(self) -> np.ndarray | None:
@@ -132,7 +132,7 @@ class Reference:
 
 
 def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None) -> Reference | None:
-    """What `model` says on `samples`, on fewer of them where that would not fit into memory; None where nothing is."""
+    """The answers of `model` on `samples`, on fewer where they would not fit into memory; None where it gives none."""
     few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs, batch)
     size = sum(y.nbytes for y in few.values()) // max(1, min(2, len(samples)))
     count = min(len(samples), max(2, may_hold(ANSWERS_BYTES) // max(1, size)))

@@ -46,7 +46,7 @@ def describe(
     sizes: Mapping[str, Sequence[int]] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Outputs:
-    """What each output of a normalized `model` is, by its graph and, where there are any, by `samples`.
+    """The kind of each output of a normalized `model`, by its graph and, where there are any, by `samples`.
 
     sizes: of all values, as observed; overrides: output name -> KIND or KIND:axis, as --output gives them.
     Raises: UsageError for overrides that name no output or no kind.
@@ -92,7 +92,7 @@ def _overridden(entry: Output, kind: str, axis: int | None, look: Look) -> Outpu
 
 
 def _output(look: Look, value: ir.Value) -> Output:
-    """What one output is."""
+    """The entry of one output."""
     name = value.name or ""
     copied = _copied(look, value)
     if copied:
@@ -172,7 +172,7 @@ def _decision(look: Look, value: ir.Value, decided: list[tuple[str, str, ir.Node
 
 
 def _behind(look: Look, name: str, op: str, node: ir.Node, at: int) -> Part:
-    """What the `at`-th value is that `op` decides on."""
+    """The part that input number `at` is of an operator `op` that decides on it."""
     rank = len(look.sizes.get(name, ()))
     rows = look.rows(name)
     if op == "NonMaxSuppression":

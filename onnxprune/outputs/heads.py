@@ -1,4 +1,4 @@
-"""What outputs are in the light of each other: heads of a detector, and bare numbers beside finished scores."""
+"""Outputs that explain each other: heads of a detector, and bare numbers beside finished scores."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -47,7 +47,7 @@ def _as_boxes(look: Look, entry: Output, entries: Sequence[Output]) -> Output:
 
 
 def _form(look: Look, part: Part) -> str:
-    """What the 4 numbers are: two corners, or, as where they cannot be, a center and a size."""
+    """The form of boxes: 'corners' where their 4 numbers can be two of these, else 'centers', a center and a size."""
     arrays = look.arrays(part.value)
     ends = [(y[..., 2:] > y[..., :2]).all(-1).mean() for y in arrays]
     return "corners" if ends and float(np.mean(ends)) > CORNERS else "centers"

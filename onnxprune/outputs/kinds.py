@@ -1,4 +1,4 @@
-"""What an output of a model can be: kinds and their parts. Scores of methods, losses and metrics read the description.
+"""Kinds of outputs, and the parts that outputs consist of. Methods, losses and metrics read this description.
 
     classes       class scores along an axis, one answer per sample
     sequence      class scores along an axis, one answer per place of one other axis, as text recognition gives
@@ -104,14 +104,14 @@ class Outputs:
 
     @property
     def parts(self) -> tuple[Part, ...]:
-        """What is compared, each once: states only where there is nothing else, copies of inputs never."""
+        """The parts that are compared, each once: states only where there is nothing else, copies of inputs never."""
         found = {part: None for entry in self.entries if entry.kind not in SILENT for part in entry.parts}
         lasting = tuple(part for part in found if part.kind != STATE)
         return lasting or tuple(found)
 
     @property
     def learned(self) -> tuple[Part, ...]:
-        """What is trained on: the parts, and the states, which the next run reads."""
+        """The parts that training reads: those that are compared, and the states, which the next run reads."""
         return tuple({part: None for e in self.entries if e.kind not in SILENT for part in e.parts})
 
     @property

@@ -1,4 +1,4 @@
-"""What can be seen of a value: its sizes, its numbers on samples, and what stands between it and an earlier value."""
+"""Observations of a value: its sizes, its numbers on samples, and the nodes between it and an earlier value."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -46,7 +46,7 @@ class Seen:
 
 
 def seen_on(model: ir.Model, samples: Samples | None) -> Seen | None:
-    """What the model says on some samples, at its outputs and behind its decisions."""
+    """The model's values on some samples, at its outputs and behind its decisions."""
     if samples is None or not len(samples):
         return None
     fixed = fixed_batch(model)
@@ -79,7 +79,7 @@ class Look:
     labels: np.ndarray | None = None
 
     def arrays(self, name: str) -> list[np.ndarray]:
-        """What was seen of a value."""
+        """The observations of one value."""
         return [np.asarray(y) for y in self.seen.values.get(name, ())] if self.seen is not None else []
 
     def rows(self, name: str) -> bool:
@@ -121,7 +121,7 @@ class Look:
         return Part(name, kind, axis, form=self.form(name, axis), rows=self.rows(name))
 
     def form(self, name: str, axis: int | None) -> str:
-        """What class scores are: by what ends them, and by what was seen."""
+        """The form of class scores, logits or probabilities: by the node that ends them, and by their numbers."""
         if axis is None:
             return ""
         value = self._value(name)

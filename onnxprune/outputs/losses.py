@@ -1,4 +1,4 @@
-"""What fine-tuning minimizes: the distance to the original model, and to labels where there are any.
+"""The loss of fine-tuning: the distance to the original model, and to labels where there are any.
 
 Letters: N batch, C classes, T temperature; z the tuned model's logits, t the original's.
 """
@@ -26,7 +26,7 @@ DEEPEST = 32  # nodes between an output and the values that stand in for it
 
 @dataclass(frozen=True)
 class Task:
-    """What the outputs are: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
+    """The outputs that losses read: `logits` names the output of a classifier, `probabilities` where a Softmax ends it.
 
     outputs: the values compared; `inner` those of them that are no outputs of the model but stand in for some.
     parts: of those values, each compared as its kind asks for; samples come first. sample_axes: value -> the axis on
@@ -63,7 +63,7 @@ class Task:
         }
 
     def compared(self, values: Values) -> dict[str, Tensor]:
-        """What the loss compares of the teacher's `values`: of points the positions that the cut model has."""
+        """The teacher's `values` as the loss compares them: of points the positions that the cut model has."""
         found = self.by_sample({name: values[name] for name in self.wanted})
         for name, axes in self.positions.items():
             for axis, kept in axes.items():

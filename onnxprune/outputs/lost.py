@@ -26,7 +26,7 @@ class Originals:
 
 
 def originals(said: Values, outputs: Outputs) -> Originals | None:
-    """What models are compared with; None where no part can be: nothing holds floats."""
+    """The original's answers, with which models are compared; None where no part holds floats."""
     found = tuple(p for p in outputs.by_sample.parts if p.value in said and said[p.value].dtype.kind == "f")
     if not found:
         return None

@@ -228,7 +228,7 @@ def mean_row(y: np.ndarray) -> np.ndarray:
 
 
 def judged(metric: Metric, outputs: Any, originals: Any, labels: np.ndarray | None) -> np.ndarray:
-    """What `metric` says: () or (N,) finite numbers. Raises: UsageError for anything else."""
+    """The numbers that a user's `metric` returns: () or (N,), finite. Raises: UsageError for anything else."""
     found = metric(outputs, originals, labels)
     try:
         values = np.asarray(found, np.float64)

@@ -1,4 +1,4 @@
-"""What is removed and what that costs: cost polynomials, selection under a budget, and the plan as data.
+"""Removal as data: cost polynomials, selection under a budget, and the plan.
 
 cost    MACs, parameters and bytes of every plan, exact      select   from scores and a budget to kept positions
 plan    the plan file

@@ -112,7 +112,7 @@ class Cost:
         return {kind: round(self.total(kind, sizes)) for kind in KINDS}
 
     def marginal(self, kind: Kind, dim: Dim, sizes: Sizes | None = None) -> float:
-        """What the model costs less when `dim` loses one position more, its consumers' slices included."""
+        """How much less the model costs when `dim` loses one position more, its consumers' slices included."""
         known = {**self.reference, **(sizes or {})}
         size = known.get(dim, dim.size)
         less = {**known, dim: size - 1}

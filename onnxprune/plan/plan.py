@@ -54,7 +54,7 @@ class BlockPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is removed from one model, by which method, at which cost."""
+    """A plan: the kept positions of one model, the method that chose them, costs before and after."""
 
     method: str
     seed: int
@@ -136,7 +136,7 @@ def slices_of(selection: Selection) -> tuple[SlicePlan, ...]:
 
 
 def selection_of(plan: Plan, coupling: Coupling) -> Selection:
-    """What `plan` removes of the model of `coupling`, which may have other names for some weights.
+    """The selection that `plan` describes, for the model of `coupling`, where some weights may have other names.
 
     Raises: UsageError when the plan belongs to another model, or was edited so that its parts disagree.
     """
@@ -179,6 +179,7 @@ def load(path: str | Path) -> Plan:
 
 
 def _parse(data: dict[str, Any]) -> Plan:
+    """The plan in a JSON document. Raises: KeyError, TypeError or ValueError where the document is none."""
     entries = tuple(
         DimPlan(_text(d["name"]), _whole(d["size"]), _kept(d["keep"], d["size"], d["name"]), _truth(d["exact"]))
         for d in data["dims"]

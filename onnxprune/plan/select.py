@@ -29,7 +29,7 @@ Scores = Mapping[Dim, np.ndarray]
 
 @dataclass(frozen=True)
 class Selection:
-    """What is to be removed: selection makes it, or a plan file has it; cut, recovery and report follow it.
+    """The choice of what is removed: selection or a plan file makes it; cut, recovery and report follow it.
 
     coupling: of the model that is cut. keep: kept positions (size,) by Dim; Dims that are absent keep all. method:
     whose scores chose. zeros: positions that a sparse method left at zero beside that, by initializer. notes: for the
@@ -57,7 +57,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Budget:
-    """What may remain.
+    """The limits that a selection has to meet.
 
     targets: kind -> fraction of the original. floor: smallest share of a Dim that stays. align: kept sizes are
     multiples of it (1: any); strict: without exception, so that Dims too small for it stay whole, else the multiple
@@ -74,7 +74,7 @@ class Budget:
     fixed: Mapping[Kind, float] = field(default_factory=dict[Kind, float])
 
     def limit(self, kind: Kind, cost: Cost) -> float:
-        """What `cost.total(kind)` may be at most."""
+        """The largest value that `cost.total(kind)` may have."""
         return self.targets[kind] * self.whole.get(kind, cost.total(kind)) - self.fixed.get(kind, 0.0)
 
 
@@ -93,7 +93,7 @@ class Blocks:
     score: np.ndarray
 
     def sizes(self, removed: np.ndarray) -> dict[Dim, int]:
-        """What is left of each Dim without the blocks of these numbers."""
+        """The number of kept positions of each Dim without the blocks of these numbers."""
         lost = np.bincount(self.dim[removed], self.length[removed], len(self.leaving))
         return {dim: dim.size - int(gone) for dim, gone in zip(self.leaving, lost, strict=True)}
 
@@ -280,6 +280,7 @@ def _given_back(blocks: Blocks, removed: np.ndarray, cost: Cost, limits: Mapping
 
 
 def _check_reachable(blocks: Blocks, cost: Cost, budget: Budget) -> None:
+    """Checks that the targets can be met with all removed that may be. Raises: BudgetError with the nearest."""
     smallest = {dim: dim.size - len(units) for dim, units in blocks.leaving.items()}
     missed: list[str] = []
     for kind, fraction in budget.targets.items():

@@ -246,6 +246,7 @@ def _see_noise_where_they_fail(
 def _tallied(
     sides: _Sides, ours: Sequence[Arrays], theirs: Sequence[Arrays], looked: Looked | None = None
 ) -> dict[str, Tally]:
+    """The differences of each output of both models over all batches, by name; `looked` tells their noise."""
     tallies = {value.name or "": Tally(sides.floor, grain_of(value)) for value in sides.masked.graph.outputs}
     for a, b in zip(ours, theirs, strict=True):
         for name, tally in tallies.items():
@@ -319,7 +320,7 @@ def _unstable(tally: Tally) -> str:
 def _inside_evidence(
     cut: ir.Model, masked: ir.Model, few: Sequence[Feeds], looked: Looked, floor: float
 ) -> Iterator[Evidence]:
-    """What nodes with weights give, and what decisions are made on.
+    """Compares the results of nodes with weights, and the values that decisions are made on.
 
     The simplifier folds what follows a node into it, which keeps its name: then a value is compared with those behind.
     """
@@ -345,7 +346,7 @@ def _piece_evidence(
     theirs: Sequence[Arrays],
     floor: float,
 ) -> Iterator[Evidence]:
-    """What is stored with nodes, and each piece of the models on random numbers of its own."""
+    """Compares the stored numbers of nodes, and each piece of the models on random numbers of its own."""
     for kind, where, tally in unreached.compared(cut, masked, floor=floor):
         yield item(kind, where, tally.worst(), tally.rows)
     try:

@@ -66,6 +66,7 @@ class Tally:
             self._add(a, b, others)
 
     def _add(self, ours: np.ndarray, theirs: np.ndarray, noisy: Sequence[np.ndarray]) -> None:
+        """Takes in the numbers of one batch, and other results of the same model, which show its noise."""
         self.rows += theirs.shape[0] if theirs.ndim else 1
         self.exact = self.exact and theirs.dtype.kind in "iubOSU"
         if ours.shape != theirs.shape:
@@ -133,6 +134,7 @@ class Tally:
         return max(places, key=lambda place: place.share, default=None)
 
     def _worst_of(self, found: np.ndarray, axis: str, grain: float, start: int = 0) -> Place:
+        """The position that uses most of its tolerance; found (3, positions): sizes, differences and noise."""
         size, difference, noise = found
         if self.exact or not size.size:
             allowed = np.zeros_like(size)

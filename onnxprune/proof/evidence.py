@@ -106,7 +106,7 @@ def _relative(found: Evidence) -> float:
 
 
 def _summary(evidence: Sequence[Evidence], replayed: Sequence[str]) -> list[str]:
-    """What a reader should know beyond the outputs, in words."""
+    """Remarks on what was compared beside the outputs: values inside, decisions, what could not be tested."""
     inside = [found for found in evidence if found.kind not in ("output", "part") and not found.untested]
     told: list[str] = []
     if inside:

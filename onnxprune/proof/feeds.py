@@ -60,6 +60,7 @@ def _accepted(
 def _exercising(
     model: ir.Model, feeds: Mapping[str, np.ndarray], tables: Mapping[str, int], seed: int
 ) -> dict[str, np.ndarray]:
+    """`feeds` with numbers that reach more: indices over whole tables, masks with gaps, small and large floats."""
     rng = np.random.default_rng(seed + 1)
     found: dict[str, np.ndarray] = {}
     for name, array in feeds.items():
@@ -122,6 +123,7 @@ def table_length(value: ir.Value, observed: shapes.Shapes) -> int | None:
 
 
 def _lengths(value: ir.Value, observed: shapes.Shapes, seen: set[ir.Value]) -> Iterator[int]:
+    """The lengths of the tables in which `value` is looked up, also behind nodes that hand it on."""
     if value in seen:
         return
     seen.add(value)

@@ -31,7 +31,7 @@ Value = tuple[str, str]  # (name in the cut model, name in the masked one)
 
 @dataclass
 class Looked:
-    """What a look inside both models found."""
+    """The result of comparing inner values of both models."""
 
     values: dict[Value, Tally]
     decisions: dict[Value, Tally]
@@ -253,7 +253,7 @@ def _given(
 def _fed_to_cut(
     theirs: Mapping[str, np.ndarray], points: Sequence[Point], kept: Kept, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
-    """What the twin decides on, at the positions that the cut model has.
+    """The values that the twin decides on, at the positions that the cut model has.
 
     Lengths that follow from other decisions (boxes that were found) may differ: then the whole array is what it reads.
     """

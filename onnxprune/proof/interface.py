@@ -1,4 +1,4 @@
-"""What a result shows to the outside, as `verify` compares it with the original: all that callers rely on."""
+"""The interface of a model, which `verify` compares with the original's: all that callers rely on."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

@@ -24,7 +24,7 @@ WEIGHTED = frozenset(
 
 
 def grain_of(value: ir.Value | None) -> float:
-    """What `value` may be off by, however small it is.
+    """The absolute difference that is allowed of `value`, however small it is.
 
     onnxruntime's Sigmoid gives multiples of 2^-25 and is off by up to four of them, either way: of an output near zero
     nothing is left but steps. What stands in front of it is compared by itself.

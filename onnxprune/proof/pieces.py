@@ -37,7 +37,7 @@ class _Cuts:
 def compared(
     cut: ir.Model, masked: ir.Model, batch: Feeds, looked: Looked, *, floor: float = FLOOR, seed: int = 0
 ) -> dict[str, Tally]:
-    """What every piece of both models gives on random numbers.
+    """The results of every piece of both models on random numbers.
 
     Left out are pieces in which something is decided on numbers that could not be fed: rounding errors change these.
     Raises: GraphError where a model does not run on such numbers.
@@ -61,6 +61,7 @@ def compared(
 
 
 def _cuts(masked: ir.Model, looked: Looked, seed: int) -> _Cuts:
+    """Random numbers for the values at which both models are cut into pieces."""
     kept = extras.of(masked).kept
     full: dict[str, np.ndarray] = {}
     few: dict[str, np.ndarray] = {}
@@ -100,7 +101,7 @@ def _random(like: np.ndarray, name: str, kept: Kept, size: float, seed: int) -> 
 
 
 def _ends(cut: ir.Model, masked: ir.Model, cuts: _Cuts) -> Iterator[str]:
-    """What pieces give in both models: the values at which they are cut, and the outputs."""
+    """The values that are compared between pieces: those at which the models are cut, and the outputs."""
     made = {value.name or "": value for node in masked.graph for value in node.outputs}
     outputs = {value.name for value in cut.graph.outputs}
     shown = [name for value in masked.graph.outputs if (name := value.name or "") in outputs]

@@ -59,7 +59,7 @@ def stepped(model: ir.Model, output: str, hidden: Iterable[str] = ()) -> ir.Mode
 
 
 def _loop_inputs(graph: ir.Graph, node: ir.Node, body: ir.Graph) -> list[ir.Value]:
-    """What the second step of a Loop reads: its number, that it goes on, and what the first step gives."""
+    """The inputs of a Loop's second step: its number, that it goes on, and the results of the first step."""
     number, goes_on, *carried = body.inputs
     shapes = [() if value.shape is None else tuple([1] * len(value.shape)) for value in (number, goes_on)]
     first = add_constant(graph, f"{node.name}.once", np.array(1, np.int64))
@@ -70,7 +70,7 @@ def _loop_inputs(graph: ir.Graph, node: ir.Node, body: ir.Graph) -> list[ir.Valu
 
 
 def _scan_inputs(graph: ir.Graph, node: ir.Node, body: ir.Graph) -> list[ir.Value]:
-    """What the second step of a Scan reads: the states that the first one gives, and the last of every sequence."""
+    """The inputs of a Scan's second step: the states of the first, and the last element of every sequence."""
     count = node.attributes.get_int("num_scan_inputs", 0)
     states, sequences = list(node.inputs[:-count]), list(node.inputs[-count:])
     axes = node.attributes.get_ints("scan_input_axes", [0] * count)
@@ -98,7 +98,7 @@ def _added(graph: ir.Graph, before: ir.Node, node: ir.Node, name: str) -> ir.Val
 
 
 def _first_step(graph: ir.Graph, node: ir.Node, inputs: Sequence[ir.Value | None]) -> Sequence[ir.Value]:
-    """What a copy of `node` gives that reads `inputs`, so that it makes one step."""
+    """The results of a copy of `node` that reads `inputs`, which make it run one step."""
     copy = bodies.of(node)[0].clone(allow_outer_scope_values=True)
     for value in (*copy.inputs, *(value for inner in bodies.all_nodes(copy) for value in inner.outputs)):
         if value.name:
@@ -136,7 +136,7 @@ def _show(graph: ir.Graph, results: Sequence[ir.Value]) -> None:
 
 
 def _inherit_positions(model: ir.Model, node: ir.Node) -> None:
-    """What the first step gives keeps the positions that the operator's own results keep."""
+    """Notes for the results of the first step the kept positions of the operator's own results."""
     held = extras.of(model)
     kept = {_first_name(value): held.kept[value.name or ""] for value in node.outputs if value.name in held.kept}
     extras.put(model, replace(held, kept={**held.kept, **kept}, forced=(), maps=(), defaults={}))

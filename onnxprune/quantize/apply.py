@@ -134,7 +134,7 @@ def proven(found: proof.Simulation) -> str:
 
 
 def told(made: Quantized, feeds: Sequence[Feeds]) -> dict[str, Any]:
-    """What reports say of it."""
+    """The section of a report on quantization."""
     cost = rounding.error(made.model, made.pruned, feeds[:1])
     return {
         "options": made.record["options"],

@@ -73,7 +73,7 @@ class Asked:
         return Asked(self.kind, MappingProxyType(changed))
 
     def __str__(self) -> str:
-        """What `parse` reads as this: the kind, and the keys that differ from their defaults."""
+        """The text that `parse` reads as this record: the kind, and the keys that differ from their defaults."""
         keys = FORMS[self.kind]
         changed = [f"{key}={_text(value)}" for key, value in self.options.items() if value != keys[key].default]
         return ":".join([self.kind, *([",".join(changed)] if changed else [])])

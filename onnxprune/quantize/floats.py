@@ -105,7 +105,7 @@ def _better(before: Choice, after: Choice) -> Choice:
 
 
 def told(floats: ir.Model, before: float, chosen: Choice) -> str:
-    """What was left in float, and for what."""
+    """A note on which nodes were left in float, and what that gained."""
     ops = {node.name or "": node.op_type for node in floats.graph}
     names = ", ".join(f"'{name}'" for name in chosen.left)
     if len(chosen.left) > MOST:

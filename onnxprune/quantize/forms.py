@@ -32,7 +32,7 @@ def _is_tensorrt(provider: str) -> bool:
 
 
 def op_types(provider: str) -> list[str]:
-    """What int8 is made of for `provider`."""
+    """The types of operators that int8 computes in integers for `provider`."""
     return list(TENSORRT_OPS if _is_tensorrt(provider) else INTEGER_OPS)
 
 
@@ -80,7 +80,7 @@ def is_stack(node: ir.Node) -> bool:
 
 
 def dynamic(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
-    """`model` with the matrices of MatMul in 8 bits, and what they are multiplied with rounded as it comes."""
+    """`model` with the matrices of MatMul in 8 bits; what they are multiplied with is rounded when the model runs."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     stacks = [node.name or "" for node in model.graph if is_stack(node)]

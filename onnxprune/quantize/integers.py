@@ -63,7 +63,7 @@ def int8(floats: ir.Model, excluded: Sequence[str], context: Context) -> Quantiz
 
 
 def _spared(masking: Sequence[str], endless: Sequence[str]) -> Iterator[str]:
-    """What stays in float by rule, in words."""
+    """A note on the nodes that stay in float by rule."""
     if masking:
         yield f"{spared.counted(masking)} in float: masks go through, numbers that no grid of 256 holds beside others"
     if endless:

@@ -36,7 +36,7 @@ class Grid:
         return array.reshape(shape)
 
     def real(self, integers: np.ndarray) -> np.ndarray:
-        """What `integers` stand for."""
+        """The floats that `integers` stand for."""
         zero = self.shaped(self.zero, integers.ndim).astype(np.int64)
         return (integers.astype(np.int64) - zero).astype(np.float32) * self.shaped(self.scale, integers.ndim)
 

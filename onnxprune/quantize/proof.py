@@ -45,7 +45,7 @@ ROWS = 2  # samples on which nodes are compared: every value of the model is hel
 
 @dataclass(frozen=True)
 class Simulation:
-    """What was compared, and what was found wrong with it."""
+    """The result of a simulation: what was compared, and what was found wrong."""
 
     nodes: int  # compared with the simulation
     weights: int  # arrays that are stored as integers
@@ -77,6 +77,7 @@ def simulate(
 def _simulated(
     quantized: ir.Model, float_model: ir.Model, kind: str, feeds: Sequence[Feeds], ranges: Ranges | None
 ) -> Simulation:
+    """Runs the quantized model beside its twins, and says how far they differ."""
     if kind == "fp16":
         return _halved(quantized, float_model, feeds)
     if half.has_halves(quantized):  # what int4 leaves as it was: halves would tell nothing of so small differences
@@ -239,7 +240,7 @@ def _add_int8(twins: _Twins, node: ir.Node) -> None:
 
 
 def _read(twins: _Twins, value: ir.Value | None, own: ir.Value | None) -> ir.Value | None:
-    """What a twin reads for `value`, where the file's node reads `own`."""
+    """The value that a twin reads in place of `value`, where the file's node reads `own`."""
     if value is None:
         return None
     array = graph.constant(value)
@@ -260,6 +261,7 @@ def _read(twins: _Twins, value: ir.Value | None, own: ir.Value | None) -> ir.Val
 
 
 def _constant(twins: _Twins, name: str, array: np.ndarray, own: ir.Value | None) -> ir.Value:
+    """A constant as a twin reads it, rounded as the file stores it, which is compared with the one in floats."""
     found = parts.stored(own)
     if found is None:
         _check_equal(twins, name, array, graph.constant(own))
@@ -296,6 +298,7 @@ def _weight_faults(name: str, array: np.ndarray, real: np.ndarray, step: np.ndar
 
 
 def _stored_twins(quantized: ir.Model, float_model: ir.Model, kind: str) -> _Twins:
+    """Twins of the nodes of a model in which only weights are stored as integers (dynamic, int4)."""
     twins = _Twins(quantized)
     stored, tables = parts.matrices(twins.model, kind), parts.tables(twins.model)
     if kind == "dynamic":
@@ -317,6 +320,7 @@ def _add_stored(
     kind: str,
     table: parts.Table | None,
 ) -> None:
+    """Adds the twin of a node, which multiplies by the weights as they are stored, and compares their results."""
     missing = [value.name for value in node.outputs if value.uses() and value.name not in own_values]
     if missing:
         twins.faults.append(f"value '{missing[0]}' of {node.op_type} '{node.name}' is missing")
@@ -340,6 +344,7 @@ def _add_stored(
 def _read_stored(
     twins: _Twins, node: ir.Node, k: int, matrix: parts.Matrix | None, own: ir.Node | None
 ) -> ir.Value | None:
+    """Input `k` of a node as its twin reads it: weights as they are stored, which are compared with those in floats."""
     value = node.inputs[k]
     array = graph.constant(value)
     if value is None:

@@ -1,4 +1,4 @@
-"""What values reach on samples, by onnxruntime's calibrators, and which samples are looked at."""
+"""Ranges of values on samples, by onnxruntime's calibrators, and the choice of these samples."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path

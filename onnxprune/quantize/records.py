@@ -1,4 +1,4 @@
-"""What quantization is made with, and what comes of it."""
+"""Records: what quantization takes, and what it gives."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -15,7 +15,7 @@ WORDS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no":
 
 
 def settings_of(options: Options, device: str = "cpu") -> Settings:
-    """What `options` say about fine-tuning; what they leave open stays open.
+    """The settings of fine-tuning in `options`; what they leave open stays open.
 
     Raises: UsageError for names and values that cannot be.
     """
@@ -35,7 +35,7 @@ def settings_of(options: Options, device: str = "cpu") -> Settings:
 
 
 def recovery_of(options: Options) -> Recovery:
-    """What `options` say about recovery. Raises: UsageError for names and values that cannot be."""
+    """The settings of recovery in `options`. Raises: UsageError for names and values that cannot be."""
     return Recovery(options.level, settings_of(options), options.device, options.resume)
 
 

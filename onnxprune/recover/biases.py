@@ -146,6 +146,7 @@ def _norm_behind(linear: Linear) -> ir.Node | None:
 
 
 def _make(model: ir.Model, linear: Linear, b: np.ndarray) -> None:
+    """Adds a bias to a layer that has none."""
     node = linear.node
     dtype = linear.weight.dtype or linear.y.dtype or linear.stored.dtype
     assert dtype is not None

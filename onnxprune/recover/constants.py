@@ -94,7 +94,7 @@ def batch_within(coupling: Coupling, names: Iterable[str]) -> int:
 def _mean_inputs(
     dense: ir.Model, found: list[Consumer], feeds: Iterable[Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """What each tap of each consumer sees on average, node name -> (C, K); sums are kept, not samples."""
+    """The mean input of each tap of each consumer, node name -> (C, K); sums are kept, not samples."""
     extra = sorted({name for c in found for name in (c.x, *((c.linear.y.name or "",) if c.linear.spatial else ()))})
     session = sessions.open_session(dense, extra_outputs=extra)
     totals: dict[str, np.ndarray] = {}

@@ -71,7 +71,7 @@ def order(count: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def agreed(value: Any, device: torch.device) -> Any:
-    """What the first process says, of plain JSON values; the others wait for it."""
+    """The first process's value, of plain JSON types, in all processes; the others wait for it."""
     if world()[1] == 1:
         return value
     data = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=device)

@@ -1,4 +1,4 @@
-"""What removed units emit, when there are no samples to see it on.
+"""Constants that removed units emit, estimated where there are no samples.
 
 - Behind a normalization a channel is about normal with mean beta and deviation |gamma|: the model is run with noise
   in front of every normalization, and what its activations make of that is averaged.

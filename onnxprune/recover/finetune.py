@@ -102,7 +102,7 @@ def finetune(
 
 
 def _told(run: Run) -> str:
-    """What was kept, and why, in one line."""
+    """Which epoch was kept, and why, in one line."""
     done, start, end, best = len(run.epochs), run.initial, run.last, run.best_verdict
     found = f"{run.judge.name.replace('_', ' ')} with the original on {run.judge.told}"
     if run.judge.name == SHARE_KEPT:
@@ -241,7 +241,7 @@ def _decide(
 
 @torch.no_grad()
 def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settings, device, positions):
-    """What is compared, with the spread of each value on a few samples."""
+    """The values that are compared, with the spread of each on a few samples."""
     network = Network(teacher, trainable=()).to(device).eval()
     feeds = tensors_of(samples.batch(_first(samples, settings.batch_size or 1)), device)
     points = shared_points(model, teacher, positions) if settings.features > 0 else ()
@@ -273,7 +273,7 @@ def _task(model: ir.Model, teacher: ir.Model, samples: Samples, settings: Settin
 def _several(
     said: Callable[..., Mapping[str, torch.Tensor]], samples: Samples, batch: int, device
 ) -> dict[str, torch.Tensor]:
-    """What is said of some samples, a batch at a time; values without a row per sample are those of the first."""
+    """The answers on some samples, a batch at a time; values without a row per sample are those of the first."""
     spread = np.linspace(0, len(samples) - 1, max(batch, min(SCALED_ON, len(samples)) // batch * batch)).astype(int)
     runs = [said(tensors_of(samples.batch(spread[k : k + batch]), device)) for k in range(0, len(spread), batch)]
     whole = [name for name, y in runs[0].items() if y.ndim and all(len(run[name]) == batch for run in runs)]

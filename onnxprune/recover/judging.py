@@ -66,7 +66,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one pass over the samples came to; `metric` and `held_loss` are of the averaged weights, by the judge.
+    """The result of one pass over the samples; `metric` and `held_loss` are of the averaged weights, by the judge.
 
     share: of the samples that were seen before the time was over; 1 for a whole pass.
     """
@@ -102,7 +102,7 @@ class Judge:
 
     @property
     def name(self) -> str:
-        """What the metric is called in reports."""
+        """The name of the metric in reports."""
         if self.metric is not None:
             return name_of(self.metric)
         if self.task.logits is not None:
@@ -176,7 +176,7 @@ def reference_of(samples: Samples, outputs: Outputs | None, said: Mapping[str, T
 
 
 def distances_of(reference: Reference | None) -> lost.Originals | None:
-    """What losses of boxes are compared with; None where there are none."""
+    """The original's answers, for losses of boxes; None where no part holds boxes."""
     if reference is None or not any(part.kind == BOXES for part in reference.outputs.parts):
         return None
     return lost.originals(reference.said, reference.outputs)

@@ -1,4 +1,4 @@
-"""What reconstruction refits, in which order, and to which values of the dense model.
+"""The layers that reconstruction refits, in which order, and to which values of the dense model.
 
 A layer is refitted to the dense model's output of the last thing that it can correct alone: its own output, that of
 the BatchNormalization behind it, or the residual sum behind that, whose other branch is then taken as it is now (He
@@ -119,6 +119,7 @@ def _changed(selection: Selection, cut_model: ir.Model, gone: Collection[str]) -
 
 
 def _layer(linear: Linear, wave: int, selection: Selection, depth: Mapping[ir.Value, int]) -> Layer | None:
+    """A layer with what reconstruction fits it to."""
     w = read_weights(linear)
     if w.shape[2] * w.shape[3] > MOST_FEATURES or read_bias(linear) is None or len(list(users(linear.stored))) > 1:
         return None

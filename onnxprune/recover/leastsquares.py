@@ -26,13 +26,13 @@ Found = tuple[float, np.ndarray, np.ndarray]  # error on held-out rows, weights 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the activation behind a layer lets through: low, high (R, G, O), of the rows' targets."""
+    """The range, low and high (R, G, O), in which the activation behind a layer is not flat at the rows' targets."""
 
     low: np.ndarray
     high: np.ndarray
 
     def clip(self, y: np.ndarray) -> np.ndarray:
-        """What the activation makes of y, as far as flat parts go."""
+        """y clipped to the range that the activation lets through."""
         return np.clip(y, self.low, self.high)
 
     def targets(self, y: np.ndarray, z: np.ndarray) -> np.ndarray:

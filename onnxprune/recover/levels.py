@@ -37,7 +37,7 @@ FITTED_MACS, FITTED_NUMBERS = 600_000_000_000, 1024 * 3 * 224 * 224  # these MAC
 
 @dataclass(frozen=True)
 class Given:
-    """What a cut model recovers by: the original as teacher, the samples to tune on."""
+    """The means of recovery: the original as teacher, the samples to tune on."""
 
     original: ir.Model
     tune: Samples | None

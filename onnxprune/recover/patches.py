@@ -1,4 +1,4 @@
-"""What each output position of a linear node sees: windows of taps in convolutions, the row itself elsewhere.
+"""The inputs of each output position of a linear node: windows of taps in convolutions, the row itself elsewhere.
 
 Letters: N batch, C channels, K kernel taps, S spatial axes, R chosen rows. A transposed convolution is a
 convolution of its input with zeros inserted between the positions.
@@ -86,7 +86,7 @@ def _spread(x: np.ndarray, window: Window) -> np.ndarray:
 
 
 def mean_taps(x: np.ndarray, window: Window) -> np.ndarray:
-    """What each tap sees on average over samples and output positions: x (N, C, *S) -> (C, K)."""
+    """The mean input of each tap over samples and output positions: x (N, C, *S) -> (C, K)."""
     spread = _spread(x.mean(axis=0, keepdims=True, dtype=np.float64), window)[0]
     means = []
     for tap in window.taps():
@@ -96,7 +96,7 @@ def mean_taps(x: np.ndarray, window: Window) -> np.ndarray:
 
 
 def windows(x: np.ndarray, window: Window, picks: np.ndarray) -> np.ndarray:
-    """What chosen output positions see: x (N, C, *S), picks (R,) of N x prod(S') -> (R, C, K)."""
+    """The windows of chosen output positions: x (N, C, *S), picks (R,) of N x prod(S') -> (R, C, K)."""
     spread = _spread(x, window)
     n, *places = np.unravel_index(picks, (len(x), *window.out))
     result = np.empty((len(picks), x.shape[1], prod(window.kernel)), x.dtype)

@@ -53,7 +53,7 @@ def forward_seconds(network: nn.Module, feeds: dict[str, Tensor], device: torch.
 
 
 def _options(settings: Settings, device: torch.device) -> list[Settings]:
-    """What may be chosen, the plainest first."""
+    """The settings of precision and layout that may be chosen, the plainest first."""
     layouts = [False, True] if settings.channels_last is None else [settings.channels_last]
     if settings.amp != "auto":
         amps = [settings.amp]

@@ -97,6 +97,7 @@ def refit(
 def _refit_wave(
     wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
 ) -> list[Refit]:
+    """Refits layers that do not depend on each other, in one walk over the samples."""
     states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave)) for item in wave]
     pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
     for cut_values, dense_values in pairs:
@@ -183,7 +184,7 @@ class _LayerState:
 
 
 def _before(layer: Layer, y: np.ndarray | np.float32, other: np.ndarray | None) -> np.ndarray:
-    """What the layer itself has to say, so that the norm and the sum behind it come to y (R, O)."""
+    """The layer's own target, with which the norm and the sum behind it come to y (R, O)."""
     y = np.asarray(y, np.float32) if other is None else y - other
     if layer.scale is None or layer.shift is None:
         return y
@@ -191,7 +192,7 @@ def _before(layer: Layer, y: np.ndarray | np.float32, other: np.ndarray | None) 
 
 
 def _features(layer: Layer, x: np.ndarray, y: np.ndarray, picks: np.ndarray) -> np.ndarray:
-    """What the picked output positions see: (R, G, D)."""
+    """The inputs (R, G, D) of the picked output positions."""
     linear = layer.linear
     if linear.spatial:
         seen = windows(x, window_of(linear, x.shape[2:], y.shape[2:]), picks)

@@ -85,6 +85,7 @@ class Walk:
         }
 
     def _session(self, piece: list[ir.Node], outputs: set[str]):
+        """A session of a piece of the model that gives `outputs`; None where it gives none of them."""
         made = {value.name for node in piece for value in node.outputs}
         read = {value.name or "": value for node in piece for value in reads(node)}
         inputs = [name for name, value in read.items() if name not in made and not value.is_initializer()]
@@ -163,6 +164,7 @@ class _Shelf:
         self.folder: tempfile.TemporaryDirectory | None = None
 
     def put(self, index: int, name: str, array: np.ndarray) -> None:
+        """Keeps an array, in a file where memory for arrays is full."""
         self.names.add(name)
         key = (index, name)
         if self.bytes + array.nbytes <= self.limit or array.dtype.hasobject:

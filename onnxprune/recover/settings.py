@@ -29,7 +29,7 @@ SMALL_IMAGE, SHIFT = 64, 8  # the largest side of a small image, and the part of
 
 @dataclass(frozen=True)
 class Settings:
-    """What fine-tuning does; None and 'auto' are chosen when it starts, and `History.settings` says how.
+    """Settings of fine-tuning; None and 'auto' are chosen when it starts, and `History.settings` says how.
 
     lr: the peak. labels: weight of the cross-entropy with labels against the distillation, 0 to 1.
     features: weight of intermediate values, of which the cut model may have a part. temperature: of the softmax;

@@ -38,7 +38,7 @@ Start = Mapping[str, np.ndarray]
 
 
 def key_of(cut_model: ir.Model, teacher: ir.Model, settings: Settings, samples: Samples, held: Samples, masks) -> str:
-    """What makes two runs the same, but for the weights that they start from: see `start_of`."""
+    """The key of a run: equal for runs that differ at most in the weights that they start from, see `start_of`."""
     shapes = [(name, *map(str, value.shape or ())) for name, value in sorted(cut_model.graph.initializers.items())]
     kept = {name: hashlib.sha256(np.packbits(mask).tobytes()).hexdigest() for name, mask in (masks or {}).items()}
     data = [_digest(part) for part in (samples, held)]

@@ -47,14 +47,14 @@ class Teacher:
             self.remembered = self.all_on(samples, may_hold(ANSWERS_BYTES))
 
     def targets(self, feeds: Mapping[str, Tensor], numbers: np.ndarray) -> dict[str, Tensor]:
-        """What the teacher says on the samples with these numbers, the inputs of which are `feeds`."""
+        """The teacher's answers on the samples with these numbers, the inputs of which are `feeds`."""
         if self.remembered is None:
             return self.says(feeds)
         index = torch.from_numpy(numbers).to(self.device)
         return {name: rows[index] for name, rows in self.remembered.items()}
 
     def all_on(self, samples: Samples, limit_bytes: int | None = None) -> dict[str, Tensor] | None:
-        """What the teacher says on all samples, (N, ...) by name; None where that exceeds the limit or has no rows."""
+        """The teacher's answers on all samples, (N, ...) by name; None where they exceed the limit or have no rows."""
         assert self.settings.batch_size is not None
         return halving(
             lambda batch: self._all_on(samples, limit_bytes, batch),

@@ -166,6 +166,7 @@ def _steps(run: Run) -> int:
 
 
 def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
+    """One pass over the samples, step by step."""
     started, saved = time.monotonic() - run.spent, time.monotonic()
     steps = _steps(run)
     total = planned = steps * (run.settings.epochs or 1)
@@ -265,7 +266,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """What goes through the network at once: all of a batch, or less where memory is short."""
+    """How many samples go through the network at once: all of a batch, or fewer where memory is short."""
 
     feeds: dict[str, Tensor]
     numbers: np.ndarray
@@ -341,7 +342,7 @@ def _loss(run: Run, values, taught: Callable[[], dict[str, Tensor]], piece: Piec
 
 
 def _own_loss(function: Callable[..., Tensor], loss: Tensor) -> Tensor:
-    """What the user's function gave. Raises: UsageError where that is no number that can be minimized."""
+    """The loss that the user's function gave. Raises: UsageError where it is no number that can be minimized."""
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
         what = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         what += " without a gradient" if isinstance(loss, Tensor) and not loss.requires_grad else ""
@@ -350,6 +351,7 @@ def _own_loss(function: Callable[..., Tensor], loss: Tensor) -> Tensor:
 
 
 def _end_epoch(run: Run, epoch: int, lr: float, started: float) -> None:
+    """Judges the averaged weights of the epoch, and keeps them where they are the best."""
     current = {name: tensor.detach().clone() for name, tensor in run.tensors().items()}
     run.load(run.average.tensors)
     run.last = verdict = _verdict(run)

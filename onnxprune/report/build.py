@@ -75,7 +75,7 @@ def describe(
 
 
 def _told(data: Any) -> str | None:
-    """What samples are called: their file or function; of those that Python handed over the type."""
+    """The name of samples in reports: their file or function, the type of those that Python handed over."""
     return None if data is None else str(data) if isinstance(data, str | Path) else type(data).__name__
 
 
@@ -135,7 +135,7 @@ def _produced_axis(node: ir.Node, rank: int) -> int | None:
 
 
 def fallbacks(coupling: Coupling) -> list[str]:
-    """What was done in a lesser way than it should be, because something failed: in the normal form, or in a rule."""
+    """Notes on what failed and was replaced by a lesser way: steps of the normal form, and coupling rules."""
     raised = [str(dim.frozen) for dim in coupling.dims if dim.frozen is not None and RAISED in str(dim.frozen)]
     rules = [f"a coupling rule failed, so that what it stands for is left as it is: {reason}" for reason in raised]
     return list(dict.fromkeys([*extras.of(coupling.model).notes, *rules]))

@@ -24,7 +24,7 @@ class Regression:
 
 
 def compare_reports(old: Report | Document, new: Report | Document) -> list[Regression]:
-    """What of `new` is worse than in `old` beyond noise; a better or an equally good report gives [].
+    """Lines on what in report `new` is worse than in `old` beyond noise; [] where nothing is.
 
     Costs are exact, so any increase counts. Accuracy and latency ratios count when their 95 % intervals do not
     overlap. Absolute latencies are compared on the same machine only, by their quartiles. A number that the old
@@ -51,7 +51,7 @@ def _models(before: Document, after: Document) -> Iterator[Regression]:
 
 
 def _machine(report: Document) -> tuple | None:
-    """What must be the same for milliseconds to be comparable, None when it is unknown."""
+    """The machine of a report, without which milliseconds are not comparable; None when it is unknown."""
     machine = report.get("machine") or {}
     if not machine.get("cpu"):
         return None

@@ -53,7 +53,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def context(report: Report) -> dict[str, Any]:
-    """What the template draws, by section; an empty section is left out."""
+    """The variables of the template, by section; an empty section is left out."""
     return {
         "title": title(report),
         "names": [model.name for model in report.models],

@@ -82,7 +82,7 @@ def verification(report: Report) -> str:
 
 
 def quantization(report: Report) -> str:
-    """What is proven of a quantized file, and what its rounding costs."""
+    """The lines on a quantized file: what is proven of it, and what its rounding costs."""
     found = report.quantize
     if found is None:
         return ""
@@ -91,7 +91,7 @@ def quantization(report: Report) -> str:
 
 
 def evidence_lines(report: Report) -> list[list[str]]:
-    """What was compared, a line each: what uses most of what is allowed first, what could not be tested before all."""
+    """One line per comparison of the proof: first what could not be tested, then by the share of the tolerance."""
     items = report.verify.evidence if report.verify is not None else ()
     ordered = sorted(items, key=lambda item: (not item.untested, -item.share))
     return [
@@ -107,14 +107,14 @@ def evidence_lines(report: Report) -> list[list[str]]:
 
 
 def front_table(report: Report) -> str:
-    """What is left at each size, where a front was asked for."""
+    """The table of the front, by size, where one was asked for."""
     if not report.front:
         return ""
     return f"### Front\n\n{_table([front.header(report.front), *front.lines(report.front)], 0)}"
 
 
 def sensitivity(report: Report) -> str:
-    """What is left of the metric with a fraction of each dimension removed, as a table."""
+    """The table of the metric with a fraction of each dimension removed."""
     fractions = curves.fractions_of(report.sensitivity)
     if not fractions:
         return ""

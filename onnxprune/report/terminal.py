@@ -63,7 +63,7 @@ def to_table(report: Report) -> str:
 
 
 def verdict(report: Report) -> str:
-    """What came of a run, in one line: how fast, how much smaller, how good."""
+    """The result of a run in one line: how fast, how much smaller, how good."""
     if len(report.models) < 2:
         return "nothing to compare"
     before, after = report.models[0], final(report.models) or report.models[-1]
@@ -178,7 +178,7 @@ def _costs(models: tuple[Measurement, ...]) -> list[Row]:
 
 
 def _nonzeros(models: tuple[Measurement, ...]) -> list[Row]:
-    """What zeros leave, where some model has so many that it matters."""
+    """Rows of the table on weights that are not zero, where a model has so many zeros that it matters."""
     found: list[Row] = []
     counts = (("nonzero_macs", "macs", "MACs without zeros"), ("nonzeros", "params", "parameters without zeros"))
     for key, whole, label in counts:

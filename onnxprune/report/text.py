@@ -158,12 +158,12 @@ def shape(axes) -> str:
 
 
 def metric(name: str) -> str:
-    """What a metric is called in a heading."""
+    """The name of a metric in a heading."""
     return LABELS.get(name, name)
 
 
 def kind(entry) -> str:
-    """What an output is: 'classes, axis 1', or its parts."""
+    """An output's kind in words: 'classes, axis 1', or its parts."""
     axis = "" if entry["axis"] is None else f", axis {entry['axis']}"
     parts = ", ".join(f"{part['name']} {part['kind']}" for part in entry["parts"])
     inner = f" of {parts}" if entry["kind"] in ("joint", "decision") and parts else ""

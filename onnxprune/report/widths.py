@@ -38,7 +38,7 @@ class Bar:
 
     @property
     def told(self) -> str:
-        """What hovering over the bar says."""
+        """The text that is shown when the pointer is over a bar."""
         return f"{self.node} ({self.op}): {self.width} channels, {STATES[self.state]}. {self.why}".strip()
 
 

@@ -318,6 +318,7 @@ def _targets(settings: Settings) -> search.Targets:
 
 
 def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
+    """The best of several priors, then dimensions made dearer or cheaper, group by group, where the loss falls."""
     start = perf_counter()
     evaluate = _evaluator(subject, settings)
     tried: list[Candidate] = []
@@ -371,6 +372,7 @@ def _selected(subject: Subject, ranking: Outcome, settings: Settings) -> Selecti
 
 
 def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:
+    """Rankings to begin with, by name: the method's, even shares, taylor's, by refit; each also with streams whole."""
     streams = subject.coupling.residual & outcome.scores.keys()
     found = {"method": outcome, "uniform": uniform(outcome)}
     if settings.method.name != "taylor" and not isinstance(by_loss := _taylor(subject, outcome, settings), str):

@@ -1,4 +1,4 @@
-"""What a run refuses before it starts: paths that clash or cannot be written, weights that are no numbers."""
+"""Checks before a run starts: paths that clash or cannot be written, weights that are no numbers."""
 
 import hashlib
 import logging

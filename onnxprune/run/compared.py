@@ -74,11 +74,11 @@ class Compared:
     known: "Originals | None" = None
 
     def answers(self, model: ir.Model) -> Mapping[str, np.ndarray]:
-        """What a cut of the original says, by the names of `said`."""
+        """The answers of a cut of the original, by the names of `said`."""
         return _said(self.subject, model, self.held)
 
     def losses(self, model: ir.Model) -> np.ndarray:
-        """What a cut of the original loses on each sample (N,)."""
+        """The losses of a cut of the original on each sample (N,)."""
         if self.known is None:
             return distances(self.answers(model), self.said)
         from onnxprune.outputs import lost

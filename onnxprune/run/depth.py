@@ -244,7 +244,7 @@ def _measured(
 
 
 class _Trial:
-    """What the whole model loses without some of its blocks, with units cut to the target or with all of them."""
+    """The loss of the whole model without some of its blocks, with units cut to the target or with all of them."""
 
     def __init__(self, subject: Subject, outcome: Outcome, settings: Settings) -> None:
         assert subject.tune is not None
@@ -285,7 +285,7 @@ class _Trial:
         return _Candidate(tuple(gone), self.original.losses(model))
 
     def _selected(self, left: Subject, outcome: Outcome) -> Selection:
-        """What is cut beside the blocks: to the target, or to what is as fast."""
+        """The selection of units beside the blocks: for the target, or for what is as fast."""
         targets = kinds_of(self.settings.goal.target)
         if self.table is None:
             return search.near_the_target(left, outcome, self.settings, targets or search.HALF)

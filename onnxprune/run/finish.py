@@ -31,7 +31,7 @@ def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Mo
 
 @dataclass(frozen=True)
 class Rounded:
-    """What --quantize made, None where the result stays in floats, what reports say of it, and notes."""
+    """The quantized result, None where it stays in floats, its section of the report, and notes."""
 
     made: quantize.Quantized | None = None
     told: Mapping[str, Any] | None = None

@@ -97,7 +97,7 @@ def _accuracy(subject: Subject, samples: Samples) -> Accuracy | None:
 
 
 def _better(subject: Subject, samples: Samples, value: float) -> str | None:
-    """What is likely wrong with images, by the usual scaling that fits clearly better than theirs; None for none."""
+    """The likely mistake in the scaling of images, where a usual scaling fits clearly better; None where none does."""
     infos = [info for info in input_infos(subject.model) if info.shape is not None and len(info.shape) == 4]
     if len(input_infos(subject.model)) != 1 or not infos or not is_float(infos[0].dtype):
         return None

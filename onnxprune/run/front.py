@@ -92,7 +92,7 @@ class Front:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a result is to be made of.
+    """The selection that a result is made of, with what is known of it.
 
     recovered: what a full trial made of it already. front: that it was chosen from.
     """
@@ -103,7 +103,7 @@ class Choice:
 
 
 def name_of(number: int, point: Trial) -> str:
-    """What the file of a point's plan is called, in the folder of the front."""
+    """The name of the file of a point's plan, in the folder of the front."""
     return f"{number:02d}-macs-{point.macs:.3f}.json"
 
 
@@ -140,7 +140,7 @@ def value_at(quick: Accuracy, lost: float) -> float:
 
 
 def choices(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Iterator[Choice]:
-    """What to produce, the best first; the next is for when the finished result missed a gate.
+    """Choices of what to produce, the best first; the next is tried when the finished result missed a gate.
 
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
     """

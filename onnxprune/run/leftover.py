@@ -84,6 +84,7 @@ def _computed(node: ir.Node) -> list[ir.Value]:
 
 
 def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
+    """`linear` as a reader of `dim`; None where it does not read whole units, or cannot be refitted."""
     axes = coupling.axes.get(linear.x.name or "")
     w = read_weights(linear)
     shared = len(list(users(linear.stored))) > 1
@@ -99,7 +100,7 @@ def _reader(coupling: Coupling, linear: Linear, dim: Dim) -> Reader | None:
 def moments(
     coupling: Coupling, found: Iterable[Reader], samples: Samples, *, limit: int = 256, seed: int = 0
 ) -> dict[str, Moments]:
-    """What each layer reads in the dense model on the first `limit` samples, by the name of its node; one walk."""
+    """Moments of each layer's inputs in the dense model on the first `limit` samples, by the name of its node."""
     order = {node.name: number for number, node in enumerate(coupling.model.graph)}
     layers = sorted({r.linear.name: r.linear for r in found}.values(), key=lambda linear: order[linear.name])
     needed = [[linear.x.name or "", *([linear.y.name or ""] if linear.spatial else [])] for linear in layers]
@@ -117,7 +118,7 @@ def moments(
 
 
 def _rows(linear: Linear, values: Mapping[str, np.ndarray], most: int, rng: np.random.Generator) -> np.ndarray:
-    """What up to `most` output positions of a layer see: (R, D)."""
+    """The inputs (R, D) of up to `most` output positions of a layer."""
     x = values[linear.x.name or ""].astype(np.float32)
     if not linear.spatial:
         rows = outputs(x, linear.x_axis, None)
@@ -228,7 +229,7 @@ class _State:
         return _State(features, reader.matrix.copy(), np.linalg.inv(damped), _variance(reader, seen))
 
     def prices(self, gone: np.ndarray) -> np.ndarray:
-        """What the error grows by when each unit goes next (U,); of units that have `gone` it means nothing."""
+        """The growth of the error (U,) if each unit went next; at units that have `gone` the number means nothing."""
         f = self.features
         if f.shape[1] == 1:
             diagonal = np.where(gone, 1.0, np.diagonal(self.inverse)[f[:, 0]])

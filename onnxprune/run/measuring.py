@@ -1,4 +1,4 @@
-"""What the original and the result cost, how good they are, and how fast, measured on the files themselves."""
+"""Measurements of the original and the result, on the files themselves: cost, accuracy and latency."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _frees_initializers(path: Path) -> bool:
 
 
 def packing(dense: ir.Model, packed: Path) -> report.Packing:
-    """What storing zeros small made of a result: `dense` is the model, `packed` the file that was written."""
+    """Bytes and load times of a result before and after packing: `dense` is the model, `packed` the file written."""
     with scratch() as folder:
         file = Path(folder, packed.name)
         graph.save(dense, file)
@@ -268,7 +268,7 @@ class Yardstick:
         return self._compared(_opened(model, self.batch))
 
     def _compared(self, session: Any) -> metrics.Accuracy | None:
-        """What outputs that no part stands for, such as texts, or the relative error of all of them come to."""
+        """The accuracy where no part stands for the outputs, as for texts, or the relative error of all of them."""
         errors = self.metric == RELATIVE_ERROR
         labelled = self.samples.labels is not None and not errors
         found = metrics.evaluate(session, self.samples, None if labelled else self.session, regression=errors)

@@ -30,7 +30,7 @@ class Narrow:
 
 
 def of(subject: Subject, place: Path) -> Narrow:
-    """What the file at `place` becomes, once it is measured and proven."""
+    """The narrow form that the file at `place` is to get once it is measured and proven."""
     pairs = [(given, output) for given, output, _ in extras.of(subject.model).states]
     return Narrow(*narrow.narrow(graph.load(place), pairs))
 

@@ -45,7 +45,7 @@ PLAN = "plan.json"  # beside a result that was proven but not measured
 
 @dataclass(frozen=True, repr=False)
 class Result:
-    """What a run made: the plan, the original and the pruned model as measured, and the whole report."""
+    """The result of a run: the plan, the original and the pruned model as measured, and the whole report."""
 
     plan: Plan
     before: report.Measurement
@@ -171,7 +171,7 @@ def _as_it_ended(
 
 
 def _notes(subject: Subject, finished: _Finished, history: History | None, rounded: Rounded) -> Iterator[str]:
-    """What the steps before measuring have to say to the reader of the report."""
+    """The notes of the steps before measuring, for the reader of the report."""
     yield from dict.fromkeys((*build.fallbacks(subject.coupling), *finished.notes))
     if extras.of(subject.model).written_out:
         yield qoperator.NOTE
@@ -271,7 +271,7 @@ def _finished(
 
 
 def _packing_notes(found: report.Packing | None, *, counted: bool) -> Iterator[str]:
-    """What packing brought; counted: whether a target of the size was met by the packed file."""
+    """A note on what packing saved; counted: whether a target of the size was met by the packed file."""
     if found is None:
         return
     yield (

@@ -56,7 +56,7 @@ class Trial:
 def selections(
     subject: Subject, outcome: Outcome, settings: Settings, target: Mapping[str, float] | None = None
 ) -> Iterator[Selection]:
-    """What to produce for the targets, the best first; the next is for when the finished result missed a gate.
+    """Selections for the targets, the best first; the next is tried when the finished result missed a gate.
 
     target: what is asked for on the way to the goal. --max-drop and --front are the business of front.py.
     Raises: BudgetError when the budget cannot be met, with the nearest that can.
@@ -240,7 +240,7 @@ def _fits_packed(subject: Subject, outcome: Outcome, share: float) -> bool:
 
 
 def decided_by_method(subject: Subject, outcome: Outcome, settings: Settings) -> Selection:
-    """What the method itself leaves out, in widths that the provider runs well."""
+    """The selection that the method itself made, in widths that the provider runs well."""
     assert outcome.keep is not None
     keep, align, strict = outcome.keep, settings.widths.align, settings.widths.strict
     if outcome.zeros:  # what is not dead stays; widths that the provider dislikes cost more than dead units do
@@ -341,7 +341,7 @@ def _by_latency(subject: Subject, outcome: Outcome, settings: Settings, targets:
         return found
 
     def plan(share: float) -> Keep | None:
-        """What is kept at a share of the MACs, None where that cannot be reached."""
+        """The kept positions at a share of the MACs, None where that cannot be reached."""
         try:
             return one_shot(subject, outcome, settings, with_macs(targets, share)).keep
         except BudgetError:

@@ -127,7 +127,7 @@ class Papers:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run does.
+    """All choices of a run.
 
     seconds: that the whole run may take. metric: the user's own, or the name of one. method_found: whether nobody asked
     for the method. origins: where choices came from, by their name in plan and report.

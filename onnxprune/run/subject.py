@@ -39,7 +39,7 @@ PROOF_SAMPLES = 32  # real inputs on which cut and mask are compared
 
 @dataclass(frozen=True)
 class Shortened:
-    """What a model was before `blocks` of it went as a whole, see depth.py, and what is left.
+    """The model before `blocks` of it were removed as a whole, see depth.py.
 
     model: as it came, without them. full: the whole with all that was learned, whose values recovery fits to.
     coupling, cost: of the whole.
@@ -88,7 +88,7 @@ class Subject:
 
     @property
     def given(self) -> Given:
-        """What recovery works with."""
+        """The original and the samples that recovery works with."""
         dense = None if self.short is None else self.short.full
         gone = () if self.short is None else tuple(block.name for block in self.short.blocks)
         return Given(self.model, self.tune, self.cost.totals()["macs"], self.outputs, dense, gone)

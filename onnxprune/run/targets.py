@@ -42,6 +42,7 @@ def _check_costs(before: Measurement, after: Measurement, goal: Goal, nonzeros: 
 
 
 def _check_drop(before: Measurement, after: Measurement, goal: Goal) -> Iterator[str]:
+    """Checks --max-drop. Raises: BudgetError where more was lost."""
     if goal.max_drop is None:
         return
     lost = drop(before.accuracy, after.accuracy)
@@ -86,6 +87,7 @@ def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> flo
 
 
 def _check_speed(models: Sequence[Measurement], ratios: Sequence[LatencyRatio], goal: Goal) -> Iterator[str]:
+    """Checks --min-speedup and --target latency. Raises: BudgetError where the result is too slow."""
     latencies = [entry for model in models for entry in model.latency[:1]]
     share = goal.target.get("latency")
     wanted = [("--target latency", share, 1 / share)] if share else []

@@ -135,7 +135,7 @@ class Trials:
         return self.full.get(key_of(keep))
 
     def curve(self) -> Curve:
-        """What is lost at each size, as far as the trials tell."""
+        """The curve of what is lost at each size, as far as the trials tell."""
         cheap, full = ([(t.macs, t.lost) for t in found.values()] for found in (self.cheap, self.full))
         return Curve(cheap or full, full if cheap else ())
 
@@ -165,6 +165,7 @@ class Trials:
         return Recovered(model, levels.recover(self.subject.given, selection, model, how, clock, trial=trial))
 
     def _measured(self, selection: Selection, model: ir.Model) -> Trial:
+        """A trial of `model`: its accuracy, that of its quantized form, and the points lost."""
         accuracy, rounded, stored = self.judge.of(model), None, None
         if self.settings.form.quantize is not None:
             stored = as_written(model, self.subject, self.settings)

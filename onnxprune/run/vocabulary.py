@@ -183,7 +183,7 @@ def _gate_logits(model: ir.Model, size: int, observed: shapes.Shapes) -> list[ir
 
 
 def _chosen(coupling: Coupling, gathers: Sequence[ir.Node], flags: np.ndarray) -> dict[Dim, np.ndarray]:
-    """What every Dim of the vocabulary keeps. Raises: UsageError where one must stay whole."""
+    """The kept positions of every Dim of the vocabulary. Raises: UsageError where one must stay whole."""
     found: dict[Dim, np.ndarray] = {}
     read = [(node.inputs[0], 0) for node in gathers]
     read += [(n.inputs[0], states.axis_of(n)) for n in coupling.model.graph if states.is_logits(n)]

@@ -120,7 +120,7 @@ def work(readers: Readers) -> float:
 
 
 def prices(measured: Measured) -> np.ndarray:
-    """What the loss grows by with each unit (size,), when all that go before it have gone."""
+    """The growth of the loss with each unit (size,), when all that go before it have gone."""
     order = measured.order
     errors = np.log(np.maximum(order.errors, 1e-9))
     counts = sorted(measured.losses)

@@ -1,4 +1,4 @@
-"""What can be pruned, what not and why, and what each layer costs: as data, and as a table."""
+"""The report of 'inspect': what can be pruned, what not and why, and what each layer costs, as data and as a table."""
 
 from collections import Counter
 from collections.abc import Iterator

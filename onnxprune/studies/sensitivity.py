@@ -35,7 +35,7 @@ PUSHED_SAMPLES = 64  # over which the means of removed units are taken
 
 @dataclass(frozen=True)
 class Reference:
-    """What trials are compared with: what judges on samples, and the original's accuracy there."""
+    """The judge that measures trials, and the original's accuracy by it."""
 
     judge: measuring.Yardstick
     accuracy: metrics.Accuracy
@@ -90,7 +90,7 @@ def check_fractions(fractions: Sequence[float]) -> None:
 
 
 def context(subject: Subject, options: Options, chosen: base.Method) -> base.Context:
-    """What the scoring method sees."""
+    """The context that the scoring method gets."""
     learns = chosen.needs.data or chosen.needs.gradients  # torch is not even imported for those that read weights
     return base.Context(
         coupling=subject.coupling,

@@ -182,6 +182,7 @@ class _Finder:
             yield Block(node.name or "", reason=PROJECTED)
 
     def _block(self, node: ir.Node, branch: ir.Value, stream: ir.Value, only: Mapping[ir.Node, None]) -> Block:
+        """The block whose `branch` is added to `stream` in `node`, or why it cannot go."""
         block = partial(Block, node.name or "", branch.name or "", stream.name or "")
         sizes = [self.coupling.shapes.sizes.get(value.name or "") for value in (branch, stream, node.outputs[0])]
         if not only:

@@ -1,4 +1,4 @@
-"""What zeros are good for: units that are entirely dead can be removed.
+"""Dead units: where all weights of a unit are zero it can be removed.
 
 A unit is dead when nothing reads it (all weights that consume it are zero), or when whatever reads it sees a constant:
 all weights that produce it are zero, or a grouped convolution in between has a kernel of zeros for it, so that only a

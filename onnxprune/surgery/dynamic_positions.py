@@ -110,8 +110,10 @@ def _length(add: Add, d: ir.Value, line: tuple[int, int]) -> ir.Value:
 
 
 def _joined(add: Add, d: ir.Value, parts: Parts, *, kept: bool, removed: ir.Value | None = None) -> ir.Value:
-    """Indices into an axis that holds all positions, of the kept ones; or (kept) into one that holds the kept ones
-    alone, of all positions, with `removed` for those that are not there."""
+    """Indices by which a Gather takes the kept positions out of an axis that holds all of them.
+
+    kept: the way back: the axis holds the kept ones alone, and the result has all positions; `removed` is the index
+    that is read for those that are not there."""
     found: list[ir.Value] = []
     for number, part in enumerate(parts):
         count = _length(add, d, (0, n) if part.dynamic else (n, 0)) if (n := part.count(kept=kept)) else None

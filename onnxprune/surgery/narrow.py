@@ -29,7 +29,7 @@ class Narrowed:
 
 
 def of_json(found: Iterable[Mapping[str, Any]]) -> tuple[Narrowed, ...]:
-    """What a plan recorded."""
+    """The narrowed states that a plan records."""
     return tuple(
         Narrowed(str(f["input"]), str(f["output"]), int(f["axis"]), int(f["size"]), tuple(map(int, f["keep"])))
         for f in found
@@ -116,6 +116,7 @@ def _with(shape: ir.Shape, axis: int, size: int) -> ir.Shape:
 
 
 def _take_out(graph_: ir.Graph, reads: ir.Node, fills: ir.Node, pad: ir.Node) -> None:
+    """Removes the nodes of a gate that are given: what reads them reads what they read."""
     source, inner = reads.inputs[0], pad.inputs[0]
     assert source is not None, reads.name
     assert inner is not None, pad.name

@@ -129,7 +129,7 @@ class Surgeon:
             node.attributes[attribute] = ir.AttrFloat32(attribute, number)
 
     def _even_parts(self, node: ir.Node, target: str | int) -> list[int]:
-        """The parts of a Split that says nothing of them: once even, they may now be uneven."""
+        """The lengths of the parts of a Split that does not state them: parts that were even may now be uneven."""
         lengths = (each for each in self.coupling.lengths if each.node == node.name and each.target == target)
         return [self.kept(length.axis) for length in lengths]
 

@@ -127,6 +127,7 @@ def _cut_initializer(surgeon: Surgeon, value: ir.Value) -> None:
 
 
 def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
+    """Sets the removed positions of an initializer to what means zero there."""
     lost = surgeon.lost_axes(value)
     if not lost or (quantized.is_scale(value) and not quantized.only_multiplies(value)):
         return
@@ -143,7 +144,7 @@ def _silence_initializer(surgeon: Surgeon, value: ir.Value) -> None:
 
 
 def _silent_numbers(value: ir.Value, array: np.ndarray) -> np.ndarray:
-    """What stands for zero at each position of `array`, as a broadcast view: the zero points where it is quantized."""
+    """The number that means zero at each position of `array`, a broadcast view: zero points where it is quantized."""
     for node, index in quantized.readers(value):
         source = quantized.ZERO_POINTS.get((node.op_type, index))
         points = graph.constant(node.inputs[source]) if source is not None and source < len(node.inputs) else None

@@ -31,7 +31,7 @@ class CrashedError(Exception):
 
 
 def isolated(function: Callable[[], T], *, fresh: bool = False) -> T:
-    """What `function` returns or raises, computed in another process.
+    """Calls `function` in another process, and returns or raises what it does.
 
     Where this process cannot be copied, or with `fresh`, a function that can be pickled (a partial of a module's) goes
     to the helper; others are called here. Raises: CrashedError when the other process was ended by a signal.

@@ -127,7 +127,7 @@ def smaller(batch: int, where: str) -> int:
 
 
 def give_up(error: BaseException, where: str, batch: int, *, fixed: bool = False) -> OutOfMemoryError:
-    """What to raise when there is no smaller batch."""
+    """The error to raise when there is no smaller batch."""
     while isinstance(error, OutOfMemoryError) and error.__cause__ is not None:
         error = error.__cause__
     which = "which the model is fixed to" if fixed else "which cannot be split here" if batch > 1 else "the smallest"

@@ -12,7 +12,7 @@ EXTRAS = {
 
 
 def missing(error: ImportError) -> UsageError | None:
-    """What to tell where one of these packages is not installed; None where it is another that is missing."""
+    """The message where one of these packages is not installed; None where it is another that is missing."""
     name = (error.name or "").partition(".")[0]
     if not isinstance(error, ModuleNotFoundError) or name not in EXTRAS:
         return None

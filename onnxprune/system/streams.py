@@ -150,7 +150,7 @@ _LOCK = threading.Lock()
 
 @contextlib.contextmanager
 def swallowed() -> Iterator[io.StringIO]:
-    """What this thread prints while inside; other threads go on printing, and stdout is as before when all are out."""
+    """Collects what this thread prints; other threads go on printing, and stdout is as before when all have left."""
     me, said = threading.get_ident(), io.StringIO()
     with _LOCK:
         routed = sys.stdout if type(sys.stdout) is _Routed else _Routed(sys.stdout)

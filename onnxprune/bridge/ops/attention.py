@@ -88,7 +88,7 @@ def _hides_rows(limits: tuple[bool, int, int], mask: Tensor | None, nonpad: Tens
 def _bias(
     q: Tensor, k: Tensor, mask: Tensor | None, nonpad: Tensor | None, past: int, limits: tuple[bool, int, int]
 ) -> Tensor | None:
-    """What is added to the scores: the mask, -inf where a key is out of sight."""
+    """The term that is added to the scores: the mask, -inf where a key is out of sight."""
     causal, left, right = limits
     length, total = q.shape[2], k.shape[2]
     allowed = None

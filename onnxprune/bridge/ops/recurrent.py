@@ -114,7 +114,7 @@ def _fused(
 
 @dataclass(frozen=True)
 class Step:
-    """What one direction computes with at each step: weights (g*H, I) and (g*H, H), bias (2*g*H,), peepholes (3*H,)."""
+    """The parameters of one direction: weights (g*H, I) and (g*H, H), bias (2*g*H,), peepholes (3*H,)."""
 
     w: Tensor
     r: Tensor

@@ -122,7 +122,7 @@ def MultiHeadAttention(n: NodeAxes) -> None:
 
 
 def attention_bias(n: NodeAxes, bias: Axes, heads: Axis) -> None:
-    """What is added to the scores: (B or 1, H or 1, L, S)."""
+    """Relates the axes of the term added to the scores: (B or 1, H or 1, L, S)."""
     if length(bias[1]) > 1:
         n.unify(bias[1], heads)
     for axis in bias[2:]:

@@ -142,7 +142,7 @@ def _outcome(context: Context, settings: Settings, history: list[float], run: "R
 
 
 def decided(context: Context, scores: Mapping[Dim, np.ndarray], mass: float, budget: float) -> dict[Dim, np.ndarray]:
-    """What stays without a target: the highest scores by `mass`, or by the `budget` of MACs, whichever prunes less."""
+    """The units kept without a target: the highest scores by `mass`, or by the `budget` of MACs, what prunes less."""
 
     def at(share: float) -> tuple[dict[Dim, np.ndarray], float]:
         keep = kept_by_mass(scores, share)

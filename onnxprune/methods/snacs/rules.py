@@ -1,4 +1,4 @@
-"""What SNACS makes of its scores: limits per layer, the connections to keep, and protected filters.
+"""Rules that SNACS applies to its scores: limits per layer, connections to keep, and protected filters.
 
 Connectivity scores are (J, G) per layer, child groups by parent groups; a keep mask has that shape, True = keep.
 Source: SNACS code (gen_mask, gamma_sensitivity5, retrain_stage3_sens) as restated in methods section 5.7 and 5.8.
@@ -159,7 +159,7 @@ def check_fraction(value: float, what: str) -> None:
 
 
 def disagreement(model: ir.Model, reference: answers.Reference | None) -> float:
-    """What of the original's answers `model` gives differently, of the part of the outputs that suffers most."""
+    """The share of the original's answers that `model` gives differently, for the part that suffers most."""
     if reference is None:  # nothing that can be compared: the limits of the layers alone decide
         return 0.0
     said = answers.answers(model, reference.samples, reference.outputs)

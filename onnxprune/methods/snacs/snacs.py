@@ -122,6 +122,7 @@ def _filters(
     activations: Mapping[str, np.ndarray],
     classes: np.ndarray | None,
 ) -> Outcome:
+    """Filter mode: scores of whole filters, with limits per layer."""
     sums: dict[Dim, np.ndarray] = {}
     counts: dict[Dim, int] = {}
     limits: dict[Dim, float] = {}

@@ -47,7 +47,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What tells it from all other runs of a folder."""
+        """The name that tells this run from all others of a folder."""
         return f"{self.method} {self.target} seed {self.seed}"
 
     @property

@@ -86,7 +86,7 @@ def compare(
 
 
 def settings_of(subject: Subject, common: Options) -> dict[str, Any]:
-    """What all rows of a folder share."""
+    """The facts that all rows of a folder share."""
     values = {name: getattr(common, name) for name in COMMON}
     return {
         "model": {"name": subject.path.name, "sha256": subject.sha256},
@@ -123,7 +123,7 @@ def _digest(samples: Samples | None) -> dict[str, Any] | None:
 
 
 def original_of(subject: Subject) -> dict[str, Any]:
-    """What the original costs, and its accuracy where it was measured; shares are of these numbers."""
+    """Costs of the original, and its accuracy where it was measured; shares are of these numbers."""
     costs = subject.cost.totals()
     return {
         "accuracy": None if subject.accuracy is None else asdict(subject.accuracy),
@@ -166,7 +166,7 @@ def row_of(
     models: Path | None,
     key: str,
 ) -> Row:
-    """What a run gives: accuracy after the cut and in the end, and what remains of each cost."""
+    """The row of a run: accuracy after the cut and in the end, and what remains of each cost."""
     cut: list[metrics.Accuracy | None] = []
 
     def look(model: ir.Model) -> None:

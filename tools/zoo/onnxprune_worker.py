@@ -40,12 +40,15 @@ def _of_children() -> float:
 
 
 def preload() -> None:
-    """The imports of a run."""
+    """The imports of a run, and the operators of onnx, which it registers when it is first asked for one."""
+    import onnx.defs
+
     from onnxprune.graph import simplify
     from onnxprune.methods import base
 
     simplify._import_onnxsim()
     base.get("random")
+    onnx.defs.has("Conv")
 
 
 def main(file: str) -> dict[str, Any]:

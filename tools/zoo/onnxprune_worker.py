@@ -79,7 +79,7 @@ def main(file: str) -> dict[str, Any]:
     with clock("analyze"):
         coupling = analyze(model, observed)
         costs = cost.of(coupling)
-    feeds = comparison.random_feeds(model, observed)
+    feeds: list[Any] = comparison.random_feeds(model, observed)
     subject = Subject(Path(file), model, "", coupling, costs, None, None, feeds)
     found = settings.resolved(Options(method="random", target={"params": 0.5}, recover="none", align=1))
     subject, outcome = schedule.scored(subject, found, clock)  # type: ignore[arg-type]

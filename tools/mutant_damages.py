@@ -6,7 +6,7 @@ a change of `model`, which is a copy of the honest cut. Whether the change makes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -579,28 +579,27 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
 # Single numbers ---------------------------------------------------------------------------------------------------
 
 
+def other_numbers(
+    model: ir.Model, table: Mapping[str, Iterable[int]], factors: Sequence[float], added: float = 0.0
+) -> Iterator[Place]:
+    """Places at single numbers, the inputs in `table` by operator: times one of `factors`, and more by `added`."""
+
+    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray) -> None:
+        set_own(model, node, index, np.asarray(array * random.choice(factors) + added, array.dtype))
+
+    for node, index, array in own_inputs(model, table):
+        if array.size == 1 and array.dtype.kind == "f":
+            yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+
+
 @damage("a factor of another size")
 def _(case: Case, model: ir.Model) -> Iterator[Place]:
-    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray) -> None:
-        set_own(model, node, index, np.asarray(array * random.choice((0.5**0.5, 0.9, 2**0.5)), array.dtype))
-
-    for node in model.graph:
-        for index in range(len(node.inputs)) if node.op_type in ("Mul", "Div") else ():
-            array = own_constant(node, index)
-            if array is not None and array.size == 1 and array.dtype.kind == "f":
-                yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+    yield from other_numbers(model, {"Mul": (0, 1), "Div": (0, 1)}, (0.5**0.5, 0.9, 2**0.5))
 
 
 @damage("a bound of another size")
 def _(case: Case, model: ir.Model) -> Iterator[Place]:
-    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray) -> None:
-        set_own(model, node, index, np.asarray(array * random.choice((0.5, 0.9, 1.1)) + 0.01, array.dtype))
-
-    for node in model.graph:
-        for index in BOUNDED.get(node.op_type, ()):
-            array = own_constant(node, index)
-            if array is not None and array.size == 1 and array.dtype.kind == "f":
-                yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+    yield from other_numbers(model, BOUNDED, (0.5, 0.9, 1.1), 0.01)
 
 
 @damage("another setting of an operator")
@@ -650,7 +649,8 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
         yield place(member), partial(change, value, new)
 
 
-def quantization(model: ir.Model, table: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[ir.Node, int, np.ndarray]]:
+def own_inputs(model: ir.Model, table: Mapping[str, Iterable[int]]) -> Iterator[tuple[ir.Node, int, np.ndarray]]:
+    """(node, input, array) of the constants at the inputs in `table`, by operator."""
     for node in model.graph:
         for index in table.get(node.op_type, ()):
             array = own_constant(node, index)
@@ -658,29 +658,26 @@ def quantization(model: ir.Model, table: Mapping[str, tuple[int, ...]]) -> Itera
                 yield node, index, array
 
 
-@damage("a scale of the wrong channel")
-def _(case: Case, model: ir.Model) -> Iterator[Place]:
+def of_wrong_channels(model: ir.Model, table: Mapping[str, Iterable[int]], *, varying: bool) -> Iterator[Place]:
+    """Places at the inputs in `table`: moved on by a channel, or another one's; varying: only where that differs."""
+
     def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray, others: list[np.ndarray]) -> None:
         set_own(model, node, index, np.roll(array, 1) if array.size > 1 else random.choice(others))
 
-    found = list(quantization(model, SCALES))
+    found = list(own_inputs(model, table))
     for node, index, array in found:
         others = [
             a for _, _, a in found if a.shape == array.shape and a.dtype == array.dtype and not np.array_equal(a, array)
         ]
-        if array.size > 1 or others:
+        if (not varying or len(np.unique(array)) > 1) if array.size > 1 else others:
             yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array, others=others)
+
+
+@damage("a scale of the wrong channel")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    yield from of_wrong_channels(model, SCALES, varying=False)
 
 
 @damage("a zero point of the wrong channel")
 def _(case: Case, model: ir.Model) -> Iterator[Place]:
-    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray, others: list[np.ndarray]) -> None:
-        set_own(model, node, index, np.roll(array, 1) if array.size > 1 else random.choice(others))
-
-    found = list(quantization(model, POINTS))
-    for node, index, array in found:
-        others = [
-            a for _, _, a in found if a.shape == array.shape and a.dtype == array.dtype and not np.array_equal(a, array)
-        ]
-        if (array.size > 1 and len(np.unique(array)) > 1) or (array.size == 1 and others):
-            yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array, others=others)
+    yield from of_wrong_channels(model, POINTS, varying=True)

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -48,6 +48,10 @@ class Coupling:
     sizes_read: tuple[tuple[str, int, Axis], ...]  # Shape node, entry, axis
     ranges: tuple[Range, ...]  # constant indices to be numbered anew
     shapes: shapes.Shapes
+
+    def of(self, model: ir.Model) -> "Coupling":
+        """The same of `model`, a copy of the analysed one with other weights or biases."""
+        return replace(self, model=model)
 
     @property
     def free(self) -> tuple[Dim, ...]:

@@ -6,7 +6,7 @@ the positions that are zero.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -61,7 +61,12 @@ class Context:
 
     @property
     def model(self) -> ir.Model:
+        """The analysed model."""
         return self.coupling.model
+
+    def with_weights(self, model: ir.Model) -> "Context":
+        """The same for `model`, which has other weights."""
+        return replace(self, coupling=self.coupling.of(model))
 
 
 @dataclass(frozen=True)

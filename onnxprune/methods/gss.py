@@ -18,7 +18,7 @@ evaluation; here groups are ranked by norm and the budget cuts. With `outputs` u
 unit's values, the second motive of the abstract.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -96,7 +96,7 @@ def _note(start: float, end: float, history: list[float]) -> str:
 
 def _scores(context: Context, model: ir.Model, regularizer: "Regularizer") -> dict[Dim, np.ndarray]:
     """The relative norm of every unit in the trained model, times its activity where that is asked for."""
-    learned = replace(context, coupling=replace(context.coupling, model=model))
+    learned = context.with_weights(model)
     scores = {dim: norms(learned, dim, 2) for dim in context.dims}
     return {
         d: v * regularizer.activity[d].double().numpy() if d in regularizer.activity else v for d, v in scores.items()

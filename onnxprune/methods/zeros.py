@@ -1,7 +1,7 @@
 """Zeros that stay in place: how many a target asks for, and the outcome of a method that made them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +60,7 @@ def allowances(context: Context, layers: Sequence[tuple[str, str]], density: flo
 
 def outcome(context: Context, model: ir.Model, zeros: Mapping[str, np.ndarray], notes: Sequence[str]) -> Outcome:
     """`model` with its zeros; `keep` leaves out what is dead, scores rank units by the weights that are left."""
-    learned = replace(context, coupling=replace(context.coupling, model=model))
+    learned = context.with_weights(model)
     gone = dead.dead_units(learned.coupling)
     keep = {dim: gone.get(dim, np.ones(dim.size, bool)) for dim in context.dims}
     lost = sum(int((~mask).sum()) for mask in keep.values())

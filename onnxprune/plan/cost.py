@@ -346,18 +346,12 @@ def Einsum(n: NodeCost) -> Counted | None:
     return 1.0, list(axes.values())
 
 
-@macs_rule("LSTM", "GRU", "RNN")
+@macs_rule("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM")
 def Recurrent(n: NodeCost) -> Counted | None:
-    """T N (G H) (I + H) per direction."""
+    """T N (G H) (I + H) per direction; w (D, G H, I) and r (D, G H, H), the last of these operators has (D, I, G H)."""
     x, w, r = n.x(0), n.x(1), n.x(2)
-    return (1.0, [x[0], x[1], w[0], w[1], w[2] + r[2]]) if x and w and r else None
-
-
-@macs_rule("DynamicQuantizeLSTM")
-def DynamicQuantizeLSTM(n: NodeCost) -> Counted | None:
-    """Like Recurrent, but w (D, I, 4 H) and r (D, H, 4 H) are stored transposed."""
-    x, w, r = n.x(0), n.x(1), n.x(2)
-    return (1.0, [x[0], x[1], w[0], w[2], w[1] + r[1]]) if x and w and r else None
+    gates, read = (2, 1) if n.node.op_type == "DynamicQuantizeLSTM" else (1, 2)
+    return (1.0, [x[0], x[1], w[0], w[gates], w[read] + r[read]]) if x and w and r else None
 
 
 @macs_rule("MoE", "QMoE")

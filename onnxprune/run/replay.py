@@ -147,7 +147,7 @@ def check_recovered(
             folded = graph.normalize(rewritten(finish(biased, join=False)))
             coupling = analyze(folded, shapes.observe(folded, subject.coupling.shapes.probe))
             kept = same_positions(selection, coupling)
-            twin = surgery.mask(kept.of(replace(coupling, model=_put_back(kept, tuned, out))))
+            twin = surgery.mask(kept.of(coupling.of(_put_back(kept, tuned, out))))
             compared = comparison.compare_or_tell(result, twin, subject.feeds, str(out))
             found = comparison.require(compared, str(out), NOT_BY_PLAN)
             return found, "cut = mask with the recovered weights"

@@ -51,7 +51,7 @@ def _score(subject: Subject, settings: Settings, keep: Keep, clock: Clock) -> tu
     """The scores for the next step, in which what earlier steps removed comes last; keep: what they left."""
     outcome = score(subject, settings.method, settings, clock)
     if outcome.model is not None:  # a training method: the same graph with the weights that it learned
-        subject = _with_weights(subject, outcome.model)
+        subject = replace(subject, coupling=subject.coupling.of(outcome.model))
     scores = {dim: _removed_lowest(values, keep.get(dim)) for dim, values in outcome.scores.items()}
     return subject, replace(outcome, scores=scores)
 
@@ -95,10 +95,6 @@ def _axes_of_biases(coupling: Coupling, model: ir.Model) -> dict[str, tuple[Axis
         if linear.y is not total:
             found[linear.y.name or ""] = axes
     return found
-
-
-def _with_weights(subject: Subject, model: ir.Model) -> Subject:
-    return replace(subject, coupling=replace(subject.coupling, model=model))
 
 
 def score(

@@ -321,7 +321,7 @@ def table_of(subject: Subject, settings: Settings) -> NodeTable:
     times = profile(subject.model, feeds, **settings.timing.at(batch))
     if subject.short is None:
         return node_table(subject.coupling, subject.cost, times)
-    whole = node_table(replace(subject.short.coupling, model=subject.model), subject.short.cost, times)
+    whole = node_table(subject.short.coupling.of(subject.model), subject.short.cost, times)
     return replace(whole, coupling=subject.coupling, cost=subject.cost)
 
 

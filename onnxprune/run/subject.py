@@ -84,7 +84,7 @@ class Subject:
     @property
     def normalized(self) -> Coupling:
         """The coupling of the model as it came, which plans are about, whatever was learned or added since."""
-        return replace(self.coupling, model=self.base)
+        return self.coupling.of(self.base)
 
     @property
     def given(self) -> Given:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -49,7 +49,7 @@ def narrow(model: ir.Model, pairs: Iterable[tuple[str, str]]) -> tuple[ir.Model,
     for given, output in pairs:
         shape = sizes.get(given)
         for axis in range(len(shape) if shape is not None else 0):
-            reads, fills = nodes.get(_reading(given, axis)), nodes.get(_filling(output, axis))
+            reads, fills = nodes.get(_gather_of(given, "in", axis)), nodes.get(_gather_of(output, "out", axis))
             pad = fills.inputs[0].producer() if fills is not None and fills.inputs[0] is not None else None
             keep = graph.constant(reads.inputs[1]) if reads is not None else None
             places = graph.constant(fills.inputs[1]) if fills is not None else None
@@ -83,7 +83,7 @@ def widened(model: ir.Model, found: Sequence[Narrowed]) -> ir.Model:
         value = next(value for value in model.graph.inputs if value.name == entry.input)
         uses = list(value.uses())
         keep = np.array(entry.keep, np.int64)
-        reads = _gather(model.graph, value, keep, entry.axis, _reading(entry.input, entry.axis))
+        reads = _gather(model.graph, value, keep, entry.axis, _gather_of(entry.input, "in", entry.axis))
         reads.outputs[0].shape = value.shape
         model.graph.insert_before(next(iter(model.graph)), reads)
         for node, index in uses:
@@ -103,12 +103,9 @@ def fed(feeds: Feeds, found: Iterable[Narrowed], of: str = "input") -> dict[str,
     return arrays
 
 
-def _reading(name: str, axis: int) -> str:
-    return f"{name}.state_in.{axis}.cut.Gather"
-
-
-def _filling(name: str, axis: int) -> str:
-    return f"{name}.state_out.{axis}.cut.Gather"
+def _gather_of(name: str, side: Literal["in", "out"], axis: int) -> str:
+    """The name of the node that takes the kept positions of a state at the input, or fills them up at the output."""
+    return f"{name}.state_{side}.{axis}.cut.Gather"
 
 
 def _with(shape: ir.Shape, axis: int, size: int) -> ir.Shape:
@@ -143,7 +140,7 @@ def _gather(graph_: ir.Graph, value: ir.Value, indices: np.ndarray, axis: int, n
 def _fill(graph_: ir.Graph, entry: Narrowed) -> None:
     """Zeros at the removed positions of an output."""
     inner = next(value for value in graph_.outputs if value.name == entry.output)
-    name = _filling(entry.output, entry.axis)
+    name = _gather_of(entry.output, "out", entry.axis)
     shape = inner.shape
     assert shape is not None, entry.output
     pads = np.zeros(2 * len(shape), np.int64)

@@ -110,7 +110,7 @@ def uncut(selection: Selection, cut_model: ir.Model) -> ir.Model:
         floats = tensor_of(tuned).dtype.numpy().kind == "f"
         if part == tuple(int(m.sum()) for m in masks) and (part != full or floats):
             graph.change(value, full, partial(_put_back, tensor_of(tuned), masks))
-    return mask(selection.of(replace(coupling, model=model)))
+    return mask(selection.of(coupling.of(model)))
 
 
 def _put_back(part: ir.TensorProtocol, masks: Sequence[np.ndarray], full: np.ndarray) -> np.ndarray:

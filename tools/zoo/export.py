@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
-from jobs import Row, last_json, load_rows, note, run_forked, save_rows
+from jobs import Row, baked_in, exported, last_json, load_rows, note_export, run_forked, statuses
 
 TORCHSCRIPT = ("ts", "bn", "dyn", "dynhw")
 VARIANTS = (*TORCHSCRIPT, "dynamo", "dyn_dynamo")
@@ -92,7 +92,7 @@ def export_one(args: argparse.Namespace, name: str, variant: str, exportable: bo
 
     torch.set_num_threads(1)
     if exportable:
-        from timm.layers.config import set_exportable, set_fused_attn
+        from timm.layers.config import set_exportable, set_fused_attn  # pyright: ignore[reportMissingImports]
 
         set_exportable(True)
         set_fused_attn(False)  # written out: the fused form takes a bool that tracing makes a tensor
@@ -117,7 +117,7 @@ def export_one(args: argparse.Namespace, name: str, variant: str, exportable: bo
         row["seconds"] = time.perf_counter() - start
         row["difference"] = difference(module, x, temporary)
         if symbolic_axes(variant, x.dim()):
-            row["message"] = other_size(module, network.inputs(3, seed=4)[0], temporary)
+            row["message"] = baked_in(partial(difference, module, network.inputs(3, seed=4)[0], temporary))
     if row["difference"] > 1e-3:
         raise ValueError(f"onnxruntime and torch differ by {row['difference']:.2g} of the output's scale")
     temporary.replace(path)
@@ -156,15 +156,6 @@ def difference(module, x, path: Path) -> float:
     return max((float(abs(g - t).max() / abs(t).max()) for g, t in pairs if t.size), default=0.0)
 
 
-def other_size(module, x, path: Path) -> str | None:
-    """Why a file with symbolic sizes does not hold at this other size, or None: exporters bake sizes in unasked."""
-    try:
-        found = difference(module, x, path)
-    except Exception as error:
-        return f"runs only at the size it was traced at: {str(error).splitlines()[0][:150]}"
-    return f"differs by {found:.2g} at another size" if found > 1e-3 else None
-
-
 def child(args: argparse.Namespace, name: str, variant: str) -> Row:
     """One export in a process of its own; its row, whatever happened."""
     job = run_forked(partial(export_one, args, name, variant, args.exportable), args.timeout)
@@ -174,17 +165,7 @@ def child(args: argparse.Namespace, name: str, variant: str) -> Row:
         job = run_forked(partial(export_one, args, name, variant, True), args.timeout)
         row = last_json(job.stdout) if job.code == 0 else None
         row = {**row, "exportable": True} if row else None
-    if row is None:
-        row = {"status": "timeout" if job.timed_out else "failed", "message": job.message}
-    (args.out / f"{name}.{variant}.part").unlink(missing_ok=True)
-    return {
-        "key": f"{name}.{variant}",
-        "name": name,
-        "variant": variant,
-        **row,
-        "total_s": job.seconds,
-        "peak_mb": job.peak_mb,
-    }
+    return exported(args.out, name, variant, row, job)
 
 
 def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]:
@@ -196,10 +177,7 @@ def export_all(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Row]
             before = rows.get(f"{name}.{variant}")
             if before and not repeated(before, args):
                 continue
-            row = child(args, name, variant)
-            rows[row["key"]] = row
-            save_rows(table, rows, format="onnxprune-zoo-exports/1")
-            note(f"{row['key']}: {row['status']} {row.get('message') or ''} ({row['total_s']:.0f} s)")
+            note_export(table, rows, child(args, name, variant))
     return rows
 
 
@@ -223,8 +201,7 @@ def main(argv: list[str] | None = None) -> int:
         importlib.import_module(library)  # once, instead of in each copy of this process
     args.out.mkdir(parents=True, exist_ok=True)
     rows = export_all(args, names)
-    statuses = [row["status"] for row in rows.values()]
-    print(", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
+    print(statuses(rows))
     return 0
 
 

@@ -20,7 +20,7 @@ import warnings
 from functools import partial
 from pathlib import Path
 
-from jobs import Row, last_json, load_rows, note, run_forked, save_rows
+from jobs import Row, baked_in, exported, last_json, load_rows, note, note_export, run_forked, statuses
 
 SYMBOLIC = ("dyn", "dyn_dynamo")
 VARIANTS = ("ts", "dynamo", *SYMBOLIC)
@@ -75,7 +75,8 @@ def export_one(args: argparse.Namespace, name: str, variant: str, attention: str
         row["seconds"] = time.perf_counter() - start
         row["difference"] = difference(network, family, feeds, temporary)
         if variant in SYMBOLIC:
-            row["message"] = other_size(network, family, {**SIZES, **OTHER_SIZES}, temporary)
+            feeds = family.feeds({**SIZES, **OTHER_SIZES}, seed=40)
+            row["message"] = baked_in(partial(difference, network, family, feeds, temporary))
     if row["difference"] > 1e-3:
         raise ValueError(f"onnxruntime and torch differ by {row['difference']:.2g} of the output's scale")
     temporary.replace(path)
@@ -114,15 +115,6 @@ def difference(network, family, feeds, path: Path) -> float:
     return max((float(abs(g - t).max() / abs(t).max()) for g, t in pairs if t.size), default=0.0)
 
 
-def other_size(network, family, sizes, path: Path) -> str | None:
-    """Why a file with symbolic sizes does not hold at other sizes, or None: exporters bake sizes in unasked."""
-    try:
-        found = difference(network, family, family.feeds(sizes, seed=40), path)
-    except Exception as error:
-        return f"runs only at the size it was traced at: {str(error).splitlines()[0][:150]}"
-    return f"differs by {found:.2g} at another size" if found > 1e-3 else None
-
-
 def child(args: argparse.Namespace, name: str, variant: str) -> Row:
     """One export in a process of its own; its row, whatever happened."""
     row: Row | None = None
@@ -131,10 +123,7 @@ def child(args: argparse.Namespace, name: str, variant: str) -> Row:
         row = last_json(job.stdout) if job.code == 0 else None
         if row:
             break
-    if row is None:
-        row = {"status": "timeout" if job.timed_out else "failed", "message": job.message}
-    (args.out / f"{name}.{variant}.part").unlink(missing_ok=True)
-    return {"key": f"{name}.{variant}", "name": name, "variant": variant, **row, "total_s": job.seconds}
+    return exported(args.out, name, variant, row, job)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -160,12 +149,8 @@ def main(argv: list[str] | None = None) -> int:
             before = rows.get(f"{name}.{variant}")
             if before and not (args.again and before["status"] != "exported"):
                 continue
-            row = child(args, name, variant)
-            rows[row["key"]] = row
-            save_rows(table, rows, format="onnxprune-zoo-exports/1")
-            note(f"{row['key']}: {row['status']} {row.get('message') or ''} ({row['total_s']:.0f} s)")
-    statuses = [row["status"] for row in rows.values()]
-    print(", ".join(f"{statuses.count(s)} {s}" for s in dict.fromkeys(statuses)))
+            note_export(table, rows, child(args, name, variant))
+    print(statuses(rows))
     return 0
 
 

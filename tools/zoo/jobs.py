@@ -123,6 +123,40 @@ def last_json(text: str) -> Row | None:
     return None
 
 
+def exported(out: Path, name: str, variant: str, row: Row | None, job: Job) -> Row:
+    """The row of one export, of which `job` was the last attempt; a file that it left half done is removed."""
+    if row is None:
+        row = {"status": "timeout" if job.timed_out else "failed", "message": job.message}
+    (out / f"{name}.{variant}.part").unlink(missing_ok=True)
+    key = f"{name}.{variant}"
+    return {"key": key, "name": name, "variant": variant, **row, "total_s": job.seconds, "peak_mb": job.peak_mb}
+
+
+def note_export(table: Path, rows: dict[str, Row], row: Row) -> None:
+    """Adds the row of an export to the table on disk, and says how it went."""
+    rows[row["key"]] = row
+    save_rows(table, rows, format="onnxprune-zoo-exports/1")
+    note(f"{row['key']}: {row['status']} {row.get('message') or ''} ({row['total_s']:.0f} s)")
+
+
+def statuses(rows: Mapping[str, Row]) -> str:
+    """How many rows have which status."""
+    found = [row["status"] for row in rows.values()]
+    return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+
+
+def baked_in(difference: Callable[[], float]) -> str | None:
+    """Why a file with symbolic sizes does not hold at another size, or None: exporters bake sizes in unasked.
+
+    difference: how far the file is from its network at another size.
+    """
+    try:
+        found = difference()
+    except Exception as error:
+        return f"runs only at the size it was traced at: {str(error).splitlines()[0][:150]}"
+    return f"differs by {found:.2g} at another size" if found > 1e-3 else None
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes beside `path`, then renames: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)

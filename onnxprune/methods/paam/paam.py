@@ -87,15 +87,13 @@ def _from_scratch(context: Context, settings: Settings, budget: float) -> Outcom
     working = reinit.architecture(context.model)
     network = Network(working).to(context.device)
     reinit.draw(working, network, context.seed)
-    run = Run(_with(context, reinit.trained(context.model, _written(network, working))), network, settings, budget)
+    run = Run(
+        context.with_weights(reinit.trained(context.model, _written(network, working))), network, settings, budget
+    )
     history = run.one_stage(Lessons(context, settings, teach=False), working)
     model = reinit.trained(context.model, _written(network, working))
     silence(context, model, run.masks or {})
     return _outcome(context, settings, history, run, model)
-
-
-def _with(context: Context, model: ir.Model) -> Context:
-    return replace(context, coupling=replace(context.coupling, model=model))
 
 
 def _written(network: Network, working: ir.Model) -> ir.Model:
@@ -108,7 +106,7 @@ def silence(context: Context, model: ir.Model, masks: Mapping[Dim, Tensor]) -> N
     """Zeroes what makes masked units in `model`, in place: they emit zero and can be cut without a change."""
     for dim, mask in masks.items():
         extended = np.append(mask.cpu().numpy(), 1).astype(np.float32)
-        for member, array, positions in slices(_with(context, model), dim, "produces", "scales", "follows"):
+        for member, array, positions in slices(context.with_weights(model), dim, "produces", "scales", "follows"):
             if array.dtype.kind == "f":
                 shape = [1] * array.ndim
                 shape[member.axis] = -1
@@ -304,7 +302,7 @@ class Run:
 
     def _refresh_filters(self) -> None:
         model = reinit.trained(self.context.model, _written(self.network, self.working))
-        now = AttentionNetwork(_with(self.context, model), self.settings.width)
+        now = AttentionNetwork(self.context.with_weights(model), self.settings.width)
         for (_, old), (_, new) in zip(self.attention.named_buffers(), now.named_buffers(), strict=True):
             old.copy_(new)
 

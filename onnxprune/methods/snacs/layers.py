@@ -19,9 +19,11 @@ from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.methods.base import Context
 from onnxprune.methods.snacs import rules
+from onnxprune.outputs import answers
 from onnxprune.system.memory import at_most
 
 BATCH = 64
+JOINT_SAMPLES = 256  # by which all layers together are judged
 MEANS_OPSET = 13  # of ReduceMean as it is used here; older models hand over whole feature maps
 
 
@@ -241,3 +243,11 @@ def balanced(samples: Samples, count: int, seed: int) -> np.ndarray:
         members = np.flatnonzero(samples.labels == label)
         ranks[rng.permutation(members)] = np.arange(len(members))
     return np.sort(np.argsort(ranks, kind="stable")[:count])
+
+
+def judged_on(context: Context) -> tuple[Samples, answers.Reference | None]:
+    """(few samples, evenly of all classes, the original's answers on them): by these all layers together are judged."""
+    samples = context.samples
+    assert samples is not None
+    few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
+    return few, answers.reference(context.model, few, context.outputs)

@@ -20,7 +20,6 @@ GRID = tuple(p / 100 for p in range(1, 98, 2))  # shares of a layer's scores tha
 DROP = 0.7
 LIMIT_SAMPLES = 400  # by which a layer's limit is found
 LEAST_PER_CLASS = 4  # of these samples, on average, for a classifier to learn from
-JOINT_SAMPLES = 256  # by which all layers together are judged
 TOLERANCE = {"finetune": 0.5}  # training repairs more than least squares and constants can
 TOLERANCE_UNTUNED = 0.2
 

@@ -17,11 +17,10 @@ from onnxprune import graph
 from onnxprune.methods.base import Context, Outcome
 from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
-from onnxprune.methods.snacs.layers import Layer, balanced, protect
-from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
+from onnxprune.methods.snacs.layers import Layer, judged_on, protect
+from onnxprune.methods.snacs.rules import disagreement, largest_share
 from onnxprune.methods.zeros import Allowance, allowances
 from onnxprune.methods.zeros import outcome as sparse_outcome
-from onnxprune.outputs import answers
 
 if TYPE_CHECKING:
     from onnxprune.methods.snacs.snacs import Settings
@@ -55,10 +54,7 @@ def prune_connections(
         layer.node: _limit(layer, scores[layer.node], groups[layer.node], activations, classes) for layer in layers
     }
     shielded = {layer.node: _protected(layers, layer, groups[layer.node][0], activations, settings) for layer in layers}
-    samples = context.samples
-    assert samples is not None
-    few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
-    reference = answers.reference(context.model, few, context.outputs)
+    _, reference = judged_on(context)
 
     def zeroed(fraction: float) -> tuple[ir.Model, Masks]:
         masks = rules.select_connections(scores, limits, fraction, shielded)

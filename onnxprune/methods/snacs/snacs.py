@@ -35,8 +35,8 @@ from onnxprune.methods.base import Context, Needs, Outcome, method, together
 from onnxprune.methods.magnitude import l2
 from onnxprune.methods.snacs import rules
 from onnxprune.methods.snacs.acmi import connection_scores
-from onnxprune.methods.snacs.layers import Layer, balanced, find, mean_activations, protect
-from onnxprune.methods.snacs.rules import JOINT_SAMPLES, disagreement, largest_share
+from onnxprune.methods.snacs.layers import Layer, balanced, find, judged_on, mean_activations, protect
+from onnxprune.methods.snacs.rules import disagreement, largest_share
 from onnxprune.outputs import answers
 from onnxprune.plan.select import Selection, aligned
 
@@ -277,10 +277,7 @@ def decide(
         kept = {dim: _at_least(masks[dim.name][0] | shield[dim.name], scores[dim]) for dim in scores}
         return {dim: aligned(kept[dim], _raise(scores[dim], protected[dim]), context.align) for dim in scores}
 
-    samples = context.samples
-    assert samples is not None
-    few = samples.subset(balanced(samples, JOINT_SAMPLES, context.seed + 1))
-    reference = answers.reference(context.model, few, context.outputs)
+    few, reference = judged_on(context)
 
     def error(fraction: float) -> float:
         from onnxprune.recover import constants

@@ -29,13 +29,15 @@ from onnxprune.system.memory import LARGE_MODEL_BYTES
 PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond this the weights go beside the file
 
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
-# fuse_attention writes operators of com.microsoft that no other runtime knows.
+# fuse_attention writes operators of com.microsoft that no other runtime knows. eliminate_nop_with_unit takes a constant
+# without elements for nothing beside others in a Concat, along whichever axis; `finish` calls it, when none are left.
 KEPT_APART = [
     "eliminate_duplicate_initializer",
     "eliminate_common_subexpression",
     "fuse_qkv",
     "fuse_bn_into_conv",
     "fuse_attention",
+    "eliminate_nop_with_unit",
 ]
 
 

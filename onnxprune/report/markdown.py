@@ -18,9 +18,7 @@ def to_markdown(report: Report) -> str:
     parts = [
         f"## {title(report)}",
         summary(report),
-        _table(
-            [_cells(header(report))] + [[label.strip(), *values, change] for label, values, change in _rows(report)]
-        ),
+        _table([_cells(header(report))] + [[label.strip(), *values, change] for label, values, change in rows(report)]),
         verification(report),
         *(f"> {_escape(note)}" for note in report.notes),
         front_table(report),
@@ -140,10 +138,6 @@ def reproduce(report: Report) -> str:
 def _outputs(report: Report) -> str:
     lines = [[entry["name"], text.kind(entry), entry["reason"]] for entry in report.outputs]
     return _table([["output", "is", "because"], *lines], words=3)
-
-
-def _rows(report: Report) -> list[tuple[str, list[str], str]]:
-    return [(label, values, change) for label, values, change in rows(report)]
 
 
 def _cells(line: list[str]) -> list[str]:

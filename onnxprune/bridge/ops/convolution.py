@@ -1,6 +1,7 @@
 """Convolutions. Letters: x (N, C, *D), w (O, C/group, *K), transposed w (C, O/group, *K), b (O,)."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -144,7 +145,7 @@ def Col2Im(
     image, block = ints(image_shape), ints(block_shape)
     rank = len(image)
     strides, dilations, pads = strides or (1,) * rank, dilations or (1,) * rank, list(pads or (0,) * (2 * rank))
-    n, channels = x.shape[0], x.shape[1] // _product(block)
+    n, channels = x.shape[0], x.shape[1] // prod(block)
     padded = [size + pads[i] + pads[rank + i] for i, size in enumerate(image)]
     steps = [(padded[i] - dilations[i] * (block[i] - 1) - 1) // strides[i] + 1 for i in range(rank)]
     places = torch.zeros([*block, *steps], dtype=torch.long, device=x.device)
@@ -156,12 +157,5 @@ def Col2Im(
         )
         places = places * padded[i] + line
     flat = x.reshape(n, channels, -1)
-    y = flat.new_zeros(n, channels, _product(padded)).index_add(2, places.reshape(-1), flat)
+    y = flat.new_zeros(n, channels, prod(padded)).index_add(2, places.reshape(-1), flat)
     return pad_spatial(y.reshape(n, channels, *padded), [-p for p in pads[:rank]], [-p for p in pads[rank:]])
-
-
-def _product(sizes: Sizes) -> int:
-    result = 1
-    for size in sizes:
-        result *= size
-    return result

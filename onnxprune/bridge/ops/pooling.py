@@ -1,6 +1,7 @@
 """Pooling. Letters: x (N, C, *D), kernel (*K). torch's own functions where they mean the same, else spelled out."""
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -189,16 +190,9 @@ def MaxUnpool(
     inferred = [(n - 1) * strides[i] - pads[i] - pads[rank + i] + kernel_shape[i] for i, n in enumerate(x.shape[2:])]
     inferred = [*x.shape[:2], *inferred]
     shape = inferred if output_shape is None else ints(output_shape)
-    flat = x.new_zeros(_count(inferred)).scatter(0, indices.reshape(-1), x.reshape(-1))
+    flat = x.new_zeros(prod(inferred)).scatter(0, indices.reshape(-1), x.reshape(-1))
     y = flat.reshape(inferred)
     return y if shape == inferred else pad_spatial(y, [0] * len(shape), _difference(shape, inferred))
-
-
-def _count(shape: Sizes) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
 
 
 def _difference(a: Sizes, b: Sizes) -> list[int]:

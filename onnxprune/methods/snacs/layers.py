@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling import Dim, dims, unit_positions
-from onnxprune.coupling.layers import layer_of
+from onnxprune.coupling.layers import layer_of, stored_behind
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
 from onnxprune.methods.base import Context
@@ -56,15 +56,18 @@ def find(context: Context) -> list[Layer]:
 
 
 def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
-    form = _form(node)
-    if form is None:
+    layer, axes = layer_of(node), context.coupling.axes
+    if layer is None or layer.weights.weight != 1 or layer.kind == "transposed" or layer.groups != 1:
         return None
-    transposed, parent_axis, child_axis = form
-    value, weight = node.inputs[0], node.inputs[1]
-    array = _array(weight)
-    axes = context.coupling.axes
-    if value is None or weight is None or array is None or value.name not in axes or value.is_initializer():
+    value, weight = layer.x, stored_behind(layer.weight)
+    if layer.x_axis not in (1, -1):  # rows of the data are channels
         return None
+    if weight is None or value.name not in axes or value.is_initializer():
+        return None
+    array = graph.array_of(weight).astype(np.float32)
+    if array.ndim < 2:
+        return None
+    transposed, parent_axis, child_axis = layer.outputs(2) == 1, layer.x_axis, layer.y_axis
     if transposed and array.size != array.shape[-2] * array.shape[-1]:  # a stack of matrices is no single layer
         return None
     matrix = to_matrix(array, transposed)
@@ -73,7 +76,7 @@ def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
         return None
     return Layer(
         node.name or "",
-        _source(weight),
+        weight.name or "",
         value.name or "",
         node.outputs[0].name or "",
         parent_axis,
@@ -84,41 +87,6 @@ def _layer(context: Context, node: ir.Node, chosen: set[Dim]) -> Layer | None:
         _units(y[child_axis], chosen),
         transposed,
     )
-
-
-def _form(node: ir.Node) -> tuple[bool, int, int] | None:
-    """(weight stored (P, C), parent axis of the input, child axis of the output), None for other operators."""
-    layer = layer_of(node)
-    if layer is None or layer.weights.weight != 1 or layer.kind == "transposed" or layer.groups != 1:
-        return None
-    if layer.x_axis not in (1, -1):  # rows of the data are channels
-        return None
-    return layer.outputs(2) == 1, layer.x_axis, layer.y_axis
-
-
-def _source(weight: ir.Value) -> str:
-    """The initializer behind `weight`, which may arrive through a Cast."""
-    producer = weight.producer()
-    return (
-        (producer.inputs[0].name or "")
-        if producer is not None and producer.inputs[0] is not None
-        else weight.name or ""
-    )
-
-
-def _array(weight: ir.Value | None) -> np.ndarray | None:
-    """The constant behind `weight`, also when it arrives through a Cast."""
-    array = graph.constant(weight)
-    if (
-        array is None
-        and weight is not None
-        and (producer := weight.producer()) is not None
-        and producer.op_type == "Cast"
-    ):
-        array = graph.constant(producer.inputs[0])
-    if array is None or array.ndim < 2 or array.dtype.kind != "f":
-        return None
-    return array.astype(np.float32)
 
 
 def to_matrix(array: np.ndarray, transposed: bool) -> np.ndarray:

@@ -13,7 +13,7 @@ from onnxprune.coupling import bodies, dims, silence
 from onnxprune.coupling import rules as _rules  # noqa: F401  # pyright: ignore[reportUnusedImport]  (fills the table)
 from onnxprune.coupling.dims import Axis, Dim, Reason, length
 from onnxprune.coupling.layers import layer_of
-from onnxprune.coupling.node import Axes, Length, NodeAxes, Range, Role
+from onnxprune.coupling.node import Axes, Length, NodeAxes, OpaqueError, Range, Role
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies as graph_bodies
@@ -256,6 +256,8 @@ class Analysis:
             self._note_weights(node)
         except UnknownShapeError as unknown:
             self.opaque(node, f"the shape of '{unknown}' is not known")
+        except OpaqueError as known:
+            self.opaque(node, str(known))
         except (CouplingError, AssertionError, IndexError, KeyError, TypeError, ValueError) as error:
             # A rule that meets what it was not written for must not end the run; the reason names it.
             self.opaque(node, f"{RAISED}: {type(error).__name__} {error}")

@@ -22,6 +22,10 @@ Axes = list[Axis]
 T = TypeVar("T")
 
 
+class OpaqueError(Exception):
+    """Raised by a rule that knows that its node keeps all it reads and gives: the reason, as users read it."""
+
+
 @dataclass(frozen=True)
 class Length:
     """A number that is the length of an axis: an attribute, or an entry of an integer input, of a node.
@@ -77,10 +81,10 @@ class NodeAxes:
         return self.analysis.axes_of(value)
 
     def elements(self, index: int) -> list[Axes]:
-        """The axes of each tensor of input `index`, a sequence. Raises: CouplingError where they are unknown."""
+        """The axes of each tensor of input `index`, a sequence. Raises: OpaqueError where they are unknown."""
         value = self.node.inputs[index]
         if value is None or value not in self.analysis.elements:
-            raise CouplingError("what is in the sequence is not known")
+            raise OpaqueError("what is in the sequence is not known")
         return self.analysis.elements[value]
 
     def given(self) -> list[int]:

@@ -3,9 +3,11 @@
 import onnx_ir as ir
 import pytest
 from networks import filled
+from onnx_text import model
 
 from onnxprune import graph
 from onnxprune.coupling import analyze
+from onnxprune.graph import shapes
 from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 from onnxprune.report import build
@@ -53,3 +55,17 @@ def test_nothing_to_prune_has_a_reason(text, told):
     coupling = analyze(graph.normalize(ir.from_proto(filled(text))))
     assert not coupling.free
     assert any(told in reason for reason in build.why_nothing(coupling)), build.why_nothing(coupling)
+
+
+ERASED = """(float[2,8] x, int64 xs, float[8,6] w, float[8,6] v) => (float[2,6] y) {
+    a = MatMul(x, w) b = MatMul(x, v) s = SequenceConstruct(a, b) t = SequenceErase(s, xs)
+    y = ConcatFromSequence <axis = 1> (t) }"""
+
+
+def test_what_a_rule_knows_to_keep_is_no_failure_of_it():
+    """hf_fastspeech2: how many elements its sequence has is known only when it runs."""
+    source = model(ERASED)
+    coupling = analyze(source, shapes.observe(source))
+    reasons = {str(dim.frozen) for dim in coupling.dims}
+    assert any("SequenceErase: which element it is depends on the input" in reason for reason in reasons)
+    assert build.fallbacks(coupling) == []

@@ -7,9 +7,8 @@ Letters: T tokens, C channels, E experts, F their width.
 """
 
 from onnxprune.coupling.dims import Axis, length, resolve
-from onnxprune.coupling.node import NodeAxes
+from onnxprune.coupling.node import NodeAxes, OpaqueError
 from onnxprune.coupling.registry import coupling_rule
-from onnxprune.errors import CouplingError
 
 MS = "com.microsoft"
 # Of QMoE: the weights, scales, biases and zero points of each of the three layers.
@@ -41,7 +40,7 @@ def MoE(n: NodeAxes) -> None:
 def QMoE(n: NodeAxes) -> None:
     """As MoE, with weights of 2, 4 or 8 bits: fc1 (E, F, bytes of C), fc2 (E, C, bytes of F), fc3 as fc1."""
     if n.attribute("quant_type", b"int") not in ("int", b"int") or n.attribute("weights_prepacked", -1) == 1:
-        raise CouplingError("weights that are stored in the order of another provider, or not as integers")
+        raise OpaqueError("weights that are stored in the order of another provider, or not as integers")
     x, fc1, fc2 = n.x(0), n.x(2), n.x(5)
     C, E = x[-1], fc1[0]
     bits = [n.attribute(f"fc{k}_expert_weight_bits", n.attribute("expert_weight_bits", 4)) for k in (1, 2, 3)]

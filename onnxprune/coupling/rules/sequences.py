@@ -5,7 +5,7 @@ one, or a graph output, freezes all that is in it.
 """
 
 from onnxprune.coupling.dims import Axis, is_dynamic, length, resolve
-from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.node import Axes, NodeAxes, OpaqueError
 from onnxprune.coupling.registry import coupling_rule
 from onnxprune.errors import CouplingError
 
@@ -58,7 +58,7 @@ def SplitToSequence(n: NodeAxes) -> None:
     axis = n.attribute("axis", 0) % len(x)
     size, split = length(x[axis]), n.numbers(1)
     if is_dynamic(x[axis]) or (n.has(1) and split is None):
-        raise CouplingError("how many elements there are depends on the input")
+        raise OpaqueError("how many elements there are depends on the input")
     if split is None or split.ndim == 0:
         n.freeze(x[axis], "split into parts of one length")
         step = 1 if split is None else int(split)
@@ -96,7 +96,7 @@ def _position(n: NodeAxes, index: int, count: int) -> int:
     """The position that input `index` names among `count`, where it is the same in every run."""
     number = n.numbers(index)
     if number is None:
-        raise CouplingError("which element it is depends on the input")
+        raise OpaqueError("which element it is depends on the input")
     at = int(number.reshape(-1)[0])
     if not -count <= at < count:
         raise CouplingError(f"element {at} of a sequence of {count}")

@@ -311,7 +311,10 @@ def _simplified(model: ir.Model) -> ir.Model:
     """`model` through onnxsim, again where that decided an If."""
     simplified = simplify(model, skipped=KEPT_APART)
     _lift_constants(simplified)
-    return _simplified(simplified) if branches.inline_decided(simplified) else simplified
+    if not branches.inline_decided(simplified):
+        return simplified
+    extras.put(simplified, replace(extras.of(simplified), notes=extras.of(model).notes))  # of what is now done again
+    return _simplified(simplified)
 
 
 def _pass_by_identities(model: ir.Model) -> None:

@@ -207,3 +207,26 @@ def test_indices_of_nothing_keep_their_length():
     x = {"x": np.random.default_rng(1).standard_normal((3, 4)).astype(np.float32)}
     one, two = (sessions.run(sessions.open_session(found), x)["y"] for found in (source, made))
     np.testing.assert_array_equal(one, two)
+
+
+DECIDED = """(float[2,4] x, float[4,8] w, int64[2] s) => (float[2,8] y) {
+    a = MatMul(x, w) n = Size(s) two = Constant <value = int64 {2}> () c = Equal(n, two)
+    y = If (c) <then_branch = t () => (float[2,8] u) { u = Relu(a) },
+        else_branch = e () => (float[2,8] v) { v = Neg(a) }>
+}"""
+
+
+def test_what_fails_in_front_of_an_if_that_is_decided_is_no_lesser_way(monkeypatch):
+    """akiki-vad: onnxsim cannot rewrite its If; once the constants are folded there is none, and all is rewritten."""
+    whole = simplify._rewritten
+
+    def rewritten(given, skipped, steps, libraries):
+        kinds = {node.op_type for node in onnx.ModelProto.FromString(given).graph.node}
+        if "If" in kinds and any(rewrite for rewrite, _ in steps):
+            raise RuntimeError("an assertion")
+        return whole(given, skipped, steps, libraries)
+
+    monkeypatch.setattr(simplify, "_rewritten", rewritten)
+    made = graph.normalize(model(DECIDED, {"s": [3, 1]}))
+    assert [node.op_type for node in made.graph] == ["MatMul", "Relu"]
+    assert extras.of(made).notes == ()

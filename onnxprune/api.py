@@ -1,7 +1,9 @@
 """The functions for users of Python."""
 
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -38,7 +40,7 @@ def prune(
     """
     told = repr(str(source)) if isinstance(source, str | Path) else type(source).__name__
     asked = _options(cast(Mapping[str, Any], options), f"onnxprune.prune({told}, {str(out)!r}, ...)")
-    with scratch() as folder, listening(on_step):
+    with scratch() as folder, listening(on_step), _plain_torch():
         path = source if isinstance(source, str | Path) else _file_of(source, Path(folder, "model.onnx"))
         result = pipeline.prune(path, out if out is not None else Path(folder, "pruned.onnx"), asked)
         if out is not None:
@@ -48,6 +50,23 @@ def prune(
     models = tuple(after if model is result.after else model for model in result.report.models)
     kept = ir.from_proto(made) if isinstance(source, ir.Model) else made
     return replace(result, after=after, report=replace(result.report, models=models), made=kept)
+
+
+@contextmanager
+def _plain_torch() -> Iterator[None]:
+    """A block in which torch, if it is loaded, is as in a fresh process: what the caller has set around a call, such as
+    no gradients, another device or a lower precision, is for the caller's own model."""
+    torch = sys.modules.get("torch")
+    with ExitStack() as stack:
+        if torch is not None:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            for kind in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
 
 
 def _file_of(model: bytes | onnx.ModelProto | ir.Model, path: Path) -> Path:

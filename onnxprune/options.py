@@ -213,11 +213,11 @@ class Option:
     def held(self, value: Any) -> Any:
         """`value`, from the command line, a file or Python, as the record holds it."""
         if self.kind.pair:
-            if isinstance(value, str):  # one word is a mistake in Python: target="macs=0.5"
+            if value is None or isinstance(value, Mapping):
+                return dict(value or {})
+            if not isinstance(value, list | tuple):  # one word or number is a mistake in Python: target="macs=0.5"
                 return value
-            return (
-                dict(value) if isinstance(value, Mapping) else pairs(self.flag, value, self.kind.read, self.kind.pair)
-            )
+            return pairs(self.flag, value, self.kind.read, self.kind.pair)
         if self.several:
             return tuple(self._one(item) for item in (value if isinstance(value, list | tuple) else [value]))
         return self._one(value)

@@ -72,7 +72,10 @@ for op in ("IsInf", "IsNaN"):
     record(op, image(f"t = {op}(a) b = Cast<to = 1>(t)"), {"w": 8})
 record("Not", image("t = IsNaN(a) s = Not(t) b = Cast<to = 1>(s)"), {"w": 8})
 record("BitwiseNot", image("t = Cast<to = 6>(a) s = BitwiseNot(t) b = Cast<to = 1>(s)"), {"w": 8})
-record("Bernoulli", image("t = Sigmoid(a) b = Bernoulli(t)"), {"w": 8}, random=True)
+record("Bernoulli", image("t = Sigmoid(a) b = Bernoulli(t)"), {}, "random numbers", random=True)
+dropped = image("b = Dropout(a, r, t)", "float r, bool t")
+record("Dropout in training mode", dropped, {}, "random numbers", constants={"t": True}, random=True)
+record("Dropout not in training mode", dropped, {"w": 8}, constants={"t": False})
 
 for op in ("Add", "Sub", "Mul", "Max", "Min", "Mean", "Sum", "Div", "Pow", "Mod"):
     special = {"Mod": "<fmod = 1>"}.get(op, "")
@@ -582,7 +585,8 @@ record(
     "Multinomial",
     "(float[2,4] x, float[4,8] w, float[1,5] v) => (float[p,q] y) { a = MatMul(x, w) i = "
     "Multinomial(a) f = Cast<to = 1>(i) y = MatMul(f, v) }",
-    {"w": 8},
+    {},
+    "random numbers",
     random=True,
 )
 

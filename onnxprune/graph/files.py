@@ -31,7 +31,11 @@ PROTOBUF_LIMIT_BYTES = 1_900_000_000  # a protobuf message ends at 2 GiB; beyond
 # Rewrites of onnxsim that would merge what pruning has to tell apart, or bake BatchNormalization into weights.
 # fuse_attention writes operators of com.microsoft that no other runtime knows. eliminate_nop_with_unit takes a constant
 # without elements for nothing beside others in a Concat, along whichever axis; `finish` calls it, when none are left.
+# A product of more than two axes and what is added become a Gemm only with Reshapes around it, whose sizes are computed
+# in every run: more nodes, and slower.
+SLOWER = "fuse_matmul_add_bias_into_gemm_batched"
 KEPT_APART = [
+    SLOWER,
     "eliminate_duplicate_initializer",
     "eliminate_common_subexpression",
     "fuse_qkv",
@@ -104,7 +108,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     model = extras.copy(model)
     states.drop_gates(model)
     read_external(model, LARGE_MODEL_BYTES)
-    outputs = [value.name for value in model.graph.outputs]
+    outputs = _declared(model)
     if model.functions:
         passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
@@ -120,7 +124,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
         infer_shapes(model)
     elif rewrite:
         simplified = _simplified(model)
-    assert [value.name for value in simplified.graph.outputs] == outputs, outputs
+    assert _declared(simplified) == outputs, outputs
     if _computes_unused(simplified):
         passes.RemoveUnusedNodesPass()(simplified)
     bodies.lift(simplified)
@@ -132,12 +136,16 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
     return simplified
 
 
+def _declared(model: ir.Model) -> list[tuple[str, str, str]]:
+    return [(value.name or "", str(value.type), str(value.shape)) for value in model.graph.outputs]
+
+
 def finish(model: ir.Model, *, rewrite: bool = True, join: bool = True) -> ir.Model:
     """A copy of `model` ready to be written; the interface is unchanged.
 
     rewrite: apply all of onnxsim's fusions. join: equal initializers become one.
     """
-    skipped = ["fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
+    skipped = [SLOWER, "fuse_qkv", "fuse_attention", *([] if join else ["eliminate_duplicate_initializer"])]
     finished = extras.copy(model)
     states.drop_gates(finished)
     if rewrite:

@@ -317,7 +317,14 @@ def _refer_to_files(
 
 
 def _plain(tensor: ir.TensorProtocol) -> np.ndarray:
-    """The array of `tensor` in a dtype that numpy itself knows."""
+    """The array of `tensor` in a dtype that numpy itself knows.
+
+    Of numbers that share bytes onnxruntime reads the packed bytes, from an array that has a byte for each number.
+    """
+    if tensor.dtype.bitwidth < 8:
+        room, packed = np.zeros(tensor.size, np.uint8), np.frombuffer(tensor.tobytes(), np.uint8)
+        room[: packed.size] = packed  # the rest is never touched: it takes no memory
+        return room.reshape(tensor.shape.numpy())
     array = tensor.numpy()
     return array.view(f"u{array.dtype.itemsize}") if array.dtype.kind == "V" else array
 

@@ -218,9 +218,10 @@ def is_plain(model: ir.Model) -> bool:
 
 
 def infer_shapes(model: ir.Model) -> None:
-    """Writes types and shapes, as far as onnx infers them, to the values of `model`, as onnxsim would.
+    """Writes types and shapes, as far as onnx infers them, to the values inside `model`, as onnxsim would.
 
-    The sizes that are known go into what `model` carries: `shapes.observe` need not infer them again.
+    Outputs stay as they are declared: they belong to the interface. The sizes that are known go into what `model`
+    carries: `shapes.observe` need not infer them again.
     """
     proto = _bare(model)
     _forget_placeholders(proto)
@@ -229,7 +230,7 @@ def infer_shapes(model: ir.Model) -> None:
         return
     sizes = sizes_in(made.graph)
     known = {value.name: value.type for value in made.graph.value_info}
-    for value in (value for node in model.graph for value in node.outputs):
+    for value in (value for node in model.graph for value in node.outputs if not value.is_graph_output()):
         written = value.shape.dims if value.shape is not None and value.type is not None else None
         whole = sizes.get(value.name or "")
         if value.name not in known or (written is not None and written == whole):

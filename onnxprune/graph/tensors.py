@@ -1,4 +1,4 @@
-"""Initializers as numpy arrays: read, replace, add, merge."""
+"""Initializers as numpy arrays: read, replace, add, merge; and nodes of which the numbers are random."""
 
 import hashlib
 
@@ -7,6 +7,8 @@ import onnx
 import onnx_ir as ir
 
 from onnxprune.system.memory import SMALL_WEIGHT_BYTES
+
+DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 
 
 class Held(ir.TensorProtoTensor):
@@ -52,6 +54,14 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
     if value is None or value.const_value is None or not value.is_initializer():
         return None
     return value.const_value.numpy()
+
+
+def draws(node: ir.Node) -> bool:
+    """Whether `node` draws random numbers: such an operator, or a Dropout that may be in training mode."""
+    if node.op_type == "Dropout" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        training = constant(node.inputs[2])
+        return training is None or bool(training.any())
+    return node.op_type in DRAWING
 
 
 def tensor_of(value: ir.Value) -> ir.TensorProtocol:

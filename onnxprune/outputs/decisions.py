@@ -117,7 +117,7 @@ def is_float(value: ir.Value) -> bool:
 
 def through(value: ir.Value, operators: frozenset[str]) -> ir.Value:
     """The value nearest to the inputs that `value` is made of by such operators alone."""
-    while (node := value.producer()) is not None and node.inputs[0] is not None:
+    while (node := value.producer()) is not None and node.inputs and node.inputs[0] is not None:
         if node.op_type not in operators and not states.fills(node):
             break
         value = node.inputs[0]

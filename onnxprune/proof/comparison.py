@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,10 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.data import batch_axes, batch_size_of, input_infos
 from onnxprune.errors import GraphError
-from onnxprune.graph import branches, extras, half, sessions
+from onnxprune.graph import bodies, branches, extras, half, sessions
 from onnxprune.graph.apart import CrashedError, apart
 from onnxprune.graph.inputs import Feeds
-from onnxprune.graph.tensors import size_bytes
+from onnxprune.graph.tensors import draws, size_bytes
 from onnxprune.proof import bodies_apart, decisions, inside, pieces, unreached
 from onnxprune.proof.differences import FLOOR, HALF_FLOOR, Arrays, Tally, telling
 from onnxprune.proof.evidence import Evidence, Verification, conclude, item, require
@@ -34,7 +35,6 @@ __all__ = [
     "seeded",
 ]
 
-DRAWING = frozenset("RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Bernoulli".split())
 LOOKED_AT = 160_000  # numbers of all inputs of a batch that is looked at inside: one image, or many small rows
 MOST_ROWS, MOST_BATCHES = 8, 4
 NOTHING_SHOWS = "and so does what stands in front of it: real samples may show more"
@@ -88,19 +88,20 @@ def _compare(
     cut: ir.Model, masked: ir.Model, feeds: Iterable[Feeds], *, look_inside: bool = True, file: Path | None = None
 ) -> Verification:
     """Compares both models along the branches that they take by themselves."""
-    if extras.of(cut).maps:
-        file = None  # the file's outputs are maps, which are set aside in `cut`
+    if extras.of(cut).maps or _unseeded(cut):
+        file = None  # the file's outputs are maps, which are set aside in `cut`, or it draws other numbers in every run
     cut, masked = seeded(cut), seeded(masked)
     halves = half.has_halves(masked) or half.has_halves(cut)
     floor = HALF_FLOOR if halves else FLOOR
     batches = list(feeds)
     few = _few(masked, batches)
+    rows = sum(next((int(array.shape[0]) for array in batch.values() if array.ndim), 1) for batch in batches)
+    batches = [*batches, *_alone(masked, batches)]
     batches, ours, theirs = _outputs_of_both(file or cut, masked, batches)
     one, two, given = (half.single(cut), half.single(masked), half.single_feeds(few)) if halves else (cut, masked, few)
     sides = _Sides(cut, masked, one, two, floor)
     points, missing = decisions.pairs(one, two)
     values, left = inside.affordable(two, inside.weighted(two, one)) if look_inside else ([], [])
-    rows = sum(next((int(array.shape[0]) for array in batch.values() if array.ndim), 1) for batch in batches)
     looked = inside.look(one, two, given, values, points, floor=floor, noise_runs=0) if look_inside else None
     if looked is None or not looked.holds() or not _hold(_tallied(sides, ours, theirs)):
         if looked is None and _hold(quick := _tallied(sides, ours, theirs)):
@@ -418,6 +419,20 @@ def _outputs_of_both(
     return halving(outputs, largest, "the proof", fixed=batch_size_of(inputs) is not None)
 
 
+def _alone(masked: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
+    """One sample by itself, where their number is open and the masked model takes it: an axis of one is easily lost."""
+    inputs = input_infos(masked)
+    stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
+    if batch_size_of(inputs) is not None or not batches or any(_count(batch, stacked) < 2 for batch in batches):
+        return []
+    (one,) = islice(_parts(batches[0], stacked, 1), 1)
+    try:
+        _outputs(masked, [one])
+    except GraphError:
+        return []
+    return [one]
+
+
 def _parts(batch: Feeds, stacked: Mapping[str, int], most: int) -> Iterator[Feeds]:
     """`batch` in parts of at most `most` samples."""
     count = _count(batch, stacked)
@@ -443,12 +458,15 @@ def _outputs(model: ir.Model | Path, batches: Sequence[Feeds], optimize: bool = 
 
 def seeded(model: ir.Model) -> ir.Model:
     """`model` with a seed in every operator that draws random numbers: those of one name draw the same."""
-    drawing = [node for node in model.graph.all_nodes() if node.op_type in DRAWING and "seed" not in node.attributes]
-    if not drawing:
+    if not _unseeded(model):
         return model
     model = graph.copy(model)
-    for node in model.graph.all_nodes():
-        if node.op_type in DRAWING and "seed" not in node.attributes:
-            name = node.outputs[0].name or ""
-            node.attributes["seed"] = ir.AttrFloat32("seed", float(zlib.crc32(name.encode()) % 65521))
+    for node in _unseeded(model):
+        seed = zlib.crc32((node.outputs[0].name or "").encode()) % 65521
+        kind = ir.AttrInt64 if node.op_type == "Dropout" else ir.AttrFloat32
+        node.attributes["seed"] = kind("seed", seed)
     return model
+
+
+def _unseeded(model: ir.Model) -> list[ir.Node]:
+    return [node for node in bodies.all_nodes(model.graph) if draws(node) and "seed" not in node.attributes]

@@ -18,11 +18,12 @@ PLAIN = frozenset(
 )
 
 
-def check(model: ir.Model, result: ir.Model, out: Path) -> None:
+def check(model: ir.Model, result: ir.Model, out: Path, *, same_opsets: bool = True) -> None:
     """Checks that `result`, read from `out`, has the interface of `model`. Raises: VerificationError otherwise.
 
     Inputs and outputs with names, types and shapes; defaults of inputs; the class names of maps; metadata, which hold
-    what an application reads, such as the names of classes; of these a result may have more.
+    what an application reads, such as the names of classes; of these a result may have more. The versions of operators,
+    by which they may mean something else, if those are to be the same: quantizing raises them.
     """
     shapeless = {entry.node.input[0] for each in (model, result) for entry in extras.of(each).maps}
     for kind, ours, theirs in (
@@ -33,6 +34,10 @@ def check(model: ir.Model, result: ir.Model, out: Path) -> None:
         _require_equal(out, kind, right, left)
     _require_equal(out, "defaults of inputs", *(dict(_defaults(each)) for each in (result, model)))
     _require_equal(out, "class names", *(list(_maps(each)) for each in (result, model)))
+    if same_opsets:
+        ours, theirs = (_versions(each) for each in (result, model))
+        both = ours.keys() & theirs.keys()
+        _require_equal(out, "opsets", {k: ours[k] for k in both}, {k: theirs[k] for k in both})
     for key, value in model.metadata_props.items():
         _require_equal(out, "metadata", {key: result.metadata_props.get(key)}, {key: value})
 
@@ -71,4 +76,15 @@ def added(result: ir.Model, *others: ir.Model) -> Mapping[str, int]:
 
 
 def _operators(model: ir.Model) -> Counter[str]:
-    return Counter(node.op_type for node in bodies.all_nodes(model.graph) if node.op_type not in PLAIN)
+    nodes = [*bodies.all_nodes(model.graph), *(node for each in model.functions.values() for node in each.all_nodes())]
+    named = (_named(node.domain, node.op_type) for node in nodes)
+    return Counter(name for name in named if name not in PLAIN)
+
+
+def _named(domain: str, op_type: str) -> str:
+    """The operator as a reader knows it: one of the same name may mean something else in another domain."""
+    return op_type if domain in ("", "ai.onnx") else f"{domain}.{op_type}"
+
+
+def _versions(model: ir.Model) -> dict[str, int]:
+    return {"" if domain == "ai.onnx" else domain: version for domain, version in model.opset_imports.items()}

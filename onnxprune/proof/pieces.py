@@ -6,7 +6,7 @@ and at every value that is decided on; each piece is given the same random numbe
 compared. One run of each model does so for all pieces at once.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -16,6 +16,7 @@ import onnx_ir as ir
 from onnxprune.graph import bodies, extras, sessions
 from onnxprune.graph.extras import Kept
 from onnxprune.graph.inputs import Feeds
+from onnxprune.graph.tensors import constant
 from onnxprune.proof import decisions, inside, noise
 from onnxprune.proof.decisions import at_kept
 from onnxprune.proof.differences import FLOOR, Arrays, Tally
@@ -23,6 +24,7 @@ from onnxprune.proof.inside import Looked
 
 SHIFTS = np.array([-3, 0, 0, 3], np.float32)  # of whole channels, in units of their size
 LEAST, MOST = 1e-3, 1e3  # sizes of random numbers: where a value is larger, products of it would overflow
+SMALL_CONSTANT_BYTES = 1024  # sizes, axes and the like, which exporters write once for each node
 PATTERN = np.random.default_rng(1).standard_normal(65_537).astype(np.float32)  # repeated; a prime, as in noise.py
 
 
@@ -42,7 +44,7 @@ def compared(
     Left out are pieces in which something is decided on numbers that could not be fed: rounding errors change these.
     Raises: GraphError where a model does not run on such numbers.
     """
-    cuts = _cuts(masked, looked, seed)
+    cuts = _cuts(masked, looked, seed, _merged(cut, masked))
     values = list(_ends(cut, masked, cuts))
     if not cuts.full or not values:
         return {}
@@ -60,20 +62,51 @@ def compared(
     return _tallied(values, ours, theirs, noisy, kept, floor)
 
 
-def _cuts(masked: ir.Model, looked: Looked, seed: int) -> _Cuts:
-    """Random numbers for the values at which both models are cut into pieces."""
+def _cuts(masked: ir.Model, looked: Looked, seed: int, merged: Collection[str]) -> _Cuts:
+    """Random numbers for the values at which both models are cut into pieces; none for those that are `merged`."""
     kept = extras.of(masked).kept
     full: dict[str, np.ndarray] = {}
     few: dict[str, np.ndarray] = {}
     for name in looked.alike:
         like = looked.twins.get(name)
-        if like is None or like.dtype.kind != "f" or not like.ndim:
+        if like is None or like.dtype.kind != "f" or not like.ndim or name in merged:
             continue
         given = _random(like, name, kept, looked.sizes.get(name, 1.0), seed)
         chosen = at_kept(given, name, kept, np.shape(looked.owns[name]))
         if chosen is not None:
             full[name], few[name] = given, chosen
     return _Cuts(full, few)
+
+
+def _merged(cut: ir.Model, masked: ir.Model) -> set[str]:
+    """Values of which the cut model has one where the masked one has several: onnxsim merges nodes that do the same.
+
+    What reads them reads one value on one side only, so that no numbers can be fed in its place.
+    """
+    left = {value.name for node in cut.graph for value in node.outputs}
+    groups: dict[object, list[ir.Value]] = {}
+    first: dict[ir.Value | None, ir.Value] = {}
+    for node in masked.graph:
+        told = sorted(str(each) for each in node.attributes.values())
+        read = [_content(first.get(value) or value) for value in node.inputs]
+        group = groups.setdefault((node.domain, node.op_type, *told, *read), [])
+        group.append(node.outputs[0])
+        first.update(zip(node.outputs, group[0].producer().outputs, strict=False))  # type: ignore[union-attr]
+    found: set[str] = set()
+    for group in groups.values():
+        names = {value.name or "" for value in group}
+        found |= names & left if not names <= left else set()
+    return found
+
+
+def _content(value: ir.Value | None) -> object:
+    """What stands for an input of a node: a small constant by its contents, all else by itself."""
+    array = constant(value)
+    return (
+        value
+        if array is None or array.nbytes > SMALL_CONSTANT_BYTES
+        else (array.dtype.str, array.shape, array.tobytes())
+    )
 
 
 def _random(like: np.ndarray, name: str, kept: Kept, size: float, seed: int) -> np.ndarray:

@@ -28,6 +28,10 @@ TABLES: dict[str, tuple[int, ...]] = {
     ),
     "Where": (1, 2),
     "EmbedLayerNormalization": (2, 3, 4),
+    "RotaryEmbedding": (1, 2, 3),  # cosines and sines, by position: lengths that nobody tried read further rows
+    "GroupQueryAttention": (7, 8),
+    "PagedAttention": (8, 9),
+    "SparseAttention": (9, 10),
     "GatherBlockQuantized": (0, 2, 3),
 }
 # Operator -> the inputs that are bounds or thresholds.
@@ -36,11 +40,17 @@ BOUNDS: dict[str, tuple[int, ...]] = {
     "NonMaxSuppression": (2, 3, 4),
     **dict.fromkeys("Greater GreaterOrEqual Less LessOrEqual Equal Min Max".split(), tuple(range(8))),
 }
+# Operators that reckon with whole numbers: where these come from inputs, not from sizes, the constants are no sizes.
+RECKONING = (
+    frozenset("Add Sub Mul Div Mod Min Max BitShift BitwiseAnd BitwiseOr BitwiseXor Where".split()) | BOUNDS.keys()
+)
+ML = "ai.onnx.ml"  # trees, encoders of labels: no input reaches every leaf and every label
 # All inputs show the factors of these.
 LINEAR = frozenset("Gemm FusedGemm FusedMatMul FusedConv TransposeMatMul Scaler".split())
 SWITCHES = frozenset(  # integers that matter to some lengths or numbers only; all texts and single floats do
     "ceil_mode center_point_box count_include_pad exclude_outside select_last_index largest is_causal unidirectional "
-    "causal fmod saturate storage_order detect_negative detect_positive linear_before_reset input_forget".split()
+    "causal fmod saturate storage_order detect_negative detect_positive linear_before_reset input_forget antialias "
+    "align_corners allowzero sampling_ratio local_window_size smooth_softmax".split()
 )
 
 Pair = tuple[ir.Node, ir.Node]  # of the cut model, of the masked one
@@ -50,12 +60,15 @@ def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterat
     """(kind of evidence, where, tally) of all that is stored with nodes that stand in both models, bodies included."""
     kept = extras.of(masked).kept
     opsets = masked.opset_imports
+    told = _told_by_inputs(masked)
     for own, twin in _pairs(cut, masked):
         where = twin.name or twin.op_type
+        reckons = twin.op_type in RECKONING and any(value in told for value in twin.inputs)
         for index in TABLES.get(twin.op_type, ()):
-            yield from (("table", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor, least=1))
-        for index in BOUNDS.get(twin.op_type, ()):
-            yield from (("setting", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor))
+            yield from (("table", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor, reckons))
+        for index in BOUNDS.get(twin.op_type, (0, 1) if reckons and twin.op_type not in TABLES else ()):
+            found = _stored(own, twin, index, kept, floor, reckons)
+            yield from (("setting", f"{where}: {name}", tally) for name, tally in found)
         if twin.op_type == "Slice" and (tally := _ends(own, twin, kept)) is not None:
             yield "setting", f"{where}: starts and ends", tally
         yield from (("setting", f"{where}: {name}", tally) for name, tally in _attributes(own, twin, opsets, floor))
@@ -69,18 +82,31 @@ def _pairs(cut: ir.Model, masked: ir.Model) -> Iterator[Pair]:
             yield other, node
 
 
-def _stored(
-    own: ir.Node, twin: ir.Node, index: int, kept: Kept, floor: float, least: int = 0
-) -> Iterator[tuple[str, Tally]]:
-    """(name, tally) of an input that is stored in both; least: axes that it must have.
+def _told_by_inputs(model: ir.Model) -> set[ir.Value | None]:
+    """The values that depend on what the inputs hold, not on their sizes alone."""
+    found: set[ir.Value | None] = {
+        value for each in (model.graph, *bodies.all_bodies(model.graph)) for value in each.inputs
+    }
+    for node in bodies.all_nodes(model.graph):
+        if node.op_type not in ("Shape", "Size") and (bodies.of(node) or any(value in found for value in node.inputs)):
+            found.update(node.outputs)
+    return found
 
-    Left out are a few whole numbers of 32 and 64 bits: they are sizes, which follow the cut.
+
+def _stored(
+    own: ir.Node, twin: ir.Node, index: int, kept: Kept, floor: float, reckons: bool
+) -> Iterator[tuple[str, Tally]]:
+    """(name, tally) of an input that is stored in both; reckons: the node reckons with numbers that inputs hold.
+
+    Where it does not, a few whole numbers of 32 and 64 bits are left out: they are sizes, which follow the cut.
     """
     a, b = _constant(own, index), _constant(twin, index)
     value = twin.inputs[index] if index < len(twin.inputs) else None
-    if a is None or b is None or value is None or b.ndim < least:
+    if a is None or b is None or value is None:
         return
-    size_like = b.dtype.kind in "iu" and b.dtype.itemsize > 2 and twin.op_type != "NonMaxSuppression"
+    if reckons and twin.op_type not in BOUNDS and twin.op_type != "Where" and b.dtype.kind not in "iu":
+        return  # all inputs show what floats are added and multiplied
+    size_like = b.dtype.kind in "iu" and b.dtype.itemsize > 2 and twin.op_type != "NonMaxSuppression" and not reckons
     if b.dtype.kind not in "fiub" or (size_like and b.ndim < 2 and b.size <= SIZES):
         return
     taken = at_kept(b, value.name or "", kept, a.shape)
@@ -135,7 +161,14 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
 
 
 def _attributes(own: ir.Node, twin: ir.Node, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
-    """Single floats, texts and switches, each as a number: a text is one or zero, by whether it is the same."""
+    """Single floats, texts and switches, each as a number: a text is one or zero, by whether it is the same.
+
+    Of what no cut touches, such as trees, all attributes; of other nodes no lists: they are sizes.
+    """
+    if twin.domain == ML:
+        whole = [sorted(each.SerializeToString() for each in _messages(node)) for node in (own, twin)]
+        yield "attributes", _tallied(np.array([whole[0] == whole[1]]), np.array([True]), floor)
+        return
     for name in sorted({*own.attributes, *twin.attributes}):
         ours, theirs = (_plain(node, name, opsets) for node in (own, twin))
         if ours is None or theirs is None or (isinstance(theirs, float) and twin.op_type in LINEAR):
@@ -144,6 +177,10 @@ def _attributes(own: ir.Node, twin: ir.Node, opsets: Mapping[str, int], floor: f
             yield name, _tallied(np.array([ours], np.float32), np.array([theirs], np.float32), floor)
         elif isinstance(theirs, str) or name in SWITCHES:
             yield name, _tallied(np.array([ours == theirs]), np.array([True]), floor)
+
+
+def _messages(node: ir.Node) -> list[onnx.AttributeProto]:
+    return [ir.serde.serialize_attribute(each) for each in node.attributes.values() if not each.is_ref()]
 
 
 def _plain(node: ir.Node, name: str, opsets: Mapping[str, int]) -> float | int | str | None:

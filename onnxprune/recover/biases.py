@@ -4,12 +4,14 @@ A bias that was made is a place that the dense model lacks: `carry` gives it to 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
+from onnxprune.graph import extras
 from onnxprune.plan.select import Selection
 from onnxprune.recover.linear import Linear, linears, number, only_user, stored_behind, users
 
@@ -175,3 +177,6 @@ def _insert_add(model: ir.Model, linear: Linear, bias: ir.Value) -> None:
     if is_output:
         model.graph.outputs[:] = [total if value is y else value for value in model.graph.outputs]
     y.name, total.name = f"{name}.product", name
+    held = extras.of(model)
+    if name is not None and name in held.kept:  # a masked model: the product loses what the sum does
+        extras.put(model, replace(held, kept={**held.kept, f"{name}.product": held.kept[name]}))

@@ -44,19 +44,19 @@ def check(
     file = None if loaded.states else out
     if loaded.states:
         result = narrow.widened(result, narrow.of_json(loaded.states))
-    interface.check(subject.model, result, out)
+    interface.check(subject.model, result, out, same_opsets=loaded.quantize is None)
     if loaded.quantize is not None:
         return _check_quantized(subject, selection, result, out, loaded, any_weights)
     other = "" if loaded.model_sha256 == subject.sha256 else "; the plan was made for other weights of this model"
     masked = surgery.mask(selection)
-    found = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
+    found = _compared(result, masked, subject, out, file)
     if found.ok:
         _check_operators(subject, selection, result, out, loaded)
         return found, f"cut = mask{other}"
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
     masked = _with_constants(subject, selection)
-    with_constants = comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
+    with_constants = _compared(result, masked, subject, out, file)
     if with_constants.ok:
         _check_operators(subject, selection, result, out, loaded)
         return with_constants, f"cut = mask with the constants of removed units{other}"
@@ -66,6 +66,18 @@ def check(
     _check_operators(subject, selection, result, out, loaded)
     foreign = other or loaded.result_sha256 != file_sha256(out)
     return found, f"{what}{', which are not those that the plan was written with (--any-weights)' if foreign else ''}"
+
+
+def _compared(
+    result: ir.Model, masked: ir.Model, subject: Subject, out: Path, file: Path | None
+) -> comparison.Verification:
+    """`result`, which lies in `file`, against the masked model. Raises: VerificationError where it does not run."""
+    try:
+        return comparison.compare_or_tell(result, masked, subject.feeds, str(out), file=file)
+    except GraphError as error:
+        if isinstance(error.__cause__, CrashedError):
+            raise
+        raise VerificationError(f"{out}: it does not run on inputs that '{subject.path}' takes: {error}") from error
 
 
 def _check_weights(loaded: plan.Plan, subject: Subject, source: Path, out: Path) -> None:

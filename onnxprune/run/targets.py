@@ -78,8 +78,9 @@ def drop(before: metrics.Accuracy | None, after: metrics.Accuracy | None) -> flo
         return 100 * (1 - after.share)
     if after.null is not None and after.original is not None:
         raise UsageError(
-            f"--max-drop: a model that answers all {after.samples} samples alike has {after.metric} {after.null:.4g}, "
-            f"the original {after.original:.4g}: that tells nothing; give more and different samples, or a --metric"
+            f"what is lost cannot be told: a model that answers all {after.samples} samples alike has {after.metric} "
+            f"{after.null:.4g}, the original {after.original:.4g}: that tells nothing; give more and other samples, "
+            "or a --metric"
         )
     if before is not None:
         return after.drop_from(before)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx_text import model, random_keep
+from onnx_text import Constants, model, random_keep
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
@@ -400,7 +400,20 @@ def test_a_comparison_apart_is_isolated_and_says_what_the_comparison_says(monkey
 def test_noise_is_looked_for_where_outputs_are_apart():
     """What is zero in the batches that noise is seen on is a small difference of two large numbers in the last."""
     text = "(float[n,2] x, float[2,2] w) => (float[n,2] y) { y = MatMul(x, w) }"
-    masked, near, far = (model(text, {"w": np.float32([[1e3, 1], [-1e3 * by, 1]])}) for by in (1, 1 + 1e-7, 1.001))
-    batches = [{"x": np.zeros((4, 2), np.float32)}] * 8 + [{"x": np.float32([[0.5, 0.499]] * 4)}]
+    masked, near, far = (model(text, {"w": [[1e3, 1], [-1e3 * by, 1]]}) for by in (1, 1 + 1e-7, 1.001))
+    batches = [{"x": np.zeros((4, 2), np.float32)}] * 8 + [{"x": np.array([[0.5, 0.499]] * 4, np.float32)}]
     assert comparison.compare(near, masked, batches, look_inside=False).ok
     assert not comparison.compare(far, masked, batches, look_inside=False).ok
+
+
+def test_values_that_a_rewriting_merges_are_fed_in_neither_model():
+    """Of three Reshapes of x, each in front of a Gemm, one was left: its reader alone was given random numbers."""
+    layers = "a = Reshape(x, s) b = Gemm(a, w) c = Reshape(x, t) d = Gemm(c, v) e = Add(b, d) y = Relu(e)"
+    text = "(float[n,2,4] x, int64[2] s, int64[2] t, float[4,8] w, float[4,8] v) => (float[m,8] y) { LAYERS }"
+    shape: Constants = {"s": [-1, 4], "t": [-1, 4]}
+    apart = model(text.replace("LAYERS", layers), shape)
+    merged = model(text.replace("LAYERS", layers.replace("c = Reshape(x, t) ", "").replace("(c", "(a")), shape)
+    feeds = comparison.random_feeds(apart, analyze(apart).shapes)
+    assert comparison.compare(merged, apart, feeds).ok
+    graph.set_constant(merged.graph.initializers["v"], graph.array_of(apart.graph.initializers["w"]))
+    assert not comparison.compare(merged, apart, feeds).ok

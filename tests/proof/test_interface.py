@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+from typing import Any
 
 import numpy as np
 import onnx
@@ -25,7 +26,7 @@ def written(tmp_path_factory):
     made = proto(TEXT)
     made.graph.initializer.append(numpy_helper.from_array(np.array([2], np.float32), "xg"))
     made.metadata_props.add(key="names", value="{0: 'cat', 1: 'dog'}")
-    names = {"classlabels_strings": ["a", "b", "c", "d"]}
+    names: dict[str, Any] = {"classlabels_strings": ["a", "b", "c", "d"]}
     made.graph.node.append(helper.make_node("ZipMap", ["p"], ["map"], "zip", domain="ai.onnx.ml", **names))
     made.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
     kind = onnx.TypeProto()
@@ -62,10 +63,27 @@ def default(model):
     tensor.CopyFrom(numpy_helper.from_array(np.array([5], np.float32), "xg"))
 
 
+def own_relu(model):
+    """A function of the name of an operator that does more than that: a bound that no number comes near."""
+    next(node for node in model.graph.node if node.op_type == "Relu").domain = "own"
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node("Constant", [], ["c"], value_float=1e5),
+        helper.make_node("Min", ["r", "c"], ["y"]),
+    ]
+    model.functions.append(helper.make_function("own", "Relu", ["x"], ["y"], nodes, [helper.make_opsetid("", 18)]))
+    model.opset_import.append(helper.make_opsetid("own", 1))
+
+
+def opset(model):
+    next(entry for entry in model.opset_import if not entry.domain).version = 17
+
+
 def in_front_of_y(model, *operators):
     """Makes `operators` give y of what gave it."""
     next(node for node in model.graph.node if "y" in node.output).output[0] = "y0"
     numbers = {"low": np.float32(-1e4), "high": np.float32(1e4), "none": np.array([0]), "many": np.array([40])}
+    numbers["two"] = np.array([2, 4])
     model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in numbers.items())
     model.graph.node.extend(operators)
 
@@ -78,6 +96,10 @@ def in_front_of_y(model, *operators):
         (classes, "class names are"),
         (default, "defaults of inputs are {'xg': [5.0]}, in the original {'xg': [2.0]}"),
         (lambda m: m.graph.output.reverse(), "outputs are"),
+        (own_relu, "has operators that the cut model does not have (1 own.Relu"),
+        (opset, "opsets are {'': 17"),
+        (lambda m: in_front_of_y(m, helper.make_node("Squeeze", ["y0"], ["y"])), "weights are neither the model's nor"),
+        (lambda m: in_front_of_y(m, helper.make_node("Reshape", ["y0", "two"], ["y"])), "it does not run on inputs"),
         (
             lambda m: in_front_of_y(m, helper.make_node("Clip", ["y0", "low", "high"], ["y"])),
             "has operators that the cut model does not have (1 Clip)",

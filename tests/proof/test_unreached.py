@@ -3,6 +3,7 @@
 from functools import partial
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from onnx_text import model as written
@@ -12,6 +13,7 @@ from onnxprune.coupling import analyze
 from onnxprune.graph import bodies, sessions
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison, steps
+from onnxprune.proof.unreached import ML
 
 
 def judged(text: str, constants: dict, damage) -> tuple[bool, bool, set[str]]:
@@ -44,7 +46,9 @@ def stored(name: str, new, model: ir.Model) -> None:
 def own_input(op_type: str, index: int, number, model: ir.Model) -> None:
     """Gives an operator another constant, of its own."""
     node = operator(model, op_type)
-    kind = node.inputs[index].const_value.dtype.numpy()
+    value = node.inputs[index]
+    assert value is not None
+    kind = graph.array_of(value).dtype
     node.replace_input_with(index, graph.add_constant(model.graph, "other", np.asarray(number, kind)))
 
 
@@ -96,9 +100,33 @@ MAPPED = (
 POSITION_CONSTANTS = {"st": [0], "one": [1]}
 
 
+TURNED = (
+    "(float[n,s,16] x, int64[n,s] xp, float[64,2] cosines, float[64,2] sines, float[16,16] q, float[16,32] w, "
+    "float[32,4] v) => (float[n,s,4] y) { a = MatMul(x, q) r = com.microsoft.RotaryEmbedding<num_heads = 4>(a, xp, "
+    "cosines, sines) h = MatMul(r, w) b = Relu(h) y = MatMul(b, v) }"
+)
+HASHED = (
+    "(int64[n,4] x, int64 m, float[40,8] table, float[32,16] w, float[16,4] v) => (float[n,4] y) { k = Mod(x, m) "
+    "e = Gather(table, k) f = Flatten(e) h = MatMul(f, w) b = Relu(h) y = MatMul(b, v) }"
+)
+NEVER = LAYERS.format(more=", float t, float o", op="g = Greater(a, t) b = Where(g, a, o)")
+COUNTED = (
+    "(float[n,8] x, int64 xc, int64 most, bool on, int64 last, float[8,16] w, float[16,8] v) => (float[n,8] y) "
+    "{ count = Min(xc, most) y = Loop(count, on, x) <body = step (int64 i, bool c, float[n,8] h) => "
+    "(bool c2, float[n,8] h2) { c2 = Less(i, last) a = MatMul(h, w) r = Relu(a) h2 = MatMul(r, v) }> }"
+)
+STEPS = {"most": 100, "last": 50, "on": True}
+
+
 @pytest.mark.parametrize(
     ("text", "constants", "damage", "kind"),
     [
+        (TURNED, {}, partial(stored, "cosines", partial(row, 0, 60)), "table"),
+        (TURNED, {}, partial(stored, "sines", partial(row, 0, 60)), "table"),
+        (HASHED, {"m": 40}, partial(own_input, "Mod", 1, 39), "setting"),
+        (NEVER, {"t": -1e5, "o": 0}, partial(own_input, "Where", 2, 7), "table"),
+        (COUNTED, STEPS, partial(own_input, "Min", 1, 20), "setting"),
+        (COUNTED, STEPS, partial(own_input, "Less", 1, 20), "setting"),
         (CLIP, {"lo": 0, "hi": 6}, partial(own_input, "Clip", 2, 60), "setting"),
         (CLIP, {"lo": -9, "hi": 6}, partial(own_input, "Clip", 1, -60), "setting"),
         (ALPHA, {}, partial(attribute, "LeakyRelu", "alpha", 0.0101), "setting"),
@@ -117,6 +145,26 @@ def test_what_no_input_of_the_proof_reaches_is_compared_as_it_is_stored(text, co
     assert honest
     assert not mutant
     assert kind in kinds
+
+
+TREE = {
+    "n_targets": 1, "nodes_treeids": [0, 0, 0], "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0, 0, 0],
+    "nodes_values": [-50.0, 0.0, 0.0], "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0],
+    "nodes_falsenodeids": [2, 0, 0], "target_treeids": [0, 0], "target_nodeids": [1, 2], "target_ids": [0, 0],
+    "target_weights": [3.0, 5.0],
+}  # fmt: skip
+
+
+def test_leaves_of_a_tree_that_no_input_reaches_are_compared():
+    source = ir.to_proto(written(LAYERS.format(more="", op="b = Relu(a)")))
+    source.graph.node.append(onnx.helper.make_node("TreeEnsembleRegressor", ["x"], ["z"], "t", domain=ML, **TREE))
+    source.graph.output.append(onnx.helper.make_tensor_value_info("z", 1, ["n", 1]))
+    source.opset_import.append(onnx.helper.make_opsetid(ML, 3))
+    one, two = ir.from_proto(source), ir.from_proto(source)
+    attribute("TreeEnsembleRegressor", "target_weights", [99.0, 5.0], two)
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, one, feeds).ok
+    assert not comparison.compare(two, one, feeds).ok
 
 
 NOT_A_NUMBER = LAYERS.format(more="", op="s = Sqrt(a) b = Relu(s)")

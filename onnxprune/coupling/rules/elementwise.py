@@ -4,11 +4,12 @@ from onnxprune.coupling.dims import ONE
 from onnxprune.coupling.node import NodeAxes
 from onnxprune.coupling.registry import coupling_rule
 from onnxprune.graph import states
+from onnxprune.graph.tensors import draws
 
 UNARY = (
-    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu "
+    "Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Elu Erf Exp Floor Gelu "
     "HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink "
-    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu CastLike Bernoulli"
+    "Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu CastLike"
 ).split()
 BINARY = (
     "Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean "
@@ -19,6 +20,14 @@ BINARY = (
 @coupling_rule(*UNARY)
 def Unary(n: NodeAxes) -> None:
     n.give(*[list(n.x(0)) for _ in n.node.outputs])
+
+
+@coupling_rule("Dropout")
+def Dropout(n: NodeAxes) -> None:
+    if draws(n.node):
+        n.opaque("random numbers")
+    else:
+        Unary(n)
 
 
 @coupling_rule(*BINARY)

@@ -318,7 +318,6 @@ def EyeLike(n: NodeAxes) -> None:
     "Range",
     "RandomNormal",
     "RandomUniform",
-    "Multinomial",
     "HannWindow",
     "HammingWindow",
     "BlackmanWindow",
@@ -328,6 +327,6 @@ def Generator(n: NodeAxes) -> None:
     n.fixed_outputs("made from numbers")
 
 
-@coupling_rule("RandomNormalLike", "RandomUniformLike")
+@coupling_rule("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 def RandomLike(n: NodeAxes) -> None:
     n.opaque("random numbers")

@@ -87,6 +87,8 @@ def preload(args: argparse.Namespace) -> None:
         import torch_pruning_worker
 
         torch_pruning_worker.preload()
+    gc.collect()
+    gc.freeze()  # a search for garbage among all that was imported takes as long as a tool's work, and hits any
 
 
 def attempt(tool: str, name: str, file: str | None, args: argparse.Namespace) -> Row:

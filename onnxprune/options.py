@@ -41,6 +41,7 @@ TUNING: Mapping[str, type] = {
     "temperature": float,
     "flip": bool,
     "crop": int,
+    "zoom": float,
     "mixup": float,
     "batchnorm": str,
     "statistics": str,

@@ -16,9 +16,10 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.outputs.losses import scaled, shared_points, task_of, with_points
 from onnxprune.outputs.metrics import AGREEMENT, SHARE_KEPT
 from onnxprune.recover import checkpoint, distributed, fair, probe, state, trial
+from onnxprune.recover.augment import known_in_a_mirror
 from onnxprune.recover.batchnorm import take_out, with_batchnorm
 from onnxprune.recover.judging import CLEAR, Epoch, Judge, all_outputs, distances_of, reference_of
-from onnxprune.recover.settings import Settings, affordable, choose
+from onnxprune.recover.settings import SEEN_OFTEN, Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Run, train
 from onnxprune.system.memory import halving
@@ -235,6 +236,8 @@ def _decide(
         timed = asked.seconds is not None and world == 1
         epochs, count = affordable(settings, asked.epochs, seconds * pieces / world, count, timed=timed)
     found = {"amp": fast.amp, "channels_last": fast.channels_last, "epochs": epochs}
+    if asked.flip is None and settings.zoom and (epochs or 0) > SEEN_OFTEN:  # pictures of whatever the model is for
+        found["flip"] = known_in_a_mirror(teacher, samples, settings, device, at_once)
     found, count = distributed.agreed([found, count], device)
     return found, count
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxprune.data import Samples, fixed_batch
@@ -20,11 +21,14 @@ SHORT = 1000
 # Samples seen in all epochs together, and the most epochs; seconds that they may take where nobody says.
 BUDGET = {"cpu": (60_000, 20), "cuda": (2_000_000, 60)}
 SECONDS = 1200.0
-LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60)  # coarse, so that a step's time decides alike in two runs
+# Coarse, so that a step's time decides alike in two runs.
+LENGTHS = (1, 2, 3, 4, 6, 8, 10, 12, 15, 20, 30, 40, 60, 80, 120)
+SEEN_OFTEN = 60  # epochs in which few samples are seen as they are; in more they are learned by heart
 LEAST_STEPS = 8  # fewer bring nothing
 LEAST_BATCH = 16  # below it the rate falls no further: the average of weights takes the noise
 DEEP = 6  # convolutions; shallower networks train well without BatchNorm
 SMALL_IMAGE, SHIFT = 64, 8  # the largest side of a small image, and the part of it by which it is shifted
+ZOOM = 0.3  # of pictures, of which boxes and maps are learned
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ class Settings:
     ema: decay of the average of weights per step. warmup: share of the steps. clip: largest gradient norm.
     amp: 'bf16', 'fp16' or 'off'. batchnorm: 'on' puts BatchNorm back behind convolutions while training.
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
-    flip, crop, mixup: augmentation of images; crop is in pixels, mixup the parameter of the Beta distribution. Of
-    flip and crop None is on for small images of three channels.
+    flip, crop, zoom, mixup: augmentation of images; crop is in pixels, zoom the logarithm of the largest factor, mixup
+    the parameter of the Beta distribution. None is chosen by what `movable` says.
     patience: epochs without improvement after which it stops, 0 for never. loss, metric: the user's own.
     regression: outputs are compared as numbers, not as classes, even where they look like those.
     seconds: that training may take, by which `epochs` are cut down; None for no more than SECONDS, and for as many
@@ -66,6 +70,7 @@ class Settings:
     flip: bool | None = None
     crop: int | None = None
     mixup: float = 0.0
+    zoom: float | None = None
     patience: int = 0
     resume_dir: str | None = None
     checkpoint_seconds: float = 60.0
@@ -82,12 +87,12 @@ class Settings:
     @property
     def augments(self) -> bool:
         """Whether images are changed at random, so that the teacher sees others in each epoch."""
-        return bool(self.flip or self.crop or self.mixup > 0)
+        return bool(self.flip or self.crop or self.zoom or self.mixup > 0)
 
     def described(self) -> str:
         """One line for the terminal and the report: what was chosen."""
         shown = "batch_size optimizer lr amp channels_last batchnorm statistics ema".split()
-        on = [name for name in ("flip", "crop", "mixup", "compile") if getattr(self, name)]
+        on = [name for name in ("flip", "crop", "zoom", "mixup", "compile") if getattr(self, name)]
         chosen = ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
         return f"{self.epochs} epoch{'s' if self.epochs != 1 else ''} on {self.device} (--finetune: {chosen})"
 
@@ -110,9 +115,9 @@ def _check(s: Settings) -> None:
         (s.temperature is None or s.temperature > 0, "temperature", s.temperature, "more than 0"),
         (s.ema is None or 0 <= s.ema < 1, "ema", s.ema, "a decay from 0 to below 1"),
         (
-            (s.crop or 0) >= 0 and s.mixup >= 0 and s.clip >= 0,
-            "crop, mixup, clip",
-            (s.crop, s.mixup, s.clip),
+            (s.crop or 0) >= 0 and (s.zoom or 0) >= 0 and s.mixup >= 0 and s.clip >= 0,
+            "crop, zoom, mixup, clip",
+            (s.crop, s.zoom, s.mixup, s.clip),
             "0 or more",
         ),
     )
@@ -148,19 +153,25 @@ def choose(
     if fixed:  # a batch is made of as many of the model's as it takes
         batch = fixed * max(1, round(batch / fixed))
     numbers = s.outputs is not None and not any(part.kind in CHOSEN for part in s.outputs.learned)
-    epochs = s.epochs or _epochs(count, device, numbers)
+    side, zooms = movable(samples, model, s, numbers=numbers)
+    epochs = s.epochs or _epochs(count, device, (LENGTHS[-1] if zooms else SEEN_OFTEN) if numbers else 0)
+    if zooms and epochs <= SEEN_OFTEN:
+        side, zooms = 0, False
     optimizer = _optimizer(model, numbers) if s.optimizer == "auto" else s.optimizer
     narrow = fixed is not None and fixed < LEAST_BATCH  # no statistics can be taken of so few
-    wanted = wants_batchnorm(model) and not narrow and not (numbers and epochs * max(1, count // batch) < SHORT)
+    few = numbers and min(epochs, SEEN_OFTEN) * max(1, count // batch) < SHORT
+    wanted = wants_batchnorm(model) and not narrow and not few
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wanted else "off")
     normed = batchnorm == "on" or any(_norms(model))
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)
     steps = epochs * max(1, count // batch)
     most = LEARNING_RATE[optimizer, True] * (steps / SHORT) ** 0.5
-    lr = s.lr or min(LEARNING_RATE[optimizer, normed], most) * (max(batch, LEAST_BATCH) / 128) ** 0.5
+    share = (max(batch, LEAST_BATCH) / 128) ** 0.5
+    lr = min(LEARNING_RATE[optimizer, normed], most) * share
+    if zooms and optimizer == "adamw":  # of pictures that are new in each epoch nothing is learned by heart
+        lr = min(LEARNING_RATE[optimizer, False], most)
     ema = s.ema if s.ema is not None else max(0.0, round(1 - 20 / max(steps, 20), 4))
     statistics = "frozen" if narrow else _statistics(steps, batchnorm, masked)
-    side = small_images(model)
     return replace(
         s,
         epochs=epochs,
@@ -168,11 +179,12 @@ def choose(
         optimizer=optimizer,
         batchnorm=batchnorm,
         statistics=statistics if s.statistics == "auto" else s.statistics,
-        lr=lr,
+        lr=s.lr or lr,
         weight_decay=decay,
         ema=min(ema, 0.9995),
-        flip=bool(side) if s.flip is None else s.flip,
+        flip=side > 0 if s.flip is None else s.flip,
         crop=side // SHIFT if s.crop is None else s.crop,
+        zoom=ZOOM * zooms if s.zoom is None else s.zoom,
     )
 
 
@@ -201,6 +213,23 @@ def affordable(
     return 1, steps * settings.batch_size if steps >= LEAST_STEPS else 0
 
 
+def movable(samples: Samples, model: ir.Model, settings: Settings, *, numbers: bool) -> tuple[int, bool]:
+    """(the shorter side of images that may be mirrored and shifted, 0 where none may; whether they may be zoomed too).
+
+    Those are small images, and pictures of any size where numbers are learned: of these few samples tell much less, and
+    there is much to see in each. What labels say of places would have to move with them.
+    """
+    if samples.labels is not None and np.ndim(samples.labels) > 1:
+        return 0, False
+    small = small_images(model)
+    if small or not numbers or settings.loss is not None:
+        return small, False
+    arrays = list(samples.batch(np.arange(1)).values())
+    shape = arrays[0].shape if len(arrays) == 1 and arrays[0].dtype.kind == "f" else ()
+    side = min(shape[2:]) if len(shape) == 4 and shape[1] == 3 else 0
+    return (side, True) if side >= SHIFT else (0, False)
+
+
 def small_images(model: ir.Model) -> int:
     """The side of the small square images of three channels, (N, 3, H, H), that `model` reads; 0 where it reads none.
 
@@ -226,10 +255,10 @@ def _batch_size(count: int) -> int:
     return next((size for size in (128, 64, 32) if count >= 16 * size), 16)
 
 
-def _epochs(count: int, device: str, numbers: bool) -> int:
-    """As many as the budget of samples has; numbers: of boxes, maps and the like, which few samples tell much of."""
+def _epochs(count: int, device: str, often: int) -> int:
+    """As many as the budget of samples has; often: of boxes, maps and the like, which few samples tell much of."""
     samples, most = BUDGET["cuda" if device.startswith("cuda") else "cpu"]
-    most = max(most, LENGTHS[-1]) if numbers else most
+    most = max(most, often)
     return max(n for n in LENGTHS if n <= max(2, min(most, round(samples / max(1, count)))))
 
 

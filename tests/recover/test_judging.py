@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_ir as ir
 import pytest
+import torch
 from onnx_text import model as text_model
 from recovering import Digits, random_keep
 from task_networks import TASKS, network
@@ -15,8 +16,9 @@ from onnxprune.data import batch_axes, input_infos, load_samples
 from onnxprune.outputs.describe import describe
 from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, reconstruct
+from onnxprune.recover.augment import augment, known_in_a_mirror
 from onnxprune.recover.finetune import NO_TIME, Settings, choose, finetune
-from onnxprune.recover.settings import LEAST_STEPS, affordable, small_images
+from onnxprune.recover.settings import LEAST_STEPS, ZOOM, affordable, small_images
 
 IMAGES = "(float[N,3,32,32] x, float[4,3,3,3] w) => (float[N,4,30,30] y) { y = Conv(x, w) }"
 TEXTS = """(int64[N,T] x, int64[N,T] x_mask, int64[N] x_lengths, float[9,4] table) => (float[N,T,4] y)
@@ -118,9 +120,59 @@ def test_only_small_square_images_of_three_channels_are_mirrored_and_shifted(tex
     assert not off.augments
 
 
+MAPS = """(float[N,3,"H","W"] x, float[1,3,3,3] w) => (float[N,1,"H","W"] y)
+    { z = Conv <pads = [1,1,1,1]>(x, w)  y = Sigmoid(z) }"""
+PLACES = {"of samples": np.zeros(40, np.int64), "of places": np.zeros((40, 96, 128), np.int64), "none": None}
+
+
+@pytest.mark.parametrize(("labels", "moved"), [("none", True), ("of samples", True), ("of places", False)])
+def test_pictures_of_any_size_are_moved_where_numbers_are_learned_of_them(labels, moved):
+    """Of 128 photographs a detector learned by heart where its boxes were."""
+    model = text_model(MAPS)
+    arrays = {"x": np.zeros((40, 3, 96, 128), np.float32)}
+    arrays |= {} if PLACES[labels] is None else {"y": PLACES[labels]}
+    samples = load_samples(arrays, input_infos(model))
+    chosen = choose(samples, model, settings=Settings(outputs=describe(model)))
+    assert (chosen.flip, chosen.crop, chosen.zoom) == ((True, 12, ZOOM) if moved else (False, 0, 0))
+    assert chosen.epochs == (120 if moved else 60)
+    for other in (Settings(loss=print), Settings(epochs=60)):
+        assert not choose(samples, model, settings=replace(other, outputs=describe(model))).augments
+
+
+TAGS = """(float[N,3,8,8] x, float[192,1] w) => (float[N,1] y)
+    { f = Flatten(x)  z = Gemm(f, w)  y = Sigmoid(z) }"""
+
+
+@pytest.mark.parametrize("side", ["left", "both"])
+@pytest.mark.parametrize("last", ["Sigmoid", "Identity"])
+def test_samples_are_mirrored_where_the_original_knows_them_in_a_mirror(side, last):
+    w = np.zeros((3, 8, 8), np.float32)
+    w[..., 0] = 0.5
+    w[..., -1] = 0.5 if side == "both" else 0
+    model = text_model(TAGS.replace("Sigmoid", last), {"w": w.reshape(192, 1)})
+    x = np.random.default_rng(0).normal(size=(40, 3, 8, 8)).astype(np.float32)
+    x[..., 0] = np.abs(x[..., 0]) * 4
+    samples = load_samples({"x": x}, input_infos(model))
+    settings = Settings(outputs=describe(model))
+    assert known_in_a_mirror(model, samples, settings, torch.device("cpu"), 8) == (side == "both")
+
+
+def test_zooming_keeps_the_center_and_mirrors_what_is_missing_at_the_edges():
+    x = torch.arange(64.0).expand(2, 3, 64, 64)
+    found, _ = augment({"x": x}, Settings(flip=False, crop=0, zoom=0.5), 3)
+    for image in found["x"]:
+        slope = float(image[0, 0, 40] - image[0, 0, 24]) / 16
+        assert float(image[0, 0, 31:33].mean()) == pytest.approx(31.5, abs=1e-3)
+        assert 0.6 < slope < 1.65
+        assert slope != pytest.approx(1, abs=1e-3)
+        assert float(image.min()) >= 0
+        assert float(image.max()) <= 63
+
+
 def test_epochs_follow_from_the_time_of_a_step(folded: Digits):
     chosen = choose(folded.tune, folded.model)
     count, batch = len(folded.tune), chosen.batch_size
+    assert batch is not None
     steps = count // batch
     assert affordable(chosen, None, 1e-6, count) == (chosen.epochs, count)
     assert affordable(replace(chosen, seconds=3.5 * steps), None, 1.0, count) == (3, count)
@@ -154,6 +206,7 @@ def test_a_fixed_batch_of_one_is_trained_in_batches_of_many():
     samples = load_samples({"x": x[:200]}, input_infos(model))
     chosen = choose(samples, model)
     assert chosen.batch_size == 16
+    assert chosen.lr is not None
     assert chosen.lr > 1e-4
     held = load_samples({"x": x[200:]}, input_infos(model))
     history = finetune(model.clone(), model, samples, held, Settings(epochs=1))

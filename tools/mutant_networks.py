@@ -689,9 +689,10 @@ def networks(torch: bool = True) -> dict[str, Net]:
 
 
 def main(folder: str, *names: str) -> int:
-    """Writes networks into a folder."""
-    for name in names:
-        onnx.save(networks()[name].build(), Path(folder, f"{name}.onnx"))
+    """Writes networks into a folder, all of them where no name is given."""
+    found = networks()
+    for name in names or found:
+        onnx.save(found[name].build(), Path(folder, f"{name}.onnx"))
     return 0
 
 

@@ -17,7 +17,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises: UsageError for a file that is no TOML, an unknown option, or a value of another type.
     """
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such configuration file; give the path of a .toml file") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -163,7 +163,7 @@ def save(plan: Plan, path: str | Path) -> None:
 def load(path: str | Path) -> Plan:
     """The plan in file `path`. Raises: UsageError when it is missing, not JSON, not a plan, or inconsistent."""
     try:
-        data: Any = json.loads(Path(path).read_text())
+        data: Any = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise UsageError(f"{path}: no such plan file; 'onnxprune IN OUT --plan FILE' writes one") from error
     except (OSError, ValueError, RecursionError) as error:

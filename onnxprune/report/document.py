@@ -94,7 +94,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     Raises: UsageError when the file is missing, is no JSON, or has another format.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror}); give a report that --report wrote") from error
     except (ValueError, RecursionError) as error:

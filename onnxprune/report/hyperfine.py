@@ -50,7 +50,7 @@ def read(path: str | Path) -> dict[str, Any] | None:
     Raises: UsageError where a result has no times.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):
         return None
     if not isinstance(found, dict) or "format" in found or not isinstance(found.get("results"), list):

@@ -53,7 +53,7 @@ def read_ids(path: Path) -> tuple[int, ...]:
         if path.suffix == ".npy":
             found: Iterable[object] = np.load(path, allow_pickle=False).ravel().tolist()
         else:
-            text = path.read_text().strip()
+            text = path.read_text(encoding="utf-8-sig").strip()
             found = json.loads(text if text.startswith("[") else f"[{','.join(text.split())}]")
     except (OSError, ValueError, EOFError) as error:
         raise DataError(

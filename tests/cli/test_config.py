@@ -8,6 +8,8 @@ from onnxprune.cli import config, options_of
 from onnxprune.cli.parser import prune_parser
 from onnxprune.errors import UsageError
 from onnxprune.options import Options
+from onnxprune.plan import plan as plans
+from onnxprune.run.vocabulary import read_ids
 
 
 def read(tmp_path, text):
@@ -58,6 +60,20 @@ def test_file_equals_command_line(tmp_path, text):
     expected = options_of({key: value for key, value in given.items() if value is not None}, "")
     assert options_of(read(tmp_path, text), "") == expected
     assert expected != Options()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path):
+    """Editors and shells of Windows put one in front of what they save: of configurations, ids and plans."""
+    text = tmp_path / "c.toml"
+    text.write_text('method = "l1"', encoding="utf-8-sig")
+    assert config.read(text) == {"method": "l1"}
+    ids = tmp_path / "ids.txt"
+    ids.write_text("3\n1\n", encoding="utf-8-sig")
+    assert read_ids(ids) == (1, 3)
+    plan = tmp_path / "plan.json"
+    plan.write_text("{}", encoding="utf-8-sig")
+    with pytest.raises(UsageError, match="format"):  # read, and found to be no plan
+        plans.load(plan)
 
 
 def test_false_switches_are_defaults(tmp_path):

@@ -393,7 +393,7 @@ def _members(analysis: Analysis) -> dict[Dim, tuple[Member, ...]]:
             for position, axis in enumerate(analysis.axes[value]):
                 role = analysis.roles.get((node.name or "", index, position), "follows")
                 member = Member(value.name or "", node.name or "", index, position, role)
-                for dim in dict.fromkeys(dims.leaves(axis)):
+                for dim in (leaf for leaf in dict.fromkeys(dims.leaves(axis)) if leaf.size):  # nothing goes of nothing
                     found.setdefault(dim, []).append(member)
     return {dim: tuple(members) for dim, members in found.items()}
 

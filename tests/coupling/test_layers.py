@@ -123,3 +123,14 @@ def test_a_bias_made_where_beta_scaled_none_has_its_own_size():
     write_bias(made, linear, np.arange(4.0))
     (again,) = linears(made).values()
     np.testing.assert_array_equal(read_bias(again), np.arange(4))  # type: ignore[arg-type]
+
+
+def test_an_axis_without_elements_has_no_units():
+    """torch's Informer joins sizes with a constant of none; that it has no rows was free to be cut."""
+    text = """(float[2,5,4] x, float[4,6] w, float[6,3] v, int64[0] e) => (float[a,b,c] y) {
+        r = ReduceMax <axes = [0, 1, 2], keepdims = 0> (x) k = Cast <to = 7> (r) z = Constant <value_ints = [0]> ()
+        k1 = Unsqueeze <axes = [0]> (k) one = Mul(k1, z) s = Concat <axis = 0> (one, e)
+        o = ConstantOfShape <value = float[1] {1}> (s) t = ReduceSum <keepdims = 0> (o) c = Add(x, t)
+        h = MatMul(c, w) g = Relu(h) y = MatMul(g, v) }"""
+    coupling = onnxprune.analyze(proto(text, {"e": np.zeros(0, np.int64)}, opset=11))
+    assert [dim.size for dim in coupling.free] == [6]

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -96,7 +97,6 @@ def _compare(
     batches = list(feeds)
     few = _few(masked, batches)
     rows = sum(next((int(array.shape[0]) for array in batch.values() if array.ndim), 1) for batch in batches)
-    batches = [*batches, *_alone(masked, batches)]
     batches, ours, theirs = _outputs_of_both(file or cut, masked, batches)
     one, two, given = (half.single(cut), half.single(masked), half.single_feeds(few)) if halves else (cut, masked, few)
     sides = _Sides(cut, masked, one, two, floor)
@@ -405,32 +405,29 @@ def _outputs_of_both(
 ) -> tuple[list[Feeds], list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
     """(the batches, what both models give on each); batches are halved until memory does.
 
-    shown: the cut model as it will run.
+    shown: the cut model as it will run. Behind the batches comes one sample by itself, where the masked model takes it.
     """
     inputs = input_infos(masked)
     stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
     largest = max((_count(batch, stacked) for batch in batches), default=1)
+    fixed = batch_size_of(inputs) is not None
+    alone = [] if fixed else _alone(batches, stacked)
 
     def outputs(most: int) -> tuple[list[Feeds], list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
         whole = most >= largest
         parts = batches if whole else [part for batch in batches for part in _parts(batch, stacked, most)]
-        return parts, _outputs(shown, parts), _outputs(masked, parts)
+        theirs = _outputs(masked, parts, tried=alone)
+        parts = [*parts, *alone[: len(theirs) - len(parts)]]
+        return parts, _outputs(shown, parts), theirs
 
-    return halving(outputs, largest, "the proof", fixed=batch_size_of(inputs) is not None)
+    return halving(outputs, largest, "the proof", fixed=fixed)
 
 
-def _alone(masked: ir.Model, batches: Sequence[Feeds]) -> list[Feeds]:
-    """One sample by itself, where their number is open and the masked model takes it: an axis of one is easily lost."""
-    inputs = input_infos(masked)
-    stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
-    if batch_size_of(inputs) is not None or not batches or any(_count(batch, stacked) < 2 for batch in batches):
+def _alone(batches: Sequence[Feeds], stacked: Mapping[str, int]) -> list[Feeds]:
+    """One sample by itself, unless there is one among the batches: an axis of one is easily lost."""
+    if not batches or any(_count(batch, stacked) < 2 for batch in batches):
         return []
-    (one,) = islice(_parts(batches[0], stacked, 1), 1)
-    try:
-        _outputs(masked, [one])
-    except GraphError:
-        return []
-    return [one]
+    return list(islice(_parts(batches[0], stacked, 1), 1))
 
 
 def _parts(batch: Feeds, stacked: Mapping[str, int], most: int) -> Iterator[Feeds]:
@@ -446,14 +443,22 @@ def _count(batch: Feeds, stacked: Mapping[str, int]) -> int:
     return min((batch[name].shape[axis] for name, axis in stacked.items()), default=1)
 
 
-def _outputs(model: ir.Model | Path, batches: Sequence[Feeds], optimize: bool = True) -> list[dict[str, np.ndarray]]:
-    """The outputs on each batch. The session ends here: two at a time would hold the weights of two models."""
+def _outputs(
+    model: ir.Model | Path, batches: Sequence[Feeds], optimize: bool = True, tried: Sequence[Feeds] = ()
+) -> list[dict[str, np.ndarray]]:
+    """The outputs on each batch. The session ends here: two at a time would hold the weights of two models.
+
+    tried: further batches, up to the first on which the model does not run.
+    """
     large = isinstance(model, ir.Model) and size_bytes(model) > LARGE_MODEL_BYTES
     entries = {"session.disable_prepacking": "1"} if large else {}  # which would copy the weights once more
     session = sessions.open_session(
         model, threads=sessions.few_threads(), session_options=entries, optimize=optimize, lean=True
     )
-    return [sessions.run(session, batch) for batch in batches]
+    found = [sessions.run(session, batch) for batch in batches]
+    with suppress(GraphError):
+        found += (sessions.run(session, batch) for batch in tried)
+    return found
 
 
 def seeded(model: ir.Model) -> ir.Model:

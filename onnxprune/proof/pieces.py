@@ -84,17 +84,17 @@ def _merged(cut: ir.Model, masked: ir.Model) -> set[str]:
     What reads them reads one value on one side only, so that no numbers can be fed in its place.
     """
     left = {value.name for node in cut.graph for value in node.outputs}
-    groups: dict[object, list[ir.Value]] = {}
+    groups: dict[object, list[ir.Node]] = {}
     first: dict[ir.Value | None, ir.Value] = {}
     for node in masked.graph:
         told = sorted(str(each) for each in node.attributes.values())
         read = [_content(first.get(value) or value) for value in node.inputs]
         group = groups.setdefault((node.domain, node.op_type, *told, *read), [])
-        group.append(node.outputs[0])
-        first.update(zip(node.outputs, group[0].producer().outputs, strict=False))  # type: ignore[union-attr]
+        group.append(node)
+        first.update(zip(node.outputs, group[0].outputs, strict=False))
     found: set[str] = set()
     for group in groups.values():
-        names = {value.name or "" for value in group}
+        names = {node.outputs[0].name or "" for node in group}
         found |= names & left if not names <= left else set()
     return found
 

@@ -177,8 +177,8 @@ def test_only_the_masked_model_may_be_moved_by_optimizations(monkeypatch, moved)
     cut, masked = source.clone(), source.clone()
     run = comparison._outputs
 
-    def outputs(model, batches, optimize=True):
-        found = run(model, batches, optimize)
+    def outputs(model, batches, optimize=True, tried=()):
+        found = run(model, batches, optimize, tried)
         off = 0.5 * (optimize and model is (masked if moved == "masked" else cut))
         return [{"y": y["y"] + np.float32(off)} for y in found]
 

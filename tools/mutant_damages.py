@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from onnxprune import graph
@@ -49,6 +50,7 @@ SCALES = {"QuantizeLinear": (1,), "DequantizeLinear": (1,), "QLinearConv": (1, 4
 POINTS = {"QuantizeLinear": (2,), "DequantizeLinear": (2,), "QLinearConv": (2, 5, 7), "QLinearMatMul": (2, 5, 7),
           "MatMulInteger": (2, 3), "ConvInteger": (2, 3)}  # fmt: skip
 BOUNDED = {"Clip": (1, 2), "Greater": (0, 1), "Less": (0, 1), "Max": (0, 1), "Min": (0, 1)}
+RECKONED = {"Mod": (1,), "Div": (1,), "Min": (0, 1), "Max": (0, 1), "Less": (0, 1), "Greater": (0, 1)}
 SETTINGS = frozenset(("alpha", "beta", "epsilon", "lambd", "softcap"))
 SWITCHED = {"AveragePool": ("count_include_pad", "ceil_mode"), "MaxPool": ("ceil_mode",)}
 ACTIVATIONS = frozenset("Relu Sigmoid Tanh Gelu HardSwish LeakyRelu Erf HardSigmoid".split())
@@ -638,6 +640,95 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
             yield f"table of {node.name}", partial(change, value, partial(new, axis=int(axes.flat[0])))
 
 
+@damage("rows of a rotary table wrong")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def new(array: np.ndarray, random: Random) -> np.ndarray:
+        start = random.randrange(len(array) - 1)
+        array[start:] = np.roll(array[start:], 1, axis=0)
+        return array
+
+    for node in model.graph:
+        for value in node.inputs[1:] if node.op_type == "RotaryEmbedding" else ():
+            if value is not None and value.is_initializer() and graph.array_of(value).dtype.kind == "f":
+                yield f"{value.name} of {node.name}", partial(change, value, new)
+
+
+@damage("a whole number that is reckoned with is another")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def set_to(random: Random, node: ir.Node, index: int, array: np.ndarray) -> None:
+        other = random.choice((array - 1, array // 2, array + 1))
+        set_own(model, node, index, np.asarray(np.maximum(other, 1), array.dtype))
+
+    for node, index, array in own_inputs(model, RECKONED):
+        if array.size == 1 and array.dtype.kind == "i":
+            yield f"input {index} of {node.name}", partial(set_to, node=node, index=index, array=array)
+
+
+@damage("a case of a distinction is another")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    yield from other_numbers(model, {"Where": (1, 2)}, (0.5, 0.9, -1.0), 0.1)
+
+
+@damage("a leaf of a tree is another")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def set_to(random: Random, node: ir.Node, name: str) -> None:
+        numbers = list(node.attributes[name].as_floats())
+        numbers[random.randrange(len(numbers))] += 1
+        node.attributes[name] = ir.AttrFloat32s(name, numbers)
+
+    for node in model.graph:
+        for name in ("target_weights", "class_weights", "nodes_values"):
+            if name in node.attributes:
+                yield f"{name} of {node.name}", partial(set_to, node=node, name=name)
+
+
+# Beside the nodes: functions, versions, and what stands behind the last operator --------------------------------------
+
+
+@damage("a function with the name of an operator does more")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def call(random: Random, node: ir.Node) -> None:
+        most = random.choice((1.0, 3.0, 6.0))
+        text = (
+            '<domain: "own", opset_import: ["" : 18]> '
+            f"{node.op_type} (x) => (y) {{ r = {node.op_type}(x) c = Constant<value_float = {most}>() y = Min(r, c) }}"
+        )
+        made = ir.serde.deserialize_function(onnx.parser.parse_function(text))
+        model.functions[made.identifier()] = made
+        model.opset_imports["own"] = 1
+        node.domain = "own"
+
+    for node in model.graph:
+        plain = node.op_type in ("Relu", "HardSwish", "Gelu", "Tanh") and not node.attributes and not node.domain
+        if plain and node.outputs[0].dtype in (None, ir.DataType.FLOAT):
+            yield f"{node.op_type} {node.name}", partial(call, node=node)
+
+
+@damage("another version of the operators")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def set_to(random: Random, version: int) -> None:
+        model.opset_imports[""] = version
+
+    for version in (model.opset_imports.get("", 18) - 1, model.opset_imports.get("", 18) + 1):
+        yield f"version {version}", partial(set_to, version=version)
+
+
+@damage("an axis of one is lost behind the last operator")
+def _(case: Case, model: ir.Model) -> Iterator[Place]:
+    def squeeze(random: Random, number: int) -> None:
+        output = model.graph.outputs[number]
+        node = ir.node("Squeeze", [output], name="damaged.squeeze")
+        lost = node.outputs[0]
+        lost.type, lost.shape, lost.name = output.type, output.shape, output.name
+        output.name = f"{output.name}.whole"
+        model.graph.append(node)
+        model.graph.outputs[number] = lost
+
+    for number, output in enumerate(model.graph.outputs):
+        if output.producer() is not None and isinstance(output.type, ir.TensorType):
+            yield f"output {output.name}", partial(squeeze, number=number)
+
+
 @damage("one number of a weight is zero")
 def _(case: Case, model: ir.Model) -> Iterator[Place]:
     def new(array: np.ndarray, random: Random) -> np.ndarray:
@@ -650,8 +741,8 @@ def _(case: Case, model: ir.Model) -> Iterator[Place]:
 
 
 def own_inputs(model: ir.Model, table: Mapping[str, Iterable[int]]) -> Iterator[tuple[ir.Node, int, np.ndarray]]:
-    """(node, input, array) of the constants at the inputs in `table`, by operator."""
-    for node in model.graph:
+    """(node, input, array) of the constants at the inputs in `table`, by operator, those in bodies included."""
+    for node in bodies.all_nodes(model.graph):
         for index in table.get(node.op_type, ()):
             array = own_constant(node, index)
             if array is not None:

@@ -465,6 +465,49 @@ BYTES = (
     "y = Gemm<transB = 1>(q, wh) }"
 )
 
+# What the probes of mutants reach and the inputs of the proof may not: positions, hashes, bounds, leaves.
+ROTARY = (
+    "(float[N,T,16] x, int64[N,T] xp, float[64,2] cosines, float[64,2] sines, float[16,16] q, float[16,24] w, "
+    "float[24] b, float[24,5] wh) => (float[N,T,5] y) { a = MatMul(x, q) r = com.microsoft.RotaryEmbedding"
+    "<num_heads = 4>(a, xp, cosines, sines) h = MatMul(r, w) h1 = Add(h, b) c = Relu(h1) y = MatMul(c, wh) }"
+)
+HASHED = (
+    "(int64[N,4] x, int64 m, float[40,8] table, float[32,16] w, float[16] b, float[16,4] wh) => (float[N,4] y) { "
+    "k = Mod(x, m) e = Gather(table, k) f = Flatten(e) h = MatMul(f, w) h1 = Add(h, b) c = Relu(h1) y = MatMul(c, wh) }"
+)
+SELDOM = (
+    "(float[N,8] x, float[8,16] w, float[16] b, float low, float other, float[16,4] wh) => (float[N,4] y) { "
+    "a = MatMul(x, w) a1 = Add(a, b) g = Greater(a1, low) c = Where(g, a1, other) y = MatMul(c, wh) }"
+)
+COUNTED = (
+    "(float[N,8] x, int64 xc, int64 most, bool on, int64 last, float[8,16] w, float[16,8] v, float[8,6] w1, "
+    "float[6,4] wh) => (float[N,4] y) { count = Min(xc, most) h0 = Loop(count, on, x) <body = step (int64 i, bool c, "
+    "float[N,8] h) => (bool c2, float[N,8] h2) { c2 = Less(i, last) a = MatMul(h, w) r = Tanh(a) h2 = MatMul(r, v) }> "
+    "k = MatMul(h0, w1) l = Relu(k) y = MatMul(l, wh) }"
+)
+OLD_SOFTMAX = (
+    "(float[N,5,8] x, float[8,12] w, float[12] b, float[12,4] wh) => (float[N,5,4] y) { a = MatMul(x, w) "
+    "a1 = Add(a, b) c = Relu(a1) d = MatMul(c, wh) y = Softmax(d) }"
+)
+TREE = {
+    "n_targets": 1, "nodes_treeids": [0] * 5, "nodes_nodeids": [0, 1, 2, 3, 4], "nodes_featureids": [0, 1, 0, 0, 0],
+    "nodes_values": [-3.0, 2.5, 0.0, 0.0, 0.0], "nodes_modes": ["BRANCH_LEQ", "BRANCH_LEQ", "LEAF", "LEAF", "LEAF"],
+    "nodes_truenodeids": [1, 3, 0, 0, 0], "nodes_falsenodeids": [2, 4, 0, 0, 0], "target_treeids": [0, 0, 0],
+    "target_nodeids": [2, 3, 4], "target_ids": [0, 0, 0], "target_weights": [3.0, 5.0, -1.0],
+}  # fmt: skip
+
+
+def tree() -> onnx.ModelProto:
+    """A tree beside a network, of which most inputs reach one leaf."""
+    model = written(SELDOM, {"low": -4, "other": 1})
+    model.graph.node.append(
+        helper.make_node("TreeEnsembleRegressor", ["x"], ["z"], "tree", domain="ai.onnx.ml", **TREE)
+    )
+    model.graph.output.append(helper.make_tensor_value_info("z", 1, ["N", 1]))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 3))
+    return model
+
+
 GQA_CONSTANTS = {
     "eps": 1e-5, "hq": [2, 5, 4, 4], "hk": [2, 5, 2, 4], "two": [2], "ek": [2, 2, 2, 5, 4], "rk": [2, 4, 5, 4],
     "root": 0.5, "whole": [2, 5, 16], "last": [-1], "causal": np.triu(np.full((5, 5), -1e9), 1),
@@ -538,6 +581,15 @@ TEXTS: Mapping[str, tuple[str, str, Constants, int, Mapping[str, int]]] = {
     "positions": ("encoder", POSITIONS, {"zero": [0], "one": [1]}, 20, {}),
     "relu6": ("classifier", RELU6, {"zero": 0, "six": 1.5}, 19, {}),
     "bytes": ("classifier", BYTES, {"scale": 1 / 64, "shift": 2, "zero": 0, "high": 200}, 18, {"x": 256}),
+    "rotary": (
+        "encoder", ROTARY,
+        {"cosines": np.cos(np.outer(np.arange(64), (1, 0.1))), "sines": np.sin(np.outer(np.arange(64), (1, 0.1)))}, 18,
+        {"xp": 64},
+    ),
+    "hashed": ("encoder", HASHED, {"m": 40}, 18, {"x": 1000}),
+    "seldom": ("classifier", SELDOM, {"low": -4, "other": 1}, 18, {}),
+    "counted": ("body", COUNTED, {"most": 40, "on": True, "last": 30}, 18, {"xc": 60}),
+    "old_softmax": ("classifier", OLD_SOFTMAX, {}, 13, {}),
     "conv1d": ("signal", CONV1D, {"s": [1], "e": [-1], "a": [2], "st": [1]}, 18, {}),
 }  # fmt: skip
 TESTED = {"cnn": "classifier", "mlp": "classifier", "concat": "image"}
@@ -553,6 +605,7 @@ def _written() -> dict[str, Net]:
         for name, (kind, text, constants, opset, below) in TEXTS.items()
     }
     found |= {name: Net(name, kind, partial(filled, NETWORKS[name])) for name, kind in TESTED.items()}
+    found["tree"] = Net("tree", "classifier", tree)
     names = {"detector": "nms", "segmentation": "unet"}
     return found | {
         names.get(task, task): Net(names.get(task, task), kind, partial(filled, TASKS[task].text), {"ids": 50})

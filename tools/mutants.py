@@ -3,8 +3,8 @@
     python tools/mutants.py --count 1000 --seed 0 --jobs 2
 
 Draws networks (mutant_networks.py), a random plan for each, and damages of the honest cut (mutant_damages.py). The
-honest cut has to be accepted: refusals are counted, and listed as they are. A mutant is handed to the proof as the
-product does it without samples: the same comparison, the same random inputs.
+honest cut has to be accepted: refusals are counted, and listed as they are. A mutant is handed to the proof as `verify`
+does it without samples: the same interface and operators, the same comparison, the same random inputs.
 
 Which mutants count is found out without the proof. Both models are run on many inputs of both probe sizes: normal
 numbers of several magnitudes, all positive ones, integers over their whole range, every one of them at least once. A
@@ -34,7 +34,7 @@ import zlib
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from multiprocessing import get_context
@@ -57,7 +57,7 @@ from onnxprune.coupling import Coupling, analyze
 from onnxprune.errors import OnnxPruneError
 from onnxprune.graph import half, sessions, shapes
 from onnxprune.plan.select import Selection
-from onnxprune.proof import comparison, decisions, noise
+from onnxprune.proof import comparison, decisions, interface, noise
 from onnxprune.system.isolation import CrashedError, isolated
 
 PER_PLAN, ATTEMPTS = 10, 40  # mutants of one plan, and how many are tried for them
@@ -128,7 +128,16 @@ def probes(model: ir.Model, observed: shapes.Shapes, below: Mapping[str, int]) -
         for number in range(max(len(WAYS), *covering, 0)):
             rng = np.random.default_rng(1000 + number)
             way = WAYS[number % len(WAYS)]
-            yield {v.name or "": _drawn(v, sizes[v.name or ""], way, number, below, rng) for v in model.graph.inputs}
+            feeds = {v.name or "": _drawn(v, sizes[v.name or ""], way, number, below, rng) for v in model.graph.inputs}
+            yield feeds
+            if number == 0:
+                yield from (one for one in comparison.alone(model, feeds) if _runs(model, one))
+
+
+def _runs(model: ir.Model, feeds: Feeds) -> bool:
+    with suppress(OnnxPruneError):
+        return bool(sessions.run(session(model), feeds))
+    return False
 
 
 def _frozen(sizes: Mapping[str, tuple[int, ...]]) -> tuple:
@@ -252,11 +261,12 @@ def _task(name: str, number: int, seed: int, folder: str, most: int) -> Found:
     with Twin(masked):
         said = judge(cut)
         if said.ok:
-            return _mutants(subject, Case(subject.coupling, keep, cut), judge, random, most)
+            case = Case(subject.coupling, keep, cut)
+            return _mutants(subject, case, partial(_accepts, judge, case), random, most)
     return Found(refused=[f"{name}, plan {number}: '{said.worst}' differs by {said.max_abs:.3g}; {said.note}"])
 
 
-def _mutants(subject: Prepared, case: Case, judge: Any, random: Random, most: int) -> Found:
+def _mutants(subject: Prepared, case: Case, accepts: Any, random: Random, most: int) -> Found:
     """Mutants of one honest cut, each handed to the proof."""
     found, done = Found(), set()
     honest = Honest(case.cut, subject.probes)
@@ -277,13 +287,15 @@ def _mutants(subject: Prepared, case: Case, judge: Any, random: Random, most: in
         except OnnxPruneError:
             found.broken += 1
             continue
-        found.mutants.append(Mutant(subject.net.name, subject.net.kind, damage, where, _accepts(judge, mutant)))
+        found.mutants.append(Mutant(subject.net.name, subject.net.kind, damage, where, accepts(mutant)))
     return found
 
 
-def _accepts(judge: Any, mutant: ir.Model) -> bool:
+def _accepts(judge: Any, case: Case, mutant: ir.Model) -> bool:
+    """Whether `mutant` would be taken for the cut of this plan: by its interface, its operators and its numbers."""
     try:
-        return judge(mutant).ok
+        interface.check(case.coupling.model, mutant, Path("mutant"))
+        return not interface.added(mutant, case.coupling.model, case.cut) and judge(mutant).ok
     except OnnxPruneError:  # runs on other inputs, but not on those of the proof
         return False
 

@@ -407,25 +407,35 @@ def _outputs_of_both(
 
     shown: the cut model as it will run. Behind the batches comes one sample by itself, where the masked model takes it.
     """
-    inputs = input_infos(masked)
-    stacked = {name: axis for name, axis in batch_axes(inputs).items() if axis is not None}
+    stacked = _stacked(masked)
     largest = max((_count(batch, stacked) for batch in batches), default=1)
-    fixed = batch_size_of(inputs) is not None
-    alone = [] if fixed else _alone(batches, stacked)
+    fixed = batch_size_of(input_infos(masked)) is not None
+    single = alone(masked, *batches)
 
     def outputs(most: int) -> tuple[list[Feeds], list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]]:
         whole = most >= largest
         parts = batches if whole else [part for batch in batches for part in _parts(batch, stacked, most)]
-        theirs = _outputs(masked, parts, tried=alone)
-        parts = [*parts, *alone[: len(theirs) - len(parts)]]
+        theirs = _outputs(masked, parts, tried=single)
+        parts = [*parts, *single[: len(theirs) - len(parts)]]
         return parts, _outputs(shown, parts), theirs
 
     return halving(outputs, largest, "the proof", fixed=fixed)
 
 
-def _alone(batches: Sequence[Feeds], stacked: Mapping[str, int]) -> list[Feeds]:
-    """One sample by itself, unless there is one among the batches: an axis of one is easily lost."""
-    if not batches or any(_count(batch, stacked) < 2 for batch in batches):
+def _stacked(model: ir.Model) -> dict[str, int]:
+    """The axes of inputs along which samples stand, by name."""
+    return {name: axis for name, axis in batch_axes(input_infos(model)).items() if axis is not None}
+
+
+def alone(model: ir.Model, *batches: Feeds) -> list[Feeds]:
+    """One sample by itself, unless there is one among the batches or their number is fixed: an axis of one is easily
+    lost."""
+    stacked = _stacked(model)
+    if (
+        batch_size_of(input_infos(model)) is not None
+        or not batches
+        or any(_count(batch, stacked) < 2 for batch in batches)
+    ):
         return []
     return list(islice(_parts(batches[0], stacked, 1), 1))
 

@@ -25,8 +25,9 @@ from onnxprune.coupling import analyze
 from onnxprune.data import Samples, split
 from onnxprune.graph import sessions
 from onnxprune.outputs import metrics
-from onnxprune.recover import constants, levels, reconstruct
+from onnxprune.recover import constants, levels
 from onnxprune.recover.finetune import Settings, finetune
+from onnxprune.recover.refit import reconstruct
 
 RUNS = (
     "epochs=1",

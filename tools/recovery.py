@@ -28,8 +28,9 @@ from onnxprune.methods import base
 from onnxprune.outputs import metrics
 from onnxprune.plan import cost
 from onnxprune.plan.select import Budget, Selection, select
-from onnxprune.recover import constants, reconstruct
+from onnxprune.recover import constants
 from onnxprune.recover.finetune import Settings, finetune
+from onnxprune.recover.refit import reconstruct
 
 Keep = dict[Dim, np.ndarray]
 Row = tuple[str, float, float]  # step, seconds, accuracy

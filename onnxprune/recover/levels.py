@@ -91,7 +91,7 @@ def recover(
     if fitted is None or how.level == "constants":
         return None
     if not selection.zeros:  # least squares would fill them
-        from onnxprune.recover import reconstruct
+        from onnxprune.recover.refit import reconstruct
 
         with clock("reconstruct"):
             limit = FEWEST if trial else fitting_samples(given)

@@ -18,7 +18,8 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs import answers, metrics
 from onnxprune.plan.select import Selection
-from onnxprune.recover import constants, levels, reconstruct
+from onnxprune.recover import constants, levels
+from onnxprune.recover.refit import reconstruct
 from onnxprune.run.subject import Subject
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from onnxprune.recover.biases import read_bias
 from onnxprune.recover.constants import batch_within, first_batches
 from onnxprune.recover.linear import Linear, linears, read_weights, users
 from onnxprune.recover.patches import outputs, window_of, windows
-from onnxprune.recover.segments import Walk
+from onnxprune.recover.refit.segments import Walk
 
 RIDGE = 1e-3  # of the features' mean variance, as least squares begin with
 ROWS = 16_000  # output positions that a layer is looked at

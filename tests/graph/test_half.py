@@ -15,7 +15,7 @@ from onnxprune.coupling import analyze
 from onnxprune.graph import extras, half, sessions
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
-from onnxprune.recover.segments import Walk
+from onnxprune.recover.refit.segments import Walk
 
 HALF = (
     "(float16[n,3,8,8] x, float16[32,3,3,3] w, float16[32] g, float16[32] b, float16[32] m, float16[32] var, "

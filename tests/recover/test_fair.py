@@ -47,7 +47,7 @@ def test_what_may_not_be_mirrored_stays_as_it_is(images, shape, flip):
 def test_least_squares_are_given_them(images, monkeypatch):
     read, _, samples = images
     seen: list[int] = []
-    monkeypatch.setattr("onnxprune.recover.reconstruct.refit", lambda *args, **_: seen.append(len(args[2])))
+    monkeypatch.setattr("onnxprune.recover.refit.reconstruct.refit", lambda *args, **_: seen.append(len(args[2])))
     monkeypatch.setattr("onnxprune.recover.constants.push", lambda *_: None)
     given = levels.Given(read, samples, 1000)
     for flip in (None, False):

@@ -20,10 +20,11 @@ from onnxprune.outputs.describe import describe
 from onnxprune.outputs.kinds import Output, Outputs, Part
 from onnxprune.outputs.losses import shared_points
 from onnxprune.plan.select import Selection
-from onnxprune.recover import constants, probe, reconstruct, training
+from onnxprune.recover import constants, probe, training
 from onnxprune.recover import finetune as finetuning
 from onnxprune.recover.finetune import Settings, choose, finetune
 from onnxprune.recover.judging import CLEAR, Verdict
+from onnxprune.recover.refit import reconstruct
 from onnxprune.recover.teacher import Teacher
 
 QUICK = Settings(epochs=2, batch_size=64, amp="off", channels_last=False)

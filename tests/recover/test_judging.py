@@ -15,9 +15,10 @@ from onnxprune.coupling import analyze
 from onnxprune.data import batch_axes, input_infos, load_samples
 from onnxprune.outputs.describe import describe
 from onnxprune.plan.select import Selection
-from onnxprune.recover import fair, reconstruct
+from onnxprune.recover import fair
 from onnxprune.recover.augment import augment, known_in_a_mirror
 from onnxprune.recover.finetune import NO_TIME, Settings, choose, finetune
+from onnxprune.recover.refit import reconstruct
 from onnxprune.recover.settings import LEAST_STEPS, ZOOM, affordable, small_images
 
 IMAGES = "(float[N,3,32,32] x, float[4,3,3,3] w) => (float[N,4,30,30] y) { y = Conv(x, w) }"

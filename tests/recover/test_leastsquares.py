@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onnxprune.recover.leastsquares import Bounds, Sums
+from onnxprune.recover.refit.leastsquares import Bounds, Sums
 
 
 def _data(rows: int = 400, groups: int = 2, features: int = 5, outs: int = 3, seed: int = 0):

@@ -16,9 +16,10 @@ from onnxprune.errors import GraphError
 from onnxprune.graph import extras, files, sessions, stored
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
-from onnxprune.recover import biases, constants, layers, reconstruct
-from onnxprune.recover.layers import Layer, find
+from onnxprune.recover import biases, constants
 from onnxprune.recover.levels import fitting_samples
+from onnxprune.recover.refit import layers, reconstruct
+from onnxprune.recover.refit.layers import Layer, find
 
 
 def test_over_half_of_the_lost_accuracy_comes_back(digits: Digits):

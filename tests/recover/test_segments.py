@@ -8,8 +8,8 @@ from onnx_text import model as text_model
 
 from onnxprune import graph
 from onnxprune.graph import sessions
-from onnxprune.recover import segments
-from onnxprune.recover.segments import Walk
+from onnxprune.recover.refit import segments
+from onnxprune.recover.refit.segments import Walk
 from onnxprune.system import memory
 
 BRANCHES = (

@@ -16,6 +16,7 @@ from onnxprune.coupling import dims
 from onnxprune.plan.select import Selection
 from onnxprune.recover.biases import output_of, read_bias
 from onnxprune.recover.linear import Linear, linears, number, only_user, read_weights, stored_behind, users
+from onnxprune.recover.refit import logits
 
 MOST_FEATURES = 8192  # beyond, the matrix of a layer would be larger than half a gigabyte
 
@@ -63,25 +64,31 @@ class Norm:
         return value.name or ""
 
 
-def find(selection: Selection, cut_model: ir.Model, gone: Collection[str] = ()) -> list[Layer | Norm]:
-    """All layers and norms that read something changed, in an order in which what they read is ready.
+Item = Layer | Norm | logits.Logits
 
-    gone: nodes that no longer add what they added in the dense model.
+
+def find(selection: Selection, cut_model: ir.Model, gone: Collection[str] = ()) -> list[Item]:
+    """All layers, norms, and products of queries and keys that read something changed.
+
+    They come in an order in which what they read is ready. gone: nodes that no longer add what they added in the dense
+    model.
     """
     nodes = linears(cut_model)
     changed = _changed(selection, cut_model, gone)
     depth: dict[ir.Value, int] = {}
-    found: list[Layer | Norm] = []
+    found: list[Item] = []
     normed: set[ir.Node] = set()
     for node in cut_model.graph:
         wave = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
-        item: Layer | Norm | None = None
+        item: Item | None = None
         if node.inputs and node.inputs[0] in changed:
             linear = nodes.get(node.name or "")
             if linear is not None:
                 item = _layer(linear, wave, selection, depth)
             elif node.op_type == "BatchNormalization" and node not in normed and not _intact(node, nodes, changed):
                 item = _norm(node, wave, selection)
+            else:
+                item = logits.find(node, wave, selection, nodes)
         if item is not None:
             found.append(item)
             wave += 1
@@ -93,7 +100,7 @@ def find(selection: Selection, cut_model: ir.Model, gone: Collection[str] = ()) 
     return found
 
 
-def waves(items: list[Layer | Norm]) -> Iterator[list[Layer | Norm]]:
+def waves(items: list[Item]) -> Iterator[list[Item]]:
     """Items that do not depend on one another, together."""
     for wave in sorted({item.wave for item in items}):
         yield [item for item in items if item.wave == wave]

@@ -7,7 +7,7 @@ in files, of which the system keeps in memory what it has room for.
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,11 @@ class Walk:
             yield result
         self.done = after
         self.shelf.names &= live
+
+    def change(self, name: str, how: Callable[[int, np.ndarray], np.ndarray]) -> None:
+        """Makes of a held value what it would be now that a layer before it changed; how: of a batch and its array."""
+        for index in range(self.batches):
+            self.shelf.replace(index, name, how(index, self.shelf.get(index, name)))
 
     def close(self) -> None:
         """Frees all values, and removes the files of those that were on disk."""
@@ -181,13 +186,21 @@ class _Shelf:
     def get(self, index: int, name: str) -> np.ndarray:
         return self.arrays[index, name]
 
+    def replace(self, index: int, name: str, array: np.ndarray) -> None:
+        """Another array in the place of one that is kept."""
+        self._drop((index, name))
+        self.put(index, name, array)
+
     def keep_only(self, index: int, names: set[str]) -> None:
         for key in [key for key in self.arrays if key[0] == index and key[1] not in names]:
-            array, path = self.arrays.pop(key), self.files.pop(key, None)
-            if path is None:
-                self.bytes -= array.nbytes
-            else:
-                path.unlink(missing_ok=True)
+            self._drop(key)
+
+    def _drop(self, key: tuple[int, str]) -> None:
+        array, path = self.arrays.pop(key), self.files.pop(key, None)
+        if path is None:
+            self.bytes -= array.nbytes
+        else:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         self.arrays.clear()

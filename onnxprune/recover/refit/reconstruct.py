@@ -21,14 +21,14 @@ from onnxprune.errors import GraphError
 from onnxprune.graph import extras
 from onnxprune.graph.stored import Spill
 from onnxprune.plan.select import Selection
-from onnxprune.recover import layers
 from onnxprune.recover.biases import add_to_bias, read_bias, takes_bias
 from onnxprune.recover.constants import batch_within, first_batches
-from onnxprune.recover.layers import Layer, Norm
-from onnxprune.recover.leastsquares import HELD, KEPT_BYTES, Bounds, Sums
 from onnxprune.recover.linear import read_weights, stored_behind, write_weights
 from onnxprune.recover.patches import outputs, window_of, windows
-from onnxprune.recover.segments import Walk
+from onnxprune.recover.refit import layers, logits
+from onnxprune.recover.refit.layers import Item, Layer, Norm
+from onnxprune.recover.refit.leastsquares import HELD, KEPT_BYTES, Bounds, Sums
+from onnxprune.recover.refit.segments import Walk
 
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
@@ -39,7 +39,8 @@ CHEAP_ROWS, CHEAP_WORK, CHEAP_BYTES = 64_000, 12e9, 256_000_000
 
 @dataclass(frozen=True)
 class Refit:
-    """One layer: its error on held-out samples before and after, as shares of the target's variance.
+    """One layer: its error on held-out samples before and after, as shares of the target's variance (of its square for
+    products of queries and keys).
 
     `accepted` says whether the new weights are better and were taken; for a norm the errors are 0.
     """
@@ -95,7 +96,7 @@ def refit(
 
 
 def _refit_wave(
-    wave: list[Layer | Norm], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
+    wave: list[Item], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
 ) -> list[Refit]:
     """Refits layers that do not depend on each other, in one walk over the samples."""
     states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave)) for item in wave]
@@ -105,25 +106,29 @@ def _refit_wave(
             state.add(cut_values, dense_values)
     found: list[Refit] = []
     while states:  # the sums of one layer are let go before the next is solved
-        found.append(states.pop(0).finish(cut_walk.model, ridge, spill))
+        found.append(states.pop(0).finish(cut_walk, ridge, spill))
     return found
 
 
-def _all(values_of, wave: Iterable[Layer | Norm]) -> list[str]:
+def _all(values_of, wave: Iterable[Item]) -> list[str]:
     return [name for item in wave for name in values_of(item)]
 
 
-def _cut_values(item: Layer | Norm) -> list[str]:
+def _cut_values(item: Item) -> list[str]:
+    if isinstance(item, logits.Logits):
+        return [*(value.name or "" for value in item.path), item.other]
     return [item.x] if isinstance(item, Norm) or item.other is None else [item.x, item.other]
 
 
-def _dense_values(item: Layer | Norm) -> list[str]:
+def _dense_values(item: Item) -> list[str]:
     return [item.x] if isinstance(item, Norm) else [item.target]
 
 
-def _state(item: Layer | Norm, batches: int, rng: np.random.Generator, kept: int) -> "_LayerState | _NormState":
+def _state(item: Item, batches: int, rng: np.random.Generator, kept: int) -> "_LayerState | _NormState | _LogitsState":
     if isinstance(item, Norm):
         return _NormState(item)
+    if isinstance(item, logits.Logits):
+        return _LogitsState(logits.Products(item, kept))
     groups, _, *seen = read_weights(item.linear).shape
     return _LayerState(item, -(-rows_for(groups, int(np.prod(seen))) // batches), rng, Sums(kept))
 
@@ -165,7 +170,7 @@ class _LayerState:
             bounds = Bounds(np.minimum(one, two), np.maximum(one, two))  # a negative scale turns them round
         self.sums.add(x, goal.reshape(shape), held, bounds)
 
-    def finish(self, cut_model: ir.Model, ridge: float, spill: Spill) -> Refit:
+    def finish(self, walk: Walk, ridge: float, spill: Spill) -> Refit:
         linear = self.layer.linear
         w, b = read_weights(linear), read_bias(linear)
         assert b is not None
@@ -178,7 +183,7 @@ class _LayerState:
         if accepted:
             write_weights(linear, fit.weights.reshape(w.shape), spill)
             if not fixed:
-                add_to_bias(cut_model, linear, fit.bias.reshape(-1) - b)
+                add_to_bias(walk.model, linear, fit.bias.reshape(-1) - b)
         scale = max(fit.scale, 1e-30)
         return Refit(linear.name, fit.before / scale, fit.after / scale, fit.ridge, self.sums.rows, accepted)
 
@@ -215,7 +220,7 @@ class _NormState:
             self.moments[which] = self.moments.get(which, 0.0) + both
         self.count += 1
 
-    def finish(self, cut_model: ir.Model, ridge: float, spill: Spill) -> Refit:
+    def finish(self, walk: Walk, ridge: float, spill: Spill) -> Refit:
         """Moves the running statistics as those of these samples moved: they come of far more data than is here."""
         mean, var = (stored_behind(value) for value in self.norm.node.inputs[3:5])
         assert mean is not None
@@ -226,3 +231,24 @@ class _NormState:
         graph.set_constant(mean, graph.array_of(mean) + (m - m0))
         graph.set_constant(var, graph.array_of(var) * np.clip(ratio, 0.01, 100.0))
         return Refit(self.norm.node.name or "", 0.0, 0.0, 0.0, self.count, True)
+
+
+@dataclass(eq=False)
+class _LogitsState:
+    """The sums of one product of queries and keys while its wave is walked."""
+
+    products: logits.Products
+
+    def add(self, cut_values: Mapping[str, np.ndarray], dense_values: Mapping[str, np.ndarray]) -> None:
+        self.products.add(cut_values, dense_values)
+
+    def finish(self, walk: Walk, ridge: float, spill: Spill) -> Refit:
+        """Changes the layer, and what the walk has of it already."""
+        item, found = self.products.item, self.products.matrices()
+        if found is None:
+            return Refit(item.node.name or "", 0.0, 0.0, 0.0, walk.batches, False)
+        matrices, before, after = found
+        assert self.products.columns is not None
+        logits.take(item, walk.model, self.products.columns, matrices, spill)
+        walk.change(item.x, self.products.turned)
+        return Refit(item.node.name or "", before, after, 0.0, walk.batches, True)

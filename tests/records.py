@@ -975,6 +975,25 @@ record(
     domain=MS,
 )
 record(
+    "Attention packed with a past",
+    tokens(
+        "b, n = com.microsoft.Attention<num_heads = 2, unidirectional = 1>(a, u, c, , past)",
+        "float[8,24] u, float[24] c, float[2,2,2,3,4] past",
+    ),
+    {"w": 8, "u": 2, "u#2": 4},
+    "keys and values",
+    constants={"past": [[[[[0.1 * k] * 4] * 3] * 2] * 2 for k in (1, 2)]},
+    domain=MS,
+)
+record(
+    "QAttention",
+    "(float[2,6,4] x, float[4,8] w, uint8[8,24] u, float[24] c, float[24] us, uint8[24] uz, float[8,5] v) => "
+    "(float[p,q,r] y) { a = MatMul(x, w) t, s, o = DynamicQuantizeLinear(a) b = "
+    "com.microsoft.QAttention<num_heads = 2>(t, u, c, s, us, , o, uz) y = MatMul(b, v) }",
+    {"w": 8, "u": 2, "u#2": 4},
+    domain=MS,
+)
+record(
     "MultiHeadAttention",
     QKV.format(more=", float[24] c", body="b = com.microsoft.MultiHeadAttention<num_heads = 2>(q1, k1, v1, c)"),
     {"w": 2, "w#2": 4, "u": 4},

@@ -60,7 +60,7 @@ PRODUCING = {
 POLES = frozenset("Reciprocal Log Acosh ReduceLogSum MeanVarianceNormalization".split())
 # Activations inside recurrent and fused operators that map zero to zero.
 KEEPING_ZERO = frozenset("Tanh Relu ScaledTanh LeakyRelu ThresholdedRelu Softsign Elu".split())
-ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention"))
+ATTENTION = frozenset(("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention"))
 
 
 def mark_reduced(analysis: Analysis) -> None:
@@ -172,7 +172,7 @@ class _Walk:
         if op in PRODUCING:
             return out.intersection(*(self.of(node, k) for k in self.present(node) if k in PRODUCING[op]))
         if op in ATTENTION:
-            return self._union(node, out, (2,) if op != "Attention" or not node.domain else (1,))
+            return self._attention(node, out)
         if states.side(node):
             return self._union(node, out, (0, 1))  # false flags silence; other axes are as they were
         if op in ANY:
@@ -219,6 +219,13 @@ class _Walk:
         if op.startswith("Skip"):
             return index in (0, 1, 3, 4)
         return index == 0
+
+    def _attention(self, node: ir.Node, out: Silent) -> Silent:
+        """Silent values, earlier ones included, give a silent result."""
+        projects = node.domain and node.op_type in ("Attention", "QAttention")
+        silent = self._union(node, out, (1,) if projects else (2,))
+        past = max(states.of_operator(node).values(), default=len(node.inputs))
+        return silent & self.of(node, past) if past in self.present(node) else silent
 
     def _contracting(self, node: ir.Node, out: Silent) -> Silent:
         operands = self.present(node) if node.op_type == "Einsum" else [0, 1]

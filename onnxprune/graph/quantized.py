@@ -44,6 +44,7 @@ ZERO_POINTS = {
     ("MatMulIntegerToFloat", 1): 5,
     ("DynamicQuantizeLSTM", 1): 9,
     ("DynamicQuantizeLSTM", 2): 11,
+    ("QAttention", 1): 7,
 }
 # Inputs that are scales or zero points: silencing them is needless and would divide by zero. They are no parameters.
 SCALES: dict[str, tuple[int, ...]] = {
@@ -80,6 +81,7 @@ SCALE_OF = {
     ("MatMulIntegerToFloat", 1): 3,
     ("DynamicQuantizeLSTM", 1): 8,
     ("DynamicQuantizeLSTM", 2): 10,
+    ("QAttention", 1): 4,
 }
 # Operators that only move numbers: a quantized table is often gathered first.
 MOVING = frozenset("Gather Reshape Transpose Slice Squeeze Unsqueeze Identity Flatten Expand Concat Split".split())

@@ -29,9 +29,11 @@ STATES: dict[tuple[str, str], dict[int, int]] = {
     ("", "GRU"): {1: 5},
     ("", "RNN"): {1: 5},
     ("", "Attention"): {1: 4, 2: 5},
+    ("com.microsoft", "Attention"): {1: 4},
     ("com.microsoft", "DynamicQuantizeLSTM"): {1: 5, 2: 6},
     ("com.microsoft", "GroupQueryAttention"): {1: 3, 2: 4},
     ("com.microsoft", "MultiHeadAttention"): {1: 6, 2: 7},
+    ("com.microsoft", "QAttention"): {1: 8},
 }
 # Operators that move numbers: a cache is what was appended to it, or a part of that.
 MOVING = frozenset(
@@ -72,6 +74,11 @@ def _by_flow(given: list[ir.Value], asked: list[ir.Value]) -> Iterator[State]:
                 yield State(candidates[0][0], output, candidates[0][1])
 
 
+def of_operator(node: ir.Node) -> dict[int, int]:
+    """Outputs of `node` that are states of its own -> the inputs that these go on from."""
+    return STATES.get(("" if node.domain == "ai.onnx" else node.domain, node.op_type), {})
+
+
 def _sources(value: ir.Value) -> list[tuple[ir.Value, str]]:
     """(graph input, how it comes to be `value`) for those that reach it without arithmetic."""
     found: dict[ir.Value, str] = {}
@@ -92,12 +99,10 @@ def _sources(value: ir.Value) -> list[tuple[ir.Value, str]]:
 
 def _behind(node: ir.Node, value: ir.Value) -> list[tuple[ir.Value | None, str]]:
     """The inputs of `node` that `value` goes on from, and what that is called."""
-    domain = "" if node.domain == "ai.onnx" else node.domain
-    states = STATES.get((domain, node.op_type), {})
-    index = states.get(value.index() or 0)
+    index = of_operator(node).get(value.index() or 0)
     if index is not None and index < len(node.inputs):
         return [(node.inputs[index], f"{node.op_type} '{node.name}' goes on from it")]
-    if domain or node.op_type not in MOVING:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in MOVING:
         return []
     kept = f"{node.op_type} '{node.name}' keeps a part of it" if node.op_type in ("Slice", "Concat") else ""
     if node.op_type == "ScatterND":

@@ -376,7 +376,7 @@ def GroupQueryAttention(n: NodeCost) -> Counted | None:
     return (2.0, [*y, present[2]]) if y and present else None
 
 
-@macs_rule("Attention")
+@macs_rule("Attention", "QAttention")
 def Attention(n: NodeCost) -> Counted | None:
     """ai.onnx: q k and scores v, H L S (d + v). com.microsoft: the projection of x as well, which dominates."""
     if n.node.domain == "com.microsoft":

@@ -271,6 +271,27 @@ def test_quantized_product(op):
     compare(model, {"a": inputs["a"]}, tolerance=1e-4)
 
 
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize("past", [0, 3])
+def test_attention_of_integers(columns, past):
+    rng = np.random.default_rng(0)
+    inputs = {
+        "x": rng.integers(0, 200, (2, 5, 8)).astype(np.uint8),
+        "w": rng.integers(-100, 100, (8, 24)).astype(np.int8),
+        "b": random(24),
+        "xs": np.float32(0.1).reshape(()),
+        "ws": np.full(24, 0.02, np.float32) if columns else np.float32(0.02).reshape(()),
+        "m": None,
+        "xz": np.uint8(99).reshape(()),
+        "wz": np.arange(24).astype(np.int8) if columns else np.int8(3).reshape(()),
+        "past": random(2, 2, 2, past, 4) if past else None,
+    }
+    constants = tuple(name for name in inputs if name != "x" and inputs[name] is not None)
+    how = {"num_heads": 2, "unidirectional": 1 if past else 0}
+    model = node_model("QAttention", inputs, 2 if past else 1, domain="com.microsoft", constants=constants, **how)
+    compare(model, {"x": inputs["x"]}, tolerance=1e-4)
+
+
 @pytest.mark.parametrize(
     "op", ["QLinearAdd", "QLinearMul", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearGlobalAveragePool"]
 )

@@ -82,6 +82,13 @@ HOLDERS = {
         640,
         640,
     ),
+    "QAttention": (
+        "(uint8[n,4,8] x, int8[8,24] w, float[24] b, float s, float[24] t, uint8 p, int8[24] z) => (float[n,4,8] y) "
+        "{ y = com.microsoft.QAttention<num_heads = 2>(x, w, b, s, t, , p, z) }",
+        17,
+        8 * 24 + 24,
+        4 * 8 * 24,
+    ),
     "a gathered table of integers": (
         "(int64[n,t] x, int8[1000,32] e, float s, int8 z, float[32,8] w) => (float[n,t,8] y) "
         "{ g = Gather(e, x) d = DequantizeLinear(g, s, z) y = MatMul(d, w) }",

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from onnxprune.bridge.ops import attention
 from onnxprune.bridge.ops.attention import merge_heads, split_heads
+from onnxprune.bridge.ops.quantization import DequantizeLinear
 from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.errors import UnsupportedFormError
 
@@ -70,6 +71,24 @@ def Attention(
     y = _attend(q, k, v, mask, attention_bias, scale, bool(unidirectional), mask_filter_value)
     present = torch.stack([k, v]) if k.shape == v.shape else k
     return merge_heads(y), present
+
+
+@contrib("QAttention", fixed=range(9), differentiable=False)
+def QAttention(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor,
+    x_scale: Tensor,
+    w_scale: Tensor,
+    mask: Tensor | None = None,
+    x_zero: Tensor | None = None,
+    w_zero: Tensor | None = None,
+    past: Tensor | None = None,
+    **attributes: Any,
+) -> tuple[Tensor, Tensor]:
+    """As Attention, of integers that stand for (x - zero) * scale; scale and zero point of w may be per column."""
+    given, weights = DequantizeLinear(x, x_scale, x_zero), DequantizeLinear(w, w_scale, w_zero)
+    return Attention(given, weights, b, mask, past, **attributes)
 
 
 @contrib("MultiHeadAttention", fixed=(4, 8, 9))

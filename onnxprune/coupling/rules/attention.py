@@ -3,7 +3,7 @@
 from math import sqrt
 
 from onnxprune.coupling.dims import Axis, length, resolve
-from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.node import Axes, NodeAxes, OpaqueError
 from onnxprune.coupling.registry import coupling_rule
 
 MS = "com.microsoft"
@@ -132,19 +132,37 @@ def attention_bias(n: NodeAxes, bias: Axes, heads: Axis) -> None:
 @coupling_rule("Attention", domain=MS)
 def PackedAttention(n: NodeAxes) -> None:
     """x (B, L, C), w (C, H d + H d + H v), bias as w, mask, past, attention bias (B, H, L, L) -> y (B, L, H v)."""
+    if n.has(5):
+        attention_bias(n, n.x(5), packed(n, mask=3, past=4))
+    else:
+        packed(n, mask=3, past=4)
+
+
+@coupling_rule("QAttention", domain=MS)
+def QAttention(n: NodeAxes) -> None:
+    """As Attention, x and w as integers: scales and zero points per tensor, those of w also per column."""
+    for index in (4, 7):
+        if n.has(index) and n.x(index) and length(n.x(index)[0]) > 1:
+            n.unify(n.x(index)[0], n.x(1)[1])
+            n.roles(index, {0: "scales"})
+    packed(n, mask=5, past=8)
+
+
+def packed(n: NodeAxes, *, mask: int, past: int) -> Axis:
+    """Relates x, w, bias, the `mask` and the `past` (2, B, H, P, d) of an attention that projects; the heads."""
     x, w, heads = n.x(0), n.x(1), n.attribute("num_heads")
-    if n.has(4) or any(value.name for value in n.node.outputs[1:]):
-        n.opaque("cached keys")
-        return
+    if n.attribute("past_present_share_buffer", 0):
+        raise OpaqueError("a cache of fixed length")
     n.unify(x[2], w[0])
     widths = n.attribute("qkv_hidden_sizes")
     sizes = widths or (length(w[1]) // 3,) * 3
     bounds = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
     parts = n.cuts(w[1], bounds)
     (H, d), *others = [n.split(part, [heads, length(part) // heads]) for part in parts]
+    presents = len(n.node.outputs) > 1 and bool(n.node.outputs[1].name)
     for index, (other, width) in enumerate(others):
         n.unify(other, H)
-        if index == 0 or not widths:
+        if index == 0 or not widths or presents or n.has(past):
             n.unify(width, d)
     if widths:
         for entry, part in enumerate(parts):
@@ -152,16 +170,31 @@ def PackedAttention(n: NodeAxes) -> None:
     if n.has(2):
         n.unify(n.x(2)[0], w[1])
         n.roles(2, {0: "produces"})
-    if n.has(3):
-        for axis in n.x(3):
-            n.freeze(axis, "attention mask")
-    if n.has(5):
-        attention_bias(n, n.x(5), H)
+    for axis in n.x(mask) if n.has(mask) else []:
+        n.freeze(axis, "attention mask")
+    stacked_past(n, past, x[0], H, d)
     n.roles(1, {0: "consumes", 1: "produces"})
     n.freeze(x[1], "softmax runs over keys")
     n.length_attribute("num_heads", H)
     pin_scale(n, length(d))
-    n.give([x[0], x[1], resolve(parts[2])])
+    y = [x[0], x[1], resolve(parts[2])]
+    if presents:
+        pair, keys = n.fixed_output(1, 0, "keys and values"), n.fixed_output(1, 3, "present keys")
+        n.give(y, [pair, x[0], resolve(H), keys, resolve(d)])
+    else:
+        n.give(y)
+    return H
+
+
+def stacked_past(n: NodeAxes, index: int, batch: Axis, heads: Axis, width: Axis) -> None:
+    """Earlier keys and values in one (2, B, H, P, d), where input `index` has some."""
+    if n.has(index):
+        pair, rows, H, keys, d = n.x(index)
+        n.unify(rows, batch)
+        n.freeze(pair, "keys and values")
+        n.freeze(keys, "past keys")
+        n.unify(H, heads)
+        n.unify(d, width)
 
 
 @coupling_rule("RotaryEmbedding")

@@ -17,7 +17,7 @@ from onnxprune.coupling.node import Axes, Length, NodeAxes, OpaqueError, Range, 
 from onnxprune.coupling.registry import RULES
 from onnxprune.errors import CouplingError
 from onnxprune.graph import bodies as graph_bodies
-from onnxprune.graph import probes, shapes, states
+from onnxprune.graph import half, probes, shapes, states
 
 Contraction = tuple[ir.Node, Axis, tuple[int, ...]]  # a node, the axis it sums over, the inputs that have it
 
@@ -340,7 +340,7 @@ class Analysis:
         if value in self.weights:  # nothing is multiplied by infinity, and looking at every weight takes its time
             return
         array = tensor.numpy() if tensor.dtype.is_floating_point() else None
-        if array is None or array.dtype.kind != "f":
+        if array is None or not half.is_floating(array.dtype):
             return
         with np.errstate(all="ignore"):
             finite = np.isfinite(array.sum())  # one quick look at most weights, which hold no infinity

@@ -75,7 +75,9 @@ def _info(value: ir.Value) -> InputInfo:
     if value.dtype is None or not isinstance(value.type, ir.TensorType):
         raise DataError(f"input '{value.name}' of the model is {value.type}, not a tensor; samples cannot feed it")
     shape = None if value.shape is None else tuple(axis_of(axis) for axis in value.shape)
-    dtype = object if value.dtype == ir.DataType.STRING else value.dtype.numpy()
+    # onnxruntime takes no arrays of bfloat16 from Python: such models run in single precision, see sessions.py.
+    known = {ir.DataType.STRING: object, ir.DataType.BFLOAT16: np.float32}
+    dtype = known.get(value.dtype) or value.dtype.numpy()
     return InputInfo(value.name or "", shape, np.dtype(dtype))
 
 

@@ -4,7 +4,8 @@ import ctypes
 import gc
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -15,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, OutOfMemoryError, ProviderError, UsageError, first_line
-from onnxprune.graph import extras, providers, stored
+from onnxprune.graph import extras, half, providers, stored
 from onnxprune.graph.custom_ops import session_options
 from onnxprune.graph.inputs import InputInfo, axis_of, with_batch
 from onnxprune.graph.integrity import is_text
@@ -25,6 +26,7 @@ from onnxprune.system.atomic_files import scratch
 from onnxprune.system.memory import LARGE_MODEL_BYTES, SMALL_WEIGHT_BYTES, out_of_memory
 from onnxprune.system.streams import swallowed
 
+Model = ir.Model | onnx.ModelProto | bytes | str | Path
 # Nodes that a provider has no kernel for run on these.
 FALLBACKS = {
     "CUDAExecutionProvider": ("CPUExecutionProvider",),
@@ -37,6 +39,8 @@ _SPENT: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 # The only batch size of sessions whose model declares that any will do.
 _ONLY_BATCH: weakref.WeakKeyDictionary[ort.InferenceSession, int] = weakref.WeakKeyDictionary()
 _ONLY_BATCH_FILES: dict[str, int] = {}  # the same of files
+# Sessions of models written out in single precision, which have to be fed so.
+_IN_SINGLE: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 _FOLDERS: weakref.WeakKeyDictionary[ort.SessionOptions, TemporaryDirectory[str]] = weakref.WeakKeyDictionary()
 FOLDER, PREPACKING = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
 ort.set_default_logger_severity(4)
@@ -65,7 +69,7 @@ def provider_name(provider: str) -> str:
 
 
 def open_session(
-    model: ir.Model | onnx.ModelProto | bytes | str | Path,
+    model: Model,
     *,
     provider: str = "cpu",
     threads: int | None = None,
@@ -75,6 +79,7 @@ def open_session(
     session_options: Mapping[str, str] | None = None,
     profile_prefix: str | Path | None = None,
     lean: bool = False,
+    as_stored: bool = False,
 ) -> ort.InferenceSession:
     """A session of `model` on `provider`, with the values named in `extra_outputs` as further outputs.
 
@@ -82,8 +87,59 @@ def open_session(
     session_options: onnxruntime session configuration entries.
     profile_prefix: where onnxruntime's profiler writes, until `session.end_profiling()`; None: no profiling.
     lean: the weights stay where they are, as those of large models always do; opened faster, for runs that are few.
+    as_stored: in the precision that is stored, as where time is taken; else a model in double or bfloat16, for
+    which kernels are missing, is opened in single precision: `run` then takes the same arrays, and gives single ones.
     Raises: ProviderError when the provider did not load, GraphError when onnxruntime refuses the model.
     """
+    how = (provider, threads, optimize, extra_outputs, options, session_options, profile_prefix)
+    if as_stored:
+        return _opened(model, *how, lean=lean)
+    return in_either_precision(model, lambda m: _opened(m, *how, lean=lean))[0]
+
+
+def in_either_precision(
+    model: Model, opened: Callable[[Any], ort.InferenceSession]
+) -> tuple[ort.InferenceSession, GraphError | None]:
+    """(what `opened` makes of `model`, or of the same in single precision; why onnxruntime refuses the first of them).
+
+    Raises: GraphError with that reason where it refuses both.
+    """
+    try:
+        session = opened(model)
+        if not any(arg.type == "tensor(bfloat16)" for arg in (*session.get_inputs(), *session.get_outputs())):
+            return session, None
+        refused = GraphError("onnxruntime takes and gives no arrays of bfloat16 (NOT_IMPLEMENTED)")
+    except GraphError as error:
+        refused = error
+    wider = half.runnable(model, refused)
+    with suppress(GraphError):
+        if wider is not None:
+            session = opened(wider)
+            _IN_SINGLE.add(session)
+            return session, refused
+    raise refused
+
+
+def kinds_in_single(model: ir.Model) -> frozenset[ir.DataType]:
+    """The types that `model` is written out of where values inside it matter: they round, or have no kernels here."""
+    doubles = half.has_kinds(model, [ir.DataType.DOUBLE])
+    if doubles and open_session(model, threads=1, optimize=False, lean=True) in _IN_SINGLE:
+        return half.UNUSUAL
+    return half.HALVES if half.has_halves(model) else frozenset()
+
+
+def _opened(
+    model: Model,
+    provider: str,
+    threads: int | None,
+    optimize: bool,
+    extra_outputs: Sequence[str],
+    options: Mapping[str, Any] | None,
+    session_options: Mapping[str, str] | None,
+    profile_prefix: str | Path | None,
+    *,
+    lean: bool,
+) -> ort.InferenceSession:
     settings = _settings(threads, optimize, session_options or {})
     weights: list[np.ndarray] = []
     source = _source(model, extra_outputs, settings, weights, lean=lean)
@@ -201,7 +257,8 @@ def run(session: ort.InferenceSession, feeds: Mapping[str, np.ndarray]) -> dict[
         if session in _SPENT:
             _reopen(session)
         names = [output.name for output in session.get_outputs()]
-        values = session.run(names, dict(feeds))
+        (given,) = half.single_feeds([feeds], half.UNUSUAL) if session in _IN_SINGLE else (feeds,)
+        values = session.run(names, dict(given))
         return dict(zip(names, cast("list[np.ndarray]", values), strict=True))
     except Exception as error:
         shapes = ", ".join(f"{name} {np.shape(array)}" for name, array in feeds.items())
@@ -228,7 +285,7 @@ def _reopen(session: ort.InferenceSession) -> None:
 
 
 def _source(
-    model: ir.Model | onnx.ModelProto | bytes | str | Path,
+    model: Model,
     extra_outputs: Sequence[str],
     settings: ort.SessionOptions,
     weights: list[np.ndarray],

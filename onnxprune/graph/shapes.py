@@ -356,6 +356,13 @@ def _instrumented_session(model: ir.Model, choices: Mapping[str, bool] | None = 
 
     choices: branches to take, by name of an If; with any, or none to take, also what is inside bodies; None: not.
     """
+    session, refused = sessions.in_either_precision(model, lambda m: _instrumented(m, choices))
+    if refused is not None:
+        extras.note(model, f"run, and proven, in single precision: as it is stored, {refused}")
+    return session
+
+
+def _instrumented(model: ir.Model, choices: Mapping[str, bool] | None) -> ort.InferenceSession:
     settings = session_options()
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     settings.log_severity_level = 4
@@ -442,10 +449,10 @@ def feeds(inputs: Sequence[ir.Value], probe: Mapping[str, tuple[int, ...]], seed
     arrays: dict[str, np.ndarray] = {}
     for value in inputs:
         name = value.name or ""
-        dtype = value.dtype.numpy() if value.dtype is not None else np.dtype(np.float32)
+        dtype = value.dtype.numpy() if value.dtype not in (None, ir.DataType.BFLOAT16) else np.dtype(np.float32)
         if prod(probe[name]) == 1 and dtype.kind in "fiu":
             arrays[name] = np.full(probe[name], 0.5 if dtype.kind == "f" else 1, dtype)
-        elif dtype.kind == "f" or value.dtype == ir.DataType.BFLOAT16:
+        elif dtype.kind == "f":
             arrays[name] = rng.normal(size=probe[name]).astype(dtype)
         elif dtype.kind in "iu" and len(probe[name]) == 1:
             arrays[name] = np.ones(probe[name], dtype)

@@ -16,7 +16,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune.errors import GraphError, first_line
-from onnxprune.graph import custom_ops, extras
+from onnxprune.graph import custom_ops, extras, half
 from onnxprune.graph.tensors import held, size_bytes, tensor_of
 from onnxprune.system import late
 from onnxprune.system.isolation import isolated
@@ -324,6 +324,10 @@ def _load(made: bytes) -> None:
     try:
         ort.InferenceSession(made, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
+        wider = half.runnable(made, error)
+        if wider is not None:
+            _load(ir.to_proto(wider).SerializeToString())
+            return
         raise GraphError(f"onnxruntime does not load what it makes: {first_line(error)}") from error
 
 

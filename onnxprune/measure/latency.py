@@ -137,7 +137,7 @@ class _Take:
 def _ready(model: Model, setting: Setting, feeds_for, sizes, seed: int) -> _Ready:
     """The model with feeds and outputs from a trial run on the CPU, which every provider's result is shaped like."""
     source = prepare(model, setting)
-    probe = open_session(source, threads=setting.threads)
+    probe = open_session(source, threads=setting.threads, as_stored=True)
     if feeds_for is None:
         feeds = bench_feeds(probe, setting.batch, sizes=sizes, seed=seed)
     else:

@@ -40,6 +40,7 @@ def profile(
             threads=setting.threads,
             options=provider_options(setting),
             profile_prefix=Path(folder) / "profile",
+            as_stored=True,
         )
         arrays = dict(feeds) if feeds is not None else bench_feeds(session, batch)
         trials = 0 if feeds is not None else 1

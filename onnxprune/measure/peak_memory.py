@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
         feed = dict(arrays)
     before = _reset_peak() or _status("VmHWM")
     try:
-        session = open_session(model, threads=int(threads))
+        session = open_session(model, threads=int(threads), as_stored=True)
         for _ in range(3):
             run(session, feed)
     except OnnxPruneError:

@@ -101,6 +101,7 @@ def load(source: str | bytes, setting: Setting) -> tuple[ort.InferenceSession, f
         threads=setting.threads,
         options=provider_options(setting),
         session_options=SESSION_OPTIONS,
+        as_stored=True,
     )
     return session, (perf_counter() - start) * 1e3
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
+from onnxprune.graph import half
 from onnxprune.methods import units
 from onnxprune.methods.base import Context, slices
 from onnxprune.methods.objective import with_gradient
@@ -39,7 +40,7 @@ class Gates:
                 hooks.setdefault(source.value, []).append(self._hook(dim, source.axis, source.units))
             if not found:
                 for member, array, positions in slices(context, dim, "produces", "scales"):
-                    if array.dtype.kind == "f":
+                    if half.is_floating(array.dtype):
                         hook = self._hook(dim, member.axis, positions)
                         overrides.setdefault(member.initializer, []).append(hook)
         for table, mine in ((network.gates, hooks), (network.overrides, overrides)):

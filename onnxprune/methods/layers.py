@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling.layers import Kind, layer_of
+from onnxprune.graph import half
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def _layer(node: ir.Node) -> Layer | None:
         return None
     weight, bias = _held(found.weight), _held(found.bias)
     w = graph.constant(weight)
-    if w is None or weight is None or w.dtype.kind != "f" or (found.kind == "matrix" and w.ndim != 2):
+    if w is None or weight is None or not half.is_floating(w.dtype) or (found.kind == "matrix" and w.ndim != 2):
         return None
     return Layer(
         node.name or "",

@@ -92,14 +92,15 @@ def _compare(
     if extras.of(cut).maps or _unseeded(cut):
         file = None  # the file's outputs are maps, which are set aside in `cut`, or it draws other numbers in every run
     cut, masked = seeded(cut), seeded(masked)
-    halves = half.has_halves(masked) or half.has_halves(cut)
-    floor = HALF_FLOOR if halves else FLOOR
+    floor = HALF_FLOOR if half.has_halves(masked) or half.has_halves(cut) else FLOOR
     batches = list(feeds)
     few = _few(masked, batches)
     rows = sum(next((int(array.shape[0]) for array in batch.values() if array.ndim), 1) for batch in batches)
     batches, ours, theirs = _outputs_of_both(file or cut, masked, batches)
-    one, two, given = (half.single(cut), half.single(masked), half.single_feeds(few)) if halves else (cut, masked, few)
-    sides = _Sides(cut, masked, one, two, floor)
+    kinds = sessions.kinds_in_single(masked) or sessions.kinds_in_single(cut)
+    one, two = (half.single(model, kinds) if kinds else model for model in (cut, masked))
+    given = half.single_feeds(few, kinds)
+    sides = _Sides(cut, masked, one, two, floor, kinds)
     points, missing = decisions.pairs(one, two)
     values, left = inside.affordable(two, inside.weighted(two, one)) if look_inside else ([], [])
     looked = inside.look(one, two, given, values, points, floor=floor, noise_runs=0) if look_inside else None
@@ -123,13 +124,14 @@ def _compare(
 
 @dataclass(frozen=True)
 class _Sides:
-    """Both models as they are, and as they are compared inside: in single precision."""
+    """Both models as they are, and as they are compared inside: with `kinds` of numbers written as single precision."""
 
     cut: ir.Model
     masked: ir.Model
     one: ir.Model
     two: ir.Model
     floor: float
+    kinds: frozenset[ir.DataType]
 
 
 def compare_apart(
@@ -203,7 +205,7 @@ def _outputs_judged(
             return plain, []
         moved = f"onnxruntime's optimizations move '{name}' of the masked model by {place.difference:.2g}"
         return again, [moved]
-    given = half.single_feeds(batches) if half_way else batches
+    given = half.single_feeds(batches, sides.kinds)
     parts = [part for batch in given for part in _parts_of(sides.two, batch)]
     found = inside.look(sides.one, sides.two, parts, (), looked.points, floor=sides.floor, noise_runs=1)
     for output, tally in found.outputs.items():

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Coupling, Dim, analyze, dims, unit_positions
 from onnxprune.errors import GraphError, VerificationError
-from onnxprune.graph import shapes
+from onnxprune.graph import half, shapes
 from onnxprune.options import Options
 from onnxprune.plan import plan
 from onnxprune.plan.select import Selection
@@ -214,7 +214,7 @@ def _put_back(selection: Selection, result: ir.Model, out: Path) -> ir.Model:
             )
         for value, theirs in zip(_in_order(node), _in_order(other), strict=False):
             tuned = graph.constant(theirs)
-            if value is None or not value.is_initializer() or tuned is None or tuned.dtype.kind != "f":
+            if value is None or not value.is_initializer() or tuned is None or not half.is_floating(tuned.dtype):
                 continue
             axes = coupling.axes.get(value.name or "")  # none for numbers such as the factors of Resize
             whole = [np.ones(size, bool) for size in graph.array_of(value).shape]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.coupling import Coupling, Dim, Member, analyze, dims
 from onnxprune.coupling.layers import layer_of
+from onnxprune.graph import half
 from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 
@@ -85,7 +86,7 @@ def _counts(values: Iterable[ir.Value]) -> tuple[int, int]:
 
 def _is_weight(array: np.ndarray) -> bool:
     """Whether an array counts as weights here: biases and norms (one axis) are never sparse, and too few to matter."""
-    return array.dtype.kind == "f" and array.ndim > 1
+    return half.is_floating(array.dtype) and array.ndim > 1
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class _Finder:
         self.nonzero = {
             name: array != 0
             for name, value in coupling.model.graph.initializers.items()
-            if (array := graph.constant(value)) is not None and array.dtype.kind == "f"
+            if (array := graph.constant(value)) is not None and half.is_floating(array.dtype)
         }
         self.readers = {dim: self._readers(dim) for dim in self.dims}
         self.flows = {dim: tuple(self._flow(dim)) for dim in self.dims}

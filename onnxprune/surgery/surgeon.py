@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.coupling.dims import Axis
-from onnxprune.graph import bodies, extras, quantized, states
+from onnxprune.graph import bodies, extras, half, quantized, states
 from onnxprune.graph.tensors import tensor_of
 from onnxprune.plan.select import Selection
 from onnxprune.surgery import dynamic_positions
@@ -107,7 +107,7 @@ def uncut(selection: Selection, cut_model: ir.Model) -> ir.Model:
             continue
         masks = [selection.mask_of(axis) for axis in axes]
         full, part = (tuple(tensor_of(each).shape.numpy()) for each in (value, tuned))
-        floats = tensor_of(tuned).dtype.numpy().kind == "f"
+        floats = half.is_floating(tensor_of(tuned).dtype.numpy())
         if part == tuple(int(m.sum()) for m in masks) and (part != full or floats):
             graph.change(value, full, partial(_put_back, tensor_of(tuned), masks))
     return mask(selection.of(coupling.of(model)))

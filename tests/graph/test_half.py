@@ -12,6 +12,7 @@ from onnx_text import model, proto
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
+from onnxprune.errors import GraphError
 from onnxprune.graph import extras, half, sessions
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
@@ -75,6 +76,64 @@ def test_least_squares_of_halves_are_computed_in_single_precision():
     for name, values in (batches[0] | batches[1]).items():
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, wanted[name], atol=1e-5 * np.abs(wanted[name]).max())
+
+
+MLP = "a = MatMul(x1, w) c = Add(a, b) r = Relu(c) o = MatMul(r, v) y1 = Mul(o, s)"
+WEIGHTS = "{0}[16,32] w, {0}[32] b, {0}[32,8] v, {0}[8] s"
+CONV = (
+    "(double[n,3,8,8] x, double[16,3,3,3] w, double[16] b, double[16,16,1,1] u, double[16,5] v) => (double[n,5] y) "
+    "{ a = Conv(x, w, b) r = Relu(a) c = Conv(r, u) p = GlobalAveragePool(c) f = Flatten(p) y = MatMul(f, v) }"
+)
+ENDS = "(bfloat16[n,16] x, {}) => (bfloat16[n,8] y) {{ {} {} {} }}"
+# Models that onnxruntime has no kernels for, or no arrays, as they are stored.
+WITHOUT_KERNELS = {
+    "bfloat16": ENDS.format(WEIGHTS.format("bfloat16"), "x1 = Identity(x)", MLP, "y = Identity(y1)"),
+    "bfloat16 at the ends": ENDS.format(WEIGHTS.format("float"), "x1 = Cast<to = 1>(x)", MLP, "y = Cast<to = 16>(y1)"),
+    "bfloat16 inside": f"(float[n,16] x, {WEIGHTS.format('bfloat16')}) => (float[n,8] y) "
+    f"{{ x1 = Cast<to = 16>(x) {MLP} y = Cast<to = 1>(y1) }}",
+    "double": CONV,
+}
+
+
+@pytest.mark.parametrize("kind", WITHOUT_KERNELS)
+def test_a_model_in_a_precision_without_kernels_is_pruned_and_proven(kind, cli, tmp_path):
+    source, out, plan = (tmp_path / name for name in ("wide.onnx", "out.onnx", "plan.json"))
+    given = proto(WITHOUT_KERNELS[kind])
+    onnx.save(given, source)
+    ran = cli(source, out, "--method", "l1", "--no-latency", "--target", "params=0.6", "--plan", plan)
+    assert ran.code == 0, ran.err
+    assert "in single precision" in ran.err
+    made = onnx.load(out)
+    assert {tensor.data_type for tensor in made.graph.initializer} <= {t.data_type for t in given.graph.initializer}
+    assert made.graph.input[0] == given.graph.input[0]
+    assert cli("verify", source, out, "--plan", plan).code == 0
+    tensor = next(tensor for tensor in made.graph.initializer if len(tensor.dims) > 1)
+    array = onnx.numpy_helper.to_array(tensor) * np.float64(1.25)
+    tensor.CopyFrom(
+        onnx.numpy_helper.from_array(array.astype(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)), tensor.name)
+    )
+    onnx.save(made, out)
+    assert cli("verify", source, out, "--plan", plan).code == 3
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "double"])
+def test_a_model_in_a_precision_without_kernels_is_recovered(kind, cli, tmp_path):
+    source, out, plan, data = (tmp_path / name for name in ("wide.onnx", "out.onnx", "plan.json", "data.npz"))
+    onnx.save(proto(WITHOUT_KERNELS[kind]), source)
+    shape = (24, 16) if kind == "bfloat16" else (24, 3, 8, 8)
+    np.savez(data, x=np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    words = ("--method", "l1", "--allocate", "uniform", "--recover", "reconstruct", "--no-latency", "--data", data)
+    ran = cli(source, out, *words, "--target", "params=0.6", "--plan", plan)
+    assert ran.code == 0, ran.err
+    assert "then stopped" not in ran.err
+    assert cli("verify", source, out, "--plan", plan).code == 0
+
+
+def test_time_is_not_taken_of_a_model_that_does_not_run_as_it_is_stored():
+    source = model(WITHOUT_KERNELS["double"])
+    assert sessions.open_session(source).get_inputs()[0].type == "tensor(float)"
+    with pytest.raises(GraphError, match="NOT_IMPLEMENTED"):
+        sessions.open_session(source, as_stored=True)
 
 
 CRASHING = (

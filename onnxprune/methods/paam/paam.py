@@ -32,6 +32,7 @@ from torch import Tensor
 from onnxprune import graph
 from onnxprune.bridge.network import Network
 from onnxprune.coupling import Dim
+from onnxprune.graph import half
 from onnxprune.methods import options, reinit, training
 from onnxprune.methods.base import Context, Needs, Outcome, method, slices
 from onnxprune.methods.gates import Gates
@@ -107,7 +108,7 @@ def silence(context: Context, model: ir.Model, masks: Mapping[Dim, Tensor]) -> N
     for dim, mask in masks.items():
         extended = np.append(mask.cpu().numpy(), 1).astype(np.float32)
         for member, array, positions in slices(context.with_weights(model), dim, "produces", "scales", "follows"):
-            if array.dtype.kind == "f":
+            if half.is_floating(array.dtype):
                 shape = [1] * array.ndim
                 shape[member.axis] = -1
                 factors = extended[np.where(positions < 0, dim.size, positions)].reshape(shape)

@@ -25,7 +25,7 @@ class Walk:
     """The walk of one model over batches of feeds; `targets` are all values that will be asked for, each as often."""
 
     def __init__(self, model: ir.Model, feeds: Iterable[Mapping[str, np.ndarray]], targets: Iterable[str]) -> None:
-        self.model, self.halves = model, half.has_halves(model)
+        self.model, self.kinds = model, sessions.kinds_in_single(model)
         self.values = {value.name: value for node in model.graph for value in node.outputs if value.name}
         self.done: set[ir.Node] = set()
         self.asked = Counter(targets)
@@ -100,7 +100,7 @@ class Walk:
         proto.graph.name = "piece"
         proto.graph.node.extend(ir.serde.serialize_node(node) for node in piece)
         weights = [value for value in read.values() if value.is_initializer()]
-        large = [] if self.halves else [value for value in weights if stored.is_stored(value)]
+        large = [] if self.kinds else [value for value in weights if stored.is_stored(value)]
         proto.graph.initializer.extend(_tensor(value) for value in weights if value not in large)
         for name in inputs:
             dtype = onnx.helper.np_dtype_to_tensor_dtype(self.shelf.get(0, name).dtype)
@@ -111,14 +111,20 @@ class Walk:
         if not proto.graph.output:
             return None
         # Fits of halves are made in single precision: onnxruntime even crashes on some pieces in half.
-        whole = half.single(ir.from_proto(proto)) if self.halves else _with_stored(proto, large) if large else proto
+        whole = (
+            half.single(ir.from_proto(proto), self.kinds)
+            if self.kinds
+            else _with_stored(proto, large)
+            if large
+            else proto
+        )
         return sessions.open_session(whole, session_options=calm, lean=bool(large))
 
     def _run(self, session, index: int) -> dict[str, np.ndarray]:
         if session is None:
             return {}
         feeds = {entry.name: np.asarray(self.shelf.get(index, entry.name)) for entry in session.get_inputs()}
-        (feeds,) = half.single_feeds([feeds]) if self.halves else (feeds,)
+        (feeds,) = half.single_feeds([feeds], self.kinds)
         return sessions.run(session, feeds)
 
 

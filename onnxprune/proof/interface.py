@@ -11,9 +11,10 @@ from onnxprune.errors import VerificationError
 from onnxprune.graph import bodies, defaults, extras
 
 WRONG = "it was not made by this plan, or it was changed since"
-# Operators that finishing and recovery may add: they move numbers, or add and multiply all of them alike.
+# Operators that finishing and recovery may add: they move numbers, or add and multiply all of them alike. A Cast is
+# none of them: large numbers lose their last digits, or all.
 PLAIN = frozenset(
-    "Add Sub Mul MatMul Gemm Conv ConvTranspose BatchNormalization Identity Cast Reshape Transpose Flatten Squeeze "
+    "Add Sub Mul MatMul Gemm Conv ConvTranspose BatchNormalization Identity Reshape Transpose Flatten Squeeze "
     "Unsqueeze Concat Constant Expand Shape Split".split()
 )
 

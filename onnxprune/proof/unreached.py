@@ -2,11 +2,16 @@
 
 No input reads every row of a table, the end of a slice matters to lengths that nobody tried, and numbers seldom come
 near a bound. So nodes that belong together are compared in what is stored with them: rows of tables, bounds,
-thresholds, ends of slices, and the attributes that say how a node computes.
+thresholds, ends of slices, single numbers that are reckoned with, the attributes that say how a node computes; and in
+which values they read, where both models have these.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -39,11 +44,14 @@ BOUNDS: dict[str, tuple[int, ...]] = {
     "Clip": (1, 2),
     "NonMaxSuppression": (2, 3, 4),
     **dict.fromkeys("Greater GreaterOrEqual Less LessOrEqual Equal Min Max".split(), tuple(range(8))),
+    "Trilu": (1,),
+    "Dropout": (1,),
+    "Resize": (2,),
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
 }
-# Operators that reckon with whole numbers: where these come from inputs, not from sizes, the constants are no sizes.
-RECKONING = (
-    frozenset("Add Sub Mul Div Mod Min Max BitShift BitwiseAnd BitwiseOr BitwiseXor Where".split()) | BOUNDS.keys()
-)
+# Operators that reckon with single numbers: of lengths that nobody tried, of what masks, beside numbers that are tiny.
+RECKONING = frozenset("Add Sub Mul Div Mod Pow BitShift BitwiseAnd BitwiseOr BitwiseXor".split())
 ML = "ai.onnx.ml"  # trees, encoders of labels: no input reaches every leaf and every label
 # All inputs show the factors of these.
 LINEAR = frozenset("Gemm FusedGemm FusedMatMul FusedConv TransposeMatMul Scaler".split())
@@ -53,7 +61,29 @@ SWITCHES = frozenset(  # integers that matter to some lengths or numbers only; a
     "align_corners allowzero sampling_ratio local_window_size smooth_softmax".split()
 )
 
-Pair = tuple[ir.Node, ir.Node]  # of the cut model, of the masked one
+# Attributes that are lengths of axes: they follow the cut.
+FOLLOWING = frozenset(
+    "shape split starts ends hidden_size group num_heads q_num_heads kv_num_heads qkv_hidden_sizes num_groups N K "
+    "num_outputs kernel_shape".split()
+)
+# What the lists hold that are not written.
+NEUTRAL = {"pads": 0, "output_padding": 0, "strides": 1, "dilations": 1}
+GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+COMMUTING = frozenset("Add Mul Max Min Sum Mean And Or Xor Equal BitwiseAnd BitwiseOr BitwiseXor".split())
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A node in both models; alike: it reads the same values in both."""
+
+    own: ir.Node
+    twin: ir.Node
+    alike: bool
+    crossed: bool  # it reads another value, and both models have both
+
+    @property
+    def op_type(self) -> str:
+        return self.twin.op_type
 
 
 def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator[tuple[str, str, Tally]]:
@@ -61,25 +91,102 @@ def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterat
     kept = extras.of(masked).kept
     opsets = masked.opset_imports
     told = _told_by_inputs(masked)
-    for own, twin in _pairs(cut, masked):
-        where = twin.name or twin.op_type
-        reckons = twin.op_type in RECKONING and any(value in told for value in twin.inputs)
-        for index in TABLES.get(twin.op_type, ()):
-            yield from (("table", f"{where}: {name}", t) for name, t in _stored(own, twin, index, kept, floor, reckons))
-        for index in BOUNDS.get(twin.op_type, (0, 1) if reckons and twin.op_type not in TABLES else ()):
-            found = _stored(own, twin, index, kept, floor, reckons)
-            yield from (("setting", f"{where}: {name}", tally) for name, tally in found)
-        if twin.op_type == "Slice" and (tally := _ends(own, twin, kept)) is not None:
+    for pair in _pairs(cut, masked):
+        where = pair.twin.name or pair.op_type
+        if pair.crossed:
+            yield "setting", f"{where}: the values that it reads", _verdict(False)
+        for kind, index in _stored_inputs(pair, kept):
+            small = kind == "setting" or any(value in told for value in pair.twin.inputs)
+            found = _stored(pair, index, kept, floor, small, optional=pair.op_type in BOUNDS)
+            yield from ((kind, f"{where}: {name}", tally) for name, tally in found)
+        if pair.op_type == "Slice" and (tally := _ends(pair.own, pair.twin, kept)) is not None:
             yield "setting", f"{where}: starts and ends", tally
-        yield from (("setting", f"{where}: {name}", tally) for name, tally in _attributes(own, twin, opsets, floor))
+        yield from (("setting", f"{where}: {name}", tally) for name, tally in _attributes(pair, opsets, floor))
 
 
-def _pairs(cut: ir.Model, masked: ir.Model) -> Iterator[Pair]:
-    ours = {(node.op_type, first_output(node)): node for node in bodies.all_nodes(cut.graph)}
-    for node in bodies.all_nodes(masked.graph):
-        other = ours.get((node.op_type, first_output(node)))
-        if other is not None and first_output(node):
-            yield other, node
+def _pairs(cut: ir.Model, masked: ir.Model) -> Iterator[_Pair]:
+    """The nodes that stand in both models: of the same operator and output, else of those that read the same."""
+    ours, theirs = (list(bodies.all_nodes(model.graph)) for model in (cut, masked))
+    found = list(_of_one_name(ours, theirs))
+    taken = {node for pair in found for node in pair}
+    renamed: dict[str | None, str | None] = {}
+    found += _of_one_place([n for n in ours if n not in taken], [n for n in theirs if n not in taken], renamed)
+    known, there = ({renamed.get(name, name) for name in _computed(model)} for model in (cut, masked))
+    for own, twin in found:
+        a, b = _read(own, renamed), _read(twin)
+        yield _Pair(own, twin, a == b, len(a) == len(b) and _crossed(a, b, known, there, twin.op_type in COMMUTING))
+
+
+def _crossed(
+    ours: list[str | None],
+    theirs: list[str | None],
+    known: Collection[str | None],
+    there: Collection[str | None],
+    commuting: bool,
+) -> bool:
+    """Whether a node reads something else, and no rewriting took away what it should read: both models have all."""
+    if commuting:
+        ours, theirs = (list((Counter(a) - Counter(b)).elements()) for a, b in ((ours, theirs), (theirs, ours)))
+    others = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
+    return bool(others) and all(a in there and b in known for a, b in others)
+
+
+def _of_one_name(ours: Sequence[ir.Node], theirs: Sequence[ir.Node]) -> Iterator[tuple[ir.Node, ir.Node]]:
+    """Nodes by operator and output; in their order, for branches may use a name twice."""
+    groups: dict[object, tuple[list[ir.Node], list[ir.Node]]] = {}
+    for side, nodes in enumerate((ours, theirs)):
+        for node in filter(first_output, nodes):
+            groups.setdefault((node.op_type, first_output(node)), ([], []))[side].append(node)
+    for left, right in groups.values():
+        if len(left) == len(right):
+            yield from zip(left, right, strict=True)
+
+
+def _of_one_place(
+    ours: Sequence[ir.Node], theirs: Sequence[ir.Node], renamed: dict[str | None, str | None]
+) -> Iterator[tuple[ir.Node, ir.Node]]:
+    """Nodes by operator and what they read; their values are added to `renamed`, from our name to that of the twin."""
+    waiting: dict[object, list[ir.Node]] = {}
+    for node in theirs:
+        waiting.setdefault((node.op_type, *_read(node)), []).append(node)
+    for own in ours:
+        if others := waiting.get((own.op_type, *_read(own, renamed))):
+            twin = others.pop(0)
+            renamed |= {a.name: b.name for a, b in zip(own.outputs, twin.outputs, strict=False)}
+            yield own, twin
+
+
+def _computed(model: ir.Model) -> set[str | None]:
+    """Names of the values that nodes give, and of the inputs."""
+    given = {value.name for each in (model.graph, *bodies.all_bodies(model.graph)) for value in each.inputs}
+    return given | {value.name for node in bodies.all_nodes(model.graph) for value in node.outputs}
+
+
+def _read(node: ir.Node, renamed: Mapping[str | None, str | None] = MappingProxyType({})) -> list[str | None]:
+    """Names of the values that are not stored which `node` reads; sorted where their order does not matter."""
+    names = [value.name for value in node.inputs if value is not None and _array(value) is None]
+    found = [renamed.get(name, name) for name in names]
+    return sorted(found, key=str) if node.op_type in COMMUTING else found
+
+
+def _stored_inputs(pair: _Pair, kept: Kept) -> Iterator[tuple[str, int]]:
+    """(kind of evidence, number) of the inputs of a node that are compared as they are stored."""
+    tables, bounds = TABLES.get(pair.op_type, ()), BOUNDS.get(pair.op_type, ())
+    yield from (("table", index) for index in tables)
+    yield from (("setting", index) for index in bounds)
+    loses = _loses(pair, kept)
+    for index, value in enumerate(pair.twin.inputs if pair.alike else ()):
+        array = _array(value) if index not in (*tables, *bounds) else None
+        if array is None:
+            continue
+        single = pair.op_type in RECKONING and array.size == 1
+        if single or (not loses and array.dtype.kind in "iub" and array.size <= SIZES):
+            yield "setting", index
+
+
+def _loses(pair: _Pair, kept: Kept) -> bool:
+    """Whether positions are gone of some value of a node."""
+    return any(value is not None and kept.get(value.name or "") for value in (*pair.twin.inputs, *pair.twin.outputs))
 
 
 def _told_by_inputs(model: ir.Model) -> set[ir.Value | None]:
@@ -94,30 +201,44 @@ def _told_by_inputs(model: ir.Model) -> set[ir.Value | None]:
 
 
 def _stored(
-    own: ir.Node, twin: ir.Node, index: int, kept: Kept, floor: float, reckons: bool
+    pair: _Pair, index: int, kept: Kept, floor: float, small: bool, optional: bool
 ) -> Iterator[tuple[str, Tally]]:
-    """(name, tally) of an input that is stored in both; reckons: the node reckons with numbers that inputs hold.
+    """(name, tally) of an input that is stored in both.
 
-    Where it does not, a few whole numbers of 32 and 64 bits are left out: they are sizes, which follow the cut.
+    small: also a few whole numbers of 32 and 64 bits, which in tables may be sizes, that follow the cut.
+    optional: what is stored in the twin alone is a difference.
     """
-    a, b = _constant(own, index), _constant(twin, index)
-    value = twin.inputs[index] if index < len(twin.inputs) else None
-    if a is None or b is None or value is None:
+    a, b = _constant(pair.own, index), _constant(pair.twin, index)
+    value = pair.twin.inputs[index] if index < len(pair.twin.inputs) else None
+    if b is None or value is None or b.dtype.kind not in "fiub":
         return
-    if reckons and twin.op_type not in BOUNDS and twin.op_type != "Where" and b.dtype.kind not in "iu":
-        return  # all inputs show what floats are added and multiplied
-    size_like = b.dtype.kind in "iu" and b.dtype.itemsize > 2 and twin.op_type != "NonMaxSuppression" and not reckons
-    if b.dtype.kind not in "fiub" or (size_like and b.ndim < 2 and b.size <= SIZES):
+    if a is None:
+        if optional:
+            yield value.name or "", _verdict(False)
+        return
+    if b.dtype.kind in "iu" and b.dtype.itemsize > 2 and not small and b.ndim < 2 and b.size <= SIZES:
         return
     taken = at_kept(b, value.name or "", kept, a.shape)
-    if taken is not None and a.dtype == taken.dtype:
-        yield value.name or "", _tallied(a, taken, floor)
+    if taken is not None:
+        yield value.name or "", _tallied(a, taken, floor) if a.dtype == taken.dtype else _verdict(False)
 
 
 def _constant(node: ir.Node, index: int) -> np.ndarray | None:
     """An array that is stored, half precision as floats that can be reckoned with."""
-    found = constant(node.inputs[index]) if index < len(node.inputs) else None
+    found = _array(node.inputs[index]) if index < len(node.inputs) else None
     return found.astype(np.float32) if found is not None and found.dtype.name == "bfloat16" else found
+
+
+def _array(value: ir.Value | None) -> np.ndarray | None:
+    """The array of an initializer, or of a node Constant."""
+    if value is None or value.producer() is None:
+        return constant(value)
+    found = ir.convenience.get_const_tensor(value)
+    return None if found is None else found.numpy()
+
+
+def _verdict(same: bool) -> Tally:
+    return _tallied(np.array([same]), np.array([True]), 0.0)
 
 
 def _tallied(ours: np.ndarray, theirs: np.ndarray, floor: float) -> Tally:
@@ -160,37 +281,41 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
 # Attributes -----------------------------------------------------------------------------------------------------------
 
 
-def _attributes(own: ir.Node, twin: ir.Node, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
-    """Single floats, texts and switches, each as a number: a text is one or zero, by whether it is the same.
-
-    Of what no cut touches, such as trees, all attributes; of other nodes no lists: they are sizes.
-    """
+def _attributes(pair: _Pair, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
+    """All attributes but those that follow the cut; lists and whole numbers where a node reads the same in both, for
+    else it may be a rewriting; of what no cut touches, such as trees, all that they hold."""
+    own, twin = pair.own, pair.twin
     if twin.domain == ML:
         whole = [sorted(each.SerializeToString() for each in _messages(node)) for node in (own, twin)]
-        yield "attributes", _tallied(np.array([whole[0] == whole[1]]), np.array([True]), floor)
+        yield "attributes", _verdict(whole[0] == whole[1])
         return
-    for name in sorted({*own.attributes, *twin.attributes}):
+    for name in sorted({*own.attributes, *twin.attributes} - FOLLOWING):
         ours, theirs = (_plain(node, name, opsets) for node in (own, twin))
-        if ours is None or theirs is None or (isinstance(theirs, float) and twin.op_type in LINEAR):
+        if (isinstance(theirs, float) and twin.op_type in LINEAR) or (name == "pads" and twin.op_type == "Pad"):
             continue
         if isinstance(theirs, float) and isinstance(ours, float):
             yield name, _tallied(np.array([ours], np.float32), np.array([theirs], np.float32), floor)
-        elif isinstance(theirs, str) or name in SWITCHES:
-            yield name, _tallied(np.array([ours == theirs]), np.array([True]), floor)
+        elif theirs is not None and (isinstance(theirs, str) or name in SWITCHES or pair.alike):
+            yield name, _verdict(ours == theirs)
 
 
 def _messages(node: ir.Node) -> list[onnx.AttributeProto]:
     return [ir.serde.serialize_attribute(each) for each in node.attributes.values() if not each.is_ref()]
 
 
-def _plain(node: ir.Node, name: str, opsets: Mapping[str, int]) -> float | int | str | None:
-    """The value of an attribute, or what the operator takes in its place; None for lists, graphs and the unknown."""
+def _plain(node: ir.Node, name: str, opsets: Mapping[str, int]) -> object:
+    """The value of an attribute, or what the operator takes in its place; None for graphs, arrays and the unknown."""
     attribute = node.attributes.get(name)
     opset = opsets.get(node.domain, opsets.get("", 1))
-    value = attribute.value if attribute is not None else _default(node.op_type, node.domain, name, opset)
+    if attribute is not None and attribute.type in GRAPHS:
+        return None
+    value: Any = attribute.value if attribute is not None else _default(node.op_type, node.domain, name, opset)
+    listed = tuple(cast(Sequence[object], value)) if isinstance(value, (list, tuple)) else ()
+    if name in NEUTRAL:
+        return listed if set(listed) - {NEUTRAL[name]} else ()
     if isinstance(value, bytes):
         return value.decode(errors="replace")
-    return value if isinstance(value, (float, int, str)) else None
+    return value if isinstance(value, (float, int, str)) else listed or None
 
 
 @cache

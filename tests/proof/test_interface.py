@@ -101,6 +101,18 @@ def in_front_of_y(model, *operators):
         (lambda m: in_front_of_y(m, helper.make_node("Squeeze", ["y0"], ["y"])), "weights are neither the model's nor"),
         (lambda m: in_front_of_y(m, helper.make_node("Reshape", ["y0", "two"], ["y"])), "it does not run on inputs"),
         (
+            lambda m: in_front_of_y(
+                m, helper.make_node("Cast", ["y0"], ["h"], to=10), helper.make_node("Cast", ["h"], ["y"], to=1)
+            ),
+            "weights are neither the model's nor",
+        ),
+        (
+            lambda m: in_front_of_y(
+                m, helper.make_node("Cast", ["y0"], ["h"], to=11), helper.make_node("Cast", ["h"], ["y"], to=1)
+            ),
+            "has operators that the cut model does not have (2 Cast)",
+        ),
+        (
             lambda m: in_front_of_y(m, helper.make_node("Clip", ["y0", "low", "high"], ["y"])),
             "has operators that the cut model does not have (1 Clip)",
         ),

@@ -147,6 +147,143 @@ def test_what_no_input_of_the_proof_reaches_is_compared_as_it_is_stored(text, co
     assert kind in kinds
 
 
+def reader(model: ir.Model, op_type: str, *order: int) -> None:
+    """Lets an operator read its inputs in another order."""
+    node = operator(model, op_type)
+    for index, value in enumerate([node.inputs[k] for k in order]):
+        node.replace_input_with(index, value)
+
+
+def without_last_input(op_type: str, model: ir.Model) -> None:
+    operator(model, op_type).resize_inputs(len(operator(model, op_type).inputs) - 1)
+
+
+def with_computed_bound(model: ir.Model) -> None:
+    """Multiplies the upper bound of Clip by a thousand, which no input of the proof comes near."""
+    clip = operator(model, "Clip")
+    many = graph.add_constant(model.graph, "many", np.array(1000, np.float32))
+    product = ir.node("Mul", [clip.inputs[2], many], name="product")
+    product.outputs[0].name = "product.y"
+    model.graph.insert_before(clip, product)
+    clip.replace_input_with(2, product.outputs[0])
+
+
+def renamed(model: ir.Model) -> None:
+    own_input("Clip", 2, 600, model)
+    operator(model, "Clip").outputs[0].name = "another"
+
+
+STRIDED = (
+    "(float[n,3,s,t] x, float[8,3,3,3] w, float[4,8,1,1] v) => (float[n,4,h,k] y) "
+    "{ c = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w) r = Relu(c) y = Conv(r, v) }"
+)
+OVER_TIME = (
+    "(float[n,s,16] x{more}, float[16,32] w, float[32,8] v) => (float[n,t,8] y) "
+    "{{ l = Shape<start = 1, end = 2>(x) {e} h = MatMul(e, w) r = Relu(h) y = MatMul(r, v) }}"
+)
+SHORTENED = OVER_TIME.format(
+    more=", int64[1] zero, int64[1] most, int64[1] one", e="k = Min(l, most) e = Slice(x, zero, k, one)"
+)
+LONG = OVER_TIME.format(
+    more=", int64[1] most",
+    e="g = Greater(l, most) e = If(g) <then_branch = one () => (float[n,s,16] o) { o = Tanh(x) }, "
+    "else_branch = two () => (float[n,s,16] p) { p = Neg(x) }>",
+)
+RELATIVE = OVER_TIME.format(
+    more=", int64 zero, int64 one, int64 low, int64 high, float[65] table",
+    e="i = Squeeze(l) d = Range(zero, i, one) c = Clip(d, low, high) b = Gather(table, c) u = Unsqueeze(b, ones) "
+    "e = Mul(x, u)",
+).replace("int64 zero", "int64[1] ones, int64 zero")
+BAND = OVER_TIME.format(
+    more=", int64 k, float[1,1] one",
+    e="q = Concat<axis = 0>(l, l) m = Expand(one, q) b = Trilu<upper = 0>(m, k) e = MatMul(b, x)",
+)
+HIDING = OVER_TIME.format(
+    more=", int64[n,s] xm, float one, float much, int64[1] ones, float[16,16] q",
+    e="a = MatMul(x, q) at = Transpose<perm = [0,2,1]>(a) p = MatMul(x, at) f = Cast<to = 1>(xm) i = Sub(one, f) "
+    "m = Mul(i, much) u = Unsqueeze(m, ones) j = Add(p, u) g = Softmax(j) e = MatMul(g, x)",
+)
+CHOICE = (
+    "(float[n,8] x, int64 xf, int64 one, float[8,16] w, float[16,4] v, float[16,4] u) => (float[n,4] y) "
+    "{ a = MatMul(x, w) b = Relu(a) p = MatMul(b, v) q = MatMul(b, u) g = Equal(xf, one) s = Add(p, q) d = Sub(p, q) "
+    "y = Where(g, s, d) }"
+)
+LABELS = (
+    "(float[n,8] x, float[8,16] w, float[16,10] v, int64[10] labels) => (int64[n] y) { a = MatMul(x, w) b = Relu(a) "
+    "c = MatMul(b, v) k = ArgMax<axis = 1, keepdims = 0>(c) y = Gather(labels, k) }"
+)
+FOUND = (
+    "(float[n,8] x, float[8,16] w, float[16,4] v, float high, int64[1] second) => (int64[1,k] z, float[n,4] y) "
+    "{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) g = Greater(y, high) f = NonZero(g) z = Gather(f, second) }"
+)
+TIME = {"zero": 0, "one": 1, "ones": [1]}
+
+
+@pytest.mark.parametrize(
+    ("text", "constants", "damage"),
+    [
+        (CLIP, {"lo": 0, "hi": 60}, partial(without_last_input, "Clip")),
+        (CLIP, {"lo": 0, "hi": 60}, with_computed_bound),
+        (CLIP, {"lo": 0, "hi": 60}, renamed),
+        (STRIDED, {}, partial(attribute, "Conv", "pads", [1, 1, 0, 0])),  # the same where lengths are even
+        (SHORTENED, {"zero": [0], "one": [1], "most": [512]}, partial(own_input, "Min", 1, [256])),
+        (LONG, {"most": [100]}, partial(own_input, "Greater", 1, [80])),
+        (RELATIVE, {**TIME, "low": 0, "high": 40}, partial(own_input, "Clip", 2, 30)),
+        (BAND, {"k": 64, "one": [[1]]}, partial(own_input, "Trilu", 1, 50)),
+        (HIDING, {"one": 1, "much": -1e4, "ones": [1]}, partial(own_input, "Mul", 1, -40)),
+        (CHOICE, {"one": 1}, lambda m: reader(m, "Sub", 1, 0)),
+        (LABELS, {"labels": np.arange(10, 20)}, partial(own_input, "Gather", 0, [*range(10, 19), 77])),
+        (FOUND, {"high": 1e5, "second": [1]}, partial(own_input, "Gather", 1, [0])),
+    ],
+)
+def test_lengths_that_nobody_tried_and_branches_that_nobody_took_hide_no_other_setting(text, constants, damage):
+    """Each was accepted: a bound that is gone, a node of another name, whole numbers of lengths, a mask that hides
+    less, operands exchanged in a case that no input chooses, rows of a few whole numbers."""
+    assert judged(text, constants, damage)[:2] == (True, False)
+
+
+def test_tokens_that_no_input_holds_weigh_the_same():
+    source = ir.to_proto(written("(int64[n,6] x, float[12,16] w, float[16,4] v) => (float[n,4] y) "
+                                 "{ a = MatMul(t, w) b = Relu(a) y = MatMul(b, v) }"))  # fmt: skip
+    kinds = {"mode": "TFIDF", "max_gram_length": 1, "min_gram_length": 1, "max_skip_count": 0, "ngram_counts": [0]}
+    numbers = {"ngram_indexes": list(range(12)), "pool_int64s": [3 * k for k in range(12)], "weights": [1.0] * 12}
+    source.graph.node.insert(0, onnx.helper.make_node("TfIdfVectorizer", ["x"], ["t"], "t", **kinds, **numbers))
+    one, two = ir.from_proto(source), ir.from_proto(source)
+    attribute("TfIdfVectorizer", "weights", [1.0] * 9 + [50.0] * 3, two)
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(one, one, feeds).ok
+    assert not comparison.compare(two, one, feeds).ok
+
+
+MERGED = (
+    "(float[n,8] x, float[8,16] w, float[16,4] v) => (float[n,4] y) "
+    "{{ z = MatMul(x, w) a = Relu(z) b = Relu(z) c = Tanh(z) d = Add(a, c) e = Add({}, c) f = Add(d, e) "
+    "y = MatMul(f, v) }}"
+)
+
+
+def test_a_sum_that_reads_a_merged_value_reads_the_same():
+    """Sorted by name, the values of a sum stood in another order where a rewriting had merged one of them."""
+    one = written(MERGED.format("b"))
+    merged = written(MERGED.format("a").replace("b = Relu(z) ", ""))
+    feeds = comparison.random_feeds(one, analyze(one).shapes)
+    assert comparison.compare(merged, one, feeds).ok
+    assert not comparison.compare(written(MERGED.format("z")), one, feeds).ok
+
+
+SAME_NAMES = (
+    "(float[n,8] x, float zero, float[8,16] w, float[16,8] v, float o, float six, float nine) => (float[n,8] y) "
+    "{ s = ReduceSum<keepdims = 0>(x) c = Greater(s, zero) a = MatMul(x, w) b = Relu(a) d = MatMul(b, v) y = If(c) "
+    "<then_branch = t () => (float[n,8] p) { p = Clip(d, o, six) }, "
+    "else_branch = e () => (float[n,8] p) { p = Clip(d, o, nine) }> }"
+)
+
+
+def test_branches_that_give_values_of_one_name_are_told_apart():
+    constants = {"zero": 0, "o": 0, "six": 60, "nine": 90}
+    assert judged(SAME_NAMES, constants, lambda m: None)[:2] == (True, True)
+
+
 TREE = {
     "n_targets": 1, "nodes_treeids": [0, 0, 0], "nodes_nodeids": [0, 1, 2], "nodes_featureids": [0, 0, 0],
     "nodes_values": [-50.0, 0.0, 0.0], "nodes_modes": ["BRANCH_LEQ", "LEAF", "LEAF"], "nodes_truenodeids": [1, 0, 0],

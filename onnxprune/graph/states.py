@@ -10,7 +10,7 @@ as zeros there, which is what a masked model computes. Cutting turns gates into 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,16 +51,22 @@ class State:
 
 
 def find(model: ir.Model) -> list[State]:
-    """The states of `model`: pairs that the graph shows, then those that their names show. Each value is in one."""
+    """The states of `model`: pairs that the graph shows, then those that names or gates show. Each value is in one."""
     given = [v for v in model.graph.inputs if v.name not in model.graph.initializers and v.shape is not None]
     outputs = list(model.graph.outputs)
     asked = [v for v in outputs if v.shape is not None and v.producer() is not None and outputs.count(v) == 1]
     found: dict[ir.Value, State] = {}
     taken: set[ir.Value] = set()
-    for pair in (*_by_flow(given, asked), *_by_name(given, asked)):
-        if pair.output not in found and pair.input not in taken:
-            found[pair.output] = pair
-            taken.add(pair.input)
+    for pairs in (
+        _by_flow(given, asked),
+        _by_name(given, asked),
+        _by_gates(given, asked),
+        _beside(given, asked, taken),
+    ):
+        for pair in pairs:
+            if pair.output not in found and pair.input not in taken:
+                found[pair.output] = pair
+                taken.add(pair.input)
     return [found[value] for value in asked if value in found]
 
 
@@ -122,6 +128,73 @@ def _by_name(given: list[ir.Value], asked: list[ir.Value]) -> Iterator[State]:
             yield State(alike[0], output, f"its name goes with that of the input '{alike[0].name}'")
 
 
+def _by_gates(given: list[ir.Value], asked: list[ir.Value]) -> Iterator[State]:
+    """Outputs that an input goes on in through gates, as z h + (1 - z) n of a GRU that is written out.
+
+    Neither is the first: a model that masks or mends what it is given is none with states.
+    """
+    for output in asked[1:]:
+        held = [value for value in _kept_by_gates(output) if value in given[1:] and _alike(value, output)]
+        if len(held) == 1:
+            yield State(held[0], output, "gates keep a part of it, and more is added")
+
+
+def _beside(given: list[ir.Value], asked: list[ir.Value], taken: Collection[ir.Value]) -> Iterator[State]:
+    """Outputs that are a gated tanh of a state already `taken`, as o tanh(c) of an LSTM, and the one input that is
+    left over and looks like them."""
+    for output in asked[1:]:
+        if any(value in taken for value in _kept_by_gates(output, ("Tanh",))):
+            left = [value for value in given[1:] if value not in taken and _alike(value, output)]
+            if len(left) == 1:
+                yield State(left[0], output, "a gate reads it out of another state")
+
+
+def _kept_by_gates(value: ir.Value, through: Collection[str] = ()) -> list[ir.Value]:
+    """The graph inputs of which a part, multiplied by a gate, is a term of `value`; through: operators passed by."""
+    found: list[ir.Value] = []
+    waiting = [(value, False, False)]
+    seen = set(waiting)
+    while waiting:
+        value, added, gated = waiting.pop()
+        node = value.producer()
+        if node is None:
+            if added and gated and value.is_graph_input():
+                found.append(value)
+            continue
+        for source, more, gate in _terms(node, value, through):
+            after = (source, added or more, gated or gate)
+            if after not in seen:
+                seen.add(after)
+                waiting.append(after)
+    return list(dict.fromkeys(found))
+
+
+def _terms(node: ir.Node, value: ir.Value, through: Collection[str]) -> Iterator[tuple[ir.Value, bool, bool]]:
+    """(input that `value` is made of position by position, whether something is added to it, whether it is gated)."""
+    read = [source for source in node.inputs if source is not None]
+    if node.domain not in ("", "ai.onnx"):
+        return
+    if node.op_type in ("Add", "Sub", "Sum"):
+        yield from ((source, True, False) for source in read)
+    elif node.op_type == "Mul":
+        yield from ((source, False, True) for source, other in (read, read[::-1]) if _is_gate(other))
+    elif node.op_type in through or node.op_type == "Cast":
+        yield read[0], False, False
+    else:
+        yield from ((source, False, False) for source, _ in _behind(node, value) if source is not None)
+
+
+def _is_gate(value: ir.Value) -> bool:
+    """Whether `value` comes out of a sigmoid, or is one less such."""
+    node = value.producer()
+    if node is None or node.op_type in ("Sigmoid", "HardSigmoid"):
+        return node is not None
+    if node.op_type in ("Sub", "Split", "Slice", "Cast", *MOVING - {"Concat", "ScatterND"}):
+        source = node.inputs[1 if node.op_type == "Sub" else 0]
+        return source is not None and _is_gate(source)
+    return False
+
+
 def stem(name: str | None) -> str:
     """The name of a state without what tells before from after, and without the marks between its words."""
     words = re.sub("(past|present)(_key_values)?|prev(ious)?|next|updated", "", (name or "").lower())
@@ -151,6 +224,14 @@ def axis_of(node: ir.Node) -> int:
     found = GATE.match(node.name or "")
     assert found is not None, node.name
     return int(found["axis"])
+
+
+def flags_of_input(model: ir.Model, node: ir.Node) -> ir.Value | None:
+    """The flags of the gate of the input that the output with the gate `node` is handed back as; None for logits."""
+    found = GATE.match(node.name or "")
+    assert found is not None, node.name
+    given = next((given for given, output, _ in extras.of(model).states if output == found["name"]), None)
+    return model.graph.initializers.get(f"{given}.state_in.{found['axis']}.kept")
 
 
 def fills(node: ir.Node) -> bool:

@@ -65,6 +65,25 @@ MODELS = {
         [8],
         {"xr1i": "xr1o"},
     ),
+    "GRU written out, by its gates": (
+        "(float[1,6] x, float[1,8] x0, float[14,16] w, float[6,8] u, float[8,8] t, float[8,3] v) "
+        "=> (float[1,3] y, float[1,8] after) "
+        "{ j = Concat <axis: int = 1> (x, x0) a = MatMul(j, w) s = Sigmoid(a) "
+        "z, r = Split <axis: int = 1, num_outputs: int = 2> (s) b = MatMul(x, u) c = Mul(r, x0) d = MatMul(c, t) "
+        "e = Add(b, d) n = Tanh(e) k = Sub(x0, n) l = Mul(z, k) after = Add(n, l) y = MatMul(after, v) }",
+        [8],
+        {"x0": "after"},
+    ),
+    "LSTM written out, by its gates": (
+        "(float[1,6] x, float[1,8] x0, float[1,8] x1, float[14,32] w, float[8,3] v) "
+        "=> (float[1,3] y, float[1,8] short, float[1,8] long) "
+        "{ j = Concat <axis: int = 1> (x, x0) a = MatMul(j, w) "
+        "i, f, o, g = Split <axis: int = 1, num_outputs: int = 4> (a) si = Sigmoid(i) sf = Sigmoid(f) so = Sigmoid(o) "
+        "tg = Tanh(g) k = Mul(sf, x1) l = Mul(si, tg) long = Add(k, l) t = Tanh(long) short = Mul(so, t) "
+        "y = MatMul(short, v) }",
+        [8],
+        {"x0": "short", "x1": "long"},
+    ),
     "attention with a past": (
         "(float[1,1,6] x, float[1,2,P,4] xk, float[1,2,P,4] xv, float[6,8] q, float[6,8] k, float[6,8] v, "
         "float[8,3] o) => (float[1,1,3] y, float[1,2,Q,4] yk, float[1,2,Q,4] yv) "
@@ -172,6 +191,11 @@ def test_gates_change_nothing_and_are_in_no_finished_file(name):
         # Two sources alike: which of them is meant is not known.
         "(float[1,8,4] x, float[1,8,4] xq, float[8,8,1] w) => (float[1,8,4] z, float[1,8,8] y) "
         "{ a = Conv(x, w) j = Concat <axis: int = 2> (x, xq) y = Conv(j, w) z = Add(a, xq) }",
+        # A mask lets a part of a second input through, or something is added to it, and nothing is forgotten.
+        "(float[1,8] x, float[1,8] xskip, float[8,8] w, float[8,3] v) => (float[1,3] y, float[1,8] z) "
+        "{ a = MatMul(x, w) s = Sigmoid(a) z = Mul(s, xskip) y = MatMul(z, v) }",
+        "(float[1,8] x, float[1,8] xskip, float[8,8] w, float[8,3] v) => (float[1,3] y, float[1,8] z) "
+        "{ a = MatMul(x, w) s = Sigmoid(a) z = Add(s, xskip) y = MatMul(z, v) }",
     ],
 )
 def test_what_is_no_state_stays_whole(text):

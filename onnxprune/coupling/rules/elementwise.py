@@ -50,6 +50,9 @@ def _gate(n: NodeAxes, side: str) -> None:
     kept, x = n.x(0)[axis], list(n.x(1))
     if side == "out":
         n.unify(kept, x[axis])
+        before = states.flags_of_input(n.analysis.model, n.node)
+        if before is not None:  # what is not handed on need not be read
+            n.unify(n.analysis.axes_of(before)[axis], kept)
         n.give([n.fixed_output(0, k, "a state that is handed on") if k == axis else a for k, a in enumerate(x)])
     else:
         n.give([kept if k == axis else a for k, a in enumerate(x)])

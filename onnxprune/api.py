@@ -18,7 +18,7 @@ from onnxprune.errors import UsageError
 from onnxprune.options import TABLE, Options, options_of
 from onnxprune.run import pipeline
 from onnxprune.run.keywords import Keywords
-from onnxprune.system.atomic_files import scratch
+from onnxprune.system.atomic_files import beside, scratch
 from onnxprune.system.clock import Event, listening
 
 Model = str | Path | bytes | onnx.ModelProto | ir.Model
@@ -75,7 +75,7 @@ def _file_of(model: bytes | onnx.ModelProto | ir.Model, path: Path) -> Path:
         graph.save(model, path)
     elif isinstance(model, onnx.ModelProto):
         large = model.ByteSize() > graph.PROTOBUF_LIMIT_BYTES
-        onnx.save(model, path, save_as_external_data=large, location=f"{path.name}.data")
+        onnx.save(model, path, save_as_external_data=large, location=beside(path, ".data").name)
     elif isinstance(model, bytes | bytearray | memoryview):
         path.write_bytes(model)
     else:

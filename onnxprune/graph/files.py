@@ -183,7 +183,7 @@ def save(model: ir.Model, path: str | Path) -> None:
     try:
         with atomic_files.staged(path) as places:
             with defaults.attached(model):
-                ir.save(model, places[path], external_data=f"{path.name}.data" if apart else None)
+                ir.save(model, places[path], external_data=atomic_files.beside(path, ".data").name if apart else None)
             if maps := extras.of(model).maps:
                 _attach_maps(places[path], maps)
     except OSError as error:

@@ -16,6 +16,7 @@ from olive.passes.pass_config import BasePassConfig, PassConfigParam  # type: ig
 
 from onnxprune.options import TABLE, options_of
 from onnxprune.run import pipeline
+from onnxprune.system.atomic_files import beside
 
 
 class OnnxPrune(Pass):
@@ -35,6 +36,6 @@ class OnnxPrune(Pass):
         out = Path(resolve_onnx_path(output_model_path, Path(model.model_path).name))
         given = {name: value for name in TABLE if (value := getattr(config, name, None)) is not None}
         pipeline.prune(model.model_path, out, options_of(given, f"olive pass OnnxPrune of {model.model_path}"))
-        if out.with_name(f"{out.name}.data").exists():  # weights beside the model: Olive then takes the folder
+        if beside(out, ".data").exists():  # weights beside the model: Olive then takes the folder
             return ONNXModelHandler(model_path=str(out.parent), onnx_file_name=out.name)
         return ONNXModelHandler(model_path=str(out))

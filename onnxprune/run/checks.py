@@ -16,7 +16,7 @@ from onnxprune.data.folder import SUFFIXES
 from onnxprune.errors import GraphError, ProviderError, UsageError
 from onnxprune.graph import sessions
 from onnxprune.options import FUNCTION, PATH, SAMPLES, TABLE, Options
-from onnxprune.system.atomic_files import require_replaceable, rescue_of
+from onnxprune.system.atomic_files import beside, require_replaceable, rescue_of
 
 LOG = logging.getLogger("onnxprune")
 CHECKPOINTS = "finetune-*.npz"  # in the folder of --resume, see recover/state.py
@@ -38,7 +38,7 @@ def check_paths(source: Path, out: Path, options: Options, *also_read: Path) -> 
         LOG.warning(
             "%s: the proven result of a run that ended while it was measured; this run replaces it", rescue_of(out)
         )
-    data = out.with_name(f"{out.name}.data")
+    data = beside(out, ".data")
     if any(_same(data, path) for path in reads):
         raise UsageError(f"{out}: its weights would replace {data}, which this run reads; choose another output")
     for path in options.resume.glob(CHECKPOINTS) if options.resume else ():

@@ -28,6 +28,7 @@ from onnxprune.run.curve import knee
 from onnxprune.run.subject import FEWEST_PROMISED
 from onnxprune.run.targets import drop, within
 from onnxprune.run.trials import MOST_FULL, Recovered, Trial, Trials, key_of
+from onnxprune.system.atomic_files import beside
 
 if TYPE_CHECKING:
     from onnxprune.methods.base import Outcome
@@ -109,7 +110,7 @@ def name_of(number: int, point: Trial) -> str:
 
 def folder_of(out: Path) -> Path:
     """The folder of the plans beside the result."""
-    return out.with_name(f"{out.name}.front")
+    return beside(out, ".front")
 
 
 def check(out: Path, *, has_samples: bool) -> None:

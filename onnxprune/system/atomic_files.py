@@ -17,6 +17,7 @@ from zlib import crc32
 
 from onnxprune.errors import UsageError
 
+MOST_NAME_BYTES = 255  # of a file, on most systems
 OWNER = re.compile(r"onnxprune-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-(?P<start>\d+)-\w+$")
 
 
@@ -66,7 +67,16 @@ def rescued(written: Path, target: Path, texts: Mapping[str, str]) -> Iterator[N
 
 def rescue_of(target: Path) -> Path:
     """Where `rescued` keeps what will stand at `target`."""
-    return target.with_name(f"{target.name}.unmeasured")
+    return beside(target, ".unmeasured")
+
+
+def beside(target: Path, ending: str) -> Path:
+    """The path of `target` with `ending` behind its name, of which a part has to do where both are too long."""
+    name, room = os.fsencode(target.name), MOST_NAME_BYTES - len(ending)
+    if len(name) > room:
+        mark = f"-{crc32(name):08x}"
+        name = name[: room - len(mark)].decode(errors="ignore").encode() + mark.encode()
+    return target.with_name(os.fsdecode(name) + ending)
 
 
 def _link(file: Path, copy: Path) -> None:

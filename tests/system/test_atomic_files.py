@@ -37,6 +37,22 @@ def test_a_name_of_255_bytes_can_be_written(tmp_path):
     assert path.read_text() == "text"
 
 
+def test_names_beside_a_long_name_fit_and_differ(tmp_path):
+    longest = ["ä" * 125 + "1.onnx"[-k:] for k in (4, 5)] + ["b" * 255, "b" * 254 + "c"]
+    made = [atomic_files.beside(tmp_path / name, ".unmeasured") for name in longest]
+    assert len(set(made)) == len(longest)
+    for path in made:
+        path.mkdir()
+    assert atomic_files.beside(tmp_path / "short.onnx", ".data") == tmp_path / "short.onnx.data"
+
+
+def test_a_result_of_a_long_name_is_written(tmp_path, cli):
+    out = tmp_path / ("o" * 250 + ".onnx")
+    ran = cli(DIGITS, out, "--method", "l1", "--target", "params=0.7", "--recover", "none")
+    assert ran.code == 0, ran.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [out.name]
+
+
 def test_files_beside_a_target_that_are_links_are_not_replaced(tmp_path):
     (tmp_path / "o.onnx.data").symlink_to(tmp_path / "theirs.bin")
     (tmp_path / "theirs.bin").write_text("theirs")

@@ -6,11 +6,8 @@ thresholds, ends of slices, single numbers that are reckoned with, the attribute
 which values they read, where both models have these.
 """
 
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -19,9 +16,11 @@ import onnx_ir as ir
 
 from onnxprune.graph import bodies, extras
 from onnxprune.graph.extras import Kept
-from onnxprune.graph.tensors import constant, rank_of
+from onnxprune.graph.tensors import rank_of
+from onnxprune.proof import paired
 from onnxprune.proof.decisions import at_kept, first_output
 from onnxprune.proof.differences import FLOOR, Tally
+from onnxprune.proof.paired import Pair, stored_array
 
 TABLE_ROWS = 4096  # of a table that are compared at a time: it may be half of a model
 SIZES = 16  # a list of whole numbers that is longer is a table, such as a map of tokens
@@ -69,21 +68,6 @@ FOLLOWING = frozenset(
 # What the lists hold that are not written.
 NEUTRAL = {"pads": 0, "output_padding": 0, "strides": 1, "dilations": 1}
 GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-COMMUTING = frozenset("Add Mul Max Min Sum Mean And Or Xor Equal BitwiseAnd BitwiseOr BitwiseXor".split())
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """A node in both models; alike: it reads the same values in both."""
-
-    own: ir.Node
-    twin: ir.Node
-    alike: bool
-    crossed: bool  # it reads another value, and both models have both
-
-    @property
-    def op_type(self) -> str:
-        return self.twin.op_type
 
 
 def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator[tuple[str, str, Tally]]:
@@ -91,92 +75,30 @@ def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterat
     kept = extras.of(masked).kept
     opsets = masked.opset_imports
     told = _told_by_inputs(masked)
-    for pair in _pairs(cut, masked):
+    found = paired.nodes(cut, masked)
+    for node in found.gone:
+        yield "setting", f"{node.name or node.op_type}: left out", _verdict(False)
+    for pair in found.pairs:
         where = pair.twin.name or pair.op_type
         if pair.crossed:
             yield "setting", f"{where}: the values that it reads", _verdict(False)
         for kind, index in _stored_inputs(pair, kept):
             small = kind == "setting" or any(value in told for value in pair.twin.inputs)
-            found = _stored(pair, index, kept, floor, small, optional=pair.op_type in BOUNDS)
-            yield from ((kind, f"{where}: {name}", tally) for name, tally in found)
+            arrays = _stored(pair, index, kept, floor, small, optional=pair.op_type in BOUNDS)
+            yield from ((kind, f"{where}: {name}", tally) for name, tally in arrays)
         if pair.op_type == "Slice" and (tally := _ends(pair.own, pair.twin, kept)) is not None:
             yield "setting", f"{where}: starts and ends", tally
         yield from (("setting", f"{where}: {name}", tally) for name, tally in _attributes(pair, opsets, floor))
 
 
-def _pairs(cut: ir.Model, masked: ir.Model) -> Iterator[_Pair]:
-    """The nodes that stand in both models: of the same operator and output, else of those that read the same."""
-    ours, theirs = (list(bodies.all_nodes(model.graph)) for model in (cut, masked))
-    found = list(_of_one_name(ours, theirs))
-    taken = {node for pair in found for node in pair}
-    renamed: dict[str | None, str | None] = {}
-    found += _of_one_place([n for n in ours if n not in taken], [n for n in theirs if n not in taken], renamed)
-    known, there = ({renamed.get(name, name) for name in _computed(model)} for model in (cut, masked))
-    for own, twin in found:
-        a, b = _read(own, renamed), _read(twin)
-        yield _Pair(own, twin, a == b, len(a) == len(b) and _crossed(a, b, known, there, twin.op_type in COMMUTING))
-
-
-def _crossed(
-    ours: list[str | None],
-    theirs: list[str | None],
-    known: Collection[str | None],
-    there: Collection[str | None],
-    commuting: bool,
-) -> bool:
-    """Whether a node reads something else, and no rewriting took away what it should read: both models have all."""
-    if commuting:
-        ours, theirs = (list((Counter(a) - Counter(b)).elements()) for a, b in ((ours, theirs), (theirs, ours)))
-    others = [(a, b) for a, b in zip(ours, theirs, strict=True) if a != b]
-    return bool(others) and all(a in there and b in known for a, b in others)
-
-
-def _of_one_name(ours: Sequence[ir.Node], theirs: Sequence[ir.Node]) -> Iterator[tuple[ir.Node, ir.Node]]:
-    """Nodes by operator and output; in their order, for branches may use a name twice."""
-    groups: dict[object, tuple[list[ir.Node], list[ir.Node]]] = {}
-    for side, nodes in enumerate((ours, theirs)):
-        for node in filter(first_output, nodes):
-            groups.setdefault((node.op_type, first_output(node)), ([], []))[side].append(node)
-    for left, right in groups.values():
-        if len(left) == len(right):
-            yield from zip(left, right, strict=True)
-
-
-def _of_one_place(
-    ours: Sequence[ir.Node], theirs: Sequence[ir.Node], renamed: dict[str | None, str | None]
-) -> Iterator[tuple[ir.Node, ir.Node]]:
-    """Nodes by operator and what they read; their values are added to `renamed`, from our name to that of the twin."""
-    waiting: dict[object, list[ir.Node]] = {}
-    for node in theirs:
-        waiting.setdefault((node.op_type, *_read(node)), []).append(node)
-    for own in ours:
-        if others := waiting.get((own.op_type, *_read(own, renamed))):
-            twin = others.pop(0)
-            renamed |= {a.name: b.name for a, b in zip(own.outputs, twin.outputs, strict=False)}
-            yield own, twin
-
-
-def _computed(model: ir.Model) -> set[str | None]:
-    """Names of the values that nodes give, and of the inputs."""
-    given = {value.name for each in (model.graph, *bodies.all_bodies(model.graph)) for value in each.inputs}
-    return given | {value.name for node in bodies.all_nodes(model.graph) for value in node.outputs}
-
-
-def _read(node: ir.Node, renamed: Mapping[str | None, str | None] = MappingProxyType({})) -> list[str | None]:
-    """Names of the values that are not stored which `node` reads; sorted where their order does not matter."""
-    names = [value.name for value in node.inputs if value is not None and _array(value) is None]
-    found = [renamed.get(name, name) for name in names]
-    return sorted(found, key=str) if node.op_type in COMMUTING else found
-
-
-def _stored_inputs(pair: _Pair, kept: Kept) -> Iterator[tuple[str, int]]:
+def _stored_inputs(pair: Pair, kept: Kept) -> Iterator[tuple[str, int]]:
     """(kind of evidence, number) of the inputs of a node that are compared as they are stored."""
     tables, bounds = TABLES.get(pair.op_type, ()), BOUNDS.get(pair.op_type, ())
     yield from (("table", index) for index in tables)
     yield from (("setting", index) for index in bounds)
     loses = _loses(pair, kept)
     for index, value in enumerate(pair.twin.inputs if pair.alike else ()):
-        array = _array(value) if index not in (*tables, *bounds) else None
+        array = stored_array(value) if index not in (*tables, *bounds) else None
         if array is None:
             continue
         single = pair.op_type in RECKONING and array.size == 1
@@ -184,7 +106,7 @@ def _stored_inputs(pair: _Pair, kept: Kept) -> Iterator[tuple[str, int]]:
             yield "setting", index
 
 
-def _loses(pair: _Pair, kept: Kept) -> bool:
+def _loses(pair: Pair, kept: Kept) -> bool:
     """Whether positions are gone of some value of a node."""
     return any(value is not None and kept.get(value.name or "") for value in (*pair.twin.inputs, *pair.twin.outputs))
 
@@ -201,7 +123,7 @@ def _told_by_inputs(model: ir.Model) -> set[ir.Value | None]:
 
 
 def _stored(
-    pair: _Pair, index: int, kept: Kept, floor: float, small: bool, optional: bool
+    pair: Pair, index: int, kept: Kept, floor: float, small: bool, optional: bool
 ) -> Iterator[tuple[str, Tally]]:
     """(name, tally) of an input that is stored in both.
 
@@ -225,16 +147,8 @@ def _stored(
 
 def _constant(node: ir.Node, index: int) -> np.ndarray | None:
     """An array that is stored, half precision as floats that can be reckoned with."""
-    found = _array(node.inputs[index]) if index < len(node.inputs) else None
+    found = stored_array(node.inputs[index]) if index < len(node.inputs) else None
     return found.astype(np.float32) if found is not None and found.dtype.name == "bfloat16" else found
-
-
-def _array(value: ir.Value | None) -> np.ndarray | None:
-    """The array of an initializer, or of a node Constant."""
-    if value is None or value.producer() is None:
-        return constant(value)
-    found = ir.convenience.get_const_tensor(value)
-    return None if found is None else found.numpy()
 
 
 def _verdict(same: bool) -> Tally:
@@ -281,7 +195,7 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
 # Attributes -----------------------------------------------------------------------------------------------------------
 
 
-def _attributes(pair: _Pair, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
+def _attributes(pair: Pair, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
     """All attributes but those that follow the cut; lists and whole numbers where a node reads the same in both, for
     else it may be a rewriting; of what no cut touches, such as trees, all that they hold."""
     own, twin = pair.own, pair.twin

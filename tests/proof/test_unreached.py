@@ -168,6 +168,24 @@ def with_computed_bound(model: ir.Model) -> None:
     clip.replace_input_with(2, product.outputs[0])
 
 
+def skipped(op_type: str, model: ir.Model) -> None:
+    """Leaves an operator out: what follows reads what it read; what it gave to the outside its input gives."""
+    node = operator(model, op_type)
+    read, given = node.inputs[0], node.outputs[0]
+    assert read is not None
+    name = given.name
+    for use in list(given.uses()):
+        use.node.replace_input_with(use.idx, read)
+    if given.is_graph_output():
+        model.graph.outputs[list(model.graph.outputs).index(given)] = read
+        given.name, read.name = None, name
+    model.graph.remove(node, safe=True)
+
+
+def instead(op_type: str, other: str, model: ir.Model) -> None:
+    operator(model, op_type).op_type = other
+
+
 def renamed(model: ir.Model) -> None:
     own_input("Clip", 2, 600, model)
     operator(model, "Clip").outputs[0].name = "another"
@@ -217,6 +235,27 @@ FOUND = (
     "{ a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) g = Greater(y, high) f = NonZero(g) z = Gather(f, second) }"
 )
 TIME = {"zero": 0, "one": 1, "ones": [1]}
+
+
+ENDING = "(float[n,8] x, float[8,16] w, float[16,4] v, float lo, float hi) => (float[n,4] y) "
+ENDING += "{ a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) y = Clip(c, lo, hi) }"
+SOFTCAP = "(float[n,8] x, float[8,16] w, float[16,4] v, float cap) => (float[n,4] y) "
+SOFTCAP += "{ a = MatMul(x, w) b = Relu(a) c = MatMul(b, v) d = Div(c, cap) e = Tanh(d) y = Mul(e, cap) }"
+FAR = LAYERS.format(more=", float far", op="g = Greater(a, far) m = Neg(a) b = Where(g, m, a)")
+
+
+@pytest.mark.parametrize(
+    ("text", "constants", "damage"),
+    [
+        (CLIP, {"lo": -60, "hi": 60}, partial(skipped, "Clip")),
+        (ENDING, {"lo": -60, "hi": 60}, partial(skipped, "Clip")),
+        (SOFTCAP, {"cap": 3000}, partial(skipped, "Tanh")),
+        (FAR, {"far": 50}, partial(instead, "Neg", "Identity")),
+    ],
+)
+def test_an_operator_that_bends_numbers_no_input_has_is_not_left_out(text, constants, damage):
+    """Operators that were added were counted, those that were gone were not."""
+    assert judged(text, constants, damage)[:2] == (True, False)
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from onnxprune.graph import bodies
+from onnxprune.graph import bodies, states
 from onnxprune.graph.tensors import constant
 from onnxprune.proof.decisions import first_output
 
 COMMUTING = frozenset("Add Mul Max Min Sum Mean And Or Xor Equal BitwiseAnd BitwiseOr BitwiseXor".split())
-# Operators of which no rewriting rids a cut model: some numbers show each of them, but maybe none that was tried.
+# Operators of which no rewriting rids a cut model: some numbers show each of them, but maybe none that was tried. The
+# gates of states, which cutting takes away, are none of them.
 BENDING = frozenset(
     "Abs Neg Sign Floor Ceil Round Clip Min Max Where Mod Not Exp Log Sqrt Pow Reciprocal Sin Cos Relu LeakyRelu PRelu "
     "ThresholdedRelu Elu Selu Celu Gelu Sigmoid HardSigmoid HardSwish Swish Mish Softplus Softsign Tanh Erf Shrink "
@@ -55,9 +56,8 @@ def nodes(cut: ir.Model, masked: ir.Model) -> Paired:
     found += _of_one_place([n for n in ours if n not in taken], [n for n in theirs if n not in taken], renamed)
     taken = {node for pair in found for node in pair}
     known, there = ({renamed.get(name, name) for name in _computed(model)} for model in (cut, masked))
-    lone = {
-        value.name: node for node in theirs if node not in taken and node.op_type in BENDING for value in node.outputs
-    }
+    bending = [n for n in theirs if n not in taken and n.op_type in BENDING and states.side(n) is None]
+    lone = {value.name: node for node in bending for value in node.outputs}
     # A name that both models give to what different operators make.
     gone = {lone[name]: None for node in ours if node not in taken for name in _names(node.outputs) if name in lone}
     pairs: list[Pair] = []

@@ -43,6 +43,7 @@ _ONLY_BATCH_FILES: dict[str, int] = {}  # the same of files
 _IN_SINGLE: weakref.WeakSet[ort.InferenceSession] = weakref.WeakSet()
 _FOLDERS: weakref.WeakKeyDictionary[ort.SessionOptions, TemporaryDirectory[str]] = weakref.WeakKeyDictionary()
 FOLDER, PREPACKING = "session.model_external_initializers_file_folder_path", "session.disable_prepacking"
+UNKNOWN_OPERATOR = "is not a registered function/op"  # what onnxruntime says
 ort.set_default_logger_severity(4)
 
 
@@ -95,6 +96,12 @@ def open_session(
     if as_stored:
         return _opened(model, *how, lean=lean)
     return in_either_precision(model, lambda m: _opened(m, *how, lean=lean))[0]
+
+
+def refusal(error: Exception) -> str:
+    """What is said where onnxruntime does not open a model."""
+    said = f"onnxruntime refuses the model: {first_line(error)}"
+    return f"{said}; name the library that has it: --custom-ops LIB" if UNKNOWN_OPERATOR in said else said
 
 
 def in_either_precision(
@@ -159,7 +166,7 @@ def _opened(
                 f"onnxruntime: out of memory while it opens the model ({first_line(error)}); nothing was written. "
                 "Free memory, or use a machine with more"
             ) from error
-        raise GraphError(f"onnxruntime refuses the model: {first_line(error)}") from error
+        raise GraphError(refusal(error)) from error
     _ORIGINS[session] = _Origin(settings, wanted, weights)
     if isinstance(model, ir.Model):
         hold_batch(session, extras.of(model).only_batch)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from onnxprune import graph
-from onnxprune.errors import GraphError, OutOfMemoryError, first_line
+from onnxprune.errors import GraphError, OutOfMemoryError
 from onnxprune.graph import bodies, body_shapes, extras, probes, sessions, simplify
 from onnxprune.graph.body_shapes import INTEGERS, NOT_TENSORS
 from onnxprune.graph.custom_ops import session_options
@@ -395,7 +395,7 @@ def _instrumented(model: ir.Model, choices: Mapping[str, bool] | None) -> ort.In
     except Exception as error:  # onnxruntime raises a dozen pybind types without a common base
         opset = model.opset_imports.get("", 7)
         old = f"; it has opset {opset}: convert it to 7 or later with onnx.version_converter" if opset < 7 else ""
-        raise GraphError(f"onnxruntime refuses the model: {first_line(error)}{old}") from error
+        raise GraphError(f"{sessions.refusal(error)}{old}") from error
 
 
 def _recorded(

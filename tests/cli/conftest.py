@@ -38,6 +38,10 @@ def _models() -> dict[str, onnx.ModelProto]:
     made = {"good": filled(CNN), "mlp": filled(MLP), "nan": replaced("w2", nan), "inf": replaced("w2", inf)}
     made["zero"] = replaced("w1", np.zeros((0, 3, 3, 3), np.float32))
     made["misfit"] = replaced("w5", np.zeros((4, 13), np.float32))
+    made["unknown"] = filled(CNN)
+    relu = next(node for node in made["unknown"].graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Magic", "acme.ops"
+    made["unknown"].opset_import.add(domain="acme.ops", version=1)
     made["huge"] = filled(CNN)
     made["huge"].graph.initializer[0].dims[:2] = [10**6, 10**6]
     made["huge_input"] = filled(CNN.replace("[N, 3, 8, 8]", "[4, 3, 1000000, 1000000]").replace("[N, 4]", "[4, 4]"))

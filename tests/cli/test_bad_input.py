@@ -69,6 +69,7 @@ MODELS = {
     ),
     "two nodes with one output": model("two_outputs", "several node outputs are called 'a'"),
     "shapes that do not fit": model("misfit", "onnxruntime refuses the model"),
+    "an operator that onnxruntime does not have": model("unknown", "acme.ops:Magic", "--custom-ops LIB"),
     "nothing to prune": model("frozen", "nothing can be pruned: ", "see 'onnxprune inspect'"),
     "inspect of no file": case("inspect {w}/none.onnx", "no such file"),
     "normalize of no model": case("normalize {w}/text.onnx {o}/out.onnx", "not an ONNX file"),

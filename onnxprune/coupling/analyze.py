@@ -81,7 +81,8 @@ class Coupling:
 
     def sees(self, body: ir.Graph) -> bool:
         """Whether what stands in `body` was analysed; else all that it reads is frozen."""
-        return all(value.name in self.axes for node in body for value in node.outputs if value.name)
+        made = (value for node in body for value in node.outputs if value.name)
+        return all(value.name in self.axes or bodies.is_sequence(value) for value in made)
 
     def dim(self, name: str) -> Dim:
         """The Dim called `name`. Raises: CouplingError when there is none."""

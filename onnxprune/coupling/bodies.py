@@ -17,10 +17,12 @@ from onnxprune.coupling import dims
 from onnxprune.coupling.dims import Axis, Reason, length
 from onnxprune.coupling.node import Axes
 from onnxprune.graph import bodies
+from onnxprune.graph.body_shapes import NOT_TENSORS
 
 if TYPE_CHECKING:
     from onnxprune.coupling.analyze import Analysis
 
+GROWS = "how many tensors its sequence holds depends on its steps"
 UNSEEN = "control flow; a body of it did not run at the sizes that were tried, so it is left as it is"
 
 
@@ -34,9 +36,18 @@ def visit(analysis: Analysis, node: ir.Node) -> None:
     if kind is None or node.domain not in ("", "ai.onnx"):
         raise UnseenBodyError("control flow; its body is left as it is")
     for body in bodies.of(node):
-        if any(analysis.sizes_of(value) is None for inner in body for value in inner.outputs if value.name):
+        made = (value for inner in body for value in inner.outputs if value.name and not is_sequence(value))
+        if any(analysis.sizes_of(value) is None for value in made):
             raise UnseenBodyError(UNSEEN)
     kind(_Bodies(analysis, node))
+
+
+def is_sequence(value: ir.Value) -> bool:
+    """Whether `value` is no tensor, but holds tensors."""
+    node = value.producer()
+    return isinstance(value.type, (ir.SequenceType, ir.OptionalType)) or (
+        node is not None and node.op_type in NOT_TENSORS and node.domain in ("", "ai.onnx")
+    )
 
 
 # Operators of which the sizes follow from numbers: of all they read, or of their settings.
@@ -133,6 +144,9 @@ class _Bodies:
         """Gives a state inside a body the axes of what it starts from."""
         if start is None:
             raise UnseenBodyError(f"'{inner.name}' starts from nothing")
+        if is_sequence(inner) or is_sequence(start):
+            self.analysis.freeze(start, self.why(GROWS))
+            return
         axes = self.analysis.axes_of(start)
         self.analysis.set_axes(
             self.node, inner, self.shared(inner, [(start, axes)], "its sizes change from step to step")
@@ -140,6 +154,9 @@ class _Bodies:
 
     def leave(self, outer: ir.Value, inner: ir.Value, made: ir.Value) -> None:
         """Couples a state of a body with its next value, which a step makes of it; the result too."""
+        if is_sequence(inner) or is_sequence(made):
+            self.analysis.freeze(made, self.why(GROWS))
+            return
         both = [(inner, self.analysis.axes_of(inner)), (made, self.analysis.axes_of(made))]
         axes = self.shared(outer, both, "its sizes change from step to step")
         if outer.name:
@@ -162,6 +179,10 @@ def _if(b: _Bodies) -> None:
     for index, output in enumerate(b.node.outputs):
         if output.name:
             made = [branch.outputs[index] for branch in branches]
+            if any(map(is_sequence, made)):
+                for value in made:
+                    b.analysis.freeze(value, b.why("what its sequence holds depends on the branch"))
+                continue
             both = [(value, b.analysis.axes_of(value)) for value in made]
             b.analysis.set_axes(b.node, output, b.shared(output, both, "its branches give other sizes"))
 

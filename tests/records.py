@@ -748,9 +748,15 @@ record(
 record(
     "Compress",
     tokens("b = Compress<axis = 1>(a, c)", "bool[6] c"),
+    {"w": 8},
+    constants={"c": [1, 0, 1, 1, 0, 1]},
+)
+record(
+    "Compress of all positions",
+    "(float[2,6,4] x, float[4,8] w, bool[96] c) => (float[p] y) { a = MatMul(x, w) y = Compress(a, c) }",
     {},
     "depends on the data",
-    constants={"c": [1, 0, 1, 1, 0, 1]},
+    constants={"c": [1, 0, 1] * 32},
 )
 record(
     "Det", "(float[2,4,4] x, float[4,4] w) => (float[p] y) { a = MatMul(x, w) y = Det(a) }", {}, "depends on the data"
@@ -758,8 +764,7 @@ record(
 record(
     "ReverseSequence",
     tokens("b = ReverseSequence<batch_axis = 0, time_axis = 1>(a, n)", "int64[2] n"),
-    {},
-    "depends on the data",
+    {"w": 8},
     constants={"n": [3, 6]},
 )
 record("StringNormalizer", "(string[2] x) => (string[p] y) { y = StringNormalizer(x) }", {}, random=True)

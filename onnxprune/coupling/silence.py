@@ -37,7 +37,8 @@ PRESERVING = frozenset(
         "Sub Sum Max Min Mean Or Xor Where BiasGelu FastGelu Gather GatherElements GatherND ScatterND "
         "ScatterElements Scatter LRN LpNormalization QuantizeLinear DequantizeLinear DynamicQuantizeLinear "
         "InstanceNormalization GroupNormalization LayerNormalization RMSNormalization SimplifiedLayerNormalization "
-        "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding DFT STFT"
+        "SkipLayerNormalization SkipSimplifiedLayerNormalization EmbedLayerNormalization RotaryEmbedding DFT STFT "
+        "Compress ReverseSequence"
     ).split()
 )
 ANY = frozenset(("Mul", "And"))  # one silent operand silences the result

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune.errors import GraphError
+from onnxprune.graph import extras
 from onnxprune.graph.inputs import axis_of
 
 Probe = dict[str, tuple[int, ...]]  # graph input -> shape
@@ -62,7 +63,7 @@ def pairs(
     """First probes, each with second ones that differ from it: in all symbolic axes, in the batch, in the others."""
     inputs = list(model.graph.inputs)
     _require_tensors(inputs)
-    symbols = _Symbols(inputs)
+    symbols = _Symbols(inputs, caches(model))
     tries = [_from_sample(symbols, samples)] if samples else []
     others = (*OTHERS[:4], *((size, size) for size in hints(model)[:8]), *OTHERS[4:])
     tables = {"batch": BATCHES, "channel": CHANNELS, "image": IMAGES, "other": others}
@@ -119,10 +120,24 @@ def _require_tensors(inputs: Sequence[ir.Value]) -> None:
             raise GraphError(f"graph input '{value.name}' is not a tensor ({value.type}): not supported")
 
 
-class _Symbols:
-    """The symbolic axes of the inputs: a key and a kind of each."""
+def caches(model: ir.Model) -> dict[str, str]:
+    """Names of lengths that caches have once they are handed back -> those that they come with.
 
-    def __init__(self, inputs: Sequence[ir.Value]):
+    A decoder calls them past_sequence_length and total_sequence_length, or as it likes: what grows tells them.
+    """
+    sizes = {value.name: symbolic_shape(value) for value in (*model.graph.inputs, *model.graph.outputs)}
+    found: dict[str, str] = {}
+    for given, output, _ in extras.of(model).states:
+        for before, after in zip(sizes.get(given, ()), sizes.get(output, ()), strict=False):
+            if isinstance(before, str) and isinstance(after, str) and before != after:
+                found.setdefault(after, before)
+    return found
+
+
+class _Symbols:
+    """The symbolic axes of the inputs: a key and a kind of each; sums: sizes that are computed from other ones."""
+
+    def __init__(self, inputs: Sequence[ir.Value], grown: Mapping[str, str]):
         self.layout: dict[str, list[int | str]] = {}
         self.kinds: dict[str, str] = {}
         for value in inputs:
@@ -134,6 +149,15 @@ class _Symbols:
                 if isinstance(key, str):
                     self.kinds.setdefault(key, _kind(key, axis, shape))
             self.layout[value.name or ""] = keys
+        self.kinds.update((before, "other") for before in grown.values() if before in self.kinds)
+        self.sums = self._sums(grown)
+
+    def _sums(self, grown: Mapping[str, str]) -> dict[str, str]:
+        """Lengths of inputs such as masks, which cover the past and what comes now -> the sum of both."""
+        others = [key for key, kind in self.kinds.items() if kind == "other" and key not in {*grown, *grown.values()}]
+        step = others[0] if others else "1"
+        sums = {after: f"{before} + {step}" for after, before in grown.items() if after in self.kinds}
+        return {after: text for after, text in sums.items() if _evaluate(text, dict.fromkeys(self.kinds, 1))}
 
     def shapes(self, sizes: Mapping[str, int]) -> Probe:
         """Shapes of all inputs when every kind of axis has that size."""
@@ -145,8 +169,13 @@ class _Symbols:
 
     def _size(self, key: str, sizes: Mapping[str, int], known: Mapping[str, int]) -> int:
         """The size of one axis; a name such as 'past + 1' is computed from the names in it."""
-        computed = None if key.isidentifier() else _evaluate(key, known)
+        computed = self.computed(key, known)
         return max(1, sizes.get(self.kinds[key], 1) if computed is None else computed)
+
+    def computed(self, key: str, known: Mapping[str, int]) -> int | None:
+        """The size of an axis that follows from others, by what it is called or as a sum; None for any other."""
+        text = self.sums.get(key, key)
+        return None if text.isidentifier() else _evaluate(text, known)
 
 
 def _kind(key: str, axis: int, shape: Sequence[int | str | None]) -> str:
@@ -200,7 +229,7 @@ def _from_sample(symbols: _Symbols, samples: Mapping[str, Sequence[int]]) -> tup
         }
 
         def new(key: int | str, size: int) -> int:
-            computed = None if isinstance(key, int) or key.isidentifier() else _evaluate(key, known)
+            computed = symbols.computed(key, known) if isinstance(key, str) else None
             return known.get(key, size_of(key, size)) if computed is None else max(1, computed)  # type: ignore[arg-type]
 
         return {

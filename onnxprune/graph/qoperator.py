@@ -102,9 +102,10 @@ def _written(model: ir.Model, node: ir.Node) -> list[ir.Node]:
     if len(linears) < len(read) or not _can(node, opset, linears, target):
         return []
     made: list[ir.Node] = []
+    called = node.name or node.outputs[0].name
 
     def add(op_type: str, inputs: Sequence[ir.Value | None], attributes: Iterable[ir.Attr] = ()) -> ir.Value:
-        made.append(ir.Node("", op_type, inputs, attributes, name=f"{node.name}/{op_type}_{len(made)}"))
+        made.append(ir.Node("", op_type, inputs, attributes, name=f"{called}/{op_type}_{len(made)}"))
         return made[-1].outputs[0]
 
     def real(linear: _Linear) -> ir.Value:

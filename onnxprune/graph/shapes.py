@@ -185,7 +185,7 @@ def _search(
     """Shapes at the first sizes that the model accepts. `current` counts those tried, some before this call."""
     inputs = list(model.graph.inputs)
     session = _recording_session(model)
-    failure, start = "no sizes were tried", int.from_bytes(current[:], "little")
+    failure, start = "", int.from_bytes(current[:], "little")
     for number, (first, seconds) in enumerate(probes.pairs(model, samples)):
         if number < start:
             continue
@@ -210,7 +210,9 @@ def _search(
         return replace(found, notes=extras.of(model).notes)  # this may be a copy of the process
     if not any(_is_weight(value) for value in model.graph.initializers.values()):
         raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
-    raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. Last: {failure}")
+    raise GraphError(
+        f"the model runs at none of the sizes that were tried; give samples with --data. At the likeliest: {failure or 'none was tried'}"
+    )
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -225,7 +227,7 @@ def _attempt(
     try:
         return sessions.run(session, feeds(inputs, probe)), failure
     except (GraphError, OutOfMemoryError) as error:
-        return None, str(error)
+        return None, failure or str(error)
 
 
 def _without_weights(model: ir.Model) -> onnx.ModelProto:

@@ -115,6 +115,8 @@ def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:
     sizes = f"the result is larger than the original, {after.bytes} bytes where that has {before.bytes}"
     if after.has_zeros:
         why = "the zeros are stored like other numbers; --pack stores them in less"
+    elif after.params is not None and after.params < (before.params or 0) <= before.bytes / 4:
+        why = "the nodes that read what is left of the weights take more than was removed"
     else:
         why = "what the original stores once, sparse or packed is stored plainly"
     note = f"{sizes}: {why}"

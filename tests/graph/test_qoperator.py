@@ -58,6 +58,18 @@ def test_each_operator_says_the_same_written_out_up_to_a_step(name):
     assert "DequantizeLinear" in {node.op_type for node in plain.graph}
 
 
+def test_what_operators_without_names_are_written_out_as_has_names_that_differ():
+    plain = quantized(
+        "o1 = QLinearConv(q, s, z, w, r, i, t, z) a = QLinearConv(o1, t, z, u, r, i, t, z)",
+        ", int8[8,3,1,1] w, int8[8,8,1,1] u",
+    )
+    for node in plain.graph:
+        node.name = ""
+    assert qoperator.write_out(plain) == 2
+    names = [node.name for node in plain.graph if node.name]
+    assert len(set(names)) == len(names) == 8
+
+
 def test_gemm_with_an_output_of_floats_is_written_out():
     text = (
         "(float[2,6] x, float s, float r, uint8 z, int8 o, int8[5,6] w, int32[5] b) => (float[n,c] y) "

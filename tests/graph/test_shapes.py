@@ -106,6 +106,24 @@ def test_expressions_of_symbols_are_computed():
     assert all(probe["x2"][1] == probe["x"][1] + 1 for probe in seconds)
 
 
+@pytest.mark.parametrize(("step", "now"), [("s", 13), ("1", 1)])
+def test_a_mask_covers_the_past_and_what_comes_now_whatever_their_lengths_are_called(step, now):
+    text = (
+        f"(float[b,{step},8] x, float[b,2,p,16] xk, float[b,2,p,16] xv, int64[b,all] xmask, float[8,96] w, "
+        "int64[1] ax, int64 one, int64 first) => (float[b,c,32] y, float[b,2,all,16] yk, float[b,2,all,16] yv) "
+        "{ a = MatMul(x, w) n = ReduceSum<keepdims = 0>(xmask, ax) m = Sub(n, one) k = Cast<to = 6>(m) "
+        "d = Shape(xmask) e = Gather(d, first) t = Cast<to = 6>(e) y, yk, yv = com.microsoft.GroupQueryAttention"
+        '<num_heads = 2, kv_num_heads = 2>(a, "", "", xk, xv, k, t) }'
+    )
+    source = graph.normalize(model(text, {"ax": [1], "one": 1, "first": 1}))
+    assert probes.caches(source) == {"all": "p"}
+    probe, others = next(iter(probes.pairs(source)))
+    for each in (probe, *others):
+        assert each["xmask"][1] == each["xk"][2] + each["x"][1]
+    assert probe["x"][1] == now
+    assert shapes.observe(source).probe["xk"][2] > 1
+
+
 def test_no_probe_is_too_large():
     source = model("(float[n,c,t,h,w] x) => (float[n,c,t,h,w] y) { y = Relu(x) }")
     for first, seconds in probes.pairs(source):

@@ -1,7 +1,7 @@
 """Reductions and searches along axes."""
 
 from onnxprune.coupling.dims import ONE
-from onnxprune.coupling.node import Axes, NodeAxes
+from onnxprune.coupling.node import Axes, NodeAxes, OpaqueError
 from onnxprune.coupling.registry import coupling_rule
 
 # Sums skip zeros, so leaving positions out is the same as silencing them, unless what is silenced is not zero.
@@ -74,7 +74,28 @@ def Trilu(n: NodeAxes) -> None:
     n.give(list(x))
 
 
-@coupling_rule("NonZero", "Unique", "NonMaxSuppression", "Compress", "Det", "ReverseSequence", "StringNormalizer")
+@coupling_rule("Compress")
+def Compress(n: NodeAxes) -> None:
+    """x and a condition for each position of `axis`, or of all positions in a row."""
+    x, axis = n.x(0), n.attribute("axis")
+    if axis is None:
+        raise OpaqueError("depends on the data and on positions")
+    n.freeze(x[axis % len(x)], "data chooses positions on it")
+    n.freeze(n.x(1)[0], "one condition for each position")
+    n.give([n.fixed_output(0, k, "chosen positions") if k == axis % len(x) else a for k, a in enumerate(x)])
+
+
+@coupling_rule("ReverseSequence")
+def ReverseSequence(n: NodeAxes) -> None:
+    """x and lengths along `batch_axis`, of what is turned round along `time_axis`."""
+    x = n.x(0)
+    for axis in (n.attribute("batch_axis", 1), n.attribute("time_axis", 0)):
+        n.freeze(x[axis % len(x)], "positions in a sequence")
+    n.freeze(n.x(1)[0], "a length for each sequence")
+    n.give(list(x))
+
+
+@coupling_rule("NonZero", "Unique", "NonMaxSuppression", "Det", "StringNormalizer")
 def DataDependent(n: NodeAxes) -> None:
     n.opaque("depends on the data and on positions")
 

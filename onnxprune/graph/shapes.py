@@ -210,9 +210,8 @@ def _search(
         return replace(found, notes=extras.of(model).notes)  # this may be a copy of the process
     if not any(_is_weight(value) for value in model.graph.initializers.values()):
         raise GraphError("the model holds no weights, so there is nothing to prune; it was not changed")
-    raise GraphError(
-        f"the model runs at none of the sizes that were tried; give samples with --data. At the likeliest: {failure or 'none was tried'}"
-    )
+    told = f"At the likeliest: {failure}" if failure else "None was tried"
+    raise GraphError(f"the model runs at none of the sizes that were tried; give samples with --data. {told}")
 
 
 def _is_weight(value: ir.Value) -> bool:

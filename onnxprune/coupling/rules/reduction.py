@@ -77,12 +77,13 @@ def Trilu(n: NodeAxes) -> None:
 @coupling_rule("Compress")
 def Compress(n: NodeAxes) -> None:
     """x and a condition for each position of `axis`, or of all positions in a row."""
-    x, axis = n.x(0), n.attribute("axis")
-    if axis is None:
+    if "axis" not in n.node.attributes:
         raise OpaqueError("depends on the data and on positions")
-    n.freeze(x[axis % len(x)], "data chooses positions on it")
+    x = n.x(0)
+    axis = n.attribute("axis", 0) % len(x)
+    n.freeze(x[axis], "data chooses positions on it")
     n.freeze(n.x(1)[0], "one condition for each position")
-    n.give([n.fixed_output(0, k, "chosen positions") if k == axis % len(x) else a for k, a in enumerate(x)])
+    n.give([n.fixed_output(0, k, "chosen positions") if k == axis else a for k, a in enumerate(x)])
 
 
 @coupling_rule("ReverseSequence")

@@ -149,7 +149,6 @@ class _Symbols:
                 if isinstance(key, str):
                     self.kinds.setdefault(key, _kind(key, axis, shape))
             self.layout[value.name or ""] = keys
-        self.kinds.update((before, "other") for before in grown.values() if before in self.kinds)
         self.sums = self._sums(grown)
 
     def _sums(self, grown: Mapping[str, str]) -> dict[str, str]:

@@ -52,6 +52,16 @@ def test_a_model_that_runs_at_no_size_is_refused(monkeypatch):
         shapes.observe(model(text, {"s": [5, 977]}))
 
 
+def test_of_a_model_that_runs_at_no_size_what_is_missing_is_told_before_sizes_that_do_not_fit():
+    fails = "[ONNXRuntimeError] : {}".format
+    said, session = iter(["2 : INVALID_ARGUMENT : a", "9 : NOT_IMPLEMENTED : b", "2 : INVALID_ARGUMENT : c"]), object()
+    failure = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shapes.sessions, "run", lambda *_: (_ for _ in ()).throw(GraphError(fails(next(said)))))
+        told = [failure := shapes._attempt(session, [], {}, failure)[1] for _ in range(3)]
+    assert [text[-1] for text in told] == ["a", "b", "b"]
+
+
 def test_samples_come_first():
     text = "(float[n,t] x, float[1] c) => (float[n,t] y) { y = Add(x, c) }"
     observed = shapes.observe(model(text), {"x": (5, 9)})

@@ -39,7 +39,7 @@ def _is_plain(node: ir.Node) -> bool:
 def stepped(model: ir.Model, output: str, hidden: Iterable[str] = ()) -> ir.Model:
     """A copy of `model` that ends with one step of the Loop or Scan that gives `output`.
 
-    hidden: values that are no outputs of the copy, for in the cut model they have other positions.
+    hidden: values that are no outputs of the copy, for in the cut model they have other positions; they are in it.
     """
     model = extras.copy(model)
     node = next(node for node in of(model) if any(value.name == output for value in node.outputs))
@@ -52,8 +52,11 @@ def stepped(model: ir.Model, output: str, hidden: Iterable[str] = ()) -> ir.Mode
         old.replace_all_uses_with(new)
     body.remove(inner)
     model.graph.insert_before(node, inner)
-    _show(model.graph, [value for value in results if value.producer() in inner and value.name not in {*hidden}])
+    results = [value for value in results if value.producer() in inner]
+    model.graph.outputs.clear()
+    model.graph.outputs.extend(dict.fromkeys(results))
     passes.RemoveUnusedNodesPass()(model)
+    _show(model.graph, [value for value in results if value.name not in {*hidden}])  # what makes the others stays
     _inherit_positions(model, node)
     return model
 

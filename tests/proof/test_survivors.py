@@ -90,3 +90,22 @@ def _without_relu(model) -> None:
 def test_an_activation_left_out_in_front_of_a_maximum_is_found():
     """The maximum was positive on all inputs that were tried."""
     assert judged(LARGEST, {"b": np.full(8, 2), "t": np.array([2])}, _without_relu) == (True, False)
+
+
+# The state of the loop loses positions as the rest does; one unit of its body is silent on any input of moderate size.
+LOOP = (
+    "(float[2,4] x, float[4,6] w, int64 steps, bool on, float[6,8] v, float[8] b, float[8,6] t, float[6,3] u) "
+    "=> (float[2,3] y) { a = MatMul(x, w) l = Loop(steps, on, a) <body = step (int64 i, bool c, float[2,6] h) => "
+    "(bool c1, float[2,6] h1) { c1 = Identity(c) d = MatMul(h, v) e = Add(d, b) f = Relu(e) g = MatMul(f, t) "
+    "h1 = Tanh(g) }> y = MatMul(l, u) }"
+)
+
+
+def test_a_wrong_weight_in_a_body_is_found_where_its_state_lost_positions():
+    """The step that stands in for a body lost the results that were cut, and with them what made them."""
+
+    def damage(model) -> None:
+        value = model.graph.initializers["t"]
+        graph.set_constant(value, graph.array_of(value) * np.float32(-1))
+
+    assert judged(LOOP, {"steps": 3, "on": True, "b": np.full(8, -1e3)}, damage) == (True, False)

@@ -3,6 +3,7 @@
 Simplifying merges, folds and renames nodes, so names alone do not tell.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ BENDING = frozenset(
     "ThresholdedRelu Elu Selu Celu Gelu Sigmoid HardSigmoid HardSwish Swish Mish Softplus Softsign Tanh Erf Shrink "
     "Softmax LogSoftmax".split()
 )
+
+# Nodes that masking adds, which gather kept positions and spread them again (surgery/repair.py): no cut model has them.
+ADDED = re.compile(r"\.(kept|spread|zeros)\b")
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,8 @@ def _of_one_place(
     """Nodes by operator and what they read; their values are added to `renamed`, from our name to that of the twin."""
     waiting: dict[object, list[ir.Node]] = {}
     for node in theirs:
+        if ADDED.search(node.name or ""):
+            continue
         waiting.setdefault((node.op_type, *_read(node)), []).append(node)
     for own in ours:
         if others := waiting.get((own.op_type, *_read(own, renamed))):

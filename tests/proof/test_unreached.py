@@ -7,6 +7,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx_text import model as written
+from onnx_text import prove, random_keep
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
@@ -426,3 +427,14 @@ def test_loops_with_all_that_loops_may_have_are_compared_as_well(weight):
     whole = sessions.run(sessions.open_session(model, threads=1), feeds)
     found = sessions.run(sessions.open_session(steps.stepped(model, "y"), threads=1), feeds)
     assert np.allclose(found["each"], whole["z"][1], atol=1e-6)
+
+
+def test_positions_that_masking_gathers_are_no_other_value():
+    """A cut LRN is lifted and lowered again; the masked model gathers the same positions for what summarizes them."""
+    model = written(
+        "(float[2,3,4,4] x, float[8,3,1,1] w, float[5,8,1,1] v, int64[1] one) => (float[2,5,4,4] y) "
+        "{ a = Conv(x, w) l = LRN<size = 3>(a) m = ReduceMax(l, one) b = Mul(l, m) y = Conv(b, v) }",
+        {"one": 1},
+    )
+    coupling = analyze(model)
+    assert prove(coupling, random_keep(coupling, 1, 0.5), 0).ok

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onnxprune.recover.refit import leastsquares
 from onnxprune.recover.refit.leastsquares import Bounds, Sums
 
 
@@ -63,6 +64,31 @@ def test_noise_does_not_replace_good_weights():
     fit = _sums(x, y, 1).solve(w, np.zeros((1, 2)), 1e-6)
     assert fit is not None
     assert not fit.better
+
+
+@pytest.mark.parametrize("fixed_bias", [False, True])
+@pytest.mark.parametrize("behind", [False, True])
+def test_few_rows_are_solved_as_many_are_without_the_square_of_all_features(monkeypatch, fixed_bias, behind):
+    """Twenty rows of eighty features; one group has features that are all zero."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(25, 3, 80)) + 2, rng.normal(size=(25, 3, 4)) + 1
+    x[:, 2] = 0
+    found = []
+    for few in (leastsquares.FEW, 1000):
+        monkeypatch.setattr(leastsquares, "FEW", few)
+        sums = Sums()
+        for part in np.array_split(np.arange(25), 5):
+            bounds = Bounds(np.zeros((5, 3, 4)), np.full((5, 3, 4), 2.0)) if behind else None
+            sums.add(x[part], y[part], np.arange(5) == 4, bounds)
+        assert (sums.xx is None) == (few == leastsquares.FEW and few < 1000)
+        w0, b0 = rng.normal(size=(3, 4, 80)) * 0 + 0.1, np.ones((3, 4))
+        found.append(sums.solve(w0, b0, 1e-3, fixed_bias=fixed_bias))
+    one, two = found
+    assert one is not None
+    assert two is not None
+    assert one.ridge == two.ridge
+    np.testing.assert_allclose(one.weights, two.weights, atol=2e-5)
+    np.testing.assert_allclose(one.bias, two.bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 4])

@@ -3,6 +3,7 @@
     minimize over W, b   |X W + b - Y|^2 / R + lambda |W - W0|^2,   lambda = ridge * mean of the features' variance
 
 The penalty pulls towards the present weights W0, not towards zero: what data do not determine stays as it was.
+Of rows that are few beside their features X X' is formed, which is small, in place of X' X.
 
 Where an activation behind the layer is flat outside of low .. high, as Relu is below zero, only what it lets through
 counts: |clip(X W + b) - clip(Y)|^2. Steps that never raise it: a target outside becomes the prediction as long as that
@@ -19,6 +20,8 @@ RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # times the ridge that was asked for
 HELD = 5  # every fifth sample is held out
 STEPS = 6  # of the fit behind an activation
 FURTHER = 1.5  # of each step: what a majorizer says is too short, and up to twice as far still no loss
+OUTER_ROWS = 256
+FEW = 4  # features to a row, from which on rows are few
 KEPT_BYTES = 200_000_000  # of rows that are kept for these steps, of all layers that are fitted at once
 Array = np.ndarray | float
 Found = tuple[float, np.ndarray, np.ndarray]  # error on held-out rows, weights (G, D, O), biases (G, O)
@@ -91,7 +94,8 @@ class Sums:
 
     def __init__(self, kept_bytes: int = KEPT_BYTES) -> None:
         self.rows = 0
-        self.xx: np.ndarray | None = None
+        self.xx: np.ndarray | None = None  # once there are more than a few rows
+        self.few: list[np.ndarray] = []  # until then these themselves, (G, R, D), from x0 on
         self.held: list[Rows] = []
         self.kept: list[Rows] = []
         self.room = kept_bytes
@@ -109,12 +113,13 @@ class Sums:
         x, y = fitted.x.transpose(1, 0, 2), fitted.y.transpose(1, 0, 2)
         if x.shape[1] == 0:
             return
-        if self.xx is None:
+        if not self.rows:
             self._start(x, y)
         x, y = x - self.x0, y - self.y0  # near zero mean, the products lose no digits
-        turned = x.transpose(0, 2, 1)
-        self.xx += turned @ x
-        self.xy += turned @ y
+        self.few.append(x)
+        if FEW * sum(part.shape[1] for part in self.few) > x.shape[2]:
+            self._multiply()
+        self.xy += x.transpose(0, 2, 1) @ y
         self.x += x.sum(axis=1, dtype=np.float64)
         self.y += y.sum(axis=1, dtype=np.float64)
         self.rows += x.shape[1]
@@ -123,17 +128,26 @@ class Sums:
         groups, _, features = x.shape
         self.x0 = x.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
         self.y0 = y.mean(axis=1, keepdims=True, dtype=np.float64).astype(np.float32)
-        self.xx = np.zeros((groups, features, features))
         self.xy = np.zeros((groups, features, y.shape[2]))
         self.x, self.y = np.zeros((groups, features)), np.zeros((groups, y.shape[2]))
 
+    def _multiply(self) -> None:
+        """Adds the products of the few rows, which are then forgotten."""
+        for x in self.few:
+            if self.xx is None:
+                self.xx = np.zeros((x.shape[0], x.shape[2], x.shape[2]))
+            self.xx += x.transpose(0, 2, 1) @ x
+        self.few.clear()
+
     def solve(self, w0: np.ndarray, b0: np.ndarray, ridge: float, *, fixed_bias: bool = False) -> Fit | None:
-        """The best fit near w0 (G, O, D), b0 (G, O); None where there are too few rows.
+        """The best fit near w0 (G, O, D), b0 (G, O); None where there are too few rows. The sums are used up.
 
         fixed_bias: b0 stays as it is.
         """
-        if self.rows < 2 or not self.held or self.xx is None:
+        if self.rows < 2 or not self.held:
             return None
+        if self.xx is not None:
+            self._multiply()
         start = w0.transpose(0, 2, 1).astype(np.float64)
         held, normal = Rows.joined(self.held), _Normal(self, start, b0, fixed_bias)
         found: tuple[float, float, np.ndarray, np.ndarray] | None = None
@@ -173,13 +187,20 @@ class _Normal:
     """The normal equations around the present weights start (G, D, O) and b0 (G, O)."""
 
     def __init__(self, sums: Sums, start: np.ndarray, b0: np.ndarray, fixed_bias: bool) -> None:
-        assert sums.xx is not None
         self.sums, self.start, self.b0, self.fixed_bias = sums, start, b0, fixed_bias
         self.near = sums.x / sums.rows  # the means, from x0 on
         self.mean = self.near + sums.x0[:, 0]
-        self.a = sums.xx / sums.rows - self.near[:, :, None] * self.near[:, None, :]
-        if fixed_bias:  # then the means count as well
-            self.a = self.a + self.mean[:, :, None] * self.mean[:, None, :]
+        means = self.mean if fixed_bias else None  # then they count as well
+        if sums.xx is None:
+            self.a = _Thin(np.concatenate(sums.few, axis=1), self.near, means)
+            return
+        a, sums.xx = sums.xx, None  # of a large layer a second one would be much memory
+        a /= sums.rows
+        for group, near in zip(a, self.near, strict=True):
+            _add_outer(group, near, -1.0)
+        for group, mean in zip(a, self.mean, strict=True) if fixed_bias else ():
+            _add_outer(group, mean, 1.0)
+        self.a = _Square(a)
 
     def solved(self, ridge: float, more_xy: Array = 0.0, more_y: Array = 0.0) -> tuple[np.ndarray, np.ndarray]:
         """Weights (G, D, O) and biases (G, O); more_xy, more_y: what the sums over the targets gain."""
@@ -189,18 +210,62 @@ class _Normal:
         mean_y = mean_y + sums.y0[:, 0]
         if self.fixed_bias:
             c = c + self.mean[:, :, None] * (mean_y - self.b0)[:, None, :]
-        w = self.start + _solve(self.a, c - self.a @ self.start, ridge)
+        w = self.start + self.a.solved(c - self.a.times(self.start), ridge)
         return w, self.b0 if self.fixed_bias else mean_y - np.einsum("gd,gdo->go", self.mean, w)
 
 
-def _solve(a: np.ndarray, c: np.ndarray, ridge: float) -> np.ndarray:
-    """(a + lambda I)^-1 c for each group."""
-    features = a.shape[1]
-    spread = np.trace(a, axis1=1, axis2=2) / features
-    penalty = ridge * np.maximum(spread, 1e-12)
-    damped, diagonal = a.copy(), np.arange(features)
-    damped[:, diagonal, diagonal] += penalty[:, None]
-    return np.linalg.solve(damped, c)
+class _Square:
+    """The covariance a (G, D, D) of the features."""
+
+    def __init__(self, a: np.ndarray) -> None:
+        self.a = a
+
+    def times(self, w: np.ndarray) -> np.ndarray:
+        """a w"""
+        return self.a @ w
+
+    def solved(self, c: np.ndarray, ridge: float) -> np.ndarray:
+        """(a + lambda I)^-1 c for each group."""
+        features = np.arange(self.a.shape[1])
+        diagonal = self.a[:, features, features].copy()
+        self.a[:, features, features] += _penalty(diagonal.mean(axis=1), ridge)[:, None]
+        try:
+            return np.linalg.solve(self.a, c)
+        finally:
+            self.a[:, features, features] = diagonal
+
+
+class _Thin:
+    """The same of few rows x (G, R, D), where a = z' z is never formed: by Woodbury's identity
+
+    (z' z + lambda I)^-1 c = (c - z' (z z' + lambda I)^-1 z c) / lambda
+    """
+
+    def __init__(self, x: np.ndarray, near: np.ndarray, means: np.ndarray | None) -> None:
+        z = (x - near[:, None, :]) / np.sqrt(x.shape[1])
+        self.z = z if means is None else np.concatenate([z, means[:, None, :]], axis=1)
+        self.turned = self.z.transpose(0, 2, 1)
+
+    def times(self, w: np.ndarray) -> np.ndarray:
+        """a w"""
+        return self.turned @ (self.z @ w)
+
+    def solved(self, c: np.ndarray, ridge: float) -> np.ndarray:
+        """(a + lambda I)^-1 c for each group."""
+        penalty = _penalty(np.square(self.z).sum(axis=(1, 2)) / self.z.shape[2], ridge)[:, None, None]
+        inner = self.z @ self.turned + penalty * np.eye(self.z.shape[1])
+        return (c - self.turned @ np.linalg.solve(inner, self.z @ c)) / penalty
+
+
+def _penalty(spread: np.ndarray, ridge: float) -> np.ndarray:
+    """lambda of each group (G,) for the mean variance of its features."""
+    return ridge * np.maximum(spread, 1e-12)
+
+
+def _add_outer(a: np.ndarray, x: np.ndarray, sign: float) -> None:
+    """a (D, D) += sign x x', in place, some rows at a time."""
+    for start in range(0, len(x), OUTER_ROWS):
+        a[start : start + OUTER_ROWS] += sign * np.outer(x[start : start + OUTER_ROWS], x)
 
 
 def _guess(rows: Rows, w: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -148,7 +148,7 @@ class Sums:
             return None
         if self.xx is not None:
             self._multiply()
-        start = w0.transpose(0, 2, 1).astype(np.float64)
+        start = w0.transpose(0, 2, 1)
         held, normal = Rows.joined(self.held), _Normal(self, start, b0, fixed_bias)
         found: tuple[float, float, np.ndarray, np.ndarray] | None = None
         for factor in RIDGES:
@@ -206,16 +206,24 @@ class _Normal:
         """Weights (G, D, O) and biases (G, O); more_xy, more_y: what the sums over the targets gain."""
         sums = self.sums
         mean_y = (sums.y + more_y) / sums.rows
-        c = (sums.xy + more_xy) / sums.rows - self.near[:, :, None] * mean_y[:, None, :]
-        mean_y = mean_y + sums.y0[:, 0]
-        if self.fixed_bias:
-            c = c + self.mean[:, :, None] * (mean_y - self.b0)[:, None, :]
-        w = self.start + self.a.solved(c - self.a.times(self.start), ridge)
-        return w, self.b0 if self.fixed_bias else mean_y - np.einsum("gd,gdo->go", self.mean, w)
+        mean = mean_y + sums.y0[:, 0]
+        w = np.empty(self.start.shape)
+        for first in range(0, self.start.shape[2], self.a.columns):
+            part = slice(first, first + self.a.columns)
+            c = sums.xy[:, :, part] + (more_xy[:, :, part] if isinstance(more_xy, np.ndarray) else more_xy)
+            c /= sums.rows
+            c -= self.near[:, :, None] * mean_y[:, None, part]
+            if self.fixed_bias:
+                c += self.mean[:, :, None] * (mean - self.b0)[:, None, part]
+            start = self.start[:, :, part].astype(np.float64)
+            w[:, :, part] = start + self.a.solved(c - self.a.times(start), ridge)
+        return w, self.b0 if self.fixed_bias else mean - np.einsum("gd,gdo->go", self.mean, w)
 
 
 class _Square:
     """The covariance a (G, D, D) of the features."""
+
+    columns = 1 << 30  # solved at a time: all, since every call factors the matrix anew
 
     def __init__(self, a: np.ndarray) -> None:
         self.a = a
@@ -240,6 +248,8 @@ class _Thin:
 
     (z' z + lambda I)^-1 c = (c - z' (z z' + lambda I)^-1 z c) / lambda
     """
+
+    columns = 128  # solved at a time: what is held meanwhile is as large as so many of the weights
 
     def __init__(self, x: np.ndarray, near: np.ndarray, means: np.ndarray | None) -> None:
         z = (x - near[:, None, :]) / np.sqrt(x.shape[1])

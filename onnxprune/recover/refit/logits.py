@@ -24,7 +24,7 @@ from onnxprune.recover.refit.leastsquares import HELD
 MOST_SUMMED = 64  # positions that are summed over: beyond, the equations of a head would not fit in memory
 RIDGES = (1e-4, 1e-2, 1.0)  # of the mean of the equations' diagonal; held-out samples choose
 Gram = tuple[np.ndarray, np.ndarray, np.ndarray, float]  # Q^T Q, K^T K and Q^T L K (D, D), |L|^2 of a head of a sample
-KEEPING = {"Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Mul", "Div"}
+KEEPING = frozenset(("Identity", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose"))
 
 
 @dataclass(frozen=True)
@@ -96,29 +96,34 @@ def _softmax_behind(value: ir.Value, rank: int) -> bool:
 
 def _made_by(node: ir.Node, side: int, linears: Mapping[str, Linear]) -> tuple[Linear, tuple[ir.Value, ...]] | None:
     """The layer whose outputs are only moved and scaled on their way to an input of `node`, and the values between."""
-    outputs = {output_of(linear): linear for linear in linears.values()}
     value, path = node.inputs[side], []
     while value is not None:
         path.append(value)
-        linear = outputs.get(value)
+        linear = _that_gives(value, linears)
         if linear is not None:
             fit = read_bias(linear) is not None and linear.groups == 1 and len(list(users(linear.stored))) == 1
             return (linear, tuple(reversed(path))) if fit else None
         maker = value.producer()
         if maker is None or not _moves(maker):
             return None
-        value = maker.inputs[0] if _stored(maker.inputs[0]) is None else maker.inputs[1]
+        value = maker.inputs[0] if graph.constant(maker.inputs[0]) is None else maker.inputs[1]
     return None
+
+
+def _that_gives(value: ir.Value, linears: Mapping[str, Linear]) -> Linear | None:
+    """The layer whose output, with its bias, is `value`."""
+    maker = value.producer()
+    makers = () if maker is None else (maker, *(read.producer() for read in maker.inputs if read is not None))
+    found = (linears.get(node.name or "") for node in makers if node is not None)
+    return next((linear for linear in found if linear is not None and output_of(linear) is value), None)
 
 
 def _moves(node: ir.Node) -> bool:
     """Whether `node` only moves, selects or scales what it reads, by what is stored."""
     if node.op_type in {"Mul", "Div"}:
-        factors = [_stored(value) for value in node.inputs[node.op_type == "Div" :]]
+        factors = [graph.constant(value) for value in node.inputs[node.op_type == "Div" :]]
         return any(factor is not None and factor.size == 1 for factor in factors)
-    if node.op_type == "Gather":
-        return _stored(node.inputs[1]) is not None
-    return node.op_type in {*KEEPING, "Transpose", "Split"}
+    return node.op_type in KEEPING or _selects(node)
 
 
 def columns(item: Logits, values: Mapping[str, np.ndarray]) -> np.ndarray | None:
@@ -152,7 +157,7 @@ def columns(item: Logits, values: Mapping[str, np.ndarray]) -> np.ndarray | None
 
 
 def _selects(node: ir.Node) -> bool:
-    return node.op_type == "Split" or (node.op_type == "Gather" and _stored(node.inputs[1]) is not None)
+    return node.op_type == "Split" or (node.op_type == "Gather" and graph.constant(node.inputs[1]) is not None)
 
 
 def _moved(node: ir.Node, output: ir.Value, index: np.ndarray, shape: tuple[int, ...] | None) -> np.ndarray:
@@ -162,7 +167,7 @@ def _moved(node: ir.Node, output: ir.Value, index: np.ndarray, shape: tuple[int,
         return index.transpose(order.value if order is not None else range(index.ndim)[::-1])
     axis = int(number(node, "axis", 0))
     if node.op_type == "Gather":
-        picked = _stored(node.inputs[1])
+        picked = graph.constant(node.inputs[1])
         assert picked is not None
         return np.take(index, picked, axis)
     if node.op_type == "Split":
@@ -172,16 +177,11 @@ def _moved(node: ir.Node, output: ir.Value, index: np.ndarray, shape: tuple[int,
 
 def _ends(node: ir.Node, size: int) -> list[int]:
     """Where the parts of a Split end, the last left out."""
-    given, stored = node.attributes.get("split"), _stored(node.inputs[1]) if len(node.inputs) > 1 else None
+    given, stored = node.attributes.get("split"), graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if stored is None:
         count = len(node.outputs)
         stored = np.array(given.value if given is not None else [-(-size // count)] * count)
     return np.cumsum(stored)[:-1].tolist()
-
-
-def _stored(value: ir.Value | None) -> np.ndarray | None:
-    """What an initializer holds, of whatever type."""
-    return graph.array_of(value) if value is not None and value.is_initializer() else None
 
 
 @dataclass(eq=False)
@@ -247,8 +247,8 @@ class Products:
         new = (rows.reshape(-1, *rows.shape[-2:]) @ matrices).reshape(rows.shape).astype(values.dtype)
         return new if self.item.side == 0 else new.swapaxes(-1, -2)
 
-    def matrices(self) -> tuple[np.ndarray, float, float] | None:
-        """The best M (H, D, D), and the error on held-out samples before and after, as a share of their square.
+    def fit(self) -> tuple[float, float] | None:
+        """Finds the best M; the error on held-out samples before and after, as a share of their square.
 
         None where it cannot be said, or nothing is better.
         """
@@ -266,7 +266,7 @@ class Products:
         if not after < before:
             return None
         self.found = found.astype(np.float32)
-        return self.found, before / max(scale, 1e-30), after / max(scale, 1e-30)
+        return before / max(scale, 1e-30), after / max(scale, 1e-30)
 
 
 def _error(grams: list[Gram], m: np.ndarray) -> float:
@@ -289,14 +289,15 @@ def _solved(grams: list[Gram]) -> Iterator[np.ndarray]:
         yield np.eye(size) + (vectors @ (turned / (np.maximum(values, 0) + ridge * spread))).reshape(size, size)
 
 
-def take(item: Logits, cut_model: ir.Model, where: np.ndarray, m: np.ndarray, spill: Spill) -> None:
-    """Puts M (H, D, D) into the layer: its outputs `where` (H, D) become those times M."""
-    linear = item.linear
+def take(products: Products, cut_model: ir.Model, spill: Spill) -> None:
+    """Puts the M that was found into the layer: its outputs at each head become those times M."""
+    linear = products.item.linear
     w, b = read_weights(linear), read_bias(linear)
     assert b is not None
+    assert products.columns is not None
     new, bias = w.copy(), b.copy()
-    for places, matrix in zip(where, m, strict=True):
-        turn = matrix.T.astype(np.float32)
+    for places, matrix in zip(products.columns, products.found, strict=True):
+        turn = matrix.T
         new[0, places] = np.tensordot(turn, w[0, places], 1)
         bias[places] = turn @ b[places]
     write_weights(linear, new, spill)

@@ -244,11 +244,9 @@ class _LogitsState:
 
     def finish(self, walk: Walk, ridge: float, spill: Spill) -> Refit:
         """Changes the layer, and what the walk has of it already."""
-        item, found = self.products.item, self.products.matrices()
-        if found is None:
-            return Refit(item.node.name or "", 0.0, 0.0, 0.0, walk.batches, False)
-        matrices, before, after = found
-        assert self.products.columns is not None
-        logits.take(item, walk.model, self.products.columns, matrices, spill)
-        walk.change(item.x, self.products.turned)
-        return Refit(item.node.name or "", before, after, 0.0, walk.batches, True)
+        item, errors = self.products.item, self.products.fit()
+        if errors is not None:
+            logits.take(self.products, walk.model, spill)
+            walk.change(item.x, self.products.turned)
+        before, after = errors or (0.0, 0.0)
+        return Refit(item.node.name or "", before, after, 0.0, walk.batches, errors is not None)

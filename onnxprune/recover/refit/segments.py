@@ -111,13 +111,9 @@ class Walk:
         if not proto.graph.output:
             return None
         # Fits of halves are made in single precision: onnxruntime even crashes on some pieces in half.
-        whole = (
-            half.single(ir.from_proto(proto), self.kinds)
-            if self.kinds
-            else _with_stored(proto, large)
-            if large
-            else proto
-        )
+        whole = half.single(ir.from_proto(proto), self.kinds) if self.kinds else proto
+        if large:
+            whole = _with_stored(proto, large)
         return sessions.open_session(whole, session_options=calm, lean=bool(large))
 
     def _run(self, session, index: int) -> dict[str, np.ndarray]:

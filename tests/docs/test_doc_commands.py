@@ -130,8 +130,7 @@ def test_a_command_runs(cli, page, command, tmp_path, monkeypatch):
         assert cli(model, "small.onnx", *first).code == 0
     ran = cli(*words)
     gated = any(word in ("--max-drop", "--min-speedup", "--target") for word in words)
-    refused = "nearest" in ran.err or "too uncertain to tell" in ran.err  # of a gate, or of a busy machine
-    assert ran.code == 0 or (ran.code == 1 and gated and refused), ran.err
+    assert ran.code == 0 or (ran.code == 1 and gated and "nearest" in ran.err), ran.err
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Rankings made of other rankings: one share for all, some Dims left out, dearer, or in the order of another method."""
+"""Rankings made of other rankings: one share for all, some Dims left out or dearer, the order or prices of others."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,6 +7,8 @@ import numpy as np
 
 from onnxprune.coupling import Dim
 from onnxprune.methods.base import Outcome
+
+LEAST_PRICE = 1e-12  # what costs less costs nothing
 
 
 def uniform(outcome: Outcome) -> Outcome:
@@ -40,3 +42,17 @@ def reordered(widths: Outcome, order: Outcome) -> Outcome:
 def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
     """`outcome` with units of these Dims `factor` times as dear."""
     return replace(outcome, prices={**outcome.prices, **{dim: outcome.prices.get(dim, 1.0) * factor for dim in dims}})
+
+
+def between(one: Outcome, other: Outcome) -> Outcome:
+    """The units in the order of `other`, each Dim's at prices halfway (geometric means) from those of `one` to its own.
+
+    Both have the same Dims. Two estimates of what a unit is worth err in different Dims; their mean errs less.
+    """
+    scores = {}
+    for dim, values in _orders(other):
+        pair = (np.sort(np.asarray(each, np.float64)) for each in (one.ranking[dim], values))
+        first, second = (np.log(np.maximum(each, LEAST_PRICE)) for each in pair)
+        scores[dim] = np.empty(len(values))
+        scores[dim][np.argsort(values, kind="stable")] = np.exp((first + second) / 2)
+    return replace(other, scores=scores, losses=False, limits={}, keep=None)

@@ -133,12 +133,17 @@ class Reference:
 
 def reference(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None) -> Reference | None:
     """The answers of `model` on `samples`, on fewer where they would not fit into memory; None where it gives none."""
+    samples = fitting(model, samples, outputs, batch)
+    said = answers(model, samples, outputs, batch)
+    return Reference(samples, outputs, said) if said else None
+
+
+def fitting(model: ir.Model | Path, samples: Samples, outputs: Outputs, batch: int | None = None) -> Samples:
+    """`samples`, or fewer of them where the answers of `model` on all would not fit into memory."""
     few = answers(model, samples.subset(np.arange(min(2, len(samples)))), outputs, batch)
     size = sum(y.nbytes for y in few.values()) // max(1, min(2, len(samples)))
     count = min(len(samples), max(2, may_hold(ANSWERS_BYTES) // max(1, size)))
-    samples = samples if count == len(samples) else samples.subset(np.arange(count))
-    said = answers(model, samples, outputs, batch)
-    return Reference(samples, outputs, said) if said else None
+    return samples if count == len(samples) else samples.subset(np.arange(count))
 
 
 def numbers_of(part: Part, y: np.ndarray) -> np.ndarray:

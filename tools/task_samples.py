@@ -35,13 +35,13 @@ def limited(made: Callable[[], Arrays]) -> Callable[[], Arrays]:
 
 @limited
 def faces() -> Arrays:
-    """256 photographs and parts of photographs, 192 x 192, for SCRFD."""
+    """Up to 512 photographs and parts of photographs, 192 x 192, for SCRFD."""
     return dict(detectors.tuned_on(WILD / FACES, "scrfd"))
 
 
 @limited
 def bodies() -> Arrays:
-    """256 photographs and parts of photographs, 192 x 192, for YOLOv8."""
+    """Up to 512 photographs and parts of photographs, 192 x 192, for YOLOv8."""
     return dict(detectors.tuned_on(WILD / BODIES, "yolo"))
 
 

@@ -2,6 +2,8 @@
 
 What a graph is made of tells little: detectors have a Softmax and train like any convolutional network. So the first
 guess and the other optimizer each run a whole schedule in miniature on the same samples, and are compared on others.
+Where least squares came before, the first steps of any optimizer lead away from a good start, and who leads less far
+away need not learn more: AdamW does, and by then has moved every weight (docs/results/recovery.md).
 """
 
 import math
@@ -12,19 +14,20 @@ from itertools import islice
 import torch
 
 from onnxprune.errors import UsageError
-from onnxprune.recover.settings import Settings
+from onnxprune.recover.settings import SHORT, Settings
 from onnxprune.recover.training import Run, batches_of, loss_on, rate, step_on
 
 STEPS, SHARE, LEAST = 8, 1 / 24, 4  # of a trial; of all steps; fewer tell nothing
 COMPARED = 2  # batches that none was trained on
-CLEARLY = 0.8  # of the loss of the first guess: less would be what the first steps of any run differ by
-DIVERGED, LOWER = 1.5, 0.25  # times the loss of the start; what the rate is then multiplied with
+CLEARLY = 0.8  # of the losses of the first guess and the start: less is what the first steps of any run differ by
+# Times the loss of the start, of a run that has time to come back as well, and what the rate is then multiplied with.
+DIVERGED, DIVERGED_LONG, LOWER = 1.5, 3.0, 0.25
 
 
 def settled(run: Run, other: Settings) -> Settings:
-    """The settings of `run`, or `other`, of another optimizer, where that does clearly better, at a rate that serves.
+    """The settings of `run`, or `other`, of another optimizer, where that learns clearly more, at a rate that serves.
 
-    A rate at which the loss grows is lowered. The network is left as it was.
+    A rate at which the loss grows more than can be made good is lowered. The network is left as it was.
     """
     assert run.settings.epochs is not None
     total = run.settings.epochs * len(run.samples) // (run.settings.batch_size or 1)
@@ -33,9 +36,11 @@ def settled(run: Run, other: Settings) -> Settings:
         return run.settings
     start = _loss(run, steps)
     losses = {s.optimizer: _after(run, s, steps) for s in (run.settings, other)}
-    best = other if losses[other.optimizer] < CLEARLY * losses[run.settings.optimizer] else run.settings
+    learns = losses[other.optimizer] < CLEARLY * min(losses[run.settings.optimizer], start)
+    best = other if learns else run.settings
     assert best.lr is not None
-    return replace(best, lr=best.lr * LOWER) if losses[best.optimizer] > DIVERGED * start else best
+    most = start * (DIVERGED_LONG if total >= SHORT else DIVERGED)
+    return replace(best, lr=best.lr * LOWER) if losses[best.optimizer] > most else best
 
 
 def _after(run: Run, settings: Settings, steps: int) -> float:

@@ -75,7 +75,7 @@ def export(folder: Path, path: Path) -> None:
     import torch
     from transformers import AutoModel  # pyright: ignore[reportMissingImports]
 
-    encoder = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    encoder = AutoModel.from_pretrained(folder, attn_implementation="eager").eval().requires_grad_(False)
 
     class Embedding(torch.nn.Module):
         def forward(self, input_ids, attention_mask, token_type_ids):

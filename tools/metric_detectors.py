@@ -127,7 +127,7 @@ def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
     return samples
 
 
-TUNED, LOOKED_AT = 512, 24  # images that a detector may be tuned on; photographs looked at together
+TUNED, LOOKED_AT = {"scrfd": 512, "yolo": 256}, 24  # images that a detector may be tuned on; looked at together
 CENTERS = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))  # of parts 0.6 as wide and high as all of it
 
 
@@ -149,7 +149,7 @@ def views_with_boxes(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
             found += [some[sees] for some, sees in zip(of_photo, seen, strict=True) if sees.any()]
     tested = found[::3]
     tuned = [some for k, some in enumerate(found) if k % 3]
-    return np.concatenate(tuned)[:TUNED], np.concatenate(tested)
+    return np.concatenate(tuned)[: TUNED[kind]], np.concatenate(tested)
 
 
 def views(data: bytes, kind: str) -> np.ndarray:

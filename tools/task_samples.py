@@ -41,7 +41,7 @@ def faces() -> Arrays:
 
 @limited
 def bodies() -> Arrays:
-    """Up to 512 photographs and parts of photographs, 192 x 192, for YOLOv8."""
+    """256 photographs and parts of photographs, 192 x 192, for YOLOv8."""
     return dict(detectors.tuned_on(WILD / BODIES, "yolo"))
 
 

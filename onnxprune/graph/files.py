@@ -113,7 +113,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
         passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     model.ir_version = max(model.ir_version, 4)  # before, every initializer had to be an input
-    _lift_constants(model)
+    lift_constants(model)
     written_out = qoperator.write_out(model) if rewrite else 0
     if rewrite:
         _pass_by_identities(model)
@@ -129,7 +129,7 @@ def normalize(model: ir.Model, *, rewrite: bool = True) -> ir.Model:
         passes.RemoveUnusedNodesPass()(simplified)
     bodies.lift(simplified)
     _drop_unused_initializers(simplified)
-    _name_nodes(simplified)
+    name_nodes(simplified)
     _untie(simplified)
     extras.put(simplified, replace(extras.of(simplified), written_out=written_out))
     states.put_gates(simplified)
@@ -318,7 +318,7 @@ def _is_external(value: ir.Value) -> bool:
 def _simplified(model: ir.Model) -> ir.Model:
     """`model` through onnxsim, again where that decided an If."""
     simplified = simplify(model, skipped=KEPT_APART)
-    _lift_constants(simplified)
+    lift_constants(simplified)
     if not branches.inline_decided(simplified):
         return simplified
     extras.put(simplified, replace(extras.of(simplified), notes=extras.of(model).notes))  # of what is now done again
@@ -340,7 +340,7 @@ def _computes_unused(model: ir.Model) -> bool:
     return any(not value.uses() and not value.is_graph_output() for value in computed)
 
 
-def _lift_constants(model: ir.Model) -> None:
+def lift_constants(model: ir.Model) -> None:
     """Makes initializers of all Constant nodes."""
     for node in list(model.graph):
         given = node.attributes.get("value") if node.op_type == "Constant" else None
@@ -363,7 +363,7 @@ def _drop_unused_initializers(model: ir.Model) -> None:
             del model.graph.initializers[name]
 
 
-def _name_nodes(model: ir.Model) -> None:
+def name_nodes(model: ir.Model) -> None:
     """Gives every node a name of its own; given names stay."""
     taken: set[str] = set()
     for index, node in enumerate(bodies.all_nodes(model.graph)):

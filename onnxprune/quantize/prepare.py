@@ -14,6 +14,7 @@ from onnx_ir.convenience import replace_nodes_and_values
 from onnxprune import graph
 from onnxprune.errors import GraphError, OnnxPruneError, UsageError, first_line
 from onnxprune.graph import extras, half
+from onnxprune.graph.files import lift_constants, name_nodes
 from onnxprune.system.memory import out_of_memory
 from onnxprune.system.streams import swallowed
 
@@ -50,14 +51,15 @@ def prepared(
     notes = (SINGLE,) if not halves and _computes_in_halves(model) else ()
     model = folded(model, halves)
     model.ir_version = max(model.ir_version, FREE_INITIALIZERS)
-    for index, node in enumerate(model.graph.all_nodes()):
-        node.name = node.name or f"{node.op_type}_unnamed_{index}"
+    name_nodes(model)
     if split:
         split_gemms(model)
     old = model.opset_imports.get("", opset)
     if old >= opset:
         return model, notes
     raised = _raised(model, old, opset)
+    lift_constants(raised)  # those that the conversion made have no names, by which the proof knows nodes
+    name_nodes(raised)
     return raised, (
         *notes,
         f"opset {old} was raised to {opset}, which quantized weights with a scale per channel need",

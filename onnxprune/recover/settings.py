@@ -159,8 +159,7 @@ def choose(
         side, zooms = 0, False
     optimizer = _optimizer(model, numbers) if s.optimizer == "auto" else s.optimizer
     narrow = fixed is not None and fixed < LEAST_BATCH  # no statistics can be taken of so few
-    few = numbers and min(epochs, SEEN_OFTEN) * max(1, count // batch) < SHORT
-    wanted = wants_batchnorm(model) and not narrow and not few
+    wanted = wants_batchnorm(model) and not narrow and not numbers  # boxes end worse by it than they began
     batchnorm = s.batchnorm if s.batchnorm != "auto" else ("on" if wanted else "off")
     normed = batchnorm == "on" or any(_norms(model))
     decay = s.weight_decay if s.weight_decay is not None else (1e-4 if optimizer == "sgd" else 1e-2)

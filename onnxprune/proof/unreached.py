@@ -73,7 +73,7 @@ GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 def compared(cut: ir.Model, masked: ir.Model, *, floor: float = FLOOR) -> Iterator[tuple[str, str, Tally]]:
     """(kind of evidence, where, tally) of all that is stored with nodes that stand in both models, bodies included."""
     kept = extras.of(masked).kept
-    opsets = (cut.opset_imports, masked.opset_imports)
+    opsets = masked.opset_imports
     told = _told_by_inputs(masked)
     found = paired.nodes(cut, masked)
     for node in found.gone:
@@ -195,19 +195,16 @@ def _ends(own: ir.Node, twin: ir.Node, kept: Kept) -> Tally | None:
 # Attributes -----------------------------------------------------------------------------------------------------------
 
 
-def _attributes(pair: Pair, opsets: Sequence[Mapping[str, int]], floor: float) -> Iterator[tuple[str, Tally]]:
+def _attributes(pair: Pair, opsets: Mapping[str, int], floor: float) -> Iterator[tuple[str, Tally]]:
     """All attributes but those that follow the cut; lists and whole numbers where a node reads the same in both, for
-    else it may be a rewriting; of what no cut touches, such as trees, all that they hold.
-
-    opsets: of both models; quantizing may have raised one.
-    """
+    else it may be a rewriting; of what no cut touches, such as trees, all that they hold."""
     own, twin = pair.own, pair.twin
     if twin.domain == ML:
         whole = [sorted(each.SerializeToString() for each in _messages(node)) for node in (own, twin)]
         yield "attributes", _verdict(whole[0] == whole[1])
         return
     for name in sorted({*own.attributes, *twin.attributes} - FOLLOWING):
-        ours, theirs = (_plain(node, name, mine) for node, mine in zip((own, twin), opsets, strict=True))
+        ours, theirs = (_plain(node, name, opsets) for node in (own, twin))
         if (isinstance(theirs, float) and twin.op_type in LINEAR) or (name == "pads" and twin.op_type == "Pad"):
             continue
         if isinstance(theirs, float) and isinstance(ours, float):
@@ -226,29 +223,13 @@ def _plain(node: ir.Node, name: str, opsets: Mapping[str, int]) -> object:
     opset = opsets.get(node.domain, opsets.get("", 1))
     if attribute is not None and attribute.type in GRAPHS:
         return None
-    value: Any = attribute.value if attribute is not None else _elsewhere(node, name, opset)
+    value: Any = attribute.value if attribute is not None else _default(node.op_type, node.domain, name, opset)
     listed = tuple(cast(Sequence[object], value)) if isinstance(value, (list, tuple)) else ()
     if name in NEUTRAL:
         return listed if set(listed) - {NEUTRAL[name]} else ()
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return value if isinstance(value, (float, int, str)) else listed or None
-
-
-def _elsewhere(node: ir.Node, name: str, opset: int) -> object:
-    """What the operator takes for an attribute that is not written: later opsets made inputs of some."""
-    names = _inputs_of(node.op_type, node.domain, opset)
-    index = names.index(name) if name in names else len(node.inputs)
-    array = stored_array(node.inputs[index]) if index < len(node.inputs) else None
-    return _default(node.op_type, node.domain, name, opset) if array is None else array.tolist()
-
-
-@cache
-def _inputs_of(op_type: str, domain: str, opset: int) -> tuple[str, ...]:
-    try:
-        return tuple(each.name for each in onnx.defs.get_schema(op_type, opset, domain).inputs)
-    except onnx.defs.SchemaError:
-        return ()
 
 
 @cache

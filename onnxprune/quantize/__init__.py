@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxprune.quantize.asked import KINDS, NONE, Asked, check, parse
     from onnxprune.quantize.nearer import JUDGED
     from onnxprune.quantize.parts import as_floats
-    from onnxprune.quantize.prepare import check_model, folded
+    from onnxprune.quantize.prepare import begun, check_model
     from onnxprune.quantize.ranges import drawn
     from onnxprune.quantize.records import Context, Quantized
 
@@ -37,7 +37,7 @@ HOMES = {
     "asked": ("KINDS", "NONE", "Asked", "check", "parse"),
     "nearer": ("JUDGED",),
     "parts": ("as_floats",),
-    "prepare": ("check_model", "folded"),
+    "prepare": ("begun", "check_model"),
     "ranges": ("drawn",),
     "records": ("Context", "Quantized"),
 }
@@ -50,11 +50,11 @@ __all__ = [
     "Quantized",
     "as_floats",
     "as_stored",
+    "begun",
     "check",
     "check_model",
     "drawn",
     "file_bytes",
-    "folded",
     "kind_of",
     "parse",
     "quantize",

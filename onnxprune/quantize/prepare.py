@@ -66,6 +66,11 @@ def prepared(
     )
 
 
+def begun(model: ir.Model, like: ir.Model) -> ir.Model:
+    """`model` as quantizing begins with it, at the opset of `like`, which was made of it or of a cut of it."""
+    return prepared(model, like.opset_imports.get("", 1))[0]
+
+
 def check_model(model: ir.Model, kind: str = "") -> None:
     """Checks that `model` can be quantized as `kind`, which it cannot be twice. Raises: UsageError otherwise."""
     halved = next((node for node in model.graph.all_nodes() if _is_halved(node)), None)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +104,8 @@ def produce(
                 stored = rounded.made
             if stored is not None and stored.trained:
                 with clock("verify the trained weights"):
-                    replay.check_recovered(subject, selection, stored.float_model, out, quantize.folded)
+                    alike = partial(quantize.begun, like=stored.float_model)
+                    replay.check_recovered(subject, selection, stored.float_model, out, alike)
             results = _written(stored, proven, places[out])
             made = _as_it_ended(planned, subject, settings, recovered.history, stored, places[out])
             narrow = narrowed.of(subject, places[out]) if settings.form.narrow_states else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -108,7 +109,7 @@ def _check_quantized(
         raise GraphError(f"{out}: onnxruntime ends with {crash} on it, so that it cannot be verified") from crash
     if not any_weights:
         _check_weights(loaded, subject, subject.path, out)
-    found, what = check_recovered(subject, selection, floats, out, quantize.folded)
+    found, what = check_recovered(subject, selection, floats, out, partial(quantize.begun, like=floats))
     return found, f"{what}; {simulation}"
 
 

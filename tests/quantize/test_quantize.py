@@ -24,13 +24,15 @@ old (float[N, 3, 8, 8] x) => (float[N, 6, 8, 8] y) <float[6, 3, 3, 3] w, float[6
   [affine] y = Affine <alpha = 2.0, beta = 1.0> (c)
 }
 """
-# Raising it makes axes that were attributes inputs, by nodes that have no name.
+# Raising it makes axes that were attributes inputs, by nodes that have no name, and writes Softmax out.
 SQUEEZED = """<ir_version: 6, opset_import: ["" : 11]>
-squeezed (float[N, 3, 8, 8] x) => (float[N, 6] y) <float[6, 3, 3, 3] w, float[6] b, float[6, 6] v>
+squeezed (float[N, 3, 8, 8] x) => (float[N, 6] y) <float[6, 3, 3, 3] w, float[6] b, float[6, 6, 1, 1] u, float[6, 6] v>
 {
   [conv] a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
   [relu] r = Relu (a)
-  [pool] g = GlobalAveragePool (r)
+  [mixed] m = Conv (r, u)
+  [soft] q = Softmax <axis = 1> (m)
+  [pool] g = GlobalAveragePool (q)
   [last] s = Squeeze <axes = [3]> (g)
   [next] t = Squeeze <axes = [2]> (s)
   [matmul] y = MatMul (t, v)

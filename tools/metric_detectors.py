@@ -128,6 +128,7 @@ def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
 
 
 TUNED, LOOKED_AT = {"scrfd": 512, "yolo": 256}, 24  # images that a detector may be tuned on; looked at together
+SEEN = 1000  # photographs of each folder that are looked through
 CENTERS = ((0.5, 0.5), (0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7))  # of parts 0.6 as wide and high as all of it
 
 
@@ -140,7 +141,7 @@ def views_with_boxes(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
     name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
     answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
     for split in ("val900", "train1000"):
-        photos = imagenet.Images(split)
+        photos = imagenet.Images(split, 0, SEEN)
         for start in range(0, len(photos), LOOKED_AT):
             names = photos.names[start : start + LOOKED_AT]
             x = np.concatenate([views(photos.zip.read(each), kind) for each in names])

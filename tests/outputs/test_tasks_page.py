@@ -37,7 +37,7 @@ def samples(monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     from tools import task_samples
 
-    monkeypatch.setattr(task_samples.detectors, "MOST", (48, 600))
+    monkeypatch.setattr(task_samples.detectors, "SEEN", 300)
     return task_samples
 
 

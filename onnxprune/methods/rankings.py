@@ -31,12 +31,15 @@ def without(outcome: Outcome, dims: frozenset[Dim]) -> Outcome:
 
 def reordered(widths: Outcome, order: Outcome) -> Outcome:
     """The values of `widths`, which decide how many go, on the units in the order of `order`, which decides which."""
-    scores = {}
-    for dim, values in _orders(order):
-        found = np.empty(len(values))
-        found[np.argsort(values, kind="stable")] = np.sort(np.asarray(widths.ranking[dim], np.float64))
-        scores[dim] = found
+    scores = {dim: _placed(np.asarray(widths.ranking[dim], np.float64), values) for dim, values in _orders(order)}
     return replace(order, scores=scores, losses=False, comparable=widths.comparable, limits={}, keep=None)
+
+
+def _placed(prices: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """`prices`, the cheapest on the unit that is lowest in `order`, and so on."""
+    found = np.empty(len(order))
+    found[np.argsort(order, kind="stable")] = np.sort(prices)
+    return found
 
 
 def priced(outcome: Outcome, dims: Sequence[Dim], factor: float) -> Outcome:
@@ -53,6 +56,5 @@ def between(one: Outcome, other: Outcome) -> Outcome:
     for dim, values in _orders(other):
         pair = (np.sort(np.asarray(each, np.float64)) for each in (one.ranking[dim], values))
         first, second = (np.log(np.maximum(each, LEAST_PRICE)) for each in pair)
-        scores[dim] = np.empty(len(values))
-        scores[dim][np.argsort(values, kind="stable")] = np.exp((first + second) / 2)
+        scores[dim] = _placed(np.exp((first + second) / 2), values)
     return replace(other, scores=scores, losses=False, limits={}, keep=None)

@@ -203,8 +203,9 @@ def _rankings(
     spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     if settings.goal.searched:
         return
-    free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
+    free = spared
     if outcome.limits and outcome.comparable:
+        free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
         yield BY_LOSS, widths.in_order(free, orders)
     squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
     if squeezed or not widths.affordable(subject, spared):

@@ -71,6 +71,7 @@ def mean_precision(found: Boxes, wanted: Boxes) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
+MOST = 150  # photographs for the study of metrics
 SIDE, AT_ONCE = 192, 48  # pixels of a side; photographs looked at before it is seen whether there are enough
 
 
@@ -99,25 +100,33 @@ def sure(boxes: Boxes, least: float) -> Boxes:
     return [(b[s >= least], s[s >= least], c[s >= least]) for b, s, c in boxes]
 
 
+READ = {"scrfd": ("input.1", scrfd_boxes), "yolo": ("images", yolo_boxes)}  # input, and boxes of the outputs
+
+
+def scaled(x: np.ndarray, kind: str) -> np.ndarray:
+    """Pixels of 0..255 as a detector takes them."""
+    return (x - 127.5) / 128 if kind == "scrfd" else x / 255
+
+
 @cache
-def with_boxes(path: Path, kind: str, most: int = 150, looked_at: int = 1500) -> np.ndarray:
-    """Up to `most` photographs of `looked_at` on which the original finds something, as it takes them."""
-    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+def with_boxes(path: Path, kind: str) -> np.ndarray:
+    """Up to MOST photographs of the first 1,500 on which the original finds something, as it takes them."""
+    name, decode = READ[kind]
     answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
-    places = [*(("val900", k) for k in range(900)), *(("train1000", k) for k in range(1000))][:looked_at]
+    places = [*(("val900", k) for k in range(900)), *(("train1000", k) for k in range(600))]
     for k in range(0, len(places), AT_ONCE):
         block = places[k : k + AT_ONCE]
         splits = {split: [start for other, start in block if other == split] for split, _ in block}
         x = np.concatenate([photographs(SIDE, split, starts[0], len(starts)) for split, starts in splits.items()])
-        x = (x - 127.5) / 128 if kind == "scrfd" else x / 255
+        x = scaled(x, kind)
         found += [x[j] for j, (_, s, _) in enumerate(sure(decode(answers({name: x})), 0.4)) if len(s)]
-        if len(found) >= most:
+        if len(found) >= MOST:
             break
-    return np.stack(found[:most])
+    return np.stack(found[:MOST])
 
 
 def detector_samples(kind: str) -> Callable[[Path], tuple[Feeds, Feeds]]:
-    name = "input.1" if kind == "scrfd" else "images"
+    name, _ = READ[kind]
 
     def samples(path: Path) -> tuple[Feeds, Feeds]:
         x = with_boxes(path, kind)
@@ -138,7 +147,7 @@ def views_with_boxes(path: Path, kind: str) -> tuple[np.ndarray, np.ndarray]:
 
     That is what the original finds. Every third such photograph, with all its parts, is one to measure on.
     """
-    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    name, decode = READ[kind]
     answers, found = answers_of(path, 1 if kind == "scrfd" else 8), []
     for split in ("val900", "train1000"):
         photos = imagenet.Images(split, 0, SEEN)
@@ -161,17 +170,17 @@ def views(data: bytes, kind: str) -> np.ndarray:
     corners = [((x - 0.3) * w, (y - 0.3) * h, (x + 0.3) * w, (y + 0.3) * h) for x, y in CENTERS]
     all_of_them = [photo, *(photo.crop([round(at) for at in corner]) for corner in corners)]
     x = np.stack([np.asarray(each.resize((SIDE, SIDE)), np.float32) for each in all_of_them]).transpose(0, 3, 1, 2)
-    return (x - 127.5) / 128 if kind == "scrfd" else x / 255
+    return scaled(x, kind)
 
 
 def tuned_on(path: Path, kind: str) -> Feeds:
     """Images to tune a detector on, without labels."""
-    return {"input.1" if kind == "scrfd" else "images": views_with_boxes(path, kind)[0]}
+    return {READ[kind][0]: views_with_boxes(path, kind)[0]}
 
 
 def found_after_tuning(path: Path, kind: str) -> Callable[[Answers], float]:
     """mAP50-95 on images of other photographs."""
-    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    name, decode = READ[kind]
     feeds = {name: views_with_boxes(path, kind)[1]}
     wanted = sure(decode(answers_of(path, 1)(feeds)), 0.4)
     return lambda answers: mean_precision(decode(answers(feeds)), wanted)
@@ -219,7 +228,7 @@ def face_truth(path: Path) -> Callable[[Answers], float]:
 
 
 def detector_truth(kind: str) -> Callable[[Path], Callable[[Answers], float]]:
-    name, decode = ("input.1", scrfd_boxes) if kind == "scrfd" else ("images", yolo_boxes)
+    name, decode = READ[kind]
 
     def truth(path: Path) -> Callable[[Answers], float]:
         x = with_boxes(path, kind)

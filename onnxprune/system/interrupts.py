@@ -1,10 +1,11 @@
 """Ctrl-C and SIGTERM end a run even where a library takes the exception that Python raises for them as its own.
 
-An import that catches everything (`try: import numba` / `except:`) swallows it, and so does code that Python calls
-from a callback. So it is remembered, and raised again at the next step.
+An import that catches everything (`try: import numba` / `except:`) swallows it, and so does Python where it calls a
+destructor or a callback of a fork. So it is remembered, and raised again at the next step.
 """
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,11 @@ def interruptible() -> Iterator[None]:
         _asked.set()
         raise KeyboardInterrupt
 
+    def unraisable(told: "sys.UnraisableHookArgs") -> None:
+        if not (_asked.is_set() and isinstance(told.exc_value, KeyboardInterrupt)):  # that one is not lost: see heed
+            told_before(told)
+
+    told_before, sys.unraisablehook = sys.unraisablehook, unraisable
     before = {signal.SIGTERM: signal.signal(signal.SIGTERM, stop)}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # ignored in a job in the background
         before[signal.SIGINT] = signal.signal(signal.SIGINT, stop)
@@ -42,5 +48,6 @@ def interruptible() -> Iterator[None]:
         raise
     finally:
         _asked.clear()
+        sys.unraisablehook = told_before
         for number, handler in before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 
 import pytest
 
@@ -48,6 +49,40 @@ def test_what_a_library_made_of_it_is_an_interruption(number):
 
     with pytest.raises(KeyboardInterrupt):
         run()
+
+
+class Torn:
+    """Its destructor does something; Python tells what that raises, and goes on."""
+
+    def __init__(self, does):
+        self.does = does
+
+    def __del__(self):
+        self.does()
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_a_destructor_was_told_is_no_message_and_not_lost(number, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def run():
+        with interruptible():
+            Torn(lambda: os.kill(os.getpid(), number))
+            heed()
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert not told
+
+
+def test_what_else_a_destructor_raises_is_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda of: told.append(of.exc_type))
+    with interruptible():
+        Torn(lambda: 1 / 0)
+    Torn(lambda: 1 / 0)
+    assert told == [ZeroDivisionError, ZeroDivisionError]
 
 
 def test_handlers_are_as_before():

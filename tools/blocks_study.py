@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--macs", type=float, nargs="+", default=[0.5])
     parser.add_argument("--samples", type=int, default=1000, help="training images, without labels")
     parser.add_argument("--test", type=int, default=2000)
+    parser.add_argument("--start", type=int, default=0, help="the first of the test images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--blocks", nargs="+", default=[depth.MEASURED], help="which go, as --blocks of onnxprune")
     parser.add_argument("--rows", nargs="+", choices=("none", "blocks"), default=["none", "blocks"])
@@ -65,8 +67,10 @@ def main() -> None:
 
 def rows(args: argparse.Namespace, method: str, macs: float) -> Iterator[str]:
     """The rows without blocks that go and with them, from one scoring."""
-    x, tested = allocation_study.images(args.model, args.samples, args.test)
-    given = {"data": x, "val": tested, "target": {"macs": macs}, "align": 1, "latency": False, "method": method}
+    x, tested = allocation_study.images(args.model, args.samples, args.test, args.start)
+    given: dict[str, Any] = {"data": x, "val": tested, "target": {"macs": macs}, "align": 1, "latency": False}
+    if method != "auto":
+        given["method"] = method
     options = Options(**given, recover="reconstruct", seed=args.seed)
     settings = resolved(options)
     subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())
@@ -102,7 +106,7 @@ def with_blocks(options: Options, names: tuple[str, ...]) -> Options:
 
 def chosen(args: argparse.Namespace, subject: Subject, outcome: Outcome, options: Options) -> tuple[str, ...]:
     """The names of the blocks that measuring chooses, from --cache where they are there."""
-    file = kept_in(args, options.method, options.target["macs"])
+    file = kept_in(args, "auto" if options.method_found else options.method, options.target["macs"])
     if file.exists():
         return tuple(json.loads(file.read_text())["blocks"])
     left, ranking = depth.chosen(subject, outcome, resolved(with_blocks(options, (depth.MEASURED,))), Clock())

@@ -65,7 +65,6 @@ SHORT = {
     BETWEEN: "widths between these two",
 }
 GROUPS = 6  # of the dimensions inside blocks; the width of each residual stream is one of its own
-CLEARLY = 0.9  # of what the method's own widths lose: above it a candidate that is refitted on few samples tells little
 
 
 Evaluate = Callable[[Selection], np.ndarray]  # the losses (N,) of a cut
@@ -166,13 +165,9 @@ def _better_by_refit(
     The order is taken unless it is worse at the size asked for (half of the MACs where a search finds the size), other
     widths where they lose less and the size is known. What would take longer than some minutes is not tried.
     """
-    if not _may_choose(subject, settings):
-        return plain
-    readers = leftover.readers(subject.coupling, outcome.scores)
-    if _affordable(subject) < LEAST_PART or widths.work(readers) > MOST_WORK:
-        return plain
     try:
-        orders = widths.Orders(subject, readers, settings.seed)
+        if (orders := _orders(subject, outcome, settings)) is None:
+            return plain
         rankings = _rankings(subject, outcome, plain, settings, orders)
         tried = [c for item in rankings for c in _tried(*item, subject, settings, evaluator())]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
@@ -184,6 +179,16 @@ def _better_by_refit(
     note = f"{best.name} (lost in a trial: {told})"
     LOG.info("  %s", note)
     return replace(best.outcome, notes=(*(n for n in best.outcome.notes if n != BY_REFIT), note))
+
+
+def _orders(subject: Subject, outcome: Outcome, settings: Settings) -> widths.Orders | None:
+    """Units in the order of the refit, where the order is ours to choose and this takes no more than some minutes."""
+    if not _may_choose(subject, settings):
+        return None
+    readers = leftover.readers(subject.coupling, outcome.scores)
+    if _affordable(subject) < LEAST_PART or widths.work(readers) > MOST_WORK:
+        return None
+    return widths.Orders(subject, readers, settings.seed)
 
 
 def contenders(subject: Subject, outcome: Outcome, settings: Settings) -> list[Candidate]:
@@ -324,7 +329,10 @@ def _targets(settings: Settings) -> search.Targets:
 
 
 def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome:
-    """The best of several priors, then dimensions made dearer or cheaper, group by group, where the loss falls."""
+    """The best of several priors, then dimensions made dearer or cheaper, group by group, where the loss falls.
+
+    Less than the first of them, the method's own, by more than chance explains: else that is taken.
+    """
     start = perf_counter()
     evaluate = _evaluator(subject, settings)
     tried: list[Candidate] = []
@@ -335,6 +343,7 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
     each = (perf_counter() - start) / len(tried)
     seconds = SECONDS if settings.seconds is None else TIME_SHARE * settings.seconds
     count = max(n for n in COUNTS if n <= max(COUNTS[0], seconds / max(each, 1e-9)))
+    own = tried[0]
     best, moves = min(tried, key=lambda candidate: candidate.loss), 0
     prior = best
     for factor in FACTORS:
@@ -347,14 +356,14 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
                 if found and found[0].beats(best):
                     best, moves = found[0], moves + 1
                     break  # not back again
-    own, found_loss = next((c for c in tried if c.name == "method"), None), best.loss
-    if own is not None and best.loss > CLEARLY * own.loss:
-        best = own
-    lost = "" if own is None else f"; the method's own widths lose {own.loss:.4f}"
+    told = f"; '{own.name}' loses {own.loss:.4f}"
+    if not best.beats(own):
+        told += f", and is kept: {best.loss:.4f} is not clearly less"
     note = (
-        f"widths: measured, {len(tried)} candidates, best prior '{prior.name}' ({prior.loss:.4f}), "
-        f"{moves} moves to {found_loss:.4f}{lost}{', and are kept: nothing is clearly better' if best is own else ''}"
+        f"widths: measured, {len(tried)} candidates, best prior '{SHORT.get(prior.name, prior.name)}' "
+        f"({prior.loss:.4f}), {moves} moves to {best.loss:.4f}{told}"
     )
+    best = best if best.beats(own) else own
     LOG.info("  %s", note)
     return replace(best.outcome, notes=(*outcome.notes, note))
 
@@ -378,18 +387,23 @@ def _selected(subject: Subject, ranking: Outcome, settings: Settings) -> Selecti
 
 
 def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:
-    """Rankings to begin with, by name: the method's, even shares, taylor's, by refit; each also with streams whole."""
+    """Rankings to begin with, by name, the method's own first.
+
+    Even shares, taylor's, by refit, each also with streams whole; where nobody asked for a method, also what the plain
+    command compares.
+    """
     streams = subject.coupling.residual & outcome.scores.keys()
-    found = {"method": outcome, "uniform": uniform(outcome)}
+    found = {settings.method.name: outcome, "uniform": uniform(outcome)}
     if settings.method.name != "taylor" and not isinstance(by_loss := _taylor(subject, outcome, settings), str):
         found["taylor"] = by_loss
     for name, ranking in found.items():
         yield name, ranking
         if streams and len(streams) < len(outcome.scores):
             yield f"{name}, streams whole", without(ranking, frozenset(streams))
-    inside = without(outcome, frozenset(streams))
-    if inside.scores:
-        yield "refit, streams whole", widths.by_refit(subject, inside, settings.seed, reorder=settings.method_found)
+    if (orders := _orders(subject, outcome, settings)) is not None:
+        yield from _rankings(subject, outcome, _repairable(subject, outcome, settings), settings, orders)
+    elif (inside := without(outcome, frozenset(streams))).scores:
+        yield "refit, streams whole", widths.by_refit(subject, inside, settings.seed, reorder=False)
 
 
 def _groups(subject: Subject, outcome: Outcome) -> list[list[Dim]]:

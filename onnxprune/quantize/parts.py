@@ -141,9 +141,9 @@ def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
         if found is not None:
             integers, grid = found
             name = (node.inputs[0].name or "").removesuffix("_quantized")  # type: ignore[union-attr]
-            _replace(floats, node, graph.add_constant(floats.graph, name, grid.real(integers)))
+            _replace(node, graph.add_constant(floats.graph, name, grid.real(integers)))
         elif pair is not None:
-            _replace(floats, node, pair[0])
+            _replace(node, pair[0])
     for node in reversed(list(floats.graph)):
         if node.op_type == "QuantizeLinear" and not node.outputs[0].uses():
             floats.graph.remove(node, safe=True)
@@ -151,15 +151,16 @@ def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
         _insert(floats, node)
 
 
-def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    """Takes `node` out; those that read its output read `value`."""
-    output = node.outputs[0]
-    shown = output in model.graph.outputs
+def _replace(node: ir.Node, value: ir.Value) -> None:
+    """Takes `node` out of its graph; those that read its output read `value`."""
+    output, own = node.outputs[0], node.graph
+    assert own is not None
+    shown = output.is_graph_output()
     output.replace_all_uses_with(value, replace_graph_outputs=True)
     if shown:  # the interface keeps its name, type and shape
         name, output.name = output.name, f"{output.name}/rounded"
         value.name, value.type, value.shape = name, output.type, output.shape
-    model.graph.remove(node, safe=True)
+    own.remove(node, safe=True)
 
 
 def _dropped(model: ir.Model, float_model: ir.Model) -> Iterator[ir.Node]:
@@ -314,7 +315,7 @@ def _look_up_floats(floats: ir.Model) -> dict[str, ir.Value]:
         assert last is not None
         floats.graph.insert_before(last, rows)
         value.name, value.type, value.shape = f"{kept}/looked_up", table.output.type, table.output.shape
-        _replace(floats, last, value)
+        _replace(last, value)
         value.name = kept
     return made
 
@@ -344,7 +345,7 @@ def _multiply(floats: ir.Model, name: str, matrix: Matrix, held: Mapping[str, ir
     value = made.outputs[0]
     value.name, value.type, value.shape = f"{matrix.output.name}/floats", matrix.output.type, matrix.output.shape
     kept = matrix.output.name
-    _replace(floats, last, value)
+    _replace(last, value)
     value.name = kept
 
 
@@ -367,7 +368,7 @@ def _join_gemms(floats: ir.Model, float_model: ir.Model) -> None:
         floats.graph.insert_before(last, made)
         value, kept = made.outputs[0], last.outputs[0].name
         value.name, value.type, value.shape = f"{kept}/floats", last.outputs[0].type, last.outputs[0].shape
-        _replace(floats, last, value)
+        _replace(last, value)
         if total is not None:
             floats.graph.remove(product, safe=True)
         made.name, value.name = gemm.name, kept
@@ -378,10 +379,10 @@ def _join_gemms(floats: ir.Model, float_model: ir.Model) -> None:
 
 def _single(model: ir.Model, float_model: ir.Model) -> ir.Model:
     """`model` in single precision, less the conversions that the converter put in."""
-    own = {node.name for node in float_model.graph if node.op_type == "Cast"}
+    own = {node.name for node in float_model.graph.all_nodes() if node.op_type == "Cast"}
     floats = half.single(model)
-    for node in list(floats.graph):
+    for node in list(floats.graph.all_nodes()):
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "Cast" and node.name not in own and source is not None:
-            _replace(floats, node, source)
+            _replace(node, source)
     return floats

@@ -104,12 +104,19 @@ class Matrix:
     """
 
     node: ir.Node  # that reads it
-    values: ir.Value  # that it is multiplied with
+    source: ir.Node  # that reads what it is multiplied with
     output: ir.Value
     real: np.ndarray
     step: np.ndarray
     low: np.ndarray
     high: np.ndarray
+
+    @property
+    def values(self) -> ir.Value:
+        """What it is multiplied with: another value once a matrix in front of it is put back in floats."""
+        value = self.source.inputs[0]
+        assert value is not None
+        return value
 
 
 def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
@@ -226,7 +233,7 @@ def _of_blocks(node: ir.Node) -> Matrix | None:
     real, *ends = ((at - zeros[..., None]).astype(np.float32) * scale for at in places)
     arrays = (real, np.broadcast_to(np.abs(scale), real.shape), np.minimum(*ends), np.maximum(*ends))
     arrays = [np.ascontiguousarray(array.reshape(N, -1)[:, :K].T) for array in arrays]
-    return Matrix(node, node.inputs[0], node.outputs[0], *arrays)
+    return Matrix(node, node, node.outputs[0], *arrays)
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
@@ -249,7 +256,7 @@ def _of_columns(node: ir.Node) -> Matrix | None:
     zeros = np.zeros(1) if zero is None else zero.reshape(-1)
     real = (integers.astype(np.int64) - zeros.astype(np.int64)).astype(np.float32) * scale.reshape(-1)
     step = np.broadcast_to(np.abs(scale.reshape(-1)), real.shape)
-    return Matrix(node, source.inputs[0], product.outputs[0], real, step, -np.inf * step, np.inf * step)
+    return Matrix(node, source, product.outputs[0], real, step, -np.inf * step, np.inf * step)
 
 
 def _columns(value: ir.Value | None) -> np.ndarray | None:

@@ -5,6 +5,7 @@ What DequantizeLinear means is written down here once more, in numpy and apart f
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir.passes.common as passes
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import half
+from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.quantize.prepare import drop_unused
 from onnxprune.quantize.ties import ROWS
 
@@ -119,15 +121,16 @@ class Matrix:
         return value
 
 
-def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
+def as_floats(model: ir.Model, float_model: ir.Model, kind: str, where: str | Path = "the quantized model") -> ir.Model:
     """`model`, quantized as `kind`, as floats: weights are what the file stands for, nothing is rounded as it runs.
 
     float_model: a model of the same graph before it was quantized; what the quantizer dropped comes from there.
+    where: what an error's message begins with.
     Raises: VerificationError where `model` was not made from that graph.
     """
     floats = graph.copy(model)
     if kind == "int8":
-        _without_rounding(floats, float_model)
+        _without_rounding(floats, float_model, where)
     elif kind == "fp16":
         floats = _single(floats, float_model)
     else:
@@ -140,7 +143,7 @@ def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
     return floats
 
 
-def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
+def _without_rounding(floats: ir.Model, float_model: ir.Model, where: str | Path) -> None:
     for node in list(floats.graph):
         if node.op_type != "DequantizeLinear":
             continue
@@ -155,7 +158,7 @@ def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
         if node.op_type == "QuantizeLinear" and not node.outputs[0].uses():
             floats.graph.remove(node, safe=True)
     for node in _dropped(floats, float_model):
-        _insert(floats, node)
+        _insert(floats, node, where)
 
 
 def _replace(node: ir.Node, value: ir.Value) -> None:
@@ -177,7 +180,7 @@ def _dropped(model: ir.Model, float_model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def _insert(model: ir.Model, node: ir.Node) -> None:
+def _insert(model: ir.Model, node: ir.Node, where: str | Path) -> None:
     """Puts a copy of `node` back where it was: onnxruntime gave its output's name to what stood in front of it."""
     source = node.inputs[0]
     producer = None if source is None else source.producer()
@@ -185,7 +188,9 @@ def _insert(model: ir.Model, node: ir.Node) -> None:
     own = next((other for other in model.graph if other.name == name), None)
     value = _value_in(model, node.outputs[0].name or "") if own is None else own.outputs[0]
     if value is None or value.producer() is None:
-        raise VerificationError(f"{node.op_type} '{node.name}' is missing, and so is what it reads; not made from it")
+        raise VerificationError(
+            f"{where}: {node.op_type} '{node.name}' is missing, and so is what it reads; {NOT_BY_PLAN}"
+        )
     rest = [graph.add_constant(model.graph, v.name or "", graph.array_of(v)) if v else None for v in node.inputs[1:]]
     copy = ir.Node(
         node.domain, node.op_type, [value, *rest], list(node.attributes.values()), name=node.name, num_outputs=1

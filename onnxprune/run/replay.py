@@ -56,6 +56,7 @@ def check(
     if found.ok:
         _check_operators(subject, selection, result, out, loaded)
         return found, f"cut = mask{other}"
+    _check_in_floats(subject, result, out)
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
     masked = _with_constants(subject, selection)
@@ -81,6 +82,16 @@ def _compared(
         if isinstance(error.__cause__, CrashedError):
             raise
         raise _no_run(out, subject, error) from error
+
+
+def _check_in_floats(subject: Subject, result: ir.Model, out: Path) -> None:
+    """Checks that `result` is not quantized where the model is not. Raises: VerificationError otherwise."""
+    node = quantize.quantized_node(result)
+    if node is not None and quantize.quantized_node(subject.model) is None:
+        raise VerificationError(
+            f"{out}: it is quantized ({node.op_type} '{node.name}'), and the plan says nothing of that; give the plan "
+            "that a run with --quantize wrote, or verify what 'onnxprune apply --quantize none' writes"
+        )
 
 
 def _check_runs(result: ir.Model, subject: Subject, out: Path) -> None:

@@ -1,5 +1,6 @@
 """`verify` of quantized files that were damaged ends with 3 and one line that names the file, whatever was damaged."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -86,3 +87,16 @@ def test_what_was_damaged_is_told_of_by_the_name_of_the_file(made, cli, tmp_path
     assert (ran.code, ran.out) == (3, "")
     assert ran.err.startswith(f"onnxprune: {tmp_path / 'damaged.onnx'}")
     assert ran.err.count("\n") == 1
+
+
+def test_a_quantized_file_beside_a_plan_in_floats_is_told_of(made, cli, tmp_path):
+    """It was told to differ by some hundredths, and not to be made by this plan, which it was."""
+    source, _, plan = made["dynamic"]
+    record = json.loads(plan.read_text())
+    del record["quantize"]
+    (tmp_path / "plan.json").write_text(json.dumps(record))
+    words = (source, tmp_path / "plan.json", tmp_path / "out.onnx", "--quantize", "dynamic", "--no-latency", "-q")
+    assert cli("apply", *words).code == 0
+    ran = cli("verify", source, tmp_path / "out.onnx", "--plan", tmp_path / "plan.json")
+    assert ran.code == 3
+    assert "it is quantized (DynamicQuantizeLinear 'x_QuantizeLinear'), and the plan says nothing of that" in ran.err

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from onnxprune.quantize.asked import KINDS, NONE, Asked, check, parse
     from onnxprune.quantize.nearer import JUDGED
     from onnxprune.quantize.parts import as_floats
-    from onnxprune.quantize.prepare import begun, check_model
+    from onnxprune.quantize.prepare import begun, check_model, quantized_node
     from onnxprune.quantize.ranges import drawn
     from onnxprune.quantize.records import Context, Quantized
 
@@ -37,7 +37,7 @@ HOMES = {
     "asked": ("KINDS", "NONE", "Asked", "check", "parse"),
     "nearer": ("JUDGED",),
     "parts": ("as_floats",),
-    "prepare": ("begun", "check_model"),
+    "prepare": ("begun", "check_model", "quantized_node"),
     "ranges": ("drawn",),
     "records": ("Context", "Quantized"),
 }
@@ -58,6 +58,7 @@ __all__ = [
     "kind_of",
     "parse",
     "quantize",
+    "quantized_node",
     "told",
     "verify",
 ]

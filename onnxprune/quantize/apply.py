@@ -118,6 +118,11 @@ def verify(
     Raises: VerificationError when it is not.
     """
     kind = kind_of(record)
+    left = prepare.quantized_node(floats)
+    if left is not None:
+        raise VerificationError(
+            f"{where}: {left.op_type} '{left.name}' is not as --quantize {kind} writes it; {NOT_BY_PLAN}"
+        )
     own, _ = _prepared(floats, kind)
     simulation = proof.simulate(model, own, kind, proof_feeds(feeds), record.get("ranges"))
     if not simulation.weights:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxprune import graph
 from onnxprune.errors import UsageError
-from onnxprune.graph import extras, providers
+from onnxprune.graph import bodies, extras, providers
 from onnxprune.quantize import prepare
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
@@ -17,6 +17,7 @@ from onnxprune.quantize.ranges import Ranges, tensors_data
 from onnxprune.system.atomic_files import scratch
 
 OPSET = {"int8": 13, "dynamic": 13, "int4": 13, "fp16": 7}  # 13: DequantizeLinear takes a scale per channel
+STORED = {"fp16": (ir.DataType.FLOAT16,)}  # what weights are stored as, where not as integers of 8 bits
 UNKNOWN = {"DefaultTensorType": onnx.TensorProto.FLOAT}  # of values behind operators that onnx does not know
 # Operators that onnxruntime computes in integers, or that only move values and so need not leave them.
 INTEGER_OPS = (
@@ -113,7 +114,7 @@ def int4(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
         block_size=asked["block"],
         is_symmetric=asked["symmetric"],
         accuracy_level=asked["accuracy_level"] or None,
-        nodes_to_exclude=list(floats),
+        nodes_to_exclude=[*floats, *_in_bodies(model)],
     )
     with quiet():
         quantizer.process()
@@ -121,30 +122,71 @@ def int4(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
     return _checked(made, model, "int4", "MatMul or Gemm")
 
 
+def _in_bodies(model: ir.Model) -> list[str]:
+    """Names of the nodes in bodies of If, Loop and Scan, into which the proof of integers does not look."""
+    outer = set(model.graph)
+    return [node.name or "" for node in model.graph.all_nodes() if node not in outer]
+
+
 def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
     """`model` in half precision behind the same interface."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     left = [*floats, *(node.name or "" for node in model.graph.all_nodes() if _takes_no_halves(node, model))]
+    proto = proto_of(model)
+    count = len(proto.graph.node)
     with quiet():
-        made = convert_float_to_float16(proto_of(model), keep_io_types=True, node_block_list=left)
-    return _without_way_back(_made(made, model))
+        made = convert_float_to_float16(proto, keep_io_types=True, node_block_list=left)
+    _put_conversions(made.graph, count)
+    return _without_way_back(_checked(made, model, "fp16", "node"))
+
+
+def _put_conversions(outer: onnx.GraphProto, count: int) -> None:
+    """Puts each conversion of the converter once, in place, into the graph that makes what it reads.
+
+    The converter adds one for every node that stays in float, also where two of these read the same value, and all
+    of them to `outer`, behind its own `count` nodes, also those of values inside of bodies.
+    """
+    added = sorted(outer.node[count:], key=lambda node: node.attribute[0].i != onnx.TensorProto.FLOAT16)
+    types = {value.name: value for value in outer.value_info}
+    del outer.node[count:], outer.value_info[:]
+    for each in _graphs(outer):
+        held = {value.name for value in (*each.input, *each.initializer)}
+        held.update(name for node in each.node for name in node.output)
+        for node in added:  # those to halves first: those to floats may read them
+            if node.input[0] in held and node.output[0] not in held:
+                each.node.append(node)
+                held.add(node.output[0])
+        known = {value.name for value in each.value_info}
+        each.value_info.extend(value for name, value in types.items() if name in held - known)
+
+
+def _graphs(outer: onnx.GraphProto) -> list[onnx.GraphProto]:
+    """`outer`, and the bodies of its nodes."""
+    attributes = [attribute for node in outer.node for attribute in node.attribute]
+    inner = [body for attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
+    return [outer, *(found for body in inner for found in _graphs(body))]
 
 
 def _without_way_back(model: ir.Model) -> ir.Model:
     """`model`, in place, without the halves that the converter puts between two nodes which both stay in float: what
     halves do not reach would be lost there."""
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         half = node.inputs[0].producer() if node.op_type == "Cast" and node.inputs[0] is not None else None
         if half is None or half.op_type != "Cast" or node.outputs[0].is_graph_output():
             continue
         source = half.inputs[0]
         if source is not None and _casts(half, ir.DataType.FLOAT16) and _casts(node, ir.DataType.FLOAT):
             node.outputs[0].replace_all_uses_with(source)
-            model.graph.remove(node, safe=True)
+            _remove(node)
             if not half.outputs[0].uses() and not half.outputs[0].is_graph_output():
-                model.graph.remove(half, safe=True)
+                _remove(half)
     return model
+
+
+def _remove(node: ir.Node) -> None:
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
 
 
 def _casts(node: ir.Node, dtype: ir.DataType) -> bool:
@@ -162,14 +204,14 @@ def _takes_no_halves(node: ir.Node, model: ir.Model) -> bool:
 
 
 def _checked(made: onnx.ModelProto, model: ir.Model, kind: str, what: str) -> ir.Model:
-    def count(proto: onnx.ModelProto) -> int:
-        sizes = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
-        return sum(tensor.data_type in sizes for tensor in proto.graph.initializer)
-
-    if count(made) <= sum(v.dtype in (ir.DataType.INT8, ir.DataType.UINT8) for v in model.graph.initializers.values()):
+    types = STORED.get(kind, (ir.DataType.INT8, ir.DataType.UINT8))
+    before = sum(value.dtype in types for value in model.graph.initializers.values())
+    if sum(tensor.data_type in types for each in _graphs(made.graph) for tensor in each.initializer) <= before:
+        inside = kind not in STORED and any(map(bodies.of, model.graph))
         raise UsageError(
             f"--quantize {kind}: nothing of this model can be stored so: it has no {what} with a constant weight that "
-            "is left to quantize; choose another kind, or exclude less"
+            f"is left to quantize{', outside of bodies of If, Loop and Scan' if inside else ''}; choose another kind, "
+            "or exclude less"
         )
     return _made(made, model)
 

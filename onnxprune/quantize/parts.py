@@ -5,6 +5,7 @@ What DequantizeLinear means is written down here once more, in numpy and apart f
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir.passes.common as passes
 from onnxprune import graph
 from onnxprune.errors import VerificationError
 from onnxprune.graph import half
+from onnxprune.proof.evidence import NOT_BY_PLAN
 from onnxprune.quantize.prepare import drop_unused
 from onnxprune.quantize.ties import ROWS
 
@@ -104,23 +106,31 @@ class Matrix:
     """
 
     node: ir.Node  # that reads it
-    values: ir.Value  # that it is multiplied with
+    source: ir.Node  # that reads what it is multiplied with
     output: ir.Value
     real: np.ndarray
     step: np.ndarray
     low: np.ndarray
     high: np.ndarray
 
+    @property
+    def values(self) -> ir.Value:
+        """What it is multiplied with: another value once a matrix in front of it is put back in floats."""
+        value = self.source.inputs[0]
+        assert value is not None
+        return value
 
-def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
+
+def as_floats(model: ir.Model, float_model: ir.Model, kind: str, where: str | Path = "the quantized model") -> ir.Model:
     """`model`, quantized as `kind`, as floats: weights are what the file stands for, nothing is rounded as it runs.
 
     float_model: a model of the same graph before it was quantized; what the quantizer dropped comes from there.
+    where: what an error's message begins with.
     Raises: VerificationError where `model` was not made from that graph.
     """
     floats = graph.copy(model)
     if kind == "int8":
-        _without_rounding(floats, float_model)
+        _without_rounding(floats, float_model, where)
     elif kind == "fp16":
         floats = _single(floats, float_model)
     else:
@@ -133,7 +143,7 @@ def as_floats(model: ir.Model, float_model: ir.Model, kind: str) -> ir.Model:
     return floats
 
 
-def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
+def _without_rounding(floats: ir.Model, float_model: ir.Model, where: str | Path) -> None:
     for node in list(floats.graph):
         if node.op_type != "DequantizeLinear":
             continue
@@ -141,25 +151,26 @@ def _without_rounding(floats: ir.Model, float_model: ir.Model) -> None:
         if found is not None:
             integers, grid = found
             name = (node.inputs[0].name or "").removesuffix("_quantized")  # type: ignore[union-attr]
-            _replace(floats, node, graph.add_constant(floats.graph, name, grid.real(integers)))
+            _replace(node, graph.add_constant(floats.graph, name, grid.real(integers)))
         elif pair is not None:
-            _replace(floats, node, pair[0])
+            _replace(node, pair[0])
     for node in reversed(list(floats.graph)):
         if node.op_type == "QuantizeLinear" and not node.outputs[0].uses():
             floats.graph.remove(node, safe=True)
     for node in _dropped(floats, float_model):
-        _insert(floats, node)
+        _insert(floats, node, where)
 
 
-def _replace(model: ir.Model, node: ir.Node, value: ir.Value) -> None:
-    """Takes `node` out; those that read its output read `value`."""
-    output = node.outputs[0]
-    shown = output in model.graph.outputs
+def _replace(node: ir.Node, value: ir.Value) -> None:
+    """Takes `node` out of its graph; those that read its output read `value`."""
+    output, own = node.outputs[0], node.graph
+    assert own is not None
+    shown = output.is_graph_output()
     output.replace_all_uses_with(value, replace_graph_outputs=True)
     if shown:  # the interface keeps its name, type and shape
         name, output.name = output.name, f"{output.name}/rounded"
         value.name, value.type, value.shape = name, output.type, output.shape
-    model.graph.remove(node, safe=True)
+    own.remove(node, safe=True)
 
 
 def _dropped(model: ir.Model, float_model: ir.Model) -> Iterator[ir.Node]:
@@ -169,7 +180,7 @@ def _dropped(model: ir.Model, float_model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def _insert(model: ir.Model, node: ir.Node) -> None:
+def _insert(model: ir.Model, node: ir.Node, where: str | Path) -> None:
     """Puts a copy of `node` back where it was: onnxruntime gave its output's name to what stood in front of it."""
     source = node.inputs[0]
     producer = None if source is None else source.producer()
@@ -177,7 +188,9 @@ def _insert(model: ir.Model, node: ir.Node) -> None:
     own = next((other for other in model.graph if other.name == name), None)
     value = _value_in(model, node.outputs[0].name or "") if own is None else own.outputs[0]
     if value is None or value.producer() is None:
-        raise VerificationError(f"{node.op_type} '{node.name}' is missing, and so is what it reads; not made from it")
+        raise VerificationError(
+            f"{where}: {node.op_type} '{node.name}' is missing, and so is what it reads; {NOT_BY_PLAN}"
+        )
     rest = [graph.add_constant(model.graph, v.name or "", graph.array_of(v)) if v else None for v in node.inputs[1:]]
     copy = ir.Node(
         node.domain, node.op_type, [value, *rest], list(node.attributes.values()), name=node.name, num_outputs=1
@@ -225,7 +238,7 @@ def _of_blocks(node: ir.Node) -> Matrix | None:
     real, *ends = ((at - zeros[..., None]).astype(np.float32) * scale for at in places)
     arrays = (real, np.broadcast_to(np.abs(scale), real.shape), np.minimum(*ends), np.maximum(*ends))
     arrays = [np.ascontiguousarray(array.reshape(N, -1)[:, :K].T) for array in arrays]
-    return Matrix(node, node.inputs[0], node.outputs[0], *arrays)
+    return Matrix(node, node, node.outputs[0], *arrays)
 
 
 def _nibbles(packed: np.ndarray) -> np.ndarray:
@@ -248,7 +261,7 @@ def _of_columns(node: ir.Node) -> Matrix | None:
     zeros = np.zeros(1) if zero is None else zero.reshape(-1)
     real = (integers.astype(np.int64) - zeros.astype(np.int64)).astype(np.float32) * scale.reshape(-1)
     step = np.broadcast_to(np.abs(scale.reshape(-1)), real.shape)
-    return Matrix(node, source.inputs[0], product.outputs[0], real, step, -np.inf * step, np.inf * step)
+    return Matrix(node, source, product.outputs[0], real, step, -np.inf * step, np.inf * step)
 
 
 def _columns(value: ir.Value | None) -> np.ndarray | None:
@@ -314,7 +327,7 @@ def _look_up_floats(floats: ir.Model) -> dict[str, ir.Value]:
         assert last is not None
         floats.graph.insert_before(last, rows)
         value.name, value.type, value.shape = f"{kept}/looked_up", table.output.type, table.output.shape
-        _replace(floats, last, value)
+        _replace(last, value)
         value.name = kept
     return made
 
@@ -344,7 +357,7 @@ def _multiply(floats: ir.Model, name: str, matrix: Matrix, held: Mapping[str, ir
     value = made.outputs[0]
     value.name, value.type, value.shape = f"{matrix.output.name}/floats", matrix.output.type, matrix.output.shape
     kept = matrix.output.name
-    _replace(floats, last, value)
+    _replace(last, value)
     value.name = kept
 
 
@@ -367,7 +380,7 @@ def _join_gemms(floats: ir.Model, float_model: ir.Model) -> None:
         floats.graph.insert_before(last, made)
         value, kept = made.outputs[0], last.outputs[0].name
         value.name, value.type, value.shape = f"{kept}/floats", last.outputs[0].type, last.outputs[0].shape
-        _replace(floats, last, value)
+        _replace(last, value)
         if total is not None:
             floats.graph.remove(product, safe=True)
         made.name, value.name = gemm.name, kept
@@ -378,10 +391,10 @@ def _join_gemms(floats: ir.Model, float_model: ir.Model) -> None:
 
 def _single(model: ir.Model, float_model: ir.Model) -> ir.Model:
     """`model` in single precision, less the conversions that the converter put in."""
-    own = {node.name for node in float_model.graph if node.op_type == "Cast"}
+    own = {node.name for node in float_model.graph.all_nodes() if node.op_type == "Cast"}
     floats = half.single(model)
-    for node in list(floats.graph):
+    for node in list(floats.graph.all_nodes()):
         source = node.inputs[0] if node.inputs else None
         if node.op_type == "Cast" and node.name not in own and source is not None:
-            _replace(floats, node, source)
+            _replace(node, source)
     return floats

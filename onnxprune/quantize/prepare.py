@@ -79,7 +79,7 @@ def check_model(model: ir.Model, kind: str = "") -> None:
             f"--quantize fp16: the model computes in half precision already ({halved.op_type} '{halved.name}') and "
             "stays so when it is pruned; leave --quantize out"
         )
-    found = next((node for node in model.graph.all_nodes() if node.op_type.startswith(QUANTIZED)), None)
+    found = quantized_node(model)
     if found is not None:
         raise UsageError(
             f"--quantize: the model is quantized already ({found.op_type} '{found.name}') and stays so when it is "
@@ -91,6 +91,11 @@ def check_model(model: ir.Model, kind: str = "") -> None:
             f"--quantize: the pruned model has {size:.1f} GB of weights, and {LARGE_BYTES / 1e9:g} GB is the most that "
             "can be quantized; prune more, or quantize the result with onnxruntime's own tools"
         )
+
+
+def quantized_node(model: ir.Model) -> ir.Node | None:
+    """A node of `model` that makes or reads integers in the place of floats, None where there is none."""
+    return next((node for node in model.graph.all_nodes() if node.op_type.startswith(QUANTIZED)), None)
 
 
 def _computes_in_halves(model: ir.Model) -> bool:

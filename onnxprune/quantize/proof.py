@@ -86,6 +86,8 @@ def _simulated(
     faults = list(twins.faults)
     if ranges:
         faults += _grid_faults(float_model, twins.grids, ranges)
+    if faults:  # where a value is missing, what reads it cannot be run
+        return Simulation(len(twins.compared), len(twins.weights), np.inf, "", tuple(faults))
     ratio, worst = 0.0, ""
     both = twins.finished()
     spared = [node.inputs[0].name or "" for node in both.graph if node.op_type in OVERWRITING and node.inputs[0]]

@@ -80,7 +80,7 @@ def measure(
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
             found = _accuracies(subject, subject.held, files, settings)
             models |= {name: replace(models[name], accuracy=accuracy) for name, accuracy in found.items()}
-    notes += _larger(models[ORIGINAL], list(models.values())[-1])
+    notes += _larger(models[ORIGINAL], models[PRUNED], list(models.values())[-1])
     table = None
     if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
@@ -108,12 +108,14 @@ def slower_in_integers(ratios: Sequence[report.LatencyRatio]) -> list[str]:
     ]
 
 
-def _larger(before: report.Measurement, after: report.Measurement) -> list[str]:
-    """A note, which is also logged, where the result is larger than the original."""
+def _larger(before: report.Measurement, pruned: report.Measurement, after: report.Measurement) -> list[str]:
+    """A note, which is also logged, where the result is larger than the original; pruned: the result in floats."""
     if not before.bytes or not after.bytes or after.bytes <= before.bytes:
         return []
     sizes = f"the result is larger than the original, {after.bytes} bytes where that has {before.bytes}"
-    if after.has_zeros:
+    if pruned.bytes is not None and pruned.bytes <= before.bytes:
+        why = "quantizing adds more than pruning removed"
+    elif after.has_zeros:
         why = "the zeros are stored like other numbers; --pack stores them in less"
     elif after.params is not None and after.params < (before.params or 0) <= before.bytes / 4:
         why = "the nodes that read what is left of the weights take more than was removed"

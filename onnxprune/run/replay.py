@@ -11,7 +11,9 @@ import onnx_ir as ir
 from onnxprune import graph, quantize, surgery
 from onnxprune.coupling import Coupling, Dim, analyze, dims, unit_positions
 from onnxprune.errors import GraphError, VerificationError
-from onnxprune.graph import half, shapes
+from onnxprune.graph import half, sessions, shapes
+from onnxprune.graph.apart import apart
+from onnxprune.graph.inputs import Feeds
 from onnxprune.options import Options
 from onnxprune.plan import plan
 from onnxprune.plan.select import Selection
@@ -54,6 +56,7 @@ def check(
     if found.ok:
         _check_operators(subject, selection, result, out, loaded)
         return found, f"cut = mask{other}"
+    _check_in_floats(subject, result, out)
     if loaded.recover == "none" and not any_weights:
         return comparison.require(found, str(out), NOT_BY_PLAN), "cut = mask"
     masked = _with_constants(subject, selection)
@@ -78,7 +81,33 @@ def _compared(
     except GraphError as error:
         if isinstance(error.__cause__, CrashedError):
             raise
-        raise VerificationError(f"{out}: it does not run on inputs that '{subject.path}' takes: {error}") from error
+        raise _no_run(out, subject, error) from error
+
+
+def _check_in_floats(subject: Subject, result: ir.Model, out: Path) -> None:
+    """Checks that `result` is not quantized where the model is not. Raises: VerificationError otherwise."""
+    node = quantize.quantized_node(result)
+    if node is not None and quantize.quantized_node(subject.model) is None:
+        raise VerificationError(
+            f"{out}: it is quantized ({node.op_type} '{node.name}'), and the plan says nothing of that; give the plan "
+            "that a run with --quantize wrote, or verify what 'onnxprune apply --quantize none' writes"
+        )
+
+
+def _check_runs(result: ir.Model, subject: Subject, out: Path) -> None:
+    """Checks that `result` runs, before its integers are read as their scales say. Raises: VerificationError if not."""
+    try:
+        apart(_ran, [result], subject.feeds[0])
+    except GraphError as error:
+        raise _no_run(out, subject, error) from error
+
+
+def _ran(model: ir.Model, feeds: Feeds) -> None:
+    sessions.run(sessions.open_session(model, threads=sessions.few_threads(), optimize=False), feeds)
+
+
+def _no_run(out: Path, subject: Subject, error: GraphError) -> VerificationError:
+    return VerificationError(f"{out}: it does not run on inputs that '{subject.path}' takes: {error}")
 
 
 def _check_weights(loaded: plan.Plan, subject: Subject, source: Path, out: Path) -> None:
@@ -101,9 +130,10 @@ def _check_quantized(
 ) -> tuple[comparison.Verification, str]:
     """The two promises of a quantized result: its weights as floats are a pruned model that equals the masked one that
     carries them, and the file is the rounding of that model."""
-    pruned = finish(surgery.cut(selection))
-    floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}))
     try:
+        _check_runs(result, subject, out)
+        pruned = finish(surgery.cut(selection))
+        floats = quantize.as_floats(result, pruned, quantize.kind_of(loaded.quantize or {}), out)
         simulation = quantize.verify(result, floats, loaded.quantize or {}, subject.feeds, str(out))
     except CrashedError as crash:
         raise GraphError(f"{out}: onnxruntime ends with {crash} on it, so that it cannot be verified") from crash

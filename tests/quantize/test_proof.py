@@ -7,7 +7,7 @@ from quantizing import CNN, SQUARE, feeds_for, finished, quantized, samples_for
 
 from onnxprune import graph
 from onnxprune.errors import VerificationError
-from onnxprune.quantize import Context, parse, parts, proof, quantize, rounding
+from onnxprune.quantize import Context, parse, parts, proof, quantize, rounding, verify
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +168,22 @@ def test_a_fault_planted_in_what_is_stored_is_found(name):
     plant(made.model)
     found = proof.simulate(made.model, made.float_model, kind, feeds_for(made.float_model))
     assert not found.ok
+
+
+# Two matrices with nothing between them, as a matrix of low rank is written.
+LOW_RANK = """<ir_version: 8, opset_import: ["" : 17]>
+low_rank (float[N, 6] x) => (float[N, 4] y) <float[6, 8] u, float[8, 8] v, float[8, 4] w>
+{ a = MatMul (x, u)  b = MatMul (a, v)  y = MatMul (b, w) }
+"""
+
+
+@pytest.mark.parametrize("kind", ["int8", "dynamic", "int4", "fp16"])
+def test_matrices_one_behind_the_other_are_read_back_as_floats(kind):
+    """The second read what the first had made before it was put back in floats: an internal error of 'verify'."""
+    made = quantized(LOW_RANK, kind)
+    floats = parts.as_floats(made.model, made.float_model, kind)
+    assert [node.op_type for node in floats.graph] == ["MatMul"] * 3
+    assert verify(made.model, floats, made.record, feeds_for(floats), "out.onnx")
 
 
 def test_a_matrix_that_two_gemms_share_is_transposed_once():

@@ -1,6 +1,7 @@
 """Measuring a finished result: at inputs that are known to run, and never a reason to throw it away."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -162,3 +163,22 @@ def test_integers_that_take_longer_than_floats_are_told_of_beyond_noise(ends, to
     assert len(notes) == told
     assert all("0.43 of the original's time against 0.34" in note for note in notes)
     assert measuring.slower_in_integers([integers]) == []
+
+
+@pytest.mark.parametrize(
+    ("pruned", "nonzeros", "why"),
+    [
+        (80, 20, "quantizing adds more than pruning removed"),
+        (80, 1, "quantizing adds more than pruning removed"),  # --pack, which --quantize does not go with, was advised
+        (120, 20, "the nodes that read what is left of the weights take more"),
+        (120, 1, "--pack stores them in less"),
+    ],
+)
+def test_a_result_larger_than_the_original_says_what_made_it_so(pruned, nonzeros, why):
+    """Quantized files were told to be large because of what pruning left, or of zeros."""
+    original = Measurement("original", params=24, bytes=100)
+    floats = Measurement("pruned", params=20, bytes=pruned, nonzeros=nonzeros)
+    quantized = Measurement("quantized", params=20, bytes=150, nonzeros=nonzeros)
+    (note,) = measuring._larger(original, floats, quantized)
+    assert why in note
+    assert measuring._larger(original, floats, replace(quantized, bytes=100)) == []

@@ -4,10 +4,11 @@ The head has the keys that model hubs read; the text says nothing that the repor
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onnxprune.measure.records import QUANTIZED
 from onnxprune.report import text
 
 NAMES = {"macs": "MACs", "params": "parameters", "bytes": "file size"}
@@ -15,9 +16,14 @@ NAMES = {"macs": "MACs", "params": "parameters", "bytes": "file size"}
 
 def to_card(found: Mapping[str, Any]) -> str:
     """The card of the document of a report on pruning. Raises: KeyError or TypeError for a damaged one."""
-    original, result = found["models"][0], found["models"][-1]
+    original, result = found["models"][0], _result(found["models"])
     parts = [*_head(found, result), *_introduction(found, original, result), *_numbers(found, original, result)]
     return "\n".join([*parts, *_proof(found), *_notes(found), *_making(found, original)]) + "\n"
+
+
+def _result(models: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The model that the run wrote: whatever else was measured stands behind it."""
+    return next((model for model in models if model["name"] == QUANTIZED), models[1])
 
 
 def _head(found: Mapping[str, Any], result: Mapping[str, Any]) -> Iterator[str]:

@@ -161,10 +161,10 @@ def _accuracy(models: tuple[Measurement, ...]) -> list[Row]:
         found.append(("  95 % interval", [text.accuracy_interval(a) for a in own], ""))
         found.append(("  from guessing to original", [text.scale(a) for a in own], ""))
         found.append(("  kept of that", [text.kept(a) for a in own], ""))
-        found += [
-            (f"  {part}: {metric}", [text.DASH] * (len(own) - 1) + [value], f"{share} kept")
-            for part, metric, value, share in text.parts(own[-1])
-        ]
+        told = _position(models)
+        for part, metric, value, share in text.parts(own[told]):
+            cells = [value if place == told else text.DASH for place in range(len(own))]
+            found.append((f"  {part}: {metric}", cells, f"{share} kept"))
     return found
 
 

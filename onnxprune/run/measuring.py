@@ -53,16 +53,44 @@ def measure(
     clock: Clock,
     narrow: Narrow | None = None,
 ) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
-    """(the original, the results, and what normalizing alone makes where that is faster; ratios; notes).
+    """(the original, the results, and what normalizing alone makes where that may tell something; ratios; notes).
 
     files: the results by name; "pruned" is in floats, "quantized" the same rounded, and the last will be `out`.
     narrow: what that file becomes in the end, which is what is timed.
     Cost, accuracy on samples that tuning never saw, interleaved latency. The result is proven by now: what cannot be
     measured is noted and left unknown, and never a reason to throw the result away.
     """
+    with scratch() as folder:
+        normal = _normalized(subject, files, Path(folder), settings)
+        return _measured(subject, made, files, normal, out, settings, clock, narrow)
+
+
+def _normalized(subject: Subject, files: Mapping[str, Path], folder: Path, settings: Settings) -> dict[str, Path]:
+    """The file that normalizing alone makes, by its name: where that may be faster, and beside a quantized one.
+
+    onnxruntime takes weights that are listed among the inputs for variable, which is slow.
+    """
+    if QUANTIZED not in files and not (settings.timing.wanted and _lists_weights(subject.path)):
+        return {}
+    path = folder / "normalized.onnx"
+    graph.save(subject.model, path)
+    return {NORMALIZED: path}
+
+
+def _measured(
+    subject: Subject,
+    made: plan.Plan,
+    files: Mapping[str, Path],
+    normal: Mapping[str, Path],
+    out: Path,
+    settings: Settings,
+    clock: Clock,
+    narrow: Narrow | None,
+) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
     only = extras.of(subject.model).only_batch
     notes: list[str] = [ONE_BY_ONE] if only else []
-    for path in files.values():
+    every = {**files, **normal}
+    for path in every.values():
         sessions.hold_file(path, only)
     with clock("measure cost"):
         original = measure_file(ORIGINAL, subject.path, made.before)
@@ -76,21 +104,21 @@ def measure(
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
             # Rounding adds no weights, and in some forms its scales look like some.
             models[name] = replace(models[name], params=models[next(iter(files))].params)
+        larger = _larger(models[ORIGINAL], models[PRUNED], list(models.values())[-1])
+        for name, path in normal.items():
+            models[name] = replace(measure_file(name, path, made.before), path=None)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
-            found = _accuracies(subject, subject.held, files, settings)
+            found = _accuracies(subject, subject.held, every if QUANTIZED in files else files, settings)
             models |= {name: replace(models[name], accuracy=accuracy) for name, accuracy in found.items()}
-    notes += _larger(models[ORIGINAL], models[PRUNED], list(models.values())[-1])
+    notes += larger
     table = None
     if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
-            table = _latencies(subject, files, settings, narrow)
+            table = _latencies(subject, files, normal, settings, narrow)
             notes += [*doubts(table), *slower_in_integers(table.ratios)]
     if table is None:
         return tuple(models.values()), (), tuple(notes)
-    if NORMALIZED in table.latencies:
-        before = made.before
-        models[NORMALIZED] = report.Measurement(NORMALIZED, macs=before["macs"], params=before["params"])
     return report.with_latencies(tuple(models.values()), (table,)), table.ratios, tuple(notes)
 
 
@@ -171,18 +199,17 @@ def _accuracies(
     return work() if own_metric(settings.metric) is not None else isolated(work)
 
 
-def _latencies(subject: Subject, files: Mapping[str, Path], settings: Settings, narrow: Narrow | None) -> LatencyTable:
-    """Times of the original and the results, and of the normal form where that alone may be faster.
+def _latencies(
+    subject: Subject, files: Mapping[str, Path], normal: Mapping[str, Path], settings: Settings, narrow: Narrow | None
+) -> LatencyTable:
+    """Times of the original, the results, and the normal form where that is measured.
 
     Where it can be, or where a provider's libraries are at work, they are measured in another process.
     """
     batch, feeds = latency_feeds(subject)
     setting = settings.timing.at(batch)
-    models = {ORIGINAL: subject.path, **files}
+    models = {ORIGINAL: subject.path, **files, **normal}
     with scratch() as folder:
-        if _frees_initializers(subject.path):
-            models[NORMALIZED] = Path(folder) / "normalized.onnx"
-            graph.save(subject.model, models[NORMALIZED])
         feeds_for: Feeds | FeedsFor = feeds
         if narrow is not None:
             last = list(files)[-1]
@@ -201,8 +228,8 @@ def _timed(
     return measured(models, feeds, **setting)
 
 
-def _frees_initializers(path: Path) -> bool:
-    """Whether the file lists weights among its inputs: onnxruntime then takes them for variable, which is slow."""
+def _lists_weights(path: Path) -> bool:
+    """Whether the file lists weights among its inputs."""
     model = graph.load(path).graph
     return any(value.name in model.initializers for value in model.inputs)
 

@@ -61,10 +61,13 @@ def digits_run(tmp_path_factory):
     return folder, json.loads((folder / "report.json").read_text())
 
 
-def test_the_report_has_a_column_for_the_original_the_pruned_and_the_quantized(digits_run):
+def test_the_report_has_a_column_for_the_original_the_normalized_the_pruned_and_the_quantized(digits_run):
     folder, report = digits_run
-    original, pruned, quantized = report["models"]
-    assert [m["name"] for m in report["models"]] == ["original", "pruned", "quantized"]
+    original, pruned, quantized, normalized = report["models"]
+    assert [m["name"] for m in report["models"]] == ["original", "pruned", "quantized", "normalized"]
+    assert normalized["accuracy"]["value"] == pytest.approx(original["accuracy"]["value"])
+    assert normalized["macs"] == original["macs"]
+    assert 0.8 * original["bytes"] < normalized["bytes"] < 1.2 * original["bytes"]
     assert quantized["bytes"] == (folder / "out.onnx").stat().st_size < 0.5 * pruned["bytes"] < original["bytes"]
     assert quantized["macs"] == pruned["macs"]
     assert quantized["path"] == str(folder / "out.onnx")
@@ -315,7 +318,7 @@ def test_max_drop_is_of_the_quantized_file(cli, tmp_path):
     words = (DIGITS, tmp_path / "out.onnx", "--method", "l1", "--data", "digits", "--recover", "reconstruct")
     ran = cli(*words, "--quantize", "int8", "--max-drop", 2, "--report", report, *QUIET)
     assert ran.code == 0, ran.err
-    original, _, quantized = json.loads(report.read_text())["models"]
+    original, _, quantized, _ = json.loads(report.read_text())["models"]
     assert quantized["macs"] < original["macs"]
     lost = 100 * (original["accuracy"]["value"] - quantized["accuracy"]["value"])
     told = float(re.findall(r"lost (\S+) points of 2 allowed", ran.err)[0])

@@ -92,6 +92,8 @@ def test_what_normalizing_alone_gains_is_told_apart(cli, tmp_path):
     found = json.loads(report.read_text())
     assert [model["name"] for model in found["models"]] == ["original", "pruned", "normalized"]
     assert found["models"][2]["latency"]
+    assert found["models"][2]["bytes"]
+    assert "# out.onnx" in cli("card", report).out  # the card is of the result
     assert found["ratios"]["latency"][0]["model"] == "pruned"
 
 

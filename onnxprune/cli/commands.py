@@ -140,6 +140,7 @@ def _apply(given: list[str]) -> int:
     add(recovery, "recover", help=f"{', '.join(LEVELS)} (default: the plan's, as far as --data allows)")
     add(recovery, *(name for name in in_group(RECOVERY) if name != "recover"))
     add(parser, "latency", "pack", "report", "seed")
+    add(parser, "plan", help="write the plan of this result, by which it can be verified")
     add(parser, "quantize", help="as of pruning (default: the plan's; none leaves the result in floats)")
     json_argument(parser)
     verbosity(parser)

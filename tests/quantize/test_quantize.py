@@ -136,6 +136,15 @@ def test_apply_makes_the_same_file_again_and_without_samples_uses_the_recorded_r
     assert "its weights are floats, and the plan says that it was quantized as int8" in ran.err
 
 
+def test_apply_writes_a_plan_by_which_another_kind_can_be_verified(digits_run, cli, tmp_path):
+    folder, _ = digits_run
+    out, new = tmp_path / "out.onnx", tmp_path / "new.json"
+    words = (DIGITS, folder / "plan.json", out, "--quantize", "fp16", "--recover", "none", *QUIET)
+    assert cli("apply", *words, "--plan", new).code == 0
+    assert cli("verify", DIGITS, out, "--plan", new).code == 0
+    assert cli("verify", DIGITS, out, "--plan", folder / "plan.json", "--any-weights").code == 3
+
+
 def test_nothing_asked_writes_what_it_wrote_before(cli, cnn_path, tmp_path):
     plan, report = tmp_path / "plan.json", tmp_path / "report.json"
     words = (cnn_path, tmp_path / "out.onnx", "--method", "l1", "--plan", plan, "--report", report, *QUIET)

@@ -8,11 +8,12 @@ alone     all that has no weights: layers alone are computed in integers
 layers    those layers besides that make the largest part of the error
 
 Layers are tried one at a time, all but one quantized. Tried first are the first and the last, depthwise convolutions
-(few weights to a channel, so that little averages out), and then those whose weights rounding moves furthest; time
-bounds how many there are.
+(few weights to a channel, so that little averages out), and then those of which rounding moves the weights, or what
+they read, furthest: a few large numbers, as transformers have them, leave the others few steps of the grid. Time
+bounds how many are tried alone.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -20,6 +21,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxprune import graph
+from onnxprune.graph import sessions
+from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize import parts
 
 SECONDS = 30.0
@@ -48,20 +51,32 @@ def plainly(form: Form, far: Far) -> Choice:
 
 
 def standing(
-    floats: ir.Model, best: Choice, form: Form, far: Far, op_types: Collection[str], *, seconds: float = SECONDS
+    floats: ir.Model,
+    best: Choice,
+    form: Form,
+    far: Far,
+    op_types: Collection[str],
+    layers: Callable[[ir.Model], Sequence[str]],
+    *,
+    seconds: float = SECONDS,
 ) -> Choice:
     """What leaves so much of `floats` in float that the outputs are near enough, or as near as they come.
 
     form: what quantizes `floats` less the nodes named, with nodes of `op_types`. far: how far off a model's outputs
-    are: 0 where not at all, 1 where nothing is left.
+    are: 0 where not at all, 1 where nothing is left. layers: those of a quantized model, in the order to try them in.
     """
+    last = best
     for left in _steps(floats, op_types):
         if best.off <= ENOUGH:
             return best
-        best = _better(best, _tried(form, far, left))
+        last = _tried(form, far, left)
+        best = _better(best, last)
     if best.off <= ENOUGH:
         return best
-    return less_layers(candidates(floats, best.model), best, form, far, seconds=seconds)
+    if last.off > best.off:
+        last = best
+    # What is rounded between layers hides what these cost: they are tried with all that is no layer in float.
+    return _better(best, less_layers(layers(last.model), last, form, far, seconds=seconds))
 
 
 def less_layers(
@@ -73,6 +88,7 @@ def less_layers(
     if most is not None:
         ends = [min(most, sum(gains[name] > WORTH * best.off**2 for name in worth))]
     else:  # twice as many each time: few trials, and no more of them in float than twice what has to be
+        worth += [name for name in names if name not in gains]
         ends = [2**k for k in range(len(worth).bit_length()) if 2**k < len(names)]
     first = best
     for end in filter(None, ends):
@@ -167,21 +183,47 @@ def matrices(floats: ir.Model, made: ir.Model, kind: str) -> list[str]:
     return sorted(moved, key=lambda name: -moved[name])
 
 
-def candidates(floats: ir.Model, made: ir.Model) -> list[str]:
+def candidates(floats: ir.Model, made: ir.Model, batches: Iterable[Feeds]) -> list[str]:
     """Names of the nodes with stored weights, those first that most often do not stand it."""
     own = {node.name: node for node in made.graph}
     moved: dict[str, float] = {}
+    read: dict[str, parts.Grid] = {}
     depthwise: list[str] = []
     for node in floats.graph:
         twin = own.get(node.name)
         w = graph.constant(node.inputs[1]) if len(node.inputs) > 1 else None
         stored = parts.stored(twin.inputs[1]) if twin is not None and len(twin.inputs) > 1 else None
-        if w is None or stored is None or w.ndim < 2:
+        if twin is None or w is None or stored is None or w.ndim < 2:
             continue
         size = float(np.linalg.norm(w))
         moved[node.name or ""] = float(np.linalg.norm(w - stored[1].rounded(w))) / size if size else 0.0
+        if (rounded := parts.rounding(twin.inputs[0])) is not None:
+            read[node.name or ""] = rounded[1]
         if node.op_type == "Conv" and node.attributes.get_int("group", 1) == w.shape[0] > 1:
             depthwise.append(node.name or "")
     ends = [*list(moved)[:1], *list(moved)[-1:]]
+    for name, off in _values_moved(floats, read, batches).items():
+        moved[name] = float(np.hypot(moved[name], off))
     rest = sorted(moved, key=lambda name: (name not in depthwise, -moved[name]))
     return list(dict.fromkeys([*ends, *rest]))
+
+
+def _values_moved(floats: ir.Model, grids: Mapping[str, parts.Grid], batches: Iterable[Feeds]) -> Mapping[str, float]:
+    """|Q(x) - x| / |x| of what nodes read, by node; grids: to which it is rounded."""
+    model = graph.copy(floats)
+    names: dict[str, str] = {}
+    for node in model.graph:
+        value = node.inputs[0] if node.name in grids else None
+        if value is None or value.name is None:
+            continue
+        names[node.name or ""] = value.name
+        if value.producer() is not None and value not in model.graph.outputs:
+            model.graph.outputs.append(value)
+    session = sessions.open_session(model, threads=sessions.few_threads())
+    sums = {name: np.zeros(2) for name in names}
+    for batch in batches:
+        found = {**batch, **sessions.run(session, batch)}
+        for name, value in names.items():
+            x = np.asarray(found[value], np.float32)
+            sums[name] += [np.square(part, dtype=np.float64).sum() for part in (grids[name].rounded(x) - x, x)]
+    return {name: float(np.sqrt(off / size)) if size else 0.0 for name, (off, size) in sums.items()}

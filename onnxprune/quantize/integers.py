@@ -13,6 +13,7 @@ from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.ranges import Ranges, calibrated, doubts, drawn, in_batches
 from onnxprune.quantize.records import Context, Quantized, proof_feeds
 
+LOOKED_AT = 4  # batches on which it is looked how far rounding moves what layers read
 Form = Callable[..., ir.Model]
 
 
@@ -74,13 +75,17 @@ def _standing(
     floats: ir.Model, ranges: Ranges, form: Form, few: Samples, context: Context
 ) -> tuple[ir.Model, tuple[str, ...], tuple[str, ...]]:
     """(the quantized model, nodes that it leaves in float because their rounding costs too much, notes)."""
-    far = context.far(floats, list(in_batches(floats, drawn(few, JUDGED, 0))))
+    judged = list(in_batches(floats, drawn(few, JUDGED, 0)))
+    far = context.far(floats, judged)
     own = partial(form, floats, ranges)
     plain = choice.plainly(own, far)
-    chosen = choice.standing(floats, plain, own, far, forms.op_types(context.provider))
+
+    def layers(made: ir.Model) -> Sequence[str]:
+        return choice.candidates(floats, made, judged[:LOOKED_AT])
+
+    chosen = choice.standing(floats, plain, own, far, forms.op_types(context.provider), layers)
     if context.asked["float"] == "auto":
-        names = choice.candidates(floats, chosen.model)
-        chosen = choice.less_layers(names, chosen, own, far, most=choice.MOST)
+        chosen = choice.less_layers(layers(chosen.model), chosen, own, far, most=choice.MOST)
     notes = (choice.told(floats, plain.off, chosen),) if chosen.left else ()
     return chosen.model, chosen.left, notes
 

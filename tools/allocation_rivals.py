@@ -5,7 +5,8 @@
 
 Rows: the plain command; uniform widths in the order of the method that it takes; onnxsim's structured pruning by
 weights and activations (apply_structured_wanda_pruning: of its own, that which cuts units by samples), of which the
-sparsity is searched for; Torch-Pruning's criteria, taylor with labels. onnxsim and Torch-Pruning refit nothing: which
+sparsity is searched for (it cuts nothing in front of a BatchNorm, so it is given the network with these folded);
+Torch-Pruning's criteria, taylor with labels. onnxsim and Torch-Pruning refit nothing: which
 positions they keep is read off their results, and these are refitted by our least squares. Nothing is fine-tuned, kept
 sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
@@ -80,8 +81,8 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
         selection = next(study.search.selections(subject, chosen, settings))
         yield row(name, subject, selection, test, time.process_time() - start)
     start = time.process_time()
-    arrays = by_onnxsim(path, subject, x[: args.calibration], args.macs)
-    yield row("onnxsim, wanda", subject, selection_of(subject.coupling, arrays), test, time.process_time() - start)
+    selection = by_onnxsim(path, subject, x[: args.calibration], args.macs)
+    yield row("onnxsim, wanda", subject, selection, test, time.process_time() - start)
     labelled = load_samples(cifar.load("resnet", "train", 0, args.samples), input_infos(subject.model))
     for criterion in torch_pruning_cifar.CRITERIA:
         start = time.process_time()
@@ -91,20 +92,20 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
         yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
 
 
-def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Arrays:
-    """The weights that onnxsim leaves at the largest size of at most `macs`."""
+def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Selection:
+    """What onnxsim leaves at the largest size of at most `macs`."""
     from onnxsim.pruning import apply_structured_wanda_pruning
 
     name = input_infos(subject.model)[0].name
     calibration = [{name: x[k : k + 32]} for k in range(0, len(x), 32)]
+    given = folded(onnx.load(path))
     low, high, best = 0.0, 0.95, None
     for _ in range(TRIALS):
         sparsity = (low + high) / 2
-        made = apply_structured_wanda_pruning(onnx.load(path), calibration, sparsity=sparsity, global_sparsity=True)
-        arrays = float_arrays(made)
-        sizes = cost.keep_sizes(selection_of(subject.coupling, arrays).keep)
-        if subject.cost.total("macs", sizes) <= macs * subject.cost.total("macs"):
-            best, high = arrays, sparsity
+        made = apply_structured_wanda_pruning(copy(given), calibration, sparsity=sparsity, global_sparsity=True)
+        selection = selection_of(subject.coupling, float_arrays(made), float_arrays(given))
+        if subject.cost.total("macs", cost.keep_sizes(selection.keep)) <= macs * subject.cost.total("macs"):
+            best, high = selection, sparsity
         else:
             low = sparsity
     if best is None:
@@ -112,9 +113,37 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Arra
     return best
 
 
-def selection_of(coupling: Coupling, arrays: Arrays) -> Selection:
+def copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Another one with the same content."""
+    return onnx.ModelProto.FromString(model.SerializeToString())
+
+
+def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`, in place, with each BatchNormalization behind a Conv in the weights of that, under the same names."""
+    known = {tensor.name: tensor for tensor in model.graph.initializer}
+    makers = {node.output[0]: node for node in model.graph.node}
+    for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
+        conv = makers[norm.input[0]]
+        scale, shift, mean, var = (onnx.numpy_helper.to_array(known[name]) for name in norm.input[1:])
+        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+        by = scale / np.sqrt(var + epsilon)
+        weights = onnx.numpy_helper.to_array(known[conv.input[1]])
+        bias = onnx.numpy_helper.to_array(known[conv.input[2]]) if len(conv.input) > 2 else np.float32(0)
+        places = (-1, *[1] * (weights.ndim - 1))
+        known[conv.input[1]].CopyFrom(onnx.numpy_helper.from_array(weights * by.reshape(places), conv.input[1]))
+        model.graph.initializer.append(onnx.numpy_helper.from_array((bias - mean) * by + shift, norm.input[2]))
+        model.graph.initializer.remove(known[norm.input[2]])
+        del conv.input[2:]
+        conv.input.append(norm.input[2])
+        conv.output[0] = norm.output[0]
+        model.graph.node.remove(norm)
+    return model
+
+
+def selection_of(coupling: Coupling, arrays: Arrays, before: Arrays | None = None) -> Selection:
     """What of each dimension is left in `arrays`, weights of which other tools removed positions.
 
+    before: the weights that they were made of, by default the model's own.
     Raises: ValueError where these are no positions of a dimension, or two weights disagree on them.
     """
     keep: Keep = {}
@@ -122,8 +151,9 @@ def selection_of(coupling: Coupling, arrays: Arrays) -> Selection:
     for dim in coupling.free:
         masks: dict[str, np.ndarray] = {}
         for member in coupling.members[dim]:
-            whole, part = graph.array_of(wholes[member.initializer]), arrays.get(member.initializer)
-            if part is None or part.ndim != whole.ndim or whole.ndim < 2:
+            own = graph.array_of(wholes[member.initializer]) if before is None else before.get(member.initializer)
+            whole, part = own, arrays.get(member.initializer)
+            if whole is None or part is None or part.ndim != whole.ndim or whole.ndim < 2:
                 continue
             left = kept_positions(whole, part)
             if left is None:

@@ -82,7 +82,7 @@ class Candidate(Tried):
 
 def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
     """`outcome` with the ranking that the allocation asked for makes of it."""
-    if outcome.zeros:
+    if outcome.zeros or _keeps_all(settings):
         return outcome
     if outcome.keep is not None:
         if not settings.goal.target:
@@ -108,6 +108,11 @@ def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clo
             found = _better_by_refit(subject, outcome, plain, settings, evaluator)
             return _better_by_hessian(subject, found, settings, evaluator)
     return outcome
+
+
+def _keeps_all(settings: Settings) -> bool:
+    """Whether the targets leave everything, as where one only quantizes: then no widths are compared."""
+    return bool(settings.goal.target) and not settings.goal.searched and min(settings.goal.target.values()) >= 1
 
 
 def _decided(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:

@@ -94,6 +94,15 @@ def test_widths_stay_the_methods_where_nothing_repairs_or_it_was_asked_for(score
     assert allocation.allocated(subject, outcome, resolved(replace(OPTIONS, **given)), Clock()) is outcome
 
 
+def test_nothing_is_compared_where_the_target_leaves_everything(scored, monkeypatch):
+    monkeypatch.setattr(allocation, "_evaluator", lambda *_: pytest.fail("compared"))
+    subject, outcome = scored
+    whole = replace(OPTIONS, method="auto", allocate=None, target={"macs": 1.0})
+    assert allocation.allocated(subject, outcome, resolved(whole), Clock()) is outcome
+    with pytest.raises(pytest.fail.Exception):
+        allocation.allocated(subject, outcome, resolved(replace(whole, target={"macs": 0.5})), Clock())
+
+
 def test_without_torch_the_widths_stay_the_methods_and_a_note_says_why(scored, monkeypatch):
     def no_torch(*_, **__):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

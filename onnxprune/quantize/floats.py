@@ -85,17 +85,37 @@ def less_layers(
     """`best` without those layers of `names` that make the largest part of its error: `most`, or as many as needed."""
     gains = _gains(names, best, form, far, seconds)
     worth = [name for name in sorted(gains, key=lambda name: -gains[name]) if gains[name] > 0]
+
+    def without(end: int) -> Choice:
+        return _tried(form, far, [*best.left, *worth[:end]])
+
     if most is not None:
-        ends = [min(most, sum(gains[name] > WORTH * best.off**2 for name in worth))]
-    else:  # twice as many each time: few trials, and no more of them in float than twice what has to be
-        worth += [name for name in names if name not in gains]
-        ends = [2**k for k in range(len(worth).bit_length()) if 2**k < len(names)]
-    first = best
-    for end in filter(None, ends):
-        best = _better(best, _tried(form, far, [*first.left, *worth[:end]]))
-        if best.off <= ENOUGH and most is None:
+        end = min(most, sum(gains[name] > WORTH * best.off**2 for name in worth))
+        return _better(best, without(end)) if end else best
+    worth += [name for name in names if name not in gains]
+    return _fewest(best, without, min(len(worth), len(names) - 1))
+
+
+def _fewest(best: Choice, without: Callable[[int], Choice], most: int) -> Choice:
+    """`best`, or what is near enough without as few layers as that takes: twice as many each time, then halfway back.
+
+    Where nothing is near enough, the nearest.
+    """
+    low, high, found = 0, 1, best
+    while high <= most:
+        tried = without(high)
+        found = _better(found, tried)
+        if tried.off <= ENOUGH:
             break
-    return best
+        low, high = high, 2 * high
+    else:
+        return found
+    while high - low > max(1, high // 8):
+        middle = (low + high) // 2
+        tried = without(middle)
+        low, high = (low, middle) if tried.off <= ENOUGH else (middle, high)
+        found = tried if tried.off <= ENOUGH else found
+    return found
 
 
 def _gains(names: Sequence[str], best: Choice, form: Form, far: Far, seconds: float) -> dict[str, float]:

@@ -13,7 +13,7 @@ from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.ranges import Ranges, calibrated, doubts, drawn, in_batches
 from onnxprune.quantize.records import Context, Quantized, proof_feeds
 
-LOOKED_AT = 4  # batches on which it is looked how far rounding moves what layers read
+LOOKED_AT = 8  # samples on which it is looked how far rounding moves what layers read
 Form = Callable[..., ir.Model]
 
 
@@ -75,13 +75,13 @@ def _standing(
     floats: ir.Model, ranges: Ranges, form: Form, few: Samples, context: Context
 ) -> tuple[ir.Model, tuple[str, ...], tuple[str, ...]]:
     """(the quantized model, nodes that it leaves in float because their rounding costs too much, notes)."""
-    judged = list(in_batches(floats, drawn(few, JUDGED, 0)))
-    far = context.far(floats, judged)
+    far = context.far(floats, list(in_batches(floats, drawn(few, JUDGED, 0))))
     own = partial(form, floats, ranges)
     plain = choice.plainly(own, far)
 
     def layers(made: ir.Model) -> Sequence[str]:
-        return choice.candidates(floats, made, judged[:LOOKED_AT])
+        one_by_one = in_batches(floats, drawn(few, LOOKED_AT, 0), 1)  # all that layers read is held at once
+        return choice.candidates(floats, made, one_by_one)
 
     chosen = choice.standing(floats, plain, own, far, forms.op_types(context.provider), layers)
     if context.asked["float"] == "auto":

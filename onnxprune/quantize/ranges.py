@@ -115,8 +115,8 @@ def drawn(samples: Samples, count: int, seed: int) -> Samples:
     return samples.subset(np.sort(np.random.default_rng(seed).choice(len(samples), count, replace=False)))
 
 
-def in_batches(model: ir.Model, samples: Samples) -> Iterator[Feeds]:
-    """The samples in batches that the model takes."""
+def in_batches(model: ir.Model, samples: Samples, size: int = BATCH) -> Iterator[Feeds]:
+    """The samples in batches that the model takes, of `size` where it takes any."""
     fixed = fixed_batch(model)
-    for block in batches(samples, fixed or BATCH, fixed=fixed):
+    for block in batches(samples, fixed or size, fixed=fixed):
         yield samples.batch(block)

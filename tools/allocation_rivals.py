@@ -6,7 +6,9 @@
 Rows: the plain command; uniform widths in the order of the method that it takes; onnxsim's structured pruning by
 weights and activations (apply_structured_wanda_pruning: of its own, that which cuts units by samples), of which the
 sparsity is searched for (it cuts nothing in front of a BatchNorm, so it is given the network with these folded);
-Torch-Pruning's criteria, taylor with labels. onnxsim and Torch-Pruning refit nothing: which
+Torch-Pruning's criteria, taylor with labels, inside of
+blocks only: in a residual stream it keeps, behind a shortcut that pads, channels of which it removed the source, which
+no plan of ours can say. onnxsim and Torch-Pruning refit nothing: which
 positions they keep is read off their results, and these are refitted by our least squares. Nothing is fine-tuned, kept
 sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
@@ -44,6 +46,7 @@ from tools.zoo.onnxsim_worker import float_arrays, kept_positions
 HEAD = """\
 | units chosen by | MACs | parameters | as cut | after least squares | 95 % interval | seconds of the choice |
 |---|---:|---:|---:|---:|---|---:|"""
+ROWS = ("onnxprune", "onnxsim", "torch-pruning")
 TRIALS = 12  # of onnxsim's sparsity, by bisection
 Arrays = Mapping[str, np.ndarray]
 
@@ -57,6 +60,7 @@ def main() -> None:
     parser.add_argument("--start", type=int, default=0, help="the first of the test images")
     parser.add_argument("--calibration", type=int, default=256, help="images that onnxsim looks at")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", nargs="+", default=ROWS, choices=ROWS, help="the tools that are compared")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(HEAD)
@@ -74,20 +78,22 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
     subject = prepare(path, options, Clock())
     test = load_samples(tested, input_infos(subject.model))
     subject, outcome = study.schedule.scored(subject, resolved(options), Clock())
-    for name, allocate in (("onnxprune, plain command", None), ("onnxprune, uniform widths", "uniform")):
+    ours = (("onnxprune, plain command", None), ("onnxprune, uniform widths", "uniform"))
+    for name, allocate in ours if "onnxprune" in args.rows else ():
         settings = resolved(Options(**given, allocate=allocate))
         start = time.process_time()
         chosen = study.allocation.allocated(subject, outcome, settings, Clock())
         selection = next(study.search.selections(subject, chosen, settings))
         yield row(name, subject, selection, test, time.process_time() - start)
-    start = time.process_time()
-    selection = by_onnxsim(path, subject, x[: args.calibration], args.macs)
-    yield row("onnxsim, wanda", subject, selection, test, time.process_time() - start)
+    if "onnxsim" in args.rows:
+        start = time.process_time()
+        selection = by_onnxsim(path, subject, x[: args.calibration], args.macs)
+        yield row("onnxsim, wanda", subject, selection, test, time.process_time() - start)
     labelled = load_samples(cifar.load("resnet", "train", 0, args.samples), input_infos(subject.model))
-    for criterion in torch_pruning_cifar.CRITERIA:
+    for criterion in torch_pruning_cifar.CRITERIA if "torch-pruning" in args.rows else ():
         start = time.process_time()
         network = cifar_resnet.load(path)
-        torch_pruning_cifar.prune(network, criterion, args.macs, labelled)
+        torch_pruning_cifar.prune(network, criterion, args.macs, labelled, inside=True)
         selection = selection_of(subject.coupling, {k: v.numpy() for k, v in network.state_dict().items()})
         yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
 

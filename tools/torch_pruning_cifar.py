@@ -128,8 +128,11 @@ def row(
     }
 
 
-def prune(network: nn.Module, criterion: str, share: float, samples: Samples) -> float:
-    """Removes channels of all layers in one order until at most `share` of MACs remain; the share reached."""
+def prune(network: nn.Module, criterion: str, share: float, samples: Samples, *, inside: bool = False) -> float:
+    """Removes channels of all layers in one order until at most `share` of MACs remain; the share reached.
+
+    inside: of layers inside of blocks only, so that what shortcuts add into stays whole.
+    """
     import torch_pruning as tp
 
     x = torch.zeros(1, 3, 32, 32)
@@ -138,6 +141,7 @@ def prune(network: nn.Module, criterion: str, share: float, samples: Samples) ->
         "bn": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[criterion]()
+    streams = [m for name, m in network.named_modules() if name == "conv1" or name.endswith((".conv2", ".shortcut"))]
     whole = tp.utils.count_ops_and_params(network, x)[0] - SHORTCUTS_MACS
     pruner = tp.pruner.BasePruner(
         network,
@@ -146,7 +150,7 @@ def prune(network: nn.Module, criterion: str, share: float, samples: Samples) ->
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=PRUNING_STEPS,
-        ignored_layers=[network.linear],
+        ignored_layers=[network.linear, *(streams if inside else ())],
     )
     left = 1.0
     for step in range(PRUNING_STEPS):

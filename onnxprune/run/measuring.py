@@ -61,8 +61,7 @@ def measure(
     measured is noted and left unknown, and never a reason to throw the result away.
     """
     with scratch() as folder:
-        normal = _normalized(subject, files, Path(folder), settings)
-        return _measured(subject, made, files, normal, out, settings, clock, narrow)
+        return _measured(subject, made, files, out, settings, clock, narrow, Path(folder))
 
 
 def _normalized(subject: Subject, files: Mapping[str, Path], folder: Path, settings: Settings) -> dict[str, Path]:
@@ -81,14 +80,17 @@ def _measured(
     subject: Subject,
     made: plan.Plan,
     files: Mapping[str, Path],
-    normal: Mapping[str, Path],
     out: Path,
     settings: Settings,
     clock: Clock,
     narrow: Narrow | None,
+    folder: Path,
 ) -> tuple[tuple[report.Measurement, ...], tuple[report.LatencyRatio, ...], tuple[str, ...]]:
     only = extras.of(subject.model).only_batch
     notes: list[str] = [ONE_BY_ONE] if only else []
+    result, normal = list(files)[-1], dict[str, Path]()
+    with _noted("what normalizing alone makes could not be measured", notes):
+        normal = _normalized(subject, files, folder, settings)
     every = {**files, **normal}
     for path in every.values():
         sessions.hold_file(path, only)
@@ -99,23 +101,21 @@ def _measured(
         with _noted("the cost of the file was not counted again", notes):
             totals |= _counted(subject, files[PRUNED], unpack=settings.form.pack)
         for name, path in files.items():
-            last = name == list(files)[-1]
-            counted = replace(measure_file(name, path, totals), path=str(out) if last else None)
+            counted = replace(measure_file(name, path, totals), path=str(out) if name == result else None)
             models[name] = replace(counted, **{key: totals.get(key) for key in ("nonzeros", "nonzero_macs")})
             # Rounding adds no weights, and in some forms its scales look like some.
             models[name] = replace(models[name], params=models[next(iter(files))].params)
-        larger = _larger(models[ORIGINAL], models[PRUNED], list(models.values())[-1])
         for name, path in normal.items():
             models[name] = replace(measure_file(name, path, made.before), path=None)
     if subject.held is not None:
         with clock("measure accuracy"), _noted("accuracy could not be measured", notes, UsageError):
             found = _accuracies(subject, subject.held, every if QUANTIZED in files else files, settings)
             models |= {name: replace(models[name], accuracy=accuracy) for name, accuracy in found.items()}
-    notes += larger
+    notes += _larger(models[ORIGINAL], models[PRUNED], models[result])
     table = None
     if settings.timing.wanted:
         with clock("measure latency"), _noted("latency could not be measured", notes):
-            table = _latencies(subject, files, normal, settings, narrow)
+            table = _latencies(subject, every, result, settings, narrow, folder)
             notes += [*doubts(table), *slower_in_integers(table.ratios)]
     if table is None:
         return tuple(models.values()), (), tuple(notes)
@@ -200,23 +200,21 @@ def _accuracies(
 
 
 def _latencies(
-    subject: Subject, files: Mapping[str, Path], normal: Mapping[str, Path], settings: Settings, narrow: Narrow | None
+    subject: Subject, files: Mapping[str, Path], result: str, settings: Settings, narrow: Narrow | None, folder: Path
 ) -> LatencyTable:
-    """Times of the original, the results, and the normal form where that is measured.
+    """Times of the original and of `files`, of which `result` is what narrow is about.
 
     Where it can be, or where a provider's libraries are at work, they are measured in another process.
     """
     batch, feeds = latency_feeds(subject)
     setting = settings.timing.at(batch)
-    models = {ORIGINAL: subject.path, **files, **normal}
-    with scratch() as folder:
-        feeds_for: Feeds | FeedsFor = feeds
-        if narrow is not None:
-            last = list(files)[-1]
-            models[last], feeds_for = narrowed.timed(narrow, Path(folder) / files[last].name, feeds)
-        work = partial(_timed, measure_settled, models, feeds_for, setting)
-        on_cpu = sessions.provider_name(settings.timing.provider) == "CPUExecutionProvider"
-        return isolated(work) if can_copy() and on_cpu else work() if on_cpu else apart(work, [], fresh=True)
+    models = {ORIGINAL: subject.path, **files}
+    feeds_for: Feeds | FeedsFor = feeds
+    if narrow is not None:
+        models[result], feeds_for = narrowed.timed(narrow, folder / files[result].name, feeds)
+    work = partial(_timed, measure_settled, models, feeds_for, setting)
+    on_cpu = sessions.provider_name(settings.timing.provider) == "CPUExecutionProvider"
+    return isolated(work) if can_copy() and on_cpu else work() if on_cpu else apart(work, [], fresh=True)
 
 
 def _timed(

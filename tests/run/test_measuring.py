@@ -97,6 +97,16 @@ def test_what_normalizing_alone_gains_is_told_apart(cli, tmp_path):
     assert found["ratios"]["latency"][0]["model"] == "pruned"
 
 
+def test_a_disk_without_room_for_what_normalizing_makes_loses_no_result(cli, tmp_path, monkeypatch):
+    path, report, out = tmp_path / "m.onnx", tmp_path / "r.json", tmp_path / "out.onnx"
+    onnx.save(proto(CONV), path)
+    monkeypatch.setattr(measuring, "_normalized", lambda *_: (_ for _ in ()).throw(OSError("no space left")))
+    assert cli(path, out, "--method", "l1", "--report", report).code == 0
+    assert out.is_file()
+    notes = json.loads(report.read_text())["notes"]
+    assert "what normalizing alone makes could not be measured: no space left" in notes
+
+
 def test_a_file_that_normalizing_does_not_speed_up_has_two_columns(cli, tmp_path):
     path, report = tmp_path / "m.onnx", tmp_path / "r.json"
     onnx.save(proto(CONV), path)

@@ -6,21 +6,21 @@
 Rows: the plain command; uniform widths in the order of the method that it takes; onnxsim's structured pruning by
 weights and activations (apply_structured_wanda_pruning: of its own, that which cuts units by samples), of which the
 sparsity is searched for (it cuts nothing in front of a BatchNorm, so it is given the network with these folded);
-Torch-Pruning's criteria, taylor with labels, inside of
-blocks only: in a residual stream it keeps, behind a shortcut that pads, channels of which it removed the source, which
-no plan of ours can say. onnxsim and Torch-Pruning refit nothing: which
-positions they keep is read off their results, and these are refitted by our least squares. Nothing is fine-tuned, kept
-sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
+Torch-Pruning's criteria, taylor with labels, inside of blocks only: in a residual stream it keeps, behind a shortcut
+that pads, channels of which it removed the source, which no plan of ours can say. onnxsim and Torch-Pruning refit
+nothing: which positions they keep is read off their results, and these are refitted by our least squares. Nothing is
+fine-tuned, kept sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
 
 import argparse
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-import onnx
+import onnx_ir as ir
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -32,6 +32,7 @@ import cifar_resnet
 import torch_pruning_cifar
 
 from onnxprune import graph, surgery
+from onnxprune.bridge.batchnorm import fold_batchnorm
 from onnxprune.coupling import Coupling, Keep, unit_positions
 from onnxprune.data import Samples, input_infos, load_samples
 from onnxprune.options import Options
@@ -104,11 +105,13 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Sele
 
     name = input_infos(subject.model)[0].name
     calibration = [{name: x[k : k + 32]} for k in range(0, len(x), 32)]
-    given = folded(onnx.load(path))
+    network = graph.load(path)
+    fold_batchnorm(network)
+    given = ir.to_proto(network)
     low, high, best = 0.0, 0.95, None
     for _ in range(TRIALS):
         sparsity = (low + high) / 2
-        made = apply_structured_wanda_pruning(copy(given), calibration, sparsity=sparsity, global_sparsity=True)
+        made = apply_structured_wanda_pruning(deepcopy(given), calibration, sparsity=sparsity, global_sparsity=True)
         selection = selection_of(subject.coupling, float_arrays(made), float_arrays(given))
         if subject.cost.total("macs", cost.keep_sizes(selection.keep)) <= macs * subject.cost.total("macs"):
             best, high = selection, sparsity
@@ -117,33 +120,6 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Sele
     if best is None:
         raise ValueError(f"onnxsim cannot bring {path} to {macs:g} of its MACs")
     return best
-
-
-def copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Another one with the same content."""
-    return onnx.ModelProto.FromString(model.SerializeToString())
-
-
-def folded(model: onnx.ModelProto) -> onnx.ModelProto:
-    """`model`, in place, with each BatchNormalization behind a Conv in the weights of that, under the same names."""
-    known = {tensor.name: tensor for tensor in model.graph.initializer}
-    makers = {node.output[0]: node for node in model.graph.node}
-    for norm in [node for node in model.graph.node if node.op_type == "BatchNormalization"]:
-        conv = makers[norm.input[0]]
-        scale, shift, mean, var = (onnx.numpy_helper.to_array(known[name]) for name in norm.input[1:])
-        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
-        by = scale / np.sqrt(var + epsilon)
-        weights = onnx.numpy_helper.to_array(known[conv.input[1]])
-        bias = onnx.numpy_helper.to_array(known[conv.input[2]]) if len(conv.input) > 2 else np.float32(0)
-        places = (-1, *[1] * (weights.ndim - 1))
-        known[conv.input[1]].CopyFrom(onnx.numpy_helper.from_array(weights * by.reshape(places), conv.input[1]))
-        model.graph.initializer.append(onnx.numpy_helper.from_array((bias - mean) * by + shift, norm.input[2]))
-        model.graph.initializer.remove(known[norm.input[2]])
-        del conv.input[2:]
-        conv.input.append(norm.input[2])
-        conv.output[0] = norm.output[0]
-        model.graph.node.remove(norm)
-    return model
 
 
 def selection_of(coupling: Coupling, arrays: Arrays, before: Arrays | None = None) -> Selection:

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -68,9 +67,7 @@ def main() -> None:
 def rows(args: argparse.Namespace, method: str, macs: float) -> Iterator[str]:
     """The rows without blocks that go and with them, from one scoring."""
     x, tested = allocation_study.images(args.model, args.samples, args.test, args.start)
-    given: dict[str, Any] = {"data": x, "val": tested, "target": {"macs": macs}, "align": 1, "latency": False}
-    if method != "auto":
-        given["method"] = method
+    given = {"data": x, "val": tested, "target": {"macs": macs}, "align": 1, "latency": False, "method": method}
     options = Options(**given, recover="reconstruct", seed=args.seed)
     settings = resolved(options)
     subject = prepare(cifar.DATA / "models" / f"{args.model}.onnx", options, Clock())

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnxprune import graph
 from onnxprune.errors import UsageError
 from onnxprune.graph import bodies, extras, providers
+from onnxprune.graph.body_shapes import bodies_of
 from onnxprune.quantize import prepare
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import proto_of, quiet, with_interface
@@ -124,8 +125,7 @@ def int4(model: ir.Model, asked: Asked, floats: Sequence[str]) -> ir.Model:
 
 def _in_bodies(model: ir.Model) -> list[str]:
     """Names of the nodes in bodies of If, Loop and Scan, into which the proof of integers does not look."""
-    outer = set(model.graph)
-    return [node.name or "" for node in model.graph.all_nodes() if node not in outer]
+    return [node.name or "" for outer in model.graph for node in bodies.nodes_inside(outer)]
 
 
 def fp16(model: ir.Model, floats: Sequence[str]) -> ir.Model:
@@ -163,8 +163,7 @@ def _put_conversions(outer: onnx.GraphProto, count: int) -> None:
 
 def _graphs(outer: onnx.GraphProto) -> list[onnx.GraphProto]:
     """`outer`, and the bodies of its nodes."""
-    attributes = [attribute for node in outer.node for attribute in node.attribute]
-    inner = [body for attribute in attributes for body in (attribute.g, *attribute.graphs) if body.node]
+    inner = (body for node in outer.node for body in bodies_of(node))
     return [outer, *(found for body in inner for found in _graphs(body))]
 
 

@@ -361,14 +361,13 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
                 if found and found[0].beats(best):
                     best, moves = found[0], moves + 1
                     break  # not back again
-    told = f"; '{own.name}' loses {own.loss:.4f}"
-    if not best.beats(own):
-        told += f", and is kept: {best.loss:.4f} is not clearly less"
+    better = best.beats(own)
     note = (
         f"widths: measured, {len(tried)} candidates, best prior '{SHORT.get(prior.name, prior.name)}' "
-        f"({prior.loss:.4f}), {moves} moves to {best.loss:.4f}{told}"
+        f"({prior.loss:.4f}), {moves} moves to {best.loss:.4f}; '{own.name}' loses {own.loss:.4f}"
+        f"{'' if better else f', and is kept: {best.loss:.4f} is not clearly less'}"
     )
-    best = best if best.beats(own) else own
+    best = best if better else own
     LOG.info("  %s", note)
     return replace(best.outcome, notes=(*outcome.notes, note))
 

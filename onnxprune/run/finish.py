@@ -45,11 +45,9 @@ def _without_subnormals(model: ir.Model) -> int:
     """
     count = 0
     for layer in layers(model):
-        places = (place for place in (layer.weights.weight, layer.weights.bias) if place is not None)
-        for value in (layer.node.inputs[place] for place in places if place < len(layer.node.inputs)):
-            stored = stored_behind(value)
-            array = None if stored is None else graph.array_of(stored)
-            if stored is None or array is None or array.dtype not in (np.float32, np.float64):
+        for stored in filter(None, map(stored_behind, (layer.weight, layer.bias))):
+            array = graph.array_of(stored)
+            if array.dtype not in (np.float32, np.float64):
                 continue
             small = (np.abs(array) < np.finfo(array.dtype).tiny) & (array != 0)
             if small.any():

@@ -42,6 +42,7 @@ TUNING: Mapping[str, type] = {
     "flip": bool,
     "crop": int,
     "zoom": float,
+    "versions": int,
     "mixup": float,
     "batchnorm": str,
     "statistics": str,

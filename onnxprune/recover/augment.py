@@ -1,7 +1,8 @@
 """Augmentation of image batches: horizontal flip, shifted crop, zoom, mixup. Letters: N batch, C channels, H, W.
 
 Every draw is a function of the seed, the step and the position in the global batch, so that an interrupted run and
-one on several processes see the same images.
+one on several processes see the same images. Where each sample has a few fixed versions, a draw is a function of the
+seed, the number of the version and that of the sample.
 """
 
 from dataclasses import dataclass
@@ -32,30 +33,59 @@ class Mix:
     weight: Tensor
 
 
+@dataclass(frozen=True)
+class Draws:
+    """What is drawn for each of N samples; None where there is no such change.
+
+    flips (N,): whether it is mirrored. shifts (N, 2): pixels down and right. zooms (N,): factors. weights (N,): of
+    itself where it is mixed with another.
+    """
+
+    flips: np.ndarray | None
+    shifts: np.ndarray | None
+    zooms: np.ndarray | None
+    weights: np.ndarray | None
+
+    def of(self, index: np.ndarray | slice) -> "Draws":
+        """Those of some samples."""
+        return Draws(*(None if part is None else part[index] for part in vars(self).values()))
+
+
+def draw(settings: Settings, seed: tuple[int, ...], count: int) -> Draws:
+    """For `count` samples, as a function of the seed."""
+    rng, crop = np.random.default_rng(seed), settings.crop or 0
+    flips = rng.random(count) < 0.5
+    shifts = rng.integers(-crop, crop + 1, (count, 2))
+    weights = rng.beta(settings.mixup, settings.mixup, count) if settings.mixup else None
+    zooms = np.exp(rng.uniform(-settings.zoom, settings.zoom, count)) if settings.zoom else None
+    return Draws(flips if settings.flip else None, shifts if crop else None, zooms, weights)
+
+
 def augment(
     feeds: dict[str, Tensor], settings: Settings, step: int, rank: int = 0, size: int = 1
 ) -> tuple[dict[str, Tensor], Mix | None]:
-    """The batch with its images augmented, and how samples were mixed.
+    """The batch with its images augmented as drawn for this step, and how samples were mixed."""
+    if not settings.augments or not feeds:
+        return feeds, None
+    count = len(next(iter(feeds.values()))) * size
+    return changed(feeds, draw(settings, (settings.seed, step), count).of(slice(rank, None, size)))
+
+
+def changed(feeds: dict[str, Tensor], draws: Draws) -> tuple[dict[str, Tensor], Mix | None]:
+    """The batch with its images changed as drawn, and how samples were mixed.
 
     Inputs of rank 4 are images; without one nothing is done.
     """
     images = [name for name, x in feeds.items() if x.ndim == 4 and x.is_floating_point()]
-    if not images or not settings.augments:
+    if not images:
         return feeds, None
-    rng = np.random.default_rng((settings.seed, step))
-    count = len(feeds[images[0]])
-    flips = rng.random(count * size)[rank::size] < 0.5
-    crop = settings.crop or 0
-    shifts = rng.integers(-crop, crop + 1, (count * size, 2))[rank::size]
-    weights = rng.beta(settings.mixup, settings.mixup, count * size)[rank::size] if settings.mixup else None
-    zooms = np.exp(rng.uniform(-settings.zoom, settings.zoom, count * size))[rank::size] if settings.zoom else None
     feeds = dict(feeds)
     for name in images:
-        moved = _moved(feeds[name], flips if settings.flip else None, shifts if settings.crop else None)
-        feeds[name] = moved if zooms is None else _zoomed(moved, zooms)
-    if weights is None:
+        moved = _moved(feeds[name], draws.flips, draws.shifts)
+        feeds[name] = moved if draws.zooms is None else _zoomed(moved, draws.zooms)
+    if draws.weights is None:
         return feeds, None
-    return _mixed(feeds, np.maximum(weights, 1 - weights))
+    return _mixed(feeds, np.maximum(draws.weights, 1 - draws.weights))
 
 
 def _moved(x: Tensor, flips: np.ndarray | None, shifts: np.ndarray | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -165,7 +166,8 @@ def _prepare(cut_model, teacher, samples, held, asked: Settings, device, masks, 
     asked = replace(asked, temperature=asked.temperature or task.temperature)
     settings = replace(settings, temperature=asked.temperature)
     original = Teacher(teacher, task, settings, device)
-    original.remember(samples)
+    if settings.shown < math.inf:
+        original.remember(len(samples), int(settings.shown))
     judge = _judge(model, teacher, task, held, settings, device, len(samples))
     module = distributed.wrap(network, device, all_used=settings.loss is None)
     if settings.compile:
@@ -230,7 +232,8 @@ def _decide(
     epochs, count = asked.epochs or settings.epochs, len(samples)
     if asked.seconds is not None or asked.epochs is None:
         seconds = probe.step_seconds(network, feeds, fast, device)
-        seconds += probe.forward_seconds(Network(teacher, trainable=()).to(device).eval(), feeds, device)
+        answers = probe.forward_seconds(Network(teacher, trainable=()).to(device).eval(), feeds, device)
+        seconds += answers * min(1.0, settings.shown / (epochs or 1))
         pieces = (settings.batch_size or 1) / at_once
         world = distributed.world()[1]
         timed = asked.seconds is not None and world == 1

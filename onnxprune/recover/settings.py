@@ -1,5 +1,6 @@
 """How a model is fine-tuned: what the user may set, and what is chosen by the model, the data, the device and time."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -43,6 +44,8 @@ class Settings:
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
     flip, crop, zoom, mixup: augmentation of images; crop is in pixels, zoom the logarithm of the largest factor, mixup
     the parameter of the Beta distribution. None is chosen by what `movable` says.
+    versions: how many fixed augmented versions of each sample epochs show in turn; the original is asked once about each.
+    0 for a new version in every epoch, and a question in every step.
     patience: epochs without improvement after which it stops, 0 for never. loss, metric: the user's own.
     regression: outputs are compared as numbers, not as classes, even where they look like those.
     seconds: that training may take, by which `epochs` are cut down; None for no more than SECONDS, and for as many
@@ -71,6 +74,7 @@ class Settings:
     crop: int | None = None
     mixup: float = 0.0
     zoom: float | None = None
+    versions: int | None = None
     patience: int = 0
     resume_dir: str | None = None
     checkpoint_seconds: float = 60.0
@@ -89,10 +93,15 @@ class Settings:
         """Whether images are changed at random, so that the teacher sees others in each epoch."""
         return bool(self.flip or self.crop or self.zoom or self.mixup > 0)
 
+    @property
+    def shown(self) -> float:
+        """Versions of each sample that all epochs show together; infinite where each shows a new one."""
+        return (self.versions or math.inf) if self.augments else 1
+
     def described(self) -> str:
         """One line for the terminal and the report: what was chosen."""
         shown = "batch_size optimizer lr amp channels_last batchnorm statistics ema".split()
-        on = [name for name in ("flip", "crop", "zoom", "mixup", "compile") if getattr(self, name)]
+        on = [name for name in ("flip", "crop", "zoom", "versions", "mixup", "compile") if getattr(self, name)]
         chosen = ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
         return f"{self.epochs} epoch{'s' if self.epochs != 1 else ''} on {self.device} (--finetune: {chosen})"
 
@@ -112,6 +121,12 @@ def _check(s: Settings) -> None:
         (s.batch_size is None or s.batch_size >= 1, "batch_size", s.batch_size, "1 or more"),
         (s.lr is None or s.lr > 0, "lr", s.lr, "more than 0"),
         (0 <= s.labels <= 1, "labels", s.labels, "a weight from 0 to 1"),
+        (
+            (s.versions or 0) >= 0 and not (s.versions and s.mixup),
+            "versions",
+            s.versions,
+            "0 or more, and 0 with mixup, where others are mixed in every epoch",
+        ),
         (s.temperature is None or s.temperature > 0, "temperature", s.temperature, "more than 0"),
         (s.ema is None or 0 <= s.ema < 1, "ema", s.ema, "a decay from 0 to below 1"),
         (
@@ -184,6 +199,7 @@ def choose(
         flip=side > 0 if s.flip is None else s.flip,
         crop=side // SHIFT if s.crop is None else s.crop,
         zoom=ZOOM * zooms if s.zoom is None else s.zoom,
+        versions=s.versions or 0,
     )
 
 

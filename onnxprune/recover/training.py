@@ -21,7 +21,7 @@ from onnxprune.errors import UsageError
 from onnxprune.graph.inputs import batch_axes
 from onnxprune.outputs.losses import Task, labels_loss, regression, teaching
 from onnxprune.recover import distributed
-from onnxprune.recover.augment import Mix, augment
+from onnxprune.recover.augment import Draws, Mix, augment, changed, draw
 from onnxprune.recover.judging import Epoch, Judge, Verdict
 from onnxprune.recover.settings import LEAST_STEPS, Settings
 from onnxprune.recover.state import Start, keep, resume
@@ -66,6 +66,7 @@ class Run:
     average: Average = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     scaler: torch.amp.GradScaler = field(init=False)
+    versions: list[Draws] = field(init=False)  # of the samples, where each epoch shows one of a few
     best: dict[str, Tensor] = field(init=False)  # of the start and all epochs, by the judge's mean loss
     best_verdict: Verdict = field(init=False)
     initial: Verdict = field(init=False)
@@ -84,6 +85,8 @@ class Run:
         self.optimizer = make_optimizer(self.network.parameters_by_name, self.settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.amp == "fp16")
         self.apply_masks()
+        s, count = self.settings, len(self.samples)
+        self.versions = [draw(s, (s.seed, 0, k), count) for k in range(s.versions or 0)] if s.augments else []
         assert self.settings.ema is not None
         self.average = Average(self.tensors(), self.settings.ema)
         self.best = {name: tensor.detach().clone() for name, tensor in self.tensors().items()}
@@ -208,10 +211,14 @@ def step_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr:
     """The loss of a batch, of which one step was taken. Raises: UsageError where it is no longer finite."""
     rank, size = distributed.world()
     feeds = tensors_of(arrays, run.device, channels_last=bool(run.settings.channels_last))
-    feeds, mix = augment(feeds, run.settings, run.step, rank, size)
+    version, mix = _version(run), None
+    if version is None:
+        feeds, mix = augment(feeds, run.settings, run.step, rank, size)
+    elif run.versions:
+        feeds, mix = changed(feeds, run.versions[version].of(numbers))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    number = _gradients(run, Batch(feeds, numbers, _labels(run, numbers), mix))
+    number = _gradients(run, Batch(feeds, numbers, _labels(run, numbers), mix), version)
     run.scaler.unscale_(run.optimizer)
     clip(run.network.parameters_by_name.values(), run.settings.clip)
     run.scaler.step(run.optimizer)
@@ -223,6 +230,12 @@ def step_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr:
             f"fine-tuning: the loss became {number} at step {run.step}, learning rate {lr:g}; give a smaller one"
         )
     return number
+
+
+def _version(run: Run) -> int | None:
+    """Which version of each sample this step is shown; None where it is a new one."""
+    shown = run.settings.shown
+    return None if shown == math.inf else int(run.step // _steps(run) % shown)
 
 
 def loss_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> float:
@@ -275,7 +288,7 @@ class Piece:
     weight: Tensor | None
 
 
-def _gradients(run: Run, batch: Batch) -> float:
+def _gradients(run: Run, batch: Batch, version: int | None) -> float:
     """Puts the gradients of the batch's mean loss into the parameters; the loss.
 
     Where memory does not do for the whole batch the gradients of smaller pieces are added up, from then on.
@@ -286,7 +299,7 @@ def _gradients(run: Run, batch: Batch) -> float:
         run.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
         try:
-            return sum(_backward(run, piece, len(piece.numbers) / count) for piece in _pieces(run, batch))
+            return sum(_backward(run, piece, version, len(piece.numbers) / count) for piece in _pieces(run, batch))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -307,11 +320,11 @@ def _pieces(run: Run, batch: Batch) -> Iterator[Piece]:
     return (batch.rows(axes, *ends[k : k + 2]) for k in range(pieces))
 
 
-def _backward(run: Run, piece: Piece, share: float) -> float:
+def _backward(run: Run, piece: Piece, version: int | None, share: float) -> float:
     """Adds the gradients of a piece, which is that share of its batch; its share of the loss."""
     with precision(run.settings, run.device):
         values = run.task.by_sample(run.module(piece.feeds, capture=run.task.captured))
-    loss = share * _loss(run, values, lambda: run.teacher.targets(piece.feeds, piece.numbers), piece)
+    loss = share * _loss(run, values, lambda: run.teacher.targets(piece.feeds, piece.numbers, version), piece)
     run.scaler.scale(loss).backward()
     return float(loss.detach())
 

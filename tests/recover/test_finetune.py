@@ -371,6 +371,47 @@ def test_the_teacher_is_not_asked_where_labels_alone_count(refitted, monkeypatch
     assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("extra", "shown"), [({}, 1), ({"crop": 1, "versions": 2}, 2), ({"crop": 1, "versions": 3}, 3), ({"crop": 1}, 6)]
+)
+def test_the_teacher_is_asked_once_about_each_version(refitted, monkeypatch, extra, shown):
+    digits, _, again = refitted
+    few, asked = digits.tune.subset(np.arange(128)), []
+    monkeypatch.setattr(finetuning, "_judge", lambda *_: SimpleNamespace(name="", told="", distances=None))
+    monkeypatch.setattr(training, "_verdict", lambda run: Verdict(1.0, (1.0,)))
+    says = Teacher.says
+    monkeypatch.setattr(Teacher, "says", lambda self, feeds: asked.append(feeds) or says(self, feeds))
+    settings = replace(
+        QUICK, epochs=6, lr=0.01, optimizer="sgd", versions=extra.get("versions"), crop=extra.get("crop", 0)
+    )
+    finetune(again(), digits.model, few, digits.held, settings)
+    assert len(asked) == 2 * shown  # two batches in an epoch
+    (name,) = asked[0]
+    seen = [torch.cat([feeds[name] for feeds in asked[k : k + 2]]) for k in range(0, len(asked), 2)]
+    sums = {tuple(sorted(x.flatten(1).square().sum(1).tolist())) for x in seen}
+    assert len(sums) == shown  # every epoch that it is asked in shows other images
+
+
+def test_what_the_teacher_said_is_what_it_would_say_again(refitted):
+    """Versions without end and more versions than epochs are the same, but for which ones are drawn."""
+    digits, _, again = refitted
+    few, models = digits.tune.subset(np.arange(256)), []
+    for remembers in (True, False):
+        cut = again()
+        with pytest.MonkeyPatch.context() as patch:
+            if not remembers:
+                patch.setattr(Teacher, "remember", lambda *_: None)
+            finetune(cut, digits.model, few, digits.held, replace(QUICK, epochs=4, crop=1, flip=True, versions=2))
+        models.append({name: graph.array_of(value) for name, value in cut.graph.initializers.items()})
+    for name, array in models[0].items():
+        np.testing.assert_allclose(array, models[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_versions_are_not_mixed_with_others():
+    with pytest.raises(UsageError, match="0 with mixup"):
+        Settings(versions=4, mixup=0.2)
+
+
 @pytest.mark.parametrize(("factor", "chosen"), [(0.5, "bf16"), (0.9, "off")])
 def test_a_busy_machine_does_not_choose_the_precision(monkeypatch, factor, chosen):
     """Neighbors take the time of the quicker way; the CPU time that it takes itself tells."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from onnxprune import cli
 from onnxprune.errors import UsageError
 from onnxprune.system import streams
+from onnxprune.system.words import counted
 
 if TYPE_CHECKING:
     from onnxprune.plan import Plan
@@ -77,4 +78,4 @@ def _size(loaded: "Plan") -> str:
     """'2 dimensions lose 9 of 20 units'."""
     count, lost = len(loaded.dims), sum(dim.size - len(dim.keep) for dim in loaded.dims)
     of = sum(dim.size for dim in loaded.dims)
-    return f"{count} dimension{'s' if count != 1 else ''} lose{'s' if count == 1 else ''} {lost} of {of} units"
+    return f"{counted(count, 'dimension')} lose{'s' if count == 1 else ''} {lost} of {of} units"

@@ -23,6 +23,7 @@ from onnxprune.cli.parser import (
 )
 from onnxprune.options import LEVELS, RECOVERY, Options
 from onnxprune.system import processes, streams
+from onnxprune.system.words import counted
 
 
 def prune(given: list[str]) -> int:
@@ -52,7 +53,7 @@ def _print_result(result: Any, settings: Mapping[str, Any]) -> None:
     told = (
         "proof: the result differs from its full-size twin with the removed parts set to zero by at most "
         f"{proof.max_abs:.2g}, where outputs reach {proof.scale:.2g} "
-        f"(cut = mask, {proof.samples} samples{_told(proof)})"
+        f"(cut = mask, {counted(proof.samples, 'sample')}{_told(proof)})"
     )
     lines = [told, *([result.report.quantize["proof"]] if result.report.quantize is not None else [])]
     try:
@@ -174,7 +175,9 @@ def _verify(given: list[str]) -> int:
 
     files = (settings["input"], settings["output"], settings["plan_file"])
     found, what = replay.check(*files, options, any_weights=settings["any_weights"])
-    numbers = f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {found.samples} samples"
+    numbers = (
+        f"largest difference {found.max_abs:.3g}, largest output {found.scale:.3g}, {counted(found.samples, 'sample')}"
+    )
     if settings["json"]:
         held = {"what": what, "max_abs": found.max_abs, "scale": found.scale, "samples": found.samples}
         streams.say(json.dumps({"format": "onnxprune-verify/1", "ok": True, **held, "note": found.note}, indent=1))

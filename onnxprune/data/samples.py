@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from onnxprune.errors import DataError
 from onnxprune.graph.inputs import Feeds, fixed_batch
+from onnxprune.system.words import counted
 
 
 class Samples(ABC):
@@ -129,7 +130,7 @@ def split(samples: Samples, fraction: float, seed: int = 0) -> tuple[Samples, Sa
     count = len(samples)
     if count < 2 or not 0 < fraction < 1:
         raise DataError(
-            f"{count} samples cannot be split into two parts of which one holds {fraction:g}; "
+            f"{counted(count, 'sample')} cannot be split into two parts of which one holds {fraction:g}; "
             "give at least 2 samples, or --val for the other part"
         )
     # The streams of numpy's newer generators may change between versions; RandomState's are frozen.

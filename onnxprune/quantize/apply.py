@@ -17,6 +17,7 @@ from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.ranges import drawn, in_batches, reached
 from onnxprune.quantize.records import Context, Quantized, proof_feeds
+from onnxprune.system.words import counted
 
 FAR = 0.3  # of the outputs' size: what is off by more is of little use
 LOST = 0.1  # share of the answers
@@ -133,7 +134,7 @@ def verify(
 def proven(found: proof.Simulation) -> str:
     """A simulation that holds, in words."""
     return (
-        f"quantized = simulated: {found.nodes} nodes within {found.ratio:.2g} of their largest numbers, "
+        f"quantized = simulated: {counted(found.nodes, 'node')} within {found.ratio:.2g} of their largest numbers, "
         f"{found.weights} weights within half a step"
     )
 

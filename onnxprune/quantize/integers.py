@@ -12,6 +12,7 @@ from onnxprune.quantize import forms, nearer, prepare, proof, spared
 from onnxprune.quantize.nearer import JUDGED
 from onnxprune.quantize.ranges import Ranges, calibrated, doubts, drawn, in_batches
 from onnxprune.quantize.records import Context, Quantized, proof_feeds
+from onnxprune.system.words import counted
 
 LOOKED_AT = 8  # samples on which it is looked how far rounding moves what layers read
 Form = Callable[..., ir.Model]
@@ -100,7 +101,9 @@ def _trained(floats: ir.Model, made: ir.Model, context: Context) -> tuple[ir.Mod
         floats, made, context.teacher, context.samples, context.asked["finetune"], context.seed
     )
     if history is None:
-        return None, (f"training with the rounding in place was left out: {len(context.samples)} samples are too few",)
+        return None, (
+            f"training with the rounding in place was left out: only {counted(len(context.samples), 'sample')}",
+        )
     note = f"with the rounding in place, {history.told}"
     return (model if history.best_epoch else None), (note,)
 

@@ -14,6 +14,7 @@ from onnxprune.proof import differences
 from onnxprune.quantize import biases, equalize, forms, prepare, rounding
 from onnxprune.quantize.ranges import calibrated, drawn, in_batches
 from onnxprune.quantize.records import Context, proof_feeds
+from onnxprune.system.words import counted
 
 JUDGED = 64  # samples on which what is tried has to help
 SHARES = (0.5, 0.75)  # of the range of a value that its weights take over, see equalize
@@ -81,8 +82,8 @@ def _best_exponents(
     if not after < HELPS * before:  # also where they are no numbers
         return {}, ()
     note = (
-        f"channels of {len(best)} values were brought to more equal ranges: outputs are off by {100 * after:.2g} % "
-        f"instead of {100 * before:.2g} %"
+        f"channels of {counted(len(best), 'value')} were brought to more equal ranges: outputs are off by "
+        f"{100 * after:.2g} % instead of {100 * before:.2g} %"
     )
     return best, (note,)
 

@@ -13,6 +13,7 @@ from onnxprune.graph.inputs import Feeds
 from onnxprune.quantize.asked import Asked
 from onnxprune.quantize.prepare import quiet
 from onnxprune.system.atomic_files import scratch
+from onnxprune.system.words import counted
 
 Ranges = Mapping[str, tuple[float, float]]
 BATCH = 32  # samples that are calibrated on at a time
@@ -105,7 +106,8 @@ def doubts(samples: Samples) -> Iterator[str]:
             "and be cut off; give samples of every class"
         )
     if len(samples) < FEW:
-        yield f"calibrated on {len(samples)} samples only: others may reach further and be cut off; give some hundred"
+        few = counted(len(samples), "sample")
+        yield f"calibrated on {few} only: others may reach further and be cut off; give some hundred"
 
 
 def drawn(samples: Samples, count: int, seed: int) -> Samples:

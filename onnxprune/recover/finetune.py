@@ -1,5 +1,6 @@
 """Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +25,9 @@ from onnxprune.recover.settings import SEEN_OFTEN, Settings, affordable, choose
 from onnxprune.recover.teacher import Teacher
 from onnxprune.recover.training import Run, train
 from onnxprune.system.memory import halving
+from onnxprune.system.words import counted
 
+LOG = logging.getLogger("onnxprune")
 SCALED_ON = 32  # samples on which the spread of what is compared is seen
 OTHER = {"sgd": "adamw", "adamw": "sgd"}
 NO_TIME = "fine-tuning: left out, for no time is left for it; give more with --time"
@@ -72,7 +75,9 @@ def finetune(
     Raises: DataError without samples, UsageError for masks that fit nothing and for a loss that is no longer finite.
     """
     if len(samples) < 2 or len(held) < 1:
-        raise DataError(f"fine-tuning: {len(samples)} samples and {len(held)} held out; give at least 2 and 1")
+        raise DataError(
+            f"fine-tuning: {counted(len(samples), 'sample')} and {len(held)} held out; give at least 2 and 1"
+        )
     started = time.monotonic()
     asked = settings or Settings()
     start = state.start_of(cut_model) if asked.resume_dir else {}
@@ -112,7 +117,7 @@ def _told(run: Run) -> str:
     if run.settings.metric is not None:
         found = f"{run.judge.name} on {run.judge.told}"
     passed = sum(epoch.share for epoch in run.epochs)
-    after = f"after {passed:.3g} epoch{'s' if passed != 1 else ''}"
+    after = f"after {counted(passed, 'epoch')}"
     shown = [verdict.metric for verdict in (start, end, best)]
     if run.judge.distances is not None and run.settings.metric is None:
         found = f"distance of boxes and what stands beside them from the original's on {run.judge.told}"
@@ -229,6 +234,15 @@ def _decide(
     """(precision, layout and epochs, samples of an epoch): what is fastest here, and what the time is enough for."""
     feeds = tensors_of(samples.batch(_first(samples, at_once)), device)
     fast = probe.fastest(network, feeds, settings, device)
+    if (
+        asked.amp != "auto"
+        and (times := probe.slowdown(network, feeds, fast, device)) > 1
+        and not distributed.world()[0]
+    ):
+        LOG.warning(
+            f"fine-tuning: a step in {asked.amp} takes {times:.1f} times as long as in float32 on this machine; "
+            "leave amp to be measured, or give --finetune amp=off"
+        )
     epochs, count = asked.epochs or settings.epochs, len(samples)
     if asked.seconds is not None or asked.epochs is None:
         seconds = probe.step_seconds(network, feeds, fast, device)

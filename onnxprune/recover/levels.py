@@ -23,6 +23,7 @@ from onnxprune.surgery import dead
 from onnxprune.system import processes
 from onnxprune.system.clock import Clock
 from onnxprune.system.memory import retrying
+from onnxprune.system.words import counted
 
 if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
@@ -116,7 +117,7 @@ def recover(
         return None
     assert given.tune is not None
     if len(given.tune) < FEWEST_TRAINED:
-        _left_out(cut_model, f"{len(given.tune)} samples are too few; give more with --data")
+        _left_out(cut_model, f"only {counted(len(given.tune), 'sample')}; give more with --data")
         return None
     with clock("finetune"):
         stays = {name: ~mask for name, mask in dead.cut_zeros(selection).items()}

@@ -25,10 +25,10 @@ SHORT_SECONDS = {"cpu": 0.05, "cuda": 0.005}  # steps shorter than this are not 
 
 def fastest(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> Settings:
     """`settings` with amp and channels_last decided; `network` is left as it was."""
-    options = [s for s in _options(settings, device) if s.amp != "auto" and s.channels_last is not None]
+    options = _options(settings, device)
     if len(options) == 1:
         return options[0]
-    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    clock = _clock(device)
     plain = _seconds(network, feeds, options[0], device, clock)
     if plain < SHORT_SECONDS[device.type]:
         return options[0]
@@ -38,6 +38,17 @@ def fastest(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, de
         if times[k] * GAIN < times[best]:
             best = k
     return options[best]
+
+
+def slowdown(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> float:
+    """How many times as long as in float32 a step takes in the precision of `settings`; 1 where that is no longer."""
+    if settings.amp == "off":
+        return 1.0
+    as_asked, plain = (
+        _seconds(network, feeds, s, device, _clock(device)) for s in (settings, replace(settings, amp="off"))
+    )
+    noise = max(plain, SHORT_SECONDS[device.type]) * GAIN
+    return as_asked / plain if noise < as_asked < float("inf") else 1.0
 
 
 def step_seconds(network: nn.Module, feeds: dict[str, Tensor], settings: Settings, device: torch.device) -> float:
@@ -50,6 +61,10 @@ def step_seconds(network: nn.Module, feeds: dict[str, Tensor], settings: Setting
 def forward_seconds(network: nn.Module, feeds: dict[str, Tensor], device: torch.device) -> float:
     """The faster of two runs of `network` without gradients."""
     return min(_timed(lambda: network(feeds), device, time.perf_counter) for _ in range(2))
+
+
+def _clock(device: torch.device) -> Clock:
+    return time.process_time if device.type == "cpu" else time.perf_counter
 
 
 def _options(settings: Settings, device: torch.device) -> list[Settings]:

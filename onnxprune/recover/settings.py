@@ -12,6 +12,7 @@ from onnxprune.data import Samples, fixed_batch
 from onnxprune.errors import UsageError
 from onnxprune.outputs.kinds import CHOSEN, Outputs
 from onnxprune.recover.linear import linears
+from onnxprune.system.words import counted
 
 OPTIMIZERS = ("auto", "sgd", "adamw")
 # Peak learning rates at a batch of 128.
@@ -44,7 +45,7 @@ class Settings:
     statistics: what BatchNorm normalizes by while training, those of each 'batch', or 'frozen' as they are.
     flip, crop, zoom, mixup: augmentation of images; crop is in pixels, zoom the logarithm of the largest factor, mixup
     the parameter of the Beta distribution. None is chosen by what `movable` says.
-    versions: how many fixed augmented versions of each sample epochs show in turn; the original is asked once about each.
+    versions: fixed augmented versions of each sample, which epochs show in turn; the original is asked once about each;
     0 for a new version in every epoch, and a question in every step.
     patience: epochs without improvement after which it stops, 0 for never. loss, metric: the user's own.
     regression: outputs are compared as numbers, not as classes, even where they look like those.
@@ -103,7 +104,7 @@ class Settings:
         shown = "batch_size optimizer lr amp channels_last batchnorm statistics ema".split()
         on = [name for name in ("flip", "crop", "zoom", "versions", "mixup", "compile") if getattr(self, name)]
         chosen = ", ".join([*(f"{name} {_text(getattr(self, name))}" for name in shown), *on])
-        return f"{self.epochs} epoch{'s' if self.epochs != 1 else ''} on {self.device} (--finetune: {chosen})"
+        return f"{counted(self.epochs or 0, 'epoch')} on {self.device} (--finetune: {chosen})"
 
     def as_json(self) -> dict[str, Any]:
         """Everything but where it runs from and the user's functions, which go by name."""

@@ -21,6 +21,7 @@ from onnxprune.plan import cost, plan
 from onnxprune.plan.cost import Cost
 from onnxprune.plan.select import Selection
 from onnxprune.proof import comparison
+from onnxprune.system.words import counted
 
 if TYPE_CHECKING:
     from onnxprune.recover.finetune import History
@@ -155,7 +156,7 @@ def why_nothing(coupling: Coupling, most: int = 3) -> list[str]:
     if unseen:
         count = sum(1 for node in unseen for _ in bodies.nodes_inside(node))
         first = f"{unseen[0].op_type} '{unseen[0].name}'"
-        reasons.append(f"{count} nodes lie in bodies of control flow (such as {first}) that did not run")
+        reasons.append(f"{counted(count, 'node')} in bodies of control flow (such as {first}) did not run")
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in coupling.model.graph if node.domain not in STANDARD})
     unknown = f" ({', '.join(foreign[:3])})" if foreign else ""
     return reasons or [f"no operator has weights that can shrink{unknown}"]

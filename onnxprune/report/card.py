@@ -10,6 +10,7 @@ from typing import Any
 
 from onnxprune.measure.records import QUANTIZED
 from onnxprune.report import text
+from onnxprune.system.words import counted
 
 NAMES = {"macs": "MACs", "params": "parameters", "bytes": "file size"}
 
@@ -74,8 +75,8 @@ def _proof(found: Mapping[str, Any]) -> Iterator[str]:
         return
     yield from ("## Proof", "")
     yield (
-        f"On {proof['samples']} samples the outputs differ by at most {proof['max_abs']:.2g}, where they reach "
-        f"{proof['scale']:.2g}, from those of the full-size model with the removed parts set to zero."
+        f"On {counted(proof['samples'], 'sample')} the outputs differ by at most {proof['max_abs']:.2g}, where they "
+        f"reach {proof['scale']:.2g}, from those of the full-size model with the removed parts set to zero."
     )
     yield ""
 

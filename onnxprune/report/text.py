@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from onnxprune.outputs.metrics import LOWER_IS_BETTER, Accuracy
+from onnxprune.system.words import counted
 
 DASH = "–"
 LABELS = {
@@ -138,7 +139,7 @@ def setting(entry) -> str:
     """How a Latency or LatencyRatio was measured: 'CPU, batch 1, 2 threads'."""
     parts = [provider(entry.provider), f"batch {entry.batch}"]
     if entry.threads is not None:
-        parts.append(f"{entry.threads} thread{'s' if entry.threads != 1 else ''}")
+        parts.append(counted(entry.threads, "thread"))
     parts += [entry.precision] if entry.precision != "as stored" else []
     parts += ["CUDA graph"] if entry.cuda_graph else []
     return ", ".join(parts + (["NHWC"] if entry.prefer_nhwc else []))

@@ -13,6 +13,7 @@ from onnxprune.graph.inputs import is_float
 from onnxprune.outputs import accuracies, answers
 from onnxprune.outputs.metrics import Accuracy
 from onnxprune.run.subject import Subject
+from onnxprune.system.words import counted
 
 LOG = logging.getLogger("onnxprune")
 LOOKED_AT = 200  # samples
@@ -74,9 +75,9 @@ def check(subject: Subject, metric: Any = None) -> None:
     if not by_chance(found):
         return
     told = (
-        f"the original answers {found.value:.1%} of {len(few)} labelled samples right, a model that answers all alike "
-        f"{found.null or 0.0:.1%}: labels, layout or preprocessing are likely wrong, and no usual scaling fits better; "
-        "check the order of the classes, or leave the labels out"
+        f"the original answers {found.value:.1%} of {counted(len(few), 'labelled sample')} right, a model that answers "
+        f"all alike {found.null or 0.0:.1%}: labels, layout or preprocessing are likely wrong, and no usual scaling "
+        "fits better; check the order of the classes, or leave the labels out"
     )
     if len(few) >= ENOUGH:
         raise DataError(told)
@@ -115,8 +116,9 @@ def _better(subject: Subject, samples: Samples, value: float) -> str | None:
     if best is None or tried[best] < value + BETTER:
         return None
     return (
-        f"the original answers {value:.1%} of {len(samples)} labelled samples right, and {tried[best]:.1%} with "
-        f"{best}: the samples are not scaled as the model was trained; scale them so, or give --scale, --mean, --std"
+        f"the original answers {value:.1%} of {counted(len(samples), 'labelled sample')} right, and {tried[best]:.1%} "
+        f"with {best}: the samples are not scaled as the model was trained; scale them so, or give --scale, --mean, "
+        "--std"
     )
 
 

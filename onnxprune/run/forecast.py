@@ -16,6 +16,7 @@ from onnxprune.run.settings import Settings
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
 from onnxprune.system.memory import halving
+from onnxprune.system.words import counted
 
 LOG = logging.getLogger("onnxprune")
 TIMED = 16  # samples of the batch that is timed
@@ -49,7 +50,7 @@ def use_of_data(subject: Subject, settings: Settings) -> str:
     """How many samples are for what."""
     tune, held = subject.tune, subject.held
     if tune is None:
-        return "none" if held is None else f"{len(held)} samples to measure on"
+        return "none" if held is None else f"{counted(len(held), 'sample')} to measure on"
     fitted = levels.learned_from(subject.given, settings.recovery)
     assert fitted is not None
     judged = len(tune) - len(fitted)
@@ -88,7 +89,10 @@ def _recovery(subject: Subject, settings: Settings, each: float) -> str:
     learned = levels.learned_from(subject.given, settings.recovery)
     assert learned is not None
     fitted = min(levels.fitting_samples(subject.given), len(grown(learned, subject.model, settings.recovery.tuning)))
-    steps = ["biases", f"weights by least squares on {fitted} samples (about {text_of(FITTED * each * fitted)})"]
+    steps = [
+        "biases",
+        f"weights by least squares on {counted(fitted, 'sample')} (about {text_of(FITTED * each * fitted)})",
+    ]
     if settings.recovery.level == "finetune":
         steps.append(_tuning(subject, settings, each))
     return ", ".join(steps)
@@ -106,13 +110,13 @@ def _tuning(subject: Subject, settings: Settings, each: float) -> str:
     moved = [f"shifted by up to {chosen.crop} pixels"] if chosen.crop else []
     moved = [*(["mirrored"] if chosen.flip else []), *moved]
     on = f" on images {' and '.join(moved)}" if moved else ""
-    epochs = f"{chosen.epochs} epoch{'s' if chosen.epochs != 1 else ''}"
+    epochs = counted(chosen.epochs, "epoch")
     return f"fine-tuning of up to {epochs}{on} (about {text_of(min(seconds, limit))})"
 
 
 def _measuring(subject: Subject, settings: Settings) -> str:
     parts = ["costs"]
-    parts += [f"accuracy on {len(subject.held)} samples"] if subject.held is not None else []
+    parts += [f"accuracy on {counted(len(subject.held), 'sample')}"] if subject.held is not None else []
     parts += ["latency"] if settings.timing.wanted else []
     return ", ".join(parts)
 

@@ -23,6 +23,7 @@ from onnxprune.proof import normal_form
 from onnxprune.report import build, text, widths
 from onnxprune.run.subject import load_data, sample_shapes
 from onnxprune.surgery import blocks
+from onnxprune.system.words import counted
 
 
 def inspect_file(path: Path, options: Options) -> dict[str, Any]:
@@ -132,7 +133,8 @@ def print_table(found: dict[str, Any], console: Console) -> None:
     """The readable form of `inspect`."""
     model, share = found["model"], found["shrinkable"]
     console.print(
-        f"{model['nodes']} nodes, {text.count(model['macs'])} MACs, {text.count(model['params'])} parameters, "
+        f"{counted(model['nodes'], 'node')}, {text.count(model['macs'])} MACs, "
+        f"{text.count(model['params'])} parameters, "
         f"{text.size(model['bytes'])} of weights; {share['params']:.1%} of the parameters and {share['macs']:.1%} of "
         "the MACs can shrink",
         highlight=False,

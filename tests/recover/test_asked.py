@@ -125,9 +125,9 @@ def test_python_takes_functions_and_settings(tmp_path):
 def test_every_key_is_a_setting_and_arrives():
     given = {
         "optimizer": "adamw", "weight_decay": "0.1", "warmup": 0.2, "clip": "2", "ema": "auto", "labels": 1,
-        "features": "0.5", "temperature": 2, "flip": "yes", "crop": "2", "zoom": 0.1, "mixup": "0.2", "batchnorm": True, "versions": 0,
+        "features": "0.5", "temperature": 2, "flip": "yes", "crop": "2", "zoom": 0.1, "mixup": "0.2", "batchnorm": True,
         "statistics": "frozen", "amp": "off", "channels-last": "auto", "compile": "false", "patience": 0,
-        "checkpoint_seconds": 5,
+        "checkpoint_seconds": 5, "versions": 0,
     }  # fmt: skip
     made = asked.settings_of(Options(finetune=given, epochs=7, seed=3))
     assert {key.replace("-", "_") for key in given} == set(TUNING)

@@ -255,7 +255,7 @@ def test_settings_that_mean_nothing_are_refused(wrong):
 
 
 def test_samples_are_needed(folded: Digits):
-    with pytest.raises(DataError, match="1 samples"):
+    with pytest.raises(DataError, match="1 sample and"):
         finetune(folded.model, folded.model, folded.tune.subset([0]), folded.held, QUICK)
 
 
@@ -428,6 +428,24 @@ def test_a_busy_machine_does_not_choose_the_precision(monkeypatch, factor, chose
     settings, cpu = Settings(channels_last=False), torch.device("cpu")
     assert probe.fastest(torch.nn.Linear(1, 1), {}, settings, cpu).amp == chosen
     assert probe.step_seconds(torch.nn.Linear(1, 1), {}, replace(settings, amp="bf16"), cpu) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(4.0, 4.0), (1.1, 1.0), (0.5, 1.0), (float("inf"), 1.0)])
+def test_a_slow_precision_that_was_asked_for_is_told(refitted, monkeypatch, caplog, factor, told):
+    digits, _, again = refitted
+    cpu = {"s": 0.0}
+
+    def step(network, feeds, settings, device):
+        if settings.amp == "bf16" and factor == float("inf"):
+            raise RuntimeError("no such kernel")
+        cpu["s"] += 0.1 * (factor if settings.amp == "bf16" else 1)
+
+    monkeypatch.setattr(probe, "time", SimpleNamespace(perf_counter=lambda: cpu["s"], process_time=lambda: cpu["s"]))
+    monkeypatch.setattr(probe, "_step", step)
+    few = digits.tune.subset(np.arange(64))
+    finetune(again(), digits.model, few, digits.held, replace(QUICK, epochs=1, amp="bf16"))
+    warned = [record.message for record in caplog.records if "times as long" in record.message]
+    assert [f"takes {told:.1f} times as long as in float32" in text for text in warned] == [True] * (told > 1)
 
 
 def test_a_precision_that_an_operator_refuses_is_not_chosen(monkeypatch):

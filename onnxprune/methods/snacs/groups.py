@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.errors import UsageError
+from onnxprune.system.words import counted
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _check(a: Tensor, x: Tensor, w: Tensor, size: Tensor) -> None:
     if size.shape != w.shape:
         raise UsageError(f"magnitude {tuple(size.shape)} and weights {tuple(w.shape)} differ; both are (C, P)")
     if len(a) < 2:
-        raise UsageError(f"{len(a)} samples cannot be scored; give at least some hundreds")
+        raise UsageError(f"{counted(len(a), 'sample')} cannot be scored; give at least some hundreds")
     for name, array in (("parents", a), ("children", x), ("weights", w)):
         if not torch.isfinite(array).all():
             raise UsageError(f"{name} hold {int((~torch.isfinite(array)).sum())} values that are not finite")

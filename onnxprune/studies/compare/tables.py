@@ -11,6 +11,7 @@ from onnxprune.outputs.metrics import LOWER_IS_BETTER
 from onnxprune.report import text
 from onnxprune.studies.compare.store import Row
 from onnxprune.studies.compare.summary import Line
+from onnxprune.system.words import counted
 
 FORMAT = "onnxprune-compare/1"
 SHARES = {
@@ -114,8 +115,8 @@ def _about(head: Mapping[str, Any]) -> str:
     else:
         low, high = found["interval95"]
         told = f"The original answers {100 * found['value']:.2f} % right ({100 * low:.2f} to {100 * high:.2f} %) "
-        told += f"of {held} held samples."
+        told += f"of {counted(held, 'held sample')}."
     tune = samples["tune"]
-    tuned = f"Recovery: {options['recover']}" + (f", on {tune['count']} samples" if tune else "")
+    tuned = f"Recovery: {options['recover']}" + (f", on {counted(tune['count'], 'sample')}" if tune else "")
     given = [f"{name} {options[name]}" for name in ("epochs", "lr", "batch_size") if options[name] is not None]
     return f"{told} {', '.join([tuned, *given])}.\n\n    {head['command']}\n"

@@ -5,7 +5,8 @@
 
 The folder is $ONNXPRUNE_DATA, by default ../shared/data beside the repository. ResNets take (x/255 - mean)/std in an
 input `input`, the VGG takes x/255 in an input `x`; functions for the latter start with `vgg_`. `train5000` are the
-first 5,000 training images, `train` all of them, `choose5000` the last 5,000, to choose on.
+first 5,000 training images, `unlabelled5000` the same without their labels, `train` all of them, `choose5000` the last
+5,000, to choose on.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -48,13 +50,15 @@ def _images(path: Path) -> np.ndarray:
     return grid.reshape(100, 32, 100, 32, 3).transpose(0, 2, 1, 3, 4).reshape(GRID, 32, 32, 3)
 
 
-def __getattr__(name: str) -> Callable[[], tuple[np.ndarray, np.ndarray]]:
+def __getattr__(name: str) -> Callable[[], Any]:
     """train5000, vgg_test4000, choose5000 ...: functions that load so many images, all of them without a number."""
-    found = re.fullmatch(r"(vgg_)?(train|choose|test)(\d*)", name)
+    found = re.fullmatch(r"(vgg_)?(train|unlabelled|choose|test)(\d*)", name)
     if found is None:
         raise AttributeError(f"tools.cifar has no {name}; there are train5000, vgg_test4000, choose5000 and their like")
     prefix, split, count = found.groups()
     model = "vgg" if prefix else "resnet"
+    if split == "unlabelled":
+        return lambda: load(model, "train", 0, int(count) if count else None)[0]
     if split != "choose":
         return lambda: load(model, split, 0, int(count) if count else None)
     number = int(count or CHOOSE)

@@ -25,10 +25,11 @@ from typing import Any, NamedTuple
 
 import onnxprune
 from tools.cifar import DATA
-from tools.quantize_picture import Dot, dots_of, picture
+from tools.panels import Dot, Look, picture
 
 MODELS = Path(__file__).parents[1] / "models"
 BUDGETS = (1.0, 0.85, 0.7, 0.5)
+LOOK = Look({"floats": "#5c7391", "int8": "#b3261e"}, ("size", "latency"), (0, 1, 4, 8, 12))
 
 
 class Network(NamedTuple):
@@ -81,7 +82,7 @@ def main() -> None:
     shown = args.show or ([args.name] if args.name else args.models)
     print(table(args.out, shown))
     if args.picture:
-        args.picture.write_text(picture(dots(args.out, shown)))
+        args.picture.write_text(picture(dots(args.out, shown), LOOK))
 
 
 def run(name: str, budget: float, args: argparse.Namespace) -> None:
@@ -140,11 +141,16 @@ def finished(folder: Path, names: list[str]) -> Iterator[tuple[str, dict]]:
 
 def dots(folder: Path, names: list[str]) -> list[Dot]:
     """The finished runs as the picture shows them."""
-    made: list[Dot] = []
-    for name, found in finished(folder, names):
-        models = {model["name"]: model for model in found["models"]}
-        made += dots_of(name, models, {kind: accuracies(models, kind)[1] for kind in ("pruned", "quantized")})
-    return made
+    return [dot for name, found in finished(folder, names) for dot in dots_of(name, found)]
+
+
+def dots_of(name: str, found: dict) -> Iterator[Dot]:
+    """The float and the quantized file of one run."""
+    models = {model["name"]: model for model in found["models"]}
+    for kind, form in (("pruned", "floats"), ("quantized", "int8")):
+        ratios = models[kind]["ratios"]
+        latency = ratios["latency"][0]["median"] if ratios["latency"] else None
+        yield Dot(name, form, {"size": ratios["bytes"], "latency": latency}, accuracies(models, kind)[1])
 
 
 def rows(name: str, found: dict) -> list[str]:

@@ -33,8 +33,8 @@ def test_the_picture_has_a_dot_for_each_file_that_did_not_lose_too_much(tmp_path
     for budget, lost in ((0.5, (1, 1.5)), (0.3, (30, 40))):
         (tmp_path / f"digits-{budget}.json").write_text(json.dumps(report(budget, (0.6, 0.2), (0.7, 0.4), lost)))
     dots = quantize_study.dots(tmp_path, ["digits"])
-    assert [(dot.form, dot.size, dot.latency) for dot in dots[:2]] == [("floats", 0.6, 0.7), ("int8", 0.2, 0.4)]
-    drawn = ET.fromstring(quantize_study.picture(dots))
+    assert [(dot.series, *dot.costs.values()) for dot in dots[:2]] == [("floats", 0.6, 0.7), ("int8", 0.2, 0.4)]
+    drawn = ET.fromstring(quantize_study.picture(dots, quantize_study.LOOK))
     assert len(drawn.findall(".//{*}circle")) == 2 * 2  # size and latency of two files
 
 

@@ -6,10 +6,10 @@
 Rows: the plain command; uniform widths in the order of the method that it takes; onnxsim's structured pruning by
 weights and activations (apply_structured_wanda_pruning: of its own, that which cuts units by samples), of which the
 sparsity is searched for (it cuts nothing in front of a BatchNorm, so it is given the network with these folded);
-Torch-Pruning's criteria, taylor with labels, inside of blocks only: in a residual stream it keeps, behind a shortcut
-that pads, channels of which it removed the source, which no plan of ours can say. onnxsim and Torch-Pruning refit
-nothing: which positions they keep is read off their results, and these are refitted by our least squares. Nothing is
-fine-tuned, kept sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
+Torch-Pruning's criteria, taylor with labels, in ResNets inside of blocks only: in a residual stream it keeps, behind a
+shortcut that pads, channels of which it removed the source, which no plan of ours can say. onnxsim and Torch-Pruning
+refit nothing: which positions they keep is read off their results, and these are refitted by our least squares. Nothing
+is fine-tuned, kept sizes are multiples of one. The models and images are those of $ONNXPRUNE_DATA, see cifar.py.
 """
 
 import argparse
@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import allocation_study as study
 import cifar
 import cifar_resnet
+import torch_modules
 import torch_pruning_cifar
 
 from onnxprune import graph, surgery
@@ -54,7 +55,7 @@ Arrays = Mapping[str, np.ndarray]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="cifar10-resnet56-bn", help="a ResNet of $ONNXPRUNE_DATA with BatchNorm")
+    parser.add_argument("--model", default="cifar10-resnet56-bn", help="of $ONNXPRUNE_DATA; ResNets with BatchNorm")
     parser.add_argument("--macs", type=float, default=0.5)
     parser.add_argument("--samples", type=int, default=5000, help="training images")
     parser.add_argument("--test", type=int, default=4000)
@@ -90,12 +91,32 @@ def rows(args: argparse.Namespace) -> Iterator[str]:
         start = time.process_time()
         selection = by_onnxsim(path, subject, x[: args.calibration], args.macs)
         yield row("onnxsim, wanda", subject, selection, test, time.process_time() - start)
-    labelled = load_samples(cifar.load("resnet", "train", 0, args.samples), input_infos(subject.model))
-    for criterion in torch_pruning_cifar.CRITERIA if "torch-pruning" in args.rows else ():
+    if "torch-pruning" in args.rows:
+        yield from by_torch_pruning(path, subject, args, x, test)
+
+
+def by_torch_pruning(
+    path: Path, subject: Subject, args: argparse.Namespace, x: np.ndarray, test: Samples
+) -> Iterator[str]:
+    """A row for each criterion that the network has what it takes for."""
+    labelled = load_samples((x, study.labels(args.model, args.samples)), input_infos(subject.model))
+    for criterion in torch_pruning_cifar.CRITERIA:
         start = time.process_time()
-        network = cifar_resnet.load(path)
-        torch_pruning_cifar.prune(network, criterion, args.macs, labelled, inside=True)
-        selection = selection_of(subject.coupling, {k: v.numpy() for k, v in network.state_dict().items()})
+        if "resnet" in args.model:
+            network = cifar_resnet.load(path)
+            whole, uncounted = (
+                [network.linear, *torch_pruning_cifar.streams(network)],
+                torch_pruning_cifar.SHORTCUTS_MACS,
+            )
+        elif criterion == "bn":  # folded
+            continue
+        else:
+            network = torch_modules.Modules(subject.model)
+            whole, uncounted = [network.last()], 0
+        torch_pruning_cifar.prune(network, criterion, args.macs, labelled, whole, uncounted)
+        state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
+        arrays = network.arrays() if isinstance(network, torch_modules.Modules) else state
+        selection = selection_of(subject.coupling, arrays)
         yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
 
 

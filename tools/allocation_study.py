@@ -83,6 +83,14 @@ def images(model: str, count: int, test: int, start: int = 0) -> tuple[np.ndarra
     return x, (y, held.targets[start : start + len(y)])
 
 
+def labels(model: str, count: int) -> np.ndarray:
+    """Of the training images that `images` gives."""
+    if not model.startswith("imagenet"):
+        return cifar.load("vgg" if "vgg" in model else "resnet", "train", 0, count)[1]
+    targets = imagenet.Images("train1000").targets
+    return targets[:: max(1, len(targets) // count)][:count]
+
+
 def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:
     """A line of the table for each target and kind of widths, from one scoring per target."""
     x, tested = images(args.model, args.samples, args.test, args.start)

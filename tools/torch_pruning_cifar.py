@@ -105,7 +105,7 @@ def row(
     start = perf_counter()
     network = cifar_resnet.load(path)
     tune, chosen = split(subject.tune, judged_share(len(subject.tune)), seed)
-    reached = prune(network, criterion, args.macs, tune)
+    reached = prune(network, criterion, args.macs, tune, [network.linear], SHORTCUTS_MACS)
     pruned = perf_counter()
     before = measure(network, subject, original)
     begun = perf_counter()
@@ -128,21 +128,27 @@ def row(
     }
 
 
-def prune(network: nn.Module, criterion: str, share: float, samples: Samples, *, inside: bool = False) -> float:
+def streams(network: nn.Module) -> list[nn.Module]:
+    """The layers of a ResNet that write into what its shortcuts add to."""
+    return [m for name, m in network.named_modules() if name == "conv1" or name.endswith((".conv2", ".shortcut"))]
+
+
+def prune(
+    network: nn.Module, criterion: str, share: float, samples: Samples, whole: list[nn.Module], uncounted: int = 0
+) -> float:
     """Removes channels of all layers in one order until at most `share` of MACs remain; the share reached.
 
-    inside: of layers inside of blocks only, so that what shortcuts add into stays whole.
+    whole: layers of which nothing is removed. uncounted: MACs of the network that its file does not have.
     """
     import torch_pruning as tp
 
-    x = torch.zeros(1, 3, 32, 32)
+    x, _ = tensors(samples, np.arange(1), network)
     importance = {
         "magnitude": lambda: tp.importance.GroupMagnitudeImportance(p=2),
         "bn": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[criterion]()
-    streams = [m for name, m in network.named_modules() if name == "conv1" or name.endswith((".conv2", ".shortcut"))]
-    whole = tp.utils.count_ops_and_params(network, x)[0] - SHORTCUTS_MACS
+    before = tp.utils.count_ops_and_params(network, x)[0] - uncounted
     pruner = tp.pruner.BasePruner(
         network,
         x,
@@ -150,7 +156,7 @@ def prune(network: nn.Module, criterion: str, share: float, samples: Samples, *,
         global_pruning=True,
         pruning_ratio=1.0,
         iterative_steps=PRUNING_STEPS,
-        ignored_layers=[network.linear, *(streams if inside else ())],
+        ignored_layers=whole,
     )
     left = 1.0
     for step in range(PRUNING_STEPS):
@@ -159,7 +165,7 @@ def prune(network: nn.Module, criterion: str, share: float, samples: Samples, *,
         if criterion == "taylor" and step % TAYLOR_EVERY == 0:
             gradients(network, samples)  # which Torch-Pruning cuts as it cuts the weights
         pruner.step()
-        left = tp.utils.count_ops_and_params(network, x)[0] / whole
+        left = tp.utils.count_ops_and_params(network, x)[0] / before
     network.zero_grad()
     return left
 

@@ -15,7 +15,15 @@ from onnxprune.coupling import analyze
 from onnxprune.plan.select import Selection
 
 TOOLS = Path(__file__).parents[2] / "tools"
-MODULES = ("allocation_rivals", "allocation_study", "cifar", "cifar_resnet", "imagenet", "torch_pruning_cifar")
+MODULES = (
+    "allocation_rivals",
+    "allocation_study",
+    "cifar",
+    "cifar_resnet",
+    "imagenet",
+    "torch_modules",
+    "torch_pruning_cifar",
+)
 
 
 @pytest.fixture

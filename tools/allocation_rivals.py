@@ -101,7 +101,7 @@ def by_torch_pruning(
     """A row for each criterion that the network has what it takes for."""
     labelled = load_samples((x, study.labels(args.model, args.samples)), input_infos(subject.model))
     for criterion in torch_pruning_cifar.CRITERIA:
-        start = time.process_time()
+        start, before = time.process_time(), None
         if "resnet" in args.model:
             network = cifar_resnet.load(path)
             whole, uncounted = (
@@ -112,11 +112,12 @@ def by_torch_pruning(
             continue
         else:
             network = torch_modules.Modules(subject.model)
-            whole, uncounted = [network.last()], 0
+            network.tell_apart()
+            whole, uncounted, before = [network.last()], 0, network.arrays()
         torch_pruning_cifar.prune(network, criterion, args.macs, labelled, whole, uncounted)
         state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
         arrays = network.arrays() if isinstance(network, torch_modules.Modules) else state
-        selection = selection_of(subject.coupling, arrays)
+        selection = selection_of(subject.coupling, arrays, before)
         yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
 
 

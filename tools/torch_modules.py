@@ -26,7 +26,7 @@ class Modules(nn.Module):
         super().__init__()
         (self.input,), (self.output,) = (v.name for v in model.graph.inputs), (v.name for v in model.graph.outputs)
         self.layers = nn.ModuleList()
-        self.stored: list[tuple[str, str, np.dtype]] = []  # initializer, its place in the state dict, its type
+        self.stored: dict[str, str] = {}  # initializer -> its place in the state dict
         self.steps: list[tuple[Callable[..., Tensor], list[str], str]] = []
         for node in model.graph:
             if node.op_type != "Cast":
@@ -45,8 +45,8 @@ class Modules(nn.Module):
         if isinstance(step, nn.Module):
             layer = f"layers.{len(self.layers)}"
             self.layers.append(step)
-            for value, array, name in zip(parameters, arrays, NAMES, strict=False):
-                self.stored.append((_stored(value).name or "", f"{layer}.{name}", array.dtype))
+            for value, name in zip(parameters, NAMES, strict=False):
+                self.stored[_stored(value).name or ""] = f"{layer}.{name}"
         return step
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,9 +56,16 @@ class Modules(nn.Module):
         return values[self.output]
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The weights that are left, by initializer, in the types of the file."""
+        """The weights that are left as float32, by initializer."""
         state = self.state_dict()
-        return {name: state[place].numpy().astype(dtype) for name, place, dtype in self.stored}
+        return {name: state[place].numpy().copy() for name, place in self.stored.items()}
+
+    @torch.no_grad()
+    def tell_apart(self) -> None:
+        """Moves each weight by less than a half-precision number can be off, so that nearly all of them differ."""
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self.parameters():
+            parameter.mul_(1 + torch.rand(parameter.shape, generator=generator) / 2**12)
 
     def last(self) -> nn.Module:
         """The layer that gives the answers."""

@@ -75,6 +75,10 @@ def unlabelled1000():
     return Unlabelled(train1000())
 
 
+def unlabelled512():
+    return Unlabelled(Images("train1000", 0, 512))
+
+
 def val900():
     return Images("val900")
 

@@ -2,9 +2,12 @@
 
     python tools/bench_finetune.py MODEL.onnx [--device cuda] [--batch 256] [--steps 32] [--processes 8]
     python tools/bench_finetune.py MODEL.onnx --parts [--batch 128]
+    python tools/bench_finetune.py PRUNED.onnx --teacher MODEL.onnx
 
-The model is its own teacher and the images are random, flipped and shifted; a step is one of the second epoch. With
---processes so many runs share the device, each in the fastest way; they take about as long as the slowest.
+The model is its own teacher where no other is given, and the images are random, flipped and shifted. A step is one of
+the second epoch, in which the original is asked anew, or its answers are known (--finetune versions=K, from epoch
+K + 1 on). With --processes so many runs share the device, each in the fastest way; they take about as long as the
+slowest.
 
 --parts measures what a step consists of, in CPU seconds of this process, which busy neighbors disturb less than the
 clock on the wall: the teacher's answers, and forward and backward of what is trained, node by node and with the chains
@@ -52,6 +55,7 @@ class Way:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx", help="of one image input")
+    parser.add_argument("--teacher", type=Path, metavar="ORIGINAL.onnx", help="of MODEL; default: itself")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--steps", type=int, default=32)
@@ -66,22 +70,26 @@ def main() -> None:
         print(milliseconds(args, Way(**json.loads(args.only))))
         return
     found = {Way(amp, layout): 0.0 for amp in ("off", "bf16") for layout in (False, True)}
-    print("| precision and layout | ms per step |\n|---|---:|")
+    print("| precision and layout | ms per step | answers known | ratio |\n|---|---:|---:|---:|")
     for way in found:
-        found[way] = milliseconds(args, way)
-        print(f"| {way} | {found[way]:.1f} |", flush=True)
+        found[way], known = milliseconds(args, way), milliseconds(args, way, versions=1)
+        print(f"| {way} | {found[way]:.1f} | {known:.1f} | {found[way] / known:.2f} |", flush=True)
     if args.processes > 1:
         best = min(found, key=lambda way: found[way])
         taken = together(args, best)
-        print(f"| {best}, {args.processes} runs at once | {statistics.median(taken):.1f}, at most {max(taken):.1f} |")
+        print(
+            f"| {best}, {args.processes} runs at once | {statistics.median(taken):.1f}, at most {max(taken):.1f} | | |"
+        )
 
 
-def milliseconds(args: argparse.Namespace, way: Way) -> float:
-    """Of one step of the second epoch."""
+def milliseconds(args: argparse.Namespace, way: Way, versions: int = 0) -> float:
+    """Of one step of the second epoch; versions: of each image, 1 where the second epoch shows the first one's."""
     model = graph.normalize(graph.load(args.model))
-    settings = Settings(epochs=2, batch_size=args.batch, device=args.device, flip=True, crop=4, **asdict(way))
+    how = {"epochs": 2, "batch_size": args.batch, "device": args.device, "versions": versions}
+    settings = Settings(flip=True, crop=4, **how, **asdict(way))
     tune, held = (random_samples(model, count) for count in (args.batch * args.steps, 2))
-    history = finetune(model.clone(), model, tune, held, settings)
+    teacher = graph.normalize(graph.load(args.teacher)) if args.teacher else model
+    history = finetune(model.clone(), teacher, tune, held, settings)
     return history.epochs[-1].seconds / args.steps * 1e3
 
 

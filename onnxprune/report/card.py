@@ -53,7 +53,7 @@ def _numbers(found: Mapping[str, Any], original: Mapping[str, Any], result: Mapp
         yield f"| {name} | {write(original[key])} | {write(result[key])} | {text.times(found['ratios'][key])} |"
     for one, ratio in zip(result.get("latency") or (), found["ratios"].get("latency") or (), strict=False):
         before = next((e["median_ms"] for e in original["latency"] if e["provider"] == one["provider"]), None)
-        where = f"{text.provider(one['provider'])}, batch {one['batch']}, {one['threads']} threads"
+        where = f"{text.provider(one['provider'])}, batch {one['batch']}, {counted(one['threads'], 'thread')}"
         cells = f"{text.milliseconds(before)} | {text.milliseconds(one['median_ms'])} | {text.times(ratio['median'])}"
         yield f"| latency, {where} | {cells} |"
     if result.get("accuracy"):
@@ -66,7 +66,7 @@ def _accuracy(found: Mapping[str, Any] | None) -> str:
     if not found:
         return text.DASH
     value, *ends = (text.of_metric(found["metric"], n) for n in (found["value"], *(found.get("interval95") or ())))
-    return value + (f" ({' to '.join(ends)} at 95 %, {found['samples']} samples)" if ends else "")
+    return value + (f" ({' to '.join(ends)} at 95 %, {counted(found['samples'], 'sample')})" if ends else "")
 
 
 def _proof(found: Mapping[str, Any]) -> Iterator[str]:

@@ -48,7 +48,7 @@ g (float[N, 4] x) => (float[N, 3] y) <float[4, 3] w> {[only] y = MatMul (x, w)}"
 
 @pytest.mark.parametrize(
     ("text", "told"),
-    [(IN_A_BODY, "2 nodes lie in bodies of control flow (such as If"), (ONE_LAYER, "graph output 'y'")],
+    [(IN_A_BODY, "2 nodes in bodies of control flow (such as If"), (ONE_LAYER, "graph output 'y'")],
     ids=["control flow", "interface"],
 )
 def test_nothing_to_prune_has_a_reason(text, told):

@@ -16,7 +16,7 @@ from onnxprune.errors import DataError, UsageError
 from onnxprune.graph.inputs import batch_size_of
 from onnxprune.graph.sessions import run, session_inputs
 from onnxprune.options import RELATIVE_ERROR
-from onnxprune.system.memory import halving
+from onnxprune.system.memory import INPUTS_BYTES, batch_for, halving
 from onnxprune.system.plugins import name_of
 
 Z95 = 1.959963984540054  # the normal quantile of 0.975
@@ -252,7 +252,9 @@ def everything(session: ort.InferenceSession, samples: Samples) -> dict[str, np.
         found = joined(*walked(batch), len(samples))
         return joined(*walked(1), len(samples)) if batch > 1 and not fixed and has_lists(found) else found
 
-    return halving(both, min(BATCH, max(1, len(samples))), "measuring accuracy", fixed=fixed is not None)
+    size = sum(array.nbytes for array in samples.batch(np.arange(min(1, len(samples)))).values())
+    batch = batch_for(size, INPUTS_BYTES, min(BATCH, max(1, len(samples))))
+    return halving(both, batch, "measuring accuracy", fixed=fixed is not None)
 
 
 def has_lists(outputs: Mapping[str, Any]) -> bool:

@@ -27,7 +27,7 @@ from onnxprune.recover.biases import add_to_bias, output_of
 from onnxprune.recover.linear import Linear, linears, read_weights
 from onnxprune.recover.patches import mean_taps, window_of
 from onnxprune.surgery.blocks import Block
-from onnxprune.system.memory import VALUES_BYTES, at_most, may_hold
+from onnxprune.system.memory import VALUES_BYTES, at_most, batch_for
 
 BATCH = 32
 
@@ -88,7 +88,7 @@ def batch_within(coupling: Coupling, names: Iterable[str]) -> int:
     """How many samples at a time keep the named values within what a step may hold, 1 to 32."""
     sizes = (coupling.shapes.sizes.get(name, ()) for name in set(names))
     per_sample = 4 * sum(prod(shape[1:]) for shape in sizes if shape)
-    return max(1, min(BATCH, may_hold(VALUES_BYTES) // max(1, per_sample)))
+    return batch_for(per_sample, VALUES_BYTES, BATCH)
 
 
 def _mean_inputs(

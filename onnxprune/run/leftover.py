@@ -47,10 +47,15 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean (D,) and covariance (D, D) of what a layer reads."""
+    """Mean (D,) and covariance (D, D) of what a layer reads; those of all layers are held at once, so in float32."""
 
     mean: np.ndarray
-    covariance: np.ndarray
+    stored: np.ndarray
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """In float64, in which it is inverted."""
+        return self.stored.astype(np.float64)
 
 
 def readers(coupling: Coupling, wanted: Iterable[Dim]) -> dict[Dim, tuple[Reader, ...]]:
@@ -146,7 +151,7 @@ class _Sums:
 
     def finish(self) -> Moments:
         mean = self.x / self.rows
-        return Moments(self.around + mean, self.xx / self.rows - np.outer(mean, mean))
+        return Moments(self.around + mean, (self.xx / self.rows - np.outer(mean, mean)).astype(np.float32))
 
 
 # Order ------------------------------------------------------------------------------------------------------------
@@ -204,8 +209,8 @@ def in_order(units: np.ndarray, found: Sequence[Reader], seen: Mapping[str, Mome
 
 
 def _error(reader: Reader, seen: Moments, gone: np.ndarray) -> float:
-    change = reader.matrix - refitted(reader, seen, gone)[0]
-    return float(np.sum((change @ seen.covariance) * change)) / _variance(reader, seen)
+    change, covariance = reader.matrix - refitted(reader, seen, gone)[0], seen.covariance
+    return float(np.sum((change @ covariance) * change)) / _variance(reader, seen)
 
 
 def _variance(reader: Reader, seen: Moments) -> float:
@@ -225,7 +230,8 @@ class _State:
     @staticmethod
     def of(reader: Reader, seen: Moments, size: int) -> "_State":
         features = np.argsort(reader.units, kind="stable").reshape(size, -1)
-        damped = seen.covariance + _penalty(seen.covariance) * np.eye(len(seen.covariance))
+        damped = seen.covariance
+        damped[np.diag_indices_from(damped)] += _penalty(damped)
         return _State(features, reader.matrix.copy(), np.linalg.inv(damped), _variance(reader, seen))
 
     def prices(self, gone: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from onnx_text import model
 from toys import context_of, digits_context, last_affine, outputs, scaled, toy, with_model
 
 from onnxprune import graph
-from onnxprune.methods import base, fpgm, gates, objective, units
+from onnxprune.methods import base, fpgm, gates, objective, taylor, units
 from onnxprune.outputs.describe import describe
 from onnxprune.plan.select import Budget, select
 
@@ -138,6 +138,18 @@ def test_taylor_does_not_depend_on_how_samples_are_batched():
     one, many = (base.run(base.get("taylor"), context_of(toy("mlp"), score_batch=b)).scores for b in (1, 64))
     for a, b in zip(one.values(), many.values(), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+def test_a_backward_pass_takes_few_large_samples_at_a_time(monkeypatch):
+    context, seen = context_of(toy("cnn")), []
+    walk = objective.walk
+    monkeypatch.setattr(objective, "walk", lambda *given: seen.append(given[2]) or walk(*given))
+    whole = scores_of("taylor", context)
+    monkeypatch.setattr(taylor, "BACKWARD_BYTES", 20_000)
+    part = scores_of("taylor", context)
+    assert 1 <= seen[1] < seen[0]
+    for dim, scores in whole.items():
+        np.testing.assert_allclose(part[dim], scores, rtol=1e-4)
 
 
 def test_hessian_is_the_fisher_diagonal_of_a_softmax_layer():

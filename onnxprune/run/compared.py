@@ -70,7 +70,7 @@ def refitted(
     """
     model = surgery.cut(selection)
     constants.push(selection, model, learned, limit=FITTED // 2)
-    reconstruct.refit(selection, model, learned, limit=FITTED, seed=seed, dense=dense, gone=gone)
+    reconstruct.refit(selection, model, learned, limit=FITTED, seed=seed, dense=dense, gone=gone, tried=True)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import linalg as scipy_linalg
 
 from onnxprune.recover.refit import leastsquares
 from onnxprune.recover.refit.leastsquares import Bounds, Sums
@@ -144,3 +145,28 @@ def test_targets_outside_become_the_prediction_or_the_bound():
     y, z = np.array([2.0, 0.5, -1.0, -1.0, 3.0]), np.array([0.0, 0.7, -4.0, 0.3, 9.0])
     bounds = Bounds(np.zeros(5), np.full(5, 2.5))
     assert np.array_equal(bounds.targets(y, z), [2.0, 0.5, -4.0, 0.0, 9.0])
+
+
+@pytest.mark.parametrize("scipy", [True, False])
+def test_wide_matrices_are_factored_once_for_a_ridge(monkeypatch, scipy):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(900, leastsquares.WIDE))
+    a, c = x.T @ x / len(x), rng.normal(size=(1, leastsquares.WIDE, 3))
+    square, made = leastsquares._Square(a[None].copy()), []
+    if not scipy:
+        monkeypatch.setattr(leastsquares, "find_spec", lambda _: None)
+    factored = scipy_linalg.cho_factor
+    monkeypatch.setattr(scipy_linalg, "cho_factor", lambda *given, **how: made.append(1) or factored(*given, **how))
+    for ridge in (0.1, 1.0, 1.0, 1.0):
+        wanted = np.linalg.solve(a + ridge * np.diagonal(a).mean() * np.eye(len(a)), c[0])
+        np.testing.assert_allclose(square.solved(c, ridge)[0], wanted, rtol=1e-9, atol=1e-12)
+    assert len(made) == 2 * scipy
+    np.testing.assert_allclose(square.a[0], a)
+
+
+def test_a_matrix_that_rounding_made_indefinite_is_solved_all_the_same():
+    a = np.eye(leastsquares.WIDE)
+    a[0, 0] = -1e-3
+    c = np.ones((1, len(a), 1))
+    wanted = np.linalg.solve(a + 1e-9 * np.diagonal(a).mean() * np.eye(len(a)), c[0])
+    np.testing.assert_allclose(leastsquares._Square(a[None].copy()).solved(c, 1e-9)[0], wanted, rtol=1e-6)

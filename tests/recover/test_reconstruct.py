@@ -234,6 +234,8 @@ def test_narrow_layers_are_fitted_to_more_positions_than_wide_ones_and_all_to_en
     assert many == reconstruct.CHEAP_ROWS
     assert many > wide > 16 * 576
     assert widest >= 4 * 4608
+    tried = [reconstruct.rows_for(1, features, tried=True) for features in (27, 576, 1152, 4608)]
+    assert tried == [many, pytest.approx(wide, rel=0.03), 10_000, 4 * 4608]
     assert reconstruct.rows_for(512, 9) * 512 * 9 * 4 < 400_000_000  # bytes
 
 

@@ -11,12 +11,17 @@ is outside on the same side, and the bound itself otherwise, and so on from the 
 et al. 2015, "Accelerating very deep convolutional networks", fit behind the activation as well).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 
 RIDGES = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # times the ridge that was asked for; held-out rows choose
+WORSE = 2  # of these in a row that are worse than the best end the search: each costs as much as all steps behind
+WIDE = 256  # features from which on a matrix is factored once for all that it is solved for
 HELD = 5  # every fifth sample is held out
 STEPS = 6  # of the fit behind an activation
 FURTHER = 1.5  # of each step: what a majorizer says is too short, and up to twice as far still no loss
@@ -151,11 +156,15 @@ class Sums:
         start = w0.transpose(0, 2, 1)
         held, normal = Rows.joined(self.held), _Normal(self, start, b0, fixed_bias)
         found: tuple[float, float, np.ndarray, np.ndarray] | None = None
+        worse = 0  # ridges in a row that were
         for factor in RIDGES:
             w, b = normal.solved(ridge * factor)
             error = _error(held, w, b)
+            worse += 1
             if found is None or error < found[0]:  # no more than two are held: of a large layer each is much memory
-                found = error, ridge * factor, w, b
+                found, worse = (error, ridge * factor, w, b), 0
+            if worse == WORSE:
+                break
         assert found is not None
         after, best, w, b = found
         if sum(len(part.x) for part in self.kept):
@@ -223,10 +232,11 @@ class _Normal:
 class _Square:
     """The covariance a (G, D, D) of the features."""
 
-    columns = 1 << 30  # solved at a time: all, since every call factors the matrix anew
+    columns = 1 << 30  # solved at a time: all
 
     def __init__(self, a: np.ndarray) -> None:
         self.a = a
+        self.factor: tuple[float, Any] | None = None  # of the ridge that was asked for last
 
     def times(self, w: np.ndarray) -> np.ndarray:
         """a w"""
@@ -234,11 +244,30 @@ class _Square:
 
     def solved(self, c: np.ndarray, ridge: float) -> np.ndarray:
         """(a + lambda I)^-1 c for each group."""
+        if len(self.a) == 1 and self.a.shape[1] >= WIDE and find_spec("scipy") is not None:
+            try:
+                return self._by_factor(c[0], ridge)[None]
+            except np.linalg.LinAlgError:  # by rounding it is not positive definite
+                self.factor = None
+        with self._damped(ridge):
+            return np.linalg.solve(self.a, c)
+
+    def _by_factor(self, c: np.ndarray, ridge: float) -> np.ndarray:
+        from scipy.linalg import cho_factor, cho_solve
+
+        if self.factor is None or self.factor[0] != ridge:
+            self.factor = None  # before the next one is made: of a large layer each is much memory
+            with self._damped(ridge):
+                self.factor = ridge, cho_factor(self.a[0], lower=True, check_finite=False)
+        return cho_solve(self.factor[1], c, check_finite=False)
+
+    @contextmanager
+    def _damped(self, ridge: float) -> Iterator[None]:
         features = np.arange(self.a.shape[1])
         diagonal = self.a[:, features, features].copy()
         self.a[:, features, features] += _penalty(diagonal.mean(axis=1), ridge)[:, None]
         try:
-            return np.linalg.solve(self.a, c)
+            yield
         finally:
             self.a[:, features, features] = diagonal
 

@@ -33,6 +33,8 @@ from onnxprune.recover.refit.segments import Walk
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
 ROWS_PER_FEATURE, FEWEST_ROWS, MOST_ROWS, LEAST_PER_FEATURE = 64, 16_000, 40_000, 4
+# In a trial wide layers, which cost most, are fitted to fewer.
+MOST_ROWS_TRIED = 10_000
 # More of them where that costs little: so many multiplications, and bytes of what they see.
 CHEAP_ROWS, CHEAP_WORK, CHEAP_BYTES = 64_000, 12e9, 256_000_000
 
@@ -64,11 +66,13 @@ def refit(
     progress: bool = False,
     dense: ir.Model | None = None,
     gone: Collection[str] = (),
+    tried: bool = False,
 ) -> list[Refit]:
     """Refits the layers of `cut_model`, in place, on the first `limit` samples; what became of each.
 
     ridge: of the features' mean variance; powers of ten up to 1e5 times as much are tried too. dense, gone: a model
     that has more blocks than that of the coupling, to which layers are fitted, and the nodes that added them there.
+    tried: this is a trial, which tells sizes apart by less than a result is made of.
     """
     items, coupling = layers.find(selection, cut_model, gone), selection.coupling
     if not items:
@@ -86,7 +90,8 @@ def refit(
         rng = np.random.default_rng(seed)
         try:
             for wave in layers.waves(items):
-                records += _refit_wave(wave, cut_walk, dense_walk, rng, ridge, spill)
+                states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave), tried) for item in wave]
+                records += _refit_wave(wave, states, cut_walk, dense_walk, ridge, spill)
                 bar.update(len(wave))
         except GraphError as error:  # each layer done so far is better than before
             note = f"least squares refitted {len(records)} of {len(items)} layers, then stopped: {error}"
@@ -96,10 +101,9 @@ def refit(
 
 
 def _refit_wave(
-    wave: list[Item], cut_walk: Walk, dense_walk: Walk, rng: np.random.Generator, ridge: float, spill: Spill
+    wave: list[Item], states: "list[State]", cut_walk: Walk, dense_walk: Walk, ridge: float, spill: Spill
 ) -> list[Refit]:
-    """Refits layers that do not depend on each other, in one walk over the samples."""
-    states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave)) for item in wave]
+    """Refits layers that do not depend on each other, in one walk over the samples; the states are used up."""
     pairs = zip(cut_walk.to(_all(_cut_values, wave)), dense_walk.to(_all(_dense_values, wave)), strict=True)
     for cut_values, dense_values in pairs:
         for state in states:
@@ -124,19 +128,20 @@ def _dense_values(item: Item) -> list[str]:
     return [item.x] if isinstance(item, Norm) else [item.target]
 
 
-def _state(item: Item, batches: int, rng: np.random.Generator, kept: int) -> "_LayerState | _NormState | _LogitsState":
+def _state(item: Item, batches: int, rng: np.random.Generator, kept: int, tried: bool) -> "State":
     if isinstance(item, Norm):
         return _NormState(item)
     if isinstance(item, logits.Logits):
         return _LogitsState(logits.Products(item, kept))
     groups, _, *seen = read_weights(item.linear).shape
-    return _LayerState(item, -(-rows_for(groups, int(np.prod(seen))) // batches), rng, Sums(kept))
+    rows = rows_for(groups, int(np.prod(seen)), tried=tried)
+    return _LayerState(item, -(-rows // batches), rng, Sums(kept))
 
 
-def rows_for(groups: int, features: int) -> int:
-    """How many output positions a layer with so many features in each group is fitted to."""
+def rows_for(groups: int, features: int, *, tried: bool = False) -> int:
+    """How many output positions a layer with so many features in each group is fitted to, in a trial or for good."""
     cheap = min(CHEAP_ROWS, CHEAP_WORK / (groups * features**2), CHEAP_BYTES / (4 * groups * features))
-    needed = min(max(ROWS_PER_FEATURE * features, FEWEST_ROWS), MOST_ROWS)
+    needed = min(max(ROWS_PER_FEATURE * features, FEWEST_ROWS), MOST_ROWS_TRIED if tried else MOST_ROWS)
     return max(int(cheap), needed, LEAST_PER_FEATURE * features)
 
 
@@ -250,3 +255,6 @@ class _LogitsState:
             walk.change(item.x, self.products.turned)
         before, after = errors or (0.0, 0.0)
         return Refit(item.node.name or "", before, after, 0.0, walk.batches, errors is not None)
+
+
+State = _LayerState | _NormState | _LogitsState

@@ -8,7 +8,7 @@ constant of the model; what differs is dynamic.
 import mmap
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from math import prod
 from typing import Any
@@ -57,6 +57,10 @@ class Shapes:
     moving: dict[str, tuple[bool, ...]] = field(default_factory=dict)  # sizes that differ between steps of a body
     forced: tuple[dict[str, bool], ...] = ()  # choices of Ifs, by name, with which the model ran as well
     notes: tuple[str, ...] = ()  # what was done in a lesser way than it should be, for the report
+
+    def sample_bytes(self, names: Iterable[str]) -> int:
+        """Bytes of one sample of some values, as float32; those of which no shape is known count nothing."""
+        return 4 * sum(prod(shape[1:]) for name in set(names) if (shape := self.sizes.get(name)))
 
 
 def observe(model: ir.Model, samples: Mapping[str, Sequence[int]] | None = None, *, tries: int | None = None) -> Shapes:

@@ -13,7 +13,7 @@ from onnxprune.errors import BridgeError
 from onnxprune.methods.base import Context
 from onnxprune.outputs import parts
 from onnxprune.outputs.kinds import Part
-from onnxprune.system.memory import at_most
+from onnxprune.system.memory import ALL_BYTES, at_most, batch_for
 
 
 def said(context: Context, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,6 +49,12 @@ def walk(
     fixed = fixed_batch(context.model)
     for block in batches(chosen, at_most(batch_size), fixed=fixed, shuffle=seed is not None, seed=seed or 0):
         yield tensors(chosen, block, context.device)
+
+
+def at_once(context: Context, most: int) -> int:
+    """How many samples may go through the model where all of its values are held, as for a gradient."""
+    names = (value.name or "" for node in context.model.graph for value in node.outputs)
+    return batch_for(context.coupling.shapes.sample_bytes(names), ALL_BYTES, most)
 
 
 def picked(samples: Samples, count: int, seed: int) -> np.ndarray:

@@ -7,7 +7,6 @@ sum, one per sample. L is the cross-entropy with labels; without any a classifie
 is the mean square of the outputs. Where samples are not stacked on axis 0 a batch takes the place of a sample.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,6 @@ from onnxprune.coupling import Dim
 from onnxprune.methods import objective, options
 from onnxprune.methods.base import Context, Needs, Outcome, method
 from onnxprune.methods.gates import Gates
-from onnxprune.system.memory import BACKWARD_BYTES, batch_for
 
 
 @dataclass(frozen=True)
@@ -56,10 +54,7 @@ def losses(
     gates = Gates(context, network)
     totals = {dim: torch.zeros(dim.size, dtype=torch.float64) for dim in context.dims}
     count = dict.fromkeys(context.dims, 0)
-    sizes = context.coupling.shapes.sizes
-    values = (value.name or "" for node in context.model.graph for value in node.outputs)
-    sample_bytes = 4 * sum(math.prod(sizes.get(name, (0,))[1:]) for name in values)
-    for feeds, labels in objective.walk(context, samples, batch_for(sample_bytes, BACKWARD_BYTES, batch)):
+    for feeds, labels in objective.walk(context, samples, objective.at_once(context, batch)):
         size = len(next(iter(feeds.values())))
         gates.open(size, context.device)
         loss = objective.loss(context, objective.said(context, network, feeds), labels)

@@ -13,7 +13,6 @@ A block that went as a whole added its mean: a constant for each channel, which 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -86,9 +85,7 @@ def first_batches(model: ir.Model, samples: Samples, limit: int, size: int) -> I
 
 def batch_within(coupling: Coupling, names: Iterable[str]) -> int:
     """How many samples at a time keep the named values within what a step may hold, 1 to 32."""
-    sizes = (coupling.shapes.sizes.get(name, ()) for name in set(names))
-    per_sample = 4 * sum(prod(shape[1:]) for shape in sizes if shape)
-    return batch_for(per_sample, VALUES_BYTES, BATCH)
+    return batch_for(coupling.shapes.sample_bytes(names), VALUES_BYTES, BATCH)
 
 
 def _mean_inputs(

@@ -29,8 +29,8 @@ SMALL_WEIGHT_BYTES = 4096
 # What a step may keep at most, see `may_hold`: values that it observed on the way, what the original says on samples,
 # samples that could be read again.
 VALUES_BYTES, ANSWERS_BYTES, SAMPLES_BYTES = 256_000_000, 1_000_000_000, 512_000_000
-# All values of a network, which a backward pass needs; inputs of one batch, beside which a network holds many as large.
-BACKWARD_BYTES, INPUTS_BYTES = 1_000_000_000, 8_000_000
+# All values of a network, as for a gradient; inputs of one batch, beside which a network holds many as large.
+ALL_BYTES, INPUTS_BYTES = 1_000_000_000, 8_000_000
 SHARE = 0.2  # of the machine's memory that any of these may take
 # RuntimeError of torch on the CPU and of CUDA, onnxruntime's arenas, C++ below both. numpy raises MemoryError.
 WORDS = (

@@ -9,7 +9,7 @@ from onnx_text import model
 from toys import context_of, digits_context, last_affine, outputs, scaled, toy, with_model
 
 from onnxprune import graph
-from onnxprune.methods import base, fpgm, gates, objective, taylor, units
+from onnxprune.methods import base, fpgm, gates, objective, units
 from onnxprune.outputs.describe import describe
 from onnxprune.plan.select import Budget, select
 
@@ -145,7 +145,7 @@ def test_a_backward_pass_takes_few_large_samples_at_a_time(monkeypatch):
     walk = objective.walk
     monkeypatch.setattr(objective, "walk", lambda *given: seen.append(given[2]) or walk(*given))
     whole = scores_of("taylor", context)
-    monkeypatch.setattr(taylor, "BACKWARD_BYTES", 20_000)
+    monkeypatch.setattr(objective, "ALL_BYTES", 20_000)
     part = scores_of("taylor", context)
     assert 1 <= seen[1] < seen[0]
     for dim, scores in whole.items():

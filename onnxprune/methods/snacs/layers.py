@@ -17,6 +17,7 @@ from onnxprune.coupling import Dim, dims, unit_positions
 from onnxprune.coupling.layers import layer_of, stored_behind
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.graph import sessions
+from onnxprune.methods import objective
 from onnxprune.methods.base import Context
 from onnxprune.methods.snacs import rules
 from onnxprune.outputs import answers
@@ -133,7 +134,8 @@ def mean_activations(
     chosen = samples.subset(indices)
     parts: dict[str, list[np.ndarray]] = {name: [] for name in names}
     seen = 0
-    for block in batches(chosen, at_most(min(BATCH, len(chosen))), fixed=fixed):
+    at_once = objective.at_once(context, min(BATCH, len(chosen)))  # onnxruntime may compute all means at the end
+    for block in batches(chosen, at_most(at_once), fixed=fixed):
         rows = min(len(block), len(chosen) - seen)
         found = sessions.run(session, chosen.batch(block))
         for name in names:

@@ -14,6 +14,7 @@ original's on mixtures of samples to which nothing is fitted (see recover/fair.p
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from math import ceil
@@ -44,6 +45,7 @@ COMPARED = 1024  # mixtures that a candidate is compared on
 SECONDS, TIME_SHARE = 300.0, 0.15  # that candidates may take, of the time of the run where one was given
 COUNTS = (6, 12, 24, 48)  # candidates; coarse, so that how long one takes decides alike in two runs
 FACTORS = (2.0, 1.4)  # by which a group is made dearer or cheaper, coarse to fine
+SEARCHED = (0.75, 0.5)  # of the MACs, where widths are compared while nobody knows how small the result will be
 LEAST_INSIDE = 0.25  # of every dimension inside blocks: where less would stay, streams are cut as well
 INSIDE = "because what is inside blocks can be repaired best"
 LAST = 10.0  # by which streams are dearer where nobody knows yet how small the result will be
@@ -167,14 +169,15 @@ def _better_by_refit(
 ) -> Outcome:
     """`plain` with its units in the order of what the refit leaves, or `_refit`, where nobody asked for a method.
 
-    The order is taken unless it is worse at the size asked for (half of the MACs where a search finds the size), other
-    widths where they lose less and the size is known. What would take longer than some minutes is not tried.
+    The order is taken unless it is worse at the size asked for (at SEARCHED where a search finds the size), other
+    widths where they lose less. What would take longer than some minutes is not tried.
     """
     try:
         if (orders := _orders(subject, outcome, settings)) is None:
             return plain
+        sizes = _compared_at(subject, plain, settings)
         rankings = _rankings(subject, outcome, plain, settings, orders)
-        tried = [c for item in rankings for c in _tried(*item, subject, settings, evaluator())]
+        tried = [c for item in rankings for c in _tried(*item, subject, settings, evaluator(), sizes)]
     except (GraphError, UsageError) as error:  # nobody asked for it: what cannot be measured is not tried
         LOG.info("  nothing by refit: %s", error)
         return plain
@@ -210,14 +213,12 @@ def _rankings(
     """What is compared where nobody asked for a method, each with its name."""
     yield settings.method.name, plain
     yield BY_ORDER, widths.in_order(plain, orders)
-    spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
-    if settings.goal.searched:
-        return
-    free = spared
+    free = spared = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     if outcome.limits and outcome.comparable:
         free = _streams_whole(subject, replace(outcome, limits={}, keep=None), settings, INSIDE, least=LEAST_INSIDE)
         yield BY_LOSS, widths.in_order(free, orders)
-    squeezed = subject.coupling.residual & spared.scores.keys()  # more is asked for than the inside of blocks
+    # More is asked for than the inside of blocks has. Where the size is searched for streams are dear instead.
+    squeezed = subject.coupling.residual & spared.scores.keys() and not settings.goal.searched
     if squeezed or not widths.affordable(subject, spared):
         return
     refit = _refit(subject, outcome, settings, orders)
@@ -372,22 +373,41 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
     return replace(best.outcome, notes=(*outcome.notes, note))
 
 
-def _tried(name: str, ranking: Outcome, subject: Subject, settings: Settings, evaluate: Evaluate) -> list[Candidate]:
-    """The candidate, or none where the budget cannot be met by it."""
+def _tried(
+    name: str,
+    ranking: Outcome,
+    subject: Subject,
+    settings: Settings,
+    evaluate: Evaluate,
+    sizes: Sequence[search.Targets | None] = (None,),
+) -> list[Candidate]:
+    """The candidate, with what it loses at all `sizes`, or none where one of these budgets cannot be met by it."""
     try:
-        selection = _selected(subject, ranking, settings)
+        selections = [_selected(subject, ranking, settings, size) for size in sizes]
     except BudgetError:
         return []
-    found = Candidate(name, ranking, selection, evaluate(selection))
+    found = Candidate(name, ranking, selections[-1], np.concatenate([evaluate(each) for each in selections]))
     LOG.debug("  %s: loss %.4f", name, found.loss)
     return [found]
 
 
-def _selected(subject: Subject, ranking: Outcome, settings: Settings) -> Selection:
-    """What goes by a ranking at the size that was asked for, or as it was decided. Raises: BudgetError."""
+def _compared_at(subject: Subject, plain: Outcome, settings: Settings) -> list[search.Targets | None]:
+    """The sizes that widths are compared at: that which is asked for (None), or where one is searched for several."""
+    if not settings.goal.searched or kinds_of(settings.goal.target):
+        return [None]
+    found: list[search.Targets | None] = []
+    for share in SEARCHED:
+        with suppress(BudgetError):
+            _selected(subject, plain, settings, size := {"macs": share})
+            found.append(size)
+    return found or [None]
+
+
+def _selected(subject: Subject, ranking: Outcome, settings: Settings, size: search.Targets | None = None) -> Selection:
+    """What goes by a ranking at `size`, else at that which was asked for, or as it was decided. Raises: BudgetError."""
     if ranking.keep is not None:
         return search.decided_by_method(subject, ranking, settings)
-    return search.near_the_target(subject, ranking, settings, _targets(settings))
+    return search.near_the_target(subject, ranking, settings, size or _targets(settings))
 
 
 def _priors(subject: Subject, outcome: Outcome, settings: Settings) -> Iterator[tuple[str, Outcome]]:

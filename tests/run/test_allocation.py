@@ -157,6 +157,27 @@ def test_searches_can_go_below_what_whole_streams_allow(scored, given):
     assert sum(dear[dim].sum() for dim in streams) > sum(cheap[dim].sum() for dim in streams)
 
 
+def test_searches_compare_widths_at_several_sizes(monkeypatch):
+    """On MobileNetV2 the front followed the method's own widths, and lost twice what --target macs=0.5 does."""
+    options = Options(method="auto", front=True, latency=False, align=1, data="digits")
+    subject = prepare(Path(DIGITS), options, Clock())
+    subject, outcome = schedule.scored(subject, resolved(options), Clock())
+    shares: list[float] = []
+
+    def evaluate(selection):
+        """What lost most at first loses least in the end."""
+        shares.append(subject.cost.total("macs", cost.keep_sizes(selection.keep)) / subject.cost.total("macs"))
+        return np.full(8, 1 - 0.1 * len(shares))
+
+    monkeypatch.setattr(allocation, "_evaluator", lambda *_: evaluate)
+    found = allocation.allocated(subject, outcome, resolved(options), Clock())
+    assert len(shares) >= 2 * 4  # own, order, by the loss, by refit
+    assert all(0.6 < share <= 0.75 for share in shares[::2])
+    assert all(0.4 < share <= 0.5 for share in shares[1::2])
+    assert any(allocation.BETWEEN in note or allocation.BY_REFIT in note for note in found.notes)
+    assert reachable(subject, found, options, 0.1)
+
+
 def reachable(subject: Subject, outcome: Outcome, options: Options, share: float) -> bool:
     try:
         search.one_shot(subject, outcome, resolved(options), {"macs": share})

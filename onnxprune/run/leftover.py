@@ -251,7 +251,7 @@ class _State:
         across = np.linalg.solve(self.inverse[np.ix_(f, f)], self.inverse[f])
         self.w -= self.w[:, f] @ across
         left = self.inverse[:, f]  # a copy
-        for start in range(0, len(left), AT_ONCE):  # a product as large as the matrix takes longer to store than to make
+        for start in range(0, len(left), AT_ONCE):  # the whole product takes longer to store than to make
             self.inverse[start : start + AT_ONCE] -= left[start : start + AT_ONCE] @ across
         self.w[:, f] = self.inverse[f] = self.inverse[:, f] = 0.0
 

@@ -382,7 +382,7 @@ def test_digits_refuse_other_models():
 
 @pytest.mark.parametrize(("count", "fraction"), [(1, 0.5), (6, 0.0), (6, 1.0)])
 def test_split_refuses_an_empty_part(count, fraction):
-    with pytest.raises(DataError, match=f"{count} samples cannot be split"):
+    with pytest.raises(DataError, match=f"{count} samples? cannot be split"):
         split(load_samples(rows(count), VECTOR), fraction, 0)
 
 

@@ -63,7 +63,7 @@ def test_without_samples_or_with_too_few_it_is_left_out_and_that_is_said():
     made = quantize(model, Context(asked, None, feeds_for(model), known={"ranges": ranges}, teacher=model))
     assert (made.trained, any("there are no samples" in note for note in made.notes)) == (False, True)
     made = quantize(model, Context(asked, samples_for(model, 2), feeds_for(model), teacher=model))
-    assert (made.trained, any("2 samples are too few" in note for note in made.notes)) == (False, True)
+    assert (made.trained, any("left out: only 2 samples" in note for note in made.notes)) == (False, True)
 
 
 def test_a_run_trains_proves_and_replays_and_a_search_does_not_train(cli, tmp_path, monkeypatch):

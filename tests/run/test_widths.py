@@ -193,15 +193,18 @@ def test_the_order_is_taken_unless_it_is_worse_and_the_widths_where_they_are_bet
     assert best.name == names[taken]
 
 
-@pytest.mark.parametrize(("order", "taken"), [(0.9, True), (1.1, False)])
-def test_a_search_takes_the_order_but_no_widths_of_a_size_that_nobody_knows(scored, monkeypatch, order, taken):
+@pytest.mark.parametrize(
+    ("order", "refit", "taken"), [(0.9, 1.2, "order"), (1.1, 1.2, ""), (1.1, 0.8, "refit"), (0.9, 0.8, "refit")]
+)
+def test_a_search_takes_what_loses_least_at_all_sizes_together(scored, monkeypatch, order, refit, taken):
     subject, outcome = scored
-    losses = iter([1.0, order])
-    monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: np.full(8, next(losses)))
-    monkeypatch.setattr(widths, "by_refit", lambda *_, **__: pytest.fail("tried"))
+    losses = iter([1.0, 1.0, order - 0.2, order + 0.2, refit + 0.2, refit - 0.2, *[9.0] * 2])  # at each of two sizes
+    monkeypatch.setattr(allocation, "_evaluator", lambda *_: lambda choice: np.full(800, next(losses)))
+    monkeypatch.setattr(widths, "by_refit", lambda subject, outcome, *_, **__: outcome)
     searching = replace(resolved(replace(OPTIONS, target={}, max_drop=1.0)), method_found=True)
     found = allocation.allocated(subject, outcome, searching, Clock())
-    assert any(note.startswith(allocation.BY_ORDER) for note in found.notes) == taken
+    names = {"order": allocation.BY_ORDER, "refit": allocation.BY_REFIT}
+    assert [key for key, name in names.items() if found.notes[-1].startswith(name)] == ([taken] if taken else [])
     assert found.prices  # streams go last, as before
     assert found.scores.keys() == outcome.scores.keys()
 

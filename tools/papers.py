@@ -90,6 +90,13 @@ ROWS = (
         "common",
         "PAAM: 52 % fewer parameters, 1.02 points won",
     ),
+    Row(
+        "paam-scratch",
+        RESNET,
+        "--method paam --option reinit=true --align 1 --target params=0.48",
+        "common",
+        "PAAM: 52 % fewer parameters, 1.02 points won, in one stage from random weights",
+    ),
     Row("gss-80", RESNET, "--method gss --align 1 --target params=0.2", "common", "GSS: 0.51 points lost"),
     Row("gss-90", RESNET, "--method gss --align 1 --target params=0.1", "common", "GSS: 0.62 points lost"),
     Row("cci-2of4", RESNET, "--method cci --option axis=input --option group=4 --option kept=2", "common", ""),

@@ -1,6 +1,5 @@
 """Fine-tuning of a cut model with the original as its teacher, on samples with or without labels."""
 
-import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +26,6 @@ from onnxprune.recover.training import Run, train
 from onnxprune.system.memory import halving
 from onnxprune.system.words import counted
 
-LOG = logging.getLogger("onnxprune")
 SCALED_ON = 32  # samples on which the spread of what is compared is seen
 OTHER = {"sgd": "adamw", "adamw": "sgd"}
 NO_TIME = "fine-tuning: left out, for no time is left for it; give more with --time"
@@ -234,12 +232,8 @@ def _decide(
     """(precision, layout and epochs, samples of an epoch): what is fastest here, and what the time is enough for."""
     feeds = tensors_of(samples.batch(_first(samples, at_once)), device)
     fast = probe.fastest(network, feeds, settings, device)
-    if (
-        asked.amp != "auto"
-        and (times := probe.slowdown(network, feeds, fast, device)) > 1
-        and not distributed.world()[0]
-    ):
-        LOG.warning(
+    if asked.amp != "auto" and (times := probe.slowdown(network, feeds, fast, device)) > 1:
+        state.say(
             f"fine-tuning: a step in {asked.amp} takes {times:.1f} times as long as in float32 on this machine; "
             "leave amp to be measured, or give --finetune amp=off"
         )

@@ -79,13 +79,13 @@ def place_of(settings: Settings, key: str, start: Start) -> Path | None:
         saved = checkpoint.load(path)
         if saved is not None and _alike(start, saved[0]):
             done, step = len(saved[1]["epochs"]), saved[1]["step"]
-            _say(f"--resume {folder}: goes on after epoch {done}, step {step}, of an earlier run")
+            say(f"--resume {folder}: goes on after epoch {done}, step {step}, of an earlier run")
             return path
     if others:
         why = "started from other weights" if mine else "are of another model, plan, other samples or other settings"
-        _say(f"--resume {folder}: its {len(others)} checkpoints {why}; they stay, and this run starts anew")
+        say(f"--resume {folder}: its {len(others)} checkpoints {why}; they stay, and this run starts anew")
     else:
-        _say(f"--resume {folder}: holds no checkpoint yet; this run begins at the beginning and saves its own there")
+        say(f"--resume {folder}: holds no checkpoint yet; this run begins at the beginning and saves its own there")
     content = b"".join(name.encode() + array.tobytes() for name, array in sorted(start.items()))
     return folder / f"finetune-{key[:16]}-{hashlib.sha256(content).hexdigest()[:8]}.npz"
 
@@ -101,7 +101,8 @@ def _alike(start: Start, saved: Mapping) -> bool:
     return True
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Told by one of several processes."""
     if distributed.world()[0] == 0:
         LOG.warning(text)
 

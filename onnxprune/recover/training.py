@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,7 +219,7 @@ def step_on(run: Run, arrays: Mapping[str, np.ndarray], numbers: np.ndarray, lr:
         feeds, mix = changed(feeds, run.versions[version].of(numbers))
     for group in run.optimizer.param_groups:
         group["lr"] = lr
-    number = _gradients(run, Batch(feeds, numbers, _labels(run, numbers), mix), version)
+    number = _gradients(run, Batch(feeds, numbers, _labels(run, numbers), mix))
     run.scaler.unscale_(run.optimizer)
     clip(run.network.parameters_by_name.values(), run.settings.clip)
     run.scaler.step(run.optimizer)
@@ -288,7 +289,7 @@ class Piece:
     weight: Tensor | None
 
 
-def _gradients(run: Run, batch: Batch, version: int | None) -> float:
+def _gradients(run: Run, batch: Batch) -> float:
     """Puts the gradients of the batch's mean loss into the parameters; the loss.
 
     Where memory does not do for the whole batch the gradients of smaller pieces are added up, from then on.
@@ -299,7 +300,7 @@ def _gradients(run: Run, batch: Batch, version: int | None) -> float:
         run.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(run.settings.seed * 1_000_003 + run.step * size + rank)  # dropout: a function of the step
         try:
-            return sum(_backward(run, piece, version, len(piece.numbers) / count) for piece in _pieces(run, batch))
+            return sum(_backward(run, piece, len(piece.numbers) / count) for piece in _pieces(run, batch))
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -320,11 +321,12 @@ def _pieces(run: Run, batch: Batch) -> Iterator[Piece]:
     return (batch.rows(axes, *ends[k : k + 2]) for k in range(pieces))
 
 
-def _backward(run: Run, piece: Piece, version: int | None, share: float) -> float:
+def _backward(run: Run, piece: Piece, share: float) -> float:
     """Adds the gradients of a piece, which is that share of its batch; its share of the loss."""
     with precision(run.settings, run.device):
         values = run.task.by_sample(run.module(piece.feeds, capture=run.task.captured))
-    loss = share * _loss(run, values, lambda: run.teacher.targets(piece.feeds, piece.numbers, version), piece)
+    taught = partial(run.teacher.targets, piece.feeds, piece.numbers, _version(run))
+    loss = share * _loss(run, values, taught, piece)
     run.scaler.scale(loss).backward()
     return float(loss.detach())
 

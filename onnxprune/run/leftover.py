@@ -22,9 +22,9 @@ from onnxprune.recover.biases import read_bias
 from onnxprune.recover.constants import batch_within, first_batches
 from onnxprune.recover.linear import Linear, linears, read_weights, users
 from onnxprune.recover.patches import outputs, window_of, windows
+from onnxprune.recover.refit.leastsquares import add_product
 from onnxprune.recover.refit.segments import Walk
 
-AT_ONCE = 128  # rows of a matrix that are changed at a time
 RIDGE = 1e-3  # of the features' mean variance, as least squares begin with
 ROWS = 16_000  # output positions that a layer is looked at
 MOST_FEATURES = 2500  # of a layer: one step of the order costs their square
@@ -250,9 +250,7 @@ class _State:
         f = self.features[unit]
         across = np.linalg.solve(self.inverse[np.ix_(f, f)], self.inverse[f])
         self.w -= self.w[:, f] @ across
-        left = self.inverse[:, f]  # a copy
-        for start in range(0, len(left), AT_ONCE):  # the whole product takes longer to store than to make
-            self.inverse[start : start + AT_ONCE] -= left[start : start + AT_ONCE] @ across
+        add_product(self.inverse, -self.inverse[:, f], across)
         self.w[:, f] = self.inverse[f] = self.inverse[:, f] = 0.0
 
     def forget(self, gone: np.ndarray) -> None:

@@ -25,7 +25,7 @@ WIDE = 256  # features from which on a matrix is factored once for all that it i
 HELD = 5  # every fifth sample is held out
 STEPS = 6  # of the fit behind an activation
 FURTHER = 1.5  # of each step: what a majorizer says is too short, and up to twice as far still no loss
-OUTER_ROWS = 256  # of an outer product that are made at a time: all of them are as large as the matrix
+AT_ONCE = 256  # rows of a product that are made at a time: all of them are as large as the matrix
 FEW = 4  # features to a row, from which on rows are few
 KEPT_BYTES = 200_000_000  # of rows that are kept for these steps, of all layers that are fitted at once
 Array = np.ndarray | float
@@ -206,9 +206,9 @@ class _Normal:
         a, sums.xx = sums.xx, None  # of a large layer a second one would be much memory
         a /= sums.rows
         for group, near in zip(a, self.near, strict=True):
-            _add_outer(group, near, -1.0)
+            add_product(group, -near[:, None], near[None])
         for group, mean in zip(a, self.mean, strict=True) if fixed_bias else ():
-            _add_outer(group, mean, 1.0)
+            add_product(group, mean[:, None], mean[None])
         self.a = _Square(a)
 
     def solved(self, ridge: float, more_xy: Array = 0.0, more_y: Array = 0.0) -> tuple[np.ndarray, np.ndarray]:
@@ -301,10 +301,10 @@ def _penalty(spread: np.ndarray, ridge: float) -> np.ndarray:
     return ridge * np.maximum(spread, 1e-12)
 
 
-def _add_outer(a: np.ndarray, x: np.ndarray, sign: float) -> None:
-    """a (D, D) += sign x x', in place, some rows at a time."""
-    for start in range(0, len(x), OUTER_ROWS):
-        a[start : start + OUTER_ROWS] += sign * np.outer(x[start : start + OUTER_ROWS], x)
+def add_product(a: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """a (D, E) += left (D, K) right (K, E), in place, some rows at a time."""
+    for start in range(0, len(a), AT_ONCE):
+        a[start : start + AT_ONCE] += left[start : start + AT_ONCE] @ right
 
 
 def _guess(rows: Rows, w: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -100,25 +100,33 @@ def by_torch_pruning(
 ) -> Iterator[str]:
     """A row for each criterion that the network has what it takes for."""
     labelled = load_samples((x, study.labels(args.model, args.samples)), input_infos(subject.model))
+    residual = "resnet" in args.model
     for criterion in torch_pruning_cifar.CRITERIA:
-        start, before = time.process_time(), None
-        if "resnet" in args.model:
-            network = cifar_resnet.load(path)
-            whole, uncounted = (
-                [network.linear, *torch_pruning_cifar.streams(network)],
-                torch_pruning_cifar.SHORTCUTS_MACS,
-            )
-        elif criterion == "bn":  # folded
+        if criterion == "bn" and not residual:  # its BatchNorm is folded
             continue
+        start = time.process_time()
+        if residual:
+            selection = of_resnet(path, subject, criterion, args.macs, labelled)
         else:
-            network = torch_modules.Modules(subject.model)
-            network.tell_apart()
-            whole, uncounted, before = [network.last()], 0, network.arrays()
-        torch_pruning_cifar.prune(network, criterion, args.macs, labelled, whole, uncounted)
-        state = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
-        arrays = network.arrays() if isinstance(network, torch_modules.Modules) else state
-        selection = selection_of(subject.coupling, arrays, before)
+            selection = of_file(subject, criterion, args.macs, labelled)
         yield row(f"Torch-Pruning, {criterion}", subject, selection, test, time.process_time() - start)
+
+
+def of_resnet(path: Path, subject: Subject, criterion: str, macs: float, labelled: Samples) -> Selection:
+    """What Torch-Pruning leaves of the network that the file was exported from."""
+    network = cifar_resnet.load(path)
+    whole = [network.linear, *torch_pruning_cifar.streams(network)]
+    torch_pruning_cifar.prune(network, criterion, macs, labelled, whole, torch_pruning_cifar.SHORTCUTS_MACS)
+    return selection_of(subject.coupling, {name: tensor.numpy() for name, tensor in network.state_dict().items()})
+
+
+def of_file(subject: Subject, criterion: str, macs: float, labelled: Samples) -> Selection:
+    """What Torch-Pruning leaves of torch modules that were made of the file."""
+    network = torch_modules.Modules(subject.model)
+    network.tell_apart()
+    before = network.arrays()
+    torch_pruning_cifar.prune(network, criterion, macs, labelled, [network.last()], 0)
+    return selection_of(subject.coupling, network.arrays(), before)
 
 
 def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> Selection:

@@ -77,8 +77,7 @@ def images(model: str, count: int, test: int, start: int = 0) -> tuple[np.ndarra
         kind = "vgg" if "vgg" in model else "resnet"
         return cifar.load(kind, "train", 0, count)[0], cifar.load(kind, "test", start, test)
     learned, held = imagenet.Images("train1000"), imagenet.Images("val900")
-    step = max(1, len(learned) // count)  # all kinds of classes
-    x = np.stack([learned[k][0] for k in range(0, len(learned), step)][:count])
+    x = np.stack([learned[k][0] for k in _spread(len(learned), count)])
     y = np.stack([held[k][0] for k in range(start, min(start + test, len(held)))])
     return x, (y, held.targets[start : start + len(y)])
 
@@ -88,7 +87,12 @@ def labels(model: str, count: int) -> np.ndarray:
     if not model.startswith("imagenet"):
         return cifar.load("vgg" if "vgg" in model else "resnet", "train", 0, count)[1]
     targets = imagenet.Images("train1000").targets
-    return targets[:: max(1, len(targets) // count)][:count]
+    return targets[_spread(len(targets), count)]
+
+
+def _spread(number: int, count: int) -> list[int]:
+    """Which `count` of so many images are taken: some of all kinds of classes."""
+    return list(range(0, number, max(1, number // count)))[:count]
 
 
 def rows(args: argparse.Namespace, method: str, seed: int) -> Iterator[str]:

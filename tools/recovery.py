@@ -72,7 +72,7 @@ def table(model: ir.Model, selection: Selection, tune: Samples, args: argparse.N
     constants.push(selection, cut_model, tune)
     yield "constants", time.monotonic() - start, accuracy_of(cut_model, test)
     start = time.monotonic()
-    reconstruct.refit(selection, cut_model, tune, limit=args.limit, progress=True)
+    reconstruct.refit(selection, cut_model, tune, limit=args.limit, bar=True)
     yield "reconstruct", time.monotonic() - start, accuracy_of(cut_model, test)
     tune, held = split(tune, 0.1, args.seed)
     for batchnorm, labels, epochs in itertools.product(args.batchnorm, args.labels, args.epochs):
@@ -85,7 +85,7 @@ def table(model: ir.Model, selection: Selection, tune: Samples, args: argparse.N
             labels=0.5 if labels == "with" else 0.0,
             batchnorm=batchnorm,
             seed=args.seed,
-            progress=True,
+            bar=True,
         )
         history = finetune(tuned, model, tune, held, settings)
         print(history.settings.described(), file=sys.stderr)

@@ -13,7 +13,6 @@ from math import ceil, cos, log2, pi
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from onnxprune.bridge.network import Network
 from onnxprune.data import Samples, batches, fixed_batch
@@ -23,6 +22,7 @@ from onnxprune.recover.augment import augment
 from onnxprune.recover.settings import Settings as Augmentation
 from onnxprune.system.interrupts import heed
 from onnxprune.system.memory import at_most
+from onnxprune.system.progress import progress
 
 TEMPERATURE = 2.0
 RMS = 0.1  # of weights, as in narrow layers with norms
@@ -165,30 +165,31 @@ def run(
     total = course.epochs * lessons.steps_per_epoch
     history: list[float] = []
     index = 0
-    bar = tqdm(total=total, desc=name, disable=not context.progress, leave=False)
-    for epoch in range(course.epochs):
-        losses = []
-        for k, block in enumerate(lessons.blocks(epoch)):
-            heed()
-            step = Step(index, total, epoch, k == 0)
-            _set_rates(optimizers, rates, step.progress)
-            before(step)
-            for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
-            task = lessons.loss(network, block)
-            extra = penalty(step)
-            (task if extra is None else task + extra).backward()
-            shrink_gradients(step)
-            for optimizer in optimizers:  # each on its own: one must not use up the norm of the others
-                torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], CLIP)
-                optimizer.step()
-            after(step)
-            losses.append(float(task.detach()))
-            index += 1
-            bar.update()
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
-        history.append(float(np.mean(losses)))
-    bar.close()
+    with progress(name, "step", total, bar=context.progress) as shown:
+        for epoch in range(course.epochs):
+            losses = []
+            for k, block in enumerate(lessons.blocks(epoch)):
+                heed()
+                step = Step(index, total, epoch, k == 0)
+                _set_rates(optimizers, rates, step.progress)
+                before(step)
+                for optimizer in optimizers:
+                    optimizer.zero_grad(set_to_none=True)
+                task = lessons.loss(network, block)
+                extra = penalty(step)
+                (task if extra is None else task + extra).backward()
+                shrink_gradients(step)
+                for optimizer in optimizers:  # each on its own: one must not use up the norm of the others
+                    torch.nn.utils.clip_grad_norm_(
+                        [p for group in optimizer.param_groups for p in group["params"]], CLIP
+                    )
+                    optimizer.step()
+                after(step)
+                losses.append(float(task.detach()))
+                index += 1
+                shown.update()
+                shown.tell(f"loss {losses[-1]:.3f}")
+            history.append(float(np.mean(losses)))
     return history
 
 

@@ -103,7 +103,7 @@ def recover(
                     cut_model,
                     fitted,
                     limit=limit,
-                    progress=how.tuning.progress,
+                    bar=how.tuning.progress,
                     dense=given.dense,
                     gone=given.gone,
                 ),

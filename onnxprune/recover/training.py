@@ -1,7 +1,6 @@
 """One fine-tuning run: the loop over epochs and steps, its state, and how it is judged on held-out samples."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from onnxprune.bridge import Network
 from onnxprune.bridge.tensors import tensors_of
@@ -30,6 +28,7 @@ from onnxprune.recover.teacher import Teacher, precision
 from onnxprune.system.interrupts import heed
 from onnxprune.system.memory import give_up, out_of_memory, smaller
 from onnxprune.system.plugins import name_of
+from onnxprune.system.progress import Progress, progress
 
 
 class Average:
@@ -117,13 +116,11 @@ def train(run: Run) -> str:
     if not resume(run):
         run.initial = run.best_verdict = run.last = _verdict(run)
     run.began, run.first = time.monotonic(), run.step
-    with tqdm(
-        total=settings.epochs * _steps(run), initial=run.step, disable=not _shows(run), file=sys.stderr, unit="step"
-    ) as bar:
+    with progress("fine-tuning", "step", settings.epochs * _steps(run), bar=_shows(run), done=run.step) as shown:
         for epoch in range(len(run.epochs), settings.epochs):
             if _stale(run) or _out_of_time(run):
                 break
-            _train_epoch(run, epoch, bar)
+            _train_epoch(run, epoch, shown)
             keep(run)
     if not run.last.clearly_worse_than(run.best_verdict):
         run.best, run.best_verdict, run.best_epoch = run.average.tensors, run.last, len(run.epochs)
@@ -169,7 +166,7 @@ def _steps(run: Run) -> int:
     return max(1, len(run.samples) // distributed.world()[1] // _local_batch(run))
 
 
-def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
+def _train_epoch(run: Run, epoch: int, shown: Progress) -> None:
     """One pass over the samples, step by step."""
     started, saved = time.monotonic() - run.spent, time.monotonic()
     steps = _steps(run)
@@ -177,21 +174,21 @@ def _train_epoch(run: Run, epoch: int, bar: tqdm) -> None:
     for feeds, numbers in batches_of(run, epoch, run.step - epoch * steps):
         heed()
         run.module.train()
-        total = min(planned, _steps_in_time(run))
+        shown.expect(total := min(planned, _steps_in_time(run)))
         if run.step >= total:
             break
         lr = rate(run.step, total, run.settings)
         run.lost += step_on(run, feeds, numbers, lr)
         run.step += 1
-        bar.update()
+        shown.update()
         done = run.step - epoch * steps
         if done % 10 == 0 or done == steps:
-            bar.set_postfix_str(_postfix(run, run.lost / done))
+            shown.tell(_postfix(run, run.lost / done))
         if run.place and time.monotonic() - saved >= run.settings.checkpoint_seconds and done < steps:
             run.spent, saved = time.monotonic() - started, time.monotonic()
             keep(run)
     _end_epoch(run, epoch, rate(run.step - 1, max(total, run.step), run.settings), started)
-    bar.set_postfix_str(_postfix(run, run.epochs[-1].loss))
+    shown.tell(_postfix(run, run.epochs[-1].loss))
 
 
 def _postfix(run: Run, loss: float) -> str:

@@ -262,7 +262,8 @@ def _better_by_hessian(
         return plain
     found = _streams_whole(subject, outcome, settings, INSIDE, least=LEAST_INSIDE)
     tried = [
-        _tried(name, each, subject, settings, evaluator()) for name, each in (("plain", plain), ("hessian", found))
+        _tried(name, each, subject, settings, evaluator())
+        for name, each in ((settings.method.name, plain), ("hessian", found))
     ]
     if not all(tried) or not tried[1][0].beats(tried[0][0]):
         return plain
@@ -387,7 +388,7 @@ def _tried(
     except BudgetError:
         return []
     found = Candidate(name, ranking, selections[-1], np.concatenate([evaluate(each) for each in selections]))
-    LOG.debug("  %s: loss %.4f", name, found.loss)
+    LOG.info("  tried: %s, which loses %.4f", SHORT.get(name, name), found.loss)
     return [found]
 
 

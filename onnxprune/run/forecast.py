@@ -16,7 +16,7 @@ from onnxprune.run.settings import Settings
 from onnxprune.run.subject import Subject
 from onnxprune.system.clock import Clock
 from onnxprune.system.memory import halving
-from onnxprune.system.words import counted
+from onnxprune.system.words import counted, duration
 
 LOG = logging.getLogger("onnxprune")
 TIMED = 16  # samples of the batch that is timed
@@ -41,9 +41,9 @@ def tell(subject: Subject, settings: Settings, clock: Clock, *, method: str | No
         LOG.info("  method   %s", method)
         LOG.info("  remove   %s", _cut(settings))
     LOG.info("  repair   %s", _recovery(subject, settings, each))
-    LOG.info("  measure  %s (about %s)", _measuring(subject, settings), text_of(after))
+    LOG.info("  measure  %s (about %s)", _measuring(subject, settings), duration(after))
     if settings.seconds is not None:
-        LOG.info("  time     %s in all; fine-tuning takes what is left", text_of(settings.seconds))
+        LOG.info("  time     %s in all; fine-tuning takes what is left", duration(settings.seconds))
 
 
 def use_of_data(subject: Subject, settings: Settings) -> str:
@@ -91,7 +91,7 @@ def _recovery(subject: Subject, settings: Settings, each: float) -> str:
     fitted = min(levels.fitting_samples(subject.given), len(grown(learned, subject.model, settings.recovery.tuning)))
     steps = [
         "biases",
-        f"weights by least squares on {counted(fitted, 'sample')} (about {text_of(FITTED * each * fitted)})",
+        f"weights by least squares on {counted(fitted, 'sample')} (about {duration(FITTED * each * fitted)})",
     ]
     if settings.recovery.level == "finetune":
         steps.append(_tuning(subject, settings, each))
@@ -111,7 +111,7 @@ def _tuning(subject: Subject, settings: Settings, each: float) -> str:
     moved = [*(["mirrored"] if chosen.flip else []), *moved]
     on = f" on images {' and '.join(moved)}" if moved else ""
     epochs = counted(chosen.epochs, "epoch")
-    return f"fine-tuning of up to {epochs}{on} (about {text_of(min(seconds, limit))})"
+    return f"fine-tuning of up to {epochs}{on} (about {duration(min(seconds, limit))})"
 
 
 def _measuring(subject: Subject, settings: Settings) -> str:
@@ -119,10 +119,3 @@ def _measuring(subject: Subject, settings: Settings) -> str:
     parts += [f"accuracy on {counted(len(subject.held), 'sample')}"] if subject.held is not None else []
     parts += ["latency"] if settings.timing.wanted else []
     return ", ".join(parts)
-
-
-def text_of(seconds: float) -> str:
-    """A duration as one says it: 8 s, 3 min, 1.5 h."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

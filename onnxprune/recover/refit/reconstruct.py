@@ -6,14 +6,12 @@ positions are kept. New weights are taken only where they do better on samples t
 """
 
 import logging
-import sys
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
-from tqdm import tqdm
 
 from onnxprune import graph
 from onnxprune.data import Samples
@@ -29,6 +27,7 @@ from onnxprune.recover.refit import layers, logits
 from onnxprune.recover.refit.layers import Item, Layer, Norm
 from onnxprune.recover.refit.leastsquares import HELD, KEPT_BYTES, Bounds, Sums
 from onnxprune.recover.refit.segments import Walk
+from onnxprune.system.progress import progress
 
 LOG = logging.getLogger("onnxprune")
 # Output positions per layer: so many for each feature, within bounds, but always enough to determine the weights.
@@ -63,7 +62,7 @@ def refit(
     limit: int = 512,
     ridge: float = 1e-3,
     seed: int = 0,
-    progress: bool = False,
+    bar: bool = False,
     dense: ir.Model | None = None,
     gone: Collection[str] = (),
     tried: bool = False,
@@ -85,14 +84,14 @@ def refit(
     with (
         closing(Walk(cut_model, feeds, cut_targets)) as cut_walk,
         closing(Walk(dense or coupling.model, feeds, dense_targets)) as dense_walk,
-        tqdm(total=len(items), disable=not progress, file=sys.stderr, unit="layer", desc="reconstruct") as bar,
+        progress("least squares", "layer", len(items), bar=bar) as shown,
     ):
         rng = np.random.default_rng(seed)
         try:
             for wave in layers.waves(items):
                 states = [_state(item, cut_walk.batches, rng, KEPT_BYTES // len(wave), tried) for item in wave]
                 records += _refit_wave(wave, states, cut_walk, dense_walk, ridge, spill)
-                bar.update(len(wave))
+                shown.update(len(wave))
         except GraphError as error:  # each layer done so far is better than before
             note = f"least squares refitted {len(records)} of {len(items)} layers, then stopped: {error}"
             LOG.warning("%s", note)

@@ -1,7 +1,7 @@
 """An ONNX file of plain convolutional networks as torch modules with its weights, for tools that cut modules.
 
 Enough for chains and inverted residual blocks: Conv, Gemm and BatchNormalization behind it, Relu, Clip, MaxPool,
-GlobalAveragePool, Flatten, Add, and weights that are stored in half precision behind Cast.
+GlobalAveragePool, Flatten and Add.
 """
 
 from collections.abc import Callable, Mapping
@@ -29,24 +29,21 @@ class Modules(nn.Module):
         self.stored: dict[str, str] = {}  # initializer -> its place in the state dict
         self.steps: list[tuple[Callable[..., Tensor], list[str], str]] = []
         for node in model.graph:
-            if node.op_type != "Cast":
-                make = MAKERS.get(node.op_type)
-                if make is None:
-                    raise NotImplementedError(
-                        f"{node.op_type} '{node.name}' is no step of a plain convolutional network"
-                    )
-                self.steps.append((self._step(make, node), _values(node), node.outputs[0].name or ""))
+            make = MAKERS.get(node.op_type)
+            if make is None:
+                raise NotImplementedError(f"{node.op_type} '{node.name}' is no step of a plain convolutional network")
+            self.steps.append((self._step(make, node), _values(node), node.outputs[0].name or ""))
 
     def _step(self, make: Callable[..., Any], node: ir.Node) -> Callable[..., Tensor]:
-        parameters = [value for value in node.inputs if value is not None and _stored(value) is not None]
-        arrays = [graph.array_of(_stored(value)) for value in parameters]
+        parameters = [value for value in node.inputs if value is not None and value.is_initializer()]
+        arrays = [graph.array_of(value) for value in parameters]
         attributes = {name: attribute.value for name, attribute in node.attributes.items()}
         step = make(attributes, *(array.astype(np.float32) for array in arrays))
         if isinstance(step, nn.Module):
             layer = f"layers.{len(self.layers)}"
             self.layers.append(step)
             for value, name in zip(parameters, NAMES, strict=False):
-                self.stored[_stored(value).name or ""] = f"{layer}.{name}"
+                self.stored[value.name or ""] = f"{layer}.{name}"
         return step
 
     def forward(self, x: Tensor) -> Tensor:
@@ -60,13 +57,6 @@ class Modules(nn.Module):
         state = self.state_dict()
         return {name: state[place].numpy().copy() for name, place in self.stored.items()}
 
-    @torch.no_grad()
-    def tell_apart(self) -> None:
-        """Moves each weight by less than a half-precision number can be off, so that nearly all of them differ."""
-        generator = torch.Generator().manual_seed(0)
-        for parameter in self.parameters():
-            parameter.mul_(1 + torch.rand(parameter.shape, generator=generator) / 2**12)
-
     def last(self) -> nn.Module:
         """The layer that gives the answers."""
         return self.layers[-1]
@@ -75,15 +65,8 @@ class Modules(nn.Module):
 NAMES = ("weight", "bias", "running_mean", "running_var")
 
 
-def _stored(value: ir.Value) -> Any:
-    """The initializer that a value is, or is cast from; None where it is computed."""
-    node = value.producer()
-    source = node.inputs[0] if node is not None and node.op_type == "Cast" else value
-    return source if source is not None and source.is_initializer() else None
-
-
 def _values(node: ir.Node) -> list[str]:
-    return [value.name or "" for value in node.inputs if value is not None and _stored(value) is None]
+    return [value.name or "" for value in node.inputs if value is not None and not value.is_initializer()]
 
 
 def _filled(module: nn.Module, *arrays: np.ndarray) -> nn.Module:

@@ -12,8 +12,18 @@ from onnx_text import random_keep
 
 from onnxprune import graph, surgery
 from onnxprune.coupling import analyze
+from onnxprune.graph import sessions
 from onnxprune.plan.select import Selection
 
+HALF = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 64] x) => (float[N, 8] y) <float16[64, 8] w, float[8] b>
+    {
+        wide = Cast<to = 1>(w)
+        p = MatMul(x, wide)
+        y = Add(p, b)
+    }
+"""
 TOOLS = Path(__file__).parents[2] / "tools"
 MODULES = (
     "allocation_rivals",
@@ -58,3 +68,22 @@ def test_weights_that_disagree_or_are_others_are_refused(rivals, cut):
     whole = {name: graph.array_of(value) for name, value in coupling.model.graph.initializers.items()}
     with pytest.raises(ValueError, match="do not agree on what is left"):
         rivals.selection_of(coupling, {**arrays, "w4": whole["w4"]})
+
+
+def test_half_precision_weights_are_widened_and_told_apart(rivals):
+    made = ir.from_proto(filled(HALF))
+    stored = made.graph.initializers
+    w, b = graph.array_of(stored["w"]).astype(np.float16), graph.array_of(stored["b"])
+    stored["w"].const_value, stored["w"].type = ir.Tensor(w, name="w"), ir.TensorType(ir.DataType.FLOAT16)
+    assert len(np.unique(w)) < w.size
+    x = np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32)
+    (before,) = sessions.run(sessions.open_session(made), {"x": x}).values()
+    found = rivals.widened(made)
+    assert [node.op_type for node in found.graph] == ["MatMul", "Add"]
+    wide = graph.array_of(found.graph.initializers["w"])
+    assert wide.dtype == np.float32
+    assert len(np.unique(wide)) == wide.size
+    np.testing.assert_allclose(wide, w.astype(np.float32), rtol=2**-12)
+    assert np.array_equal(graph.array_of(found.graph.initializers["b"]), b)
+    (after,) = sessions.run(sessions.open_session(found), {"x": x}).values()
+    np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)

@@ -44,10 +44,6 @@ def test_a_residual_network_answers_as_its_file(tmp_path):
     arrays = network.arrays()
     for name in ("w1", "b1", "w2", "w3", "w4", "b4"):
         assert np.array_equal(arrays[name], graph.array_of(normal.graph.initializers[name]))
-    network.tell_apart()
-    for name, array in network.arrays().items():
-        np.testing.assert_allclose(array, arrays[name], rtol=2**-12)
-        assert name in ("mean", "variance") or len(np.unique(array)) == array.size
 
 
 def test_other_steps_are_refused():

@@ -87,3 +87,12 @@ def test_half_precision_weights_are_widened_and_told_apart(rivals):
     assert np.array_equal(graph.array_of(found.graph.initializers["b"]), b)
     (after,) = sessions.run(sessions.open_session(found), {"x": x}).values()
     np.testing.assert_allclose(after, before, rtol=1e-3, atol=1e-3)
+
+
+def test_equal_values_do_not_hide_which_positions_are_kept(rivals):
+    whole = np.random.default_rng(0).integers(0, 40, (24, 12, 3)).astype(np.float32)
+    keep = [np.array([5, 17]), np.array([2, 3, 11]), np.arange(3)]
+    found = rivals.kept_positions(whole, whole[np.ix_(*keep)])
+    assert found is not None
+    assert all(np.array_equal(*pair) for pair in zip(found, keep, strict=True))
+    assert rivals.kept_positions(whole, whole[np.ix_(*keep)] + 0.5) is None

@@ -23,6 +23,7 @@ import onnx
 from onnx import numpy_helper
 
 Arrays = dict[str, np.ndarray]
+FIBERS = 5  # that positions are read off
 
 
 def float_arrays(model: onnx.ModelProto) -> Arrays:
@@ -40,24 +41,34 @@ def kept_positions(whole: np.ndarray, part: np.ndarray) -> list[np.ndarray] | No
     """Positions kept on each axis if `part` is `whole` with positions removed, else None; both of one rank."""
     order = np.argsort(whole, axis=None)
     values = whole.ravel()[order]
-    keep = []
+    keep = [np.arange(size) for size in whole.shape]
     for axis in range(whole.ndim):
-        if part.shape[axis] == whole.shape[axis]:
-            keep.append(np.arange(whole.shape[axis]))
-            continue
-        fiber = np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1)[:, 0]
-        low, high = np.searchsorted(values, fiber, "left"), np.searchsorted(values, fiber, "right")
-        found = [[np.unravel_index(i, whole.shape) for i in order[a:b]] for a, b in zip(low, high, strict=True)]
-        # Equal values stand in several places; those of one fiber agree on all other axes.
-        others = Counter(tuple(np.delete(place, axis)) for places in found for place in places)
-        if not others:
-            return None
-        line = others.most_common(1)[0][0]
-        chosen = [[p[axis] for p in places if tuple(np.delete(p, axis)) == line] for places in found]
-        if any(not positions for positions in chosen):
-            return None
-        keep.append(np.array([positions[0] for positions in chosen]))
+        if part.shape[axis] < whole.shape[axis]:
+            fibers = np.moveaxis(part, axis, 0).reshape(part.shape[axis], -1).T
+            some = fibers[:: max(1, len(fibers) // FIBERS)]
+            # A value may stand in several places, and so may all of a short fiber; other fibers tell these apart.
+            found = Counter(kept for fiber in some for kept in _places(values, order, whole.shape, axis, fiber))
+            if not found:
+                return None
+            keep[axis] = np.array(found.most_common(1)[0][0], int)
     return keep if np.array_equal(whole[np.ix_(*keep)], part) else None
+
+
+def _places(
+    values: np.ndarray, order: np.ndarray, shape: tuple[int, ...], axis: int, fiber: np.ndarray
+) -> set[tuple[int, ...]]:
+    """The positions along `axis` at which a line holds all values of `fiber`.
+
+    values, order: those of an array of that shape by size, and where each stands in it.
+    """
+    low, high = np.searchsorted(values, fiber, "left"), np.searchsorted(values, fiber, "right")
+    lines: dict[tuple[int, ...], dict[int, int]] = {}
+    for entry, (first, stop) in enumerate(zip(low, high, strict=True)):
+        for place in order[first:stop]:
+            index = [int(each) for each in np.unravel_index(place, shape)]
+            at = index.pop(axis)
+            lines.setdefault(tuple(index), {}).setdefault(entry, at)
+    return {tuple(line.values()) for line in lines.values() if len(line) == len(fiber)}
 
 
 def mask(model: onnx.ModelProto, pruned: onnx.ModelProto) -> onnx.ModelProto | None:

@@ -38,8 +38,11 @@ RUNS = [
         for fitted in (False, True)
     ),
     ("attention", ONLY_ATTENTION, 0.88, "auto", None, True),
-    *(("all", (), 0.75, how, "method", True) for how in ("l1", "taylor")),
-    ("all", (), 0.75, "auto", None, True),
+    *(
+        ("all", (), target, how, widths, True)
+        for target in (0.75, 0.25)
+        for how, widths in (("l1", "method"), ("taylor", "method"), ("auto", None))
+    ),
 ]
 
 

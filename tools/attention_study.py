@@ -81,8 +81,12 @@ def export(folder: Path, path: Path) -> None:
     encoder = AutoModel.from_pretrained(folder, attn_implementation="eager").eval().requires_grad_(False)
 
     class Embedding(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder  # of its modules nodes have their names
+
         def forward(self, input_ids, attention_mask, token_type_ids):
-            states = encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
+            states = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state
             counted = attention_mask.unsqueeze(-1).float()
             mean = (states * counted).sum(1) / counted.sum(1).clamp(min=1e-9)
             return torch.nn.functional.normalize(mean, dim=-1)

@@ -38,7 +38,6 @@ from onnxprune.bridge.batchnorm import fold_batchnorm
 from onnxprune.coupling import Coupling, Keep, unit_positions
 from onnxprune.data import Samples, input_infos, load_samples
 from onnxprune.options import Options
-from onnxprune.plan import cost
 from onnxprune.plan.select import Selection
 from onnxprune.recover import levels
 from onnxprune.run.settings import resolved
@@ -145,7 +144,7 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> tupl
         sparsity = (low + high) / 2
         made = apply_structured_wanda_pruning(deepcopy(given), calibration, sparsity=sparsity, global_sparsity=True)
         selection = selection_of(subject.coupling, float_arrays(made), float_arrays(given))
-        share = subject.cost.total("macs", cost.keep_sizes(selection.keep)) / subject.cost.total("macs")
+        share = study.shares(subject, selection)[0]
         found.append((share, selection))
         high, low = (sparsity, low) if share <= macs else (high, sparsity)
     small = [each for each in found if each[0] <= macs]
@@ -205,8 +204,7 @@ def row(name: str, subject: Subject, selection: Selection, test: Samples, second
     cut = study.shown(model, test)[0]
     how = resolved(Options(data="digits", recover="reconstruct")).recovery
     levels.recover(subject.given, selection, model, how, Clock())
-    sizes = cost.keep_sizes(selection.keep)
-    shares = (f"{subject.cost.total(kind, sizes) / subject.cost.total(kind):.3f}" for kind in ("macs", "params"))
+    shares = (f"{share:.3f}" for share in study.shares(subject, selection))
     return f"| {' | '.join((name, *shares, cut, *study.shown(model, test), f'{seconds:.0f}'))} |"
 
 

@@ -142,7 +142,7 @@ def choices(subject: Subject, outcome: Outcome, options: Options) -> list[Choice
     start = time.process_time()
     found = allocation.contenders(subject, outcome, resolved(options))
     spent = time.process_time() - start
-    return [Choice(c.selection, allocation.SHORT.get(c.name, c.name), spent, f"lost {c.loss:.4f}") for c in found]
+    return [Choice(c.selection, c.short, spent, f"lost {c.loss:.4f}") for c in found]
 
 
 def row(
@@ -159,12 +159,17 @@ def finished(subject: Subject, choice: Choice, options: Options, test: Samples, 
     began = time.process_time()
     levels.recover(subject.given, selection, model, resolved(options).recovery, Clock())
     recovery = time.process_time() - began
-    sizes = cost.keep_sizes(selection.keep)
-    shares = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
-    numbers = (*(f"{share:.3f}" for share in shares), *shown(model, test))
+    numbers = (*(f"{share:.3f}" for share in shares(subject, selection)), *shown(model, test))
     method = "auto" if options.method_found else options.method
     seconds = (f"{each:.0f}" for each in (scoring, choice.seconds, recovery))
     return "| " + " | ".join(map(str, (method, choice.name, options.seed, *numbers, *seconds, choice.tried))) + " |"
+
+
+def shares(subject: Subject, selection: Selection) -> tuple[float, float]:
+    """The parts of the MACs and of the parameters that are left."""
+    sizes = cost.keep_sizes(selection.keep)
+    macs, params = (subject.cost.total(kind, sizes) / subject.cost.total(kind) for kind in ("macs", "params"))
+    return macs, params
 
 
 def known(subject: Subject, outcome: Outcome, options: Options, args: argparse.Namespace) -> Choice:

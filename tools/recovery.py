@@ -85,7 +85,7 @@ def table(model: ir.Model, selection: Selection, tune: Samples, args: argparse.N
             labels=0.5 if labels == "with" else 0.0,
             batchnorm=batchnorm,
             seed=args.seed,
-            bar=True,
+            progress=True,
         )
         history = finetune(tuned, model, tune, held, settings)
         print(history.settings.described(), file=sys.stderr)

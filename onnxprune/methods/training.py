@@ -164,13 +164,12 @@ def run(
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     total = course.epochs * lessons.steps_per_epoch
     history: list[float] = []
-    index = 0
     with progress(name, "step", total, bar=context.progress) as shown:
         for epoch in range(course.epochs):
             losses = []
             for k, block in enumerate(lessons.blocks(epoch)):
                 heed()
-                step = Step(index, total, epoch, k == 0)
+                step = Step(shown.done, total, epoch, k == 0)
                 _set_rates(optimizers, rates, step.progress)
                 before(step)
                 for optimizer in optimizers:
@@ -186,7 +185,6 @@ def run(
                     optimizer.step()
                 after(step)
                 losses.append(float(task.detach()))
-                index += 1
                 shown.update()
                 shown.tell(f"loss {losses[-1]:.3f}")
             history.append(float(np.mean(losses)))

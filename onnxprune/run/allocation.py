@@ -81,6 +81,11 @@ class Candidate(Tried):
     selection: Selection
     losses: np.ndarray
 
+    @property
+    def short(self) -> str:
+        """Its name where several stand in one line."""
+        return SHORT.get(self.name, self.name)
+
 
 def allocated(subject: Subject, outcome: Outcome, settings: Settings, clock: Clock) -> Outcome:
     """`outcome` with the ranking that the allocation asked for makes of it."""
@@ -183,7 +188,7 @@ def _better_by_refit(
         return plain
     if (best := _best(tried, settings.method.name)) is None or best.outcome is plain:
         return plain
-    told = "; ".join(f"{c.loss:.4f} by {SHORT.get(c.name, c.name)}" for c in tried)
+    told = "; ".join(f"{c.loss:.4f} by {c.short}" for c in tried)
     note = f"{best.name} (lost in a trial: {told})"
     LOG.info("  %s", note)
     return replace(best.outcome, notes=(*(n for n in best.outcome.notes if n != BY_REFIT), note))
@@ -365,7 +370,7 @@ def _measured(subject: Subject, outcome: Outcome, settings: Settings) -> Outcome
                     break  # not back again
     better = best.beats(own)
     note = (
-        f"widths: measured, {len(tried)} candidates, best prior '{SHORT.get(prior.name, prior.name)}' "
+        f"widths: measured, {len(tried)} candidates, best prior '{prior.short}' "
         f"({prior.loss:.4f}), {moves} moves to {best.loss:.4f}; '{own.name}' loses {own.loss:.4f}"
         f"{'' if better else f', and is kept: {best.loss:.4f} is not clearly less'}"
     )
@@ -388,7 +393,7 @@ def _tried(
     except BudgetError:
         return []
     found = Candidate(name, ranking, selections[-1], np.concatenate([evaluate(each) for each in selections]))
-    LOG.info("  tried: %s, which loses %.4f", SHORT.get(name, name), found.loss)
+    LOG.info("  tried: %s, which loses %.4f", found.short, found.loss)
     return [found]
 
 

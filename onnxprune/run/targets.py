@@ -97,15 +97,16 @@ def _check_speed(models: Sequence[Measurement], ratios: Sequence[LatencyRatio], 
     for option, asked, least in wanted:
         if not ratios:
             raise BudgetError(f"{option} {asked:g}: latency could not be measured; nothing was written. Leave it out")
-        hopeless = 1 / ratios[0].q1 < least * (1 - NOISE)  # slower than asked even where the times were best
-        if unsettled(latencies, ratios[:1]) and not hopeless:
+        floor = least * (1 - NOISE)
+        # What even the best times miss is missed, however uncertain they are.
+        if unsettled(latencies, ratios[:1]) and 1 / ratios[0].q1 >= floor:
             raise BudgetError(
                 f"{option} {asked:g}: the times are too uncertain to tell, the ratio's quartiles are "
                 f"{ratios[0].q1:.3f} and {ratios[0].q3:.3f}; nothing was written. Measure on a quiet machine, or with "
                 "--threads 1"
             )
         speedup = 1 / ratios[0].median
-        if speedup < least * (1 - NOISE):
+        if speedup < floor:
             raise BudgetError(
                 f"{option} {asked:g} was missed: the nearest is {speedup:.3f} times as fast "
                 f"(latency={1 / speedup:.3f}) where {least:.3f} was asked; nothing was written. "

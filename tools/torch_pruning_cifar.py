@@ -6,8 +6,8 @@
 The network is a torch module with the weights of the ONNX file (cifar_resnet.py); outputs are compared before anything
 else. Torch-Pruning ranks all layers together and removes channels step by step until the budget of MACs holds; then
 the network is trained natively on the labels: SGD with momentum, a cosine from --lr, as many steps of as many samples
-as onnxprune's fine-tuning takes in that folder, flipped and shifted as there, and of all epochs that which is best on
-the same choosing samples. The result is exported to ONNX and measured as all other rows are.
+as onnxprune's fine-tuning takes in that folder, flipped and shifted as there, in the precision and memory layout that
+its settings name (--finetune amp=bf16), and of all epochs that which is best on the same choosing samples. The result is exported to ONNX and measured as all other rows are.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from onnxprune.recover import asked
 from onnxprune.recover import settings as recovery
 from onnxprune.recover.augment import augment
 from onnxprune.recover.levels import judged_share
+from onnxprune.recover.teacher import precision
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare import loop, store
 from onnxprune.system.clock import Clock
@@ -193,6 +194,9 @@ def train(network: nn.Module, tune: Samples, chosen: Samples, choice: recovery.S
     steps = max(1, len(tune) // batch)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * steps)
     generator = np.random.default_rng(choice.seed)
+    if choice.channels_last:
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = next(network.parameters()).device
     best, weights, at = -1.0, copy.deepcopy(network.state_dict()), 0
     for epoch in range(1, epochs + 1):
         order = generator.permutation(len(tune))
@@ -201,7 +205,9 @@ def train(network: nn.Module, tune: Samples, chosen: Samples, choice: recovery.S
             x, y = tensors(tune, order[step * batch : (step + 1) * batch], network)
             feeds, _ = augment({"x": x}, replace(choice, mixup=0.0), (epoch - 1) * steps + step)
             optimizer.zero_grad()
-            F.cross_entropy(network(feeds["x"]), y).backward()
+            with precision(choice, device):
+                logits = network(feeds["x"])
+            F.cross_entropy(logits.float(), y).backward()
             optimizer.step()
             schedule.step()
         network.eval()

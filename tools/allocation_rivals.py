@@ -123,7 +123,7 @@ def of_resnet(path: Path, subject: Subject, criterion: str, macs: float, labelle
 
 def of_file(subject: Subject, criterion: str, macs: float, labelled: Samples) -> Selection:
     """What Torch-Pruning leaves of torch modules that were made of the file."""
-    network = torch_modules.Modules(widened(subject.model.clone()))
+    network = torch_modules.Modules(torch_modules.widened(subject.model.clone(), apart=True))
     before = network.arrays()
     torch_pruning_cifar.prune(network, criterion, macs, labelled, [network.last()], 0)
     return selection_of(subject.coupling, network.arrays(), before)
@@ -135,7 +135,7 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> tupl
 
     name = input_infos(subject.model)[0].name
     calibration = [{name: x[k : k + 32]} for k in range(0, len(x), 32)]
-    network = widened(graph.load(path))
+    network = torch_modules.widened(graph.load(path), apart=True)
     fold_batchnorm(network)
     given = ir.to_proto(network)
     low, high = 0.0, 0.95
@@ -149,26 +149,6 @@ def by_onnxsim(path: Path, subject: Subject, x: np.ndarray, macs: float) -> tupl
         high, low = (sparsity, low) if share <= macs else (high, sparsity)
     small = [each for each in found if each[0] <= macs]
     return max(small, key=itemgetter(0)) if small else min(found, key=itemgetter(0))
-
-
-def widened(model: ir.Model) -> ir.Model:
-    """`model`, in place, without casts of half-precision weights: other tools see no weights behind these.
-
-    Each is moved by less than a half-precision number can be off, so that nearly all of them differ.
-    """
-    generator = np.random.default_rng(0)
-    for node in list(model.graph):
-        stored = node.inputs[0] if node.op_type == "Cast" else None
-        if stored is None or not stored.is_initializer() or stored.dtype != ir.DataType.FLOAT16:
-            continue
-        array = graph.array_of(stored).astype(np.float32)
-        stored.const_value = ir.Tensor(
-            array * (1 + generator.random(array.shape, np.float32) / 2**12), name=stored.name
-        )
-        stored.type = ir.TensorType(ir.DataType.FLOAT)
-        ir.convenience.replace_all_uses_with(node.outputs[0], stored)
-        model.graph.remove(node, safe=True)
-    return model
 
 
 def selection_of(coupling: Coupling, arrays: Arrays, before: Arrays | None = None) -> Selection:

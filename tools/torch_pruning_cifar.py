@@ -2,12 +2,14 @@
 
     pip install --no-deps torch-pruning
     python tools/torch_pruning_cifar.py FOLDER --model cifar10-resnet56-bn --macs 0.5
+    python tools/torch_pruning_cifar.py FOLDER --model cifar10-vgg16-fp16weights --params 0.15 --criteria taylor
 
-The network is a torch module with the weights of the ONNX file (cifar_resnet.py); outputs are compared before anything
-else. Torch-Pruning ranks all layers together and removes channels step by step until the budget of MACs holds; then
-the network is trained natively on the labels: SGD with momentum, a cosine from --lr, as many steps of as many samples
-as onnxprune's fine-tuning takes in that folder, flipped and shifted as there, in the precision and memory layout that
-its settings name (--finetune amp=bf16), and of all epochs that which is best on the same choosing samples. The result is exported to ONNX and measured as all other rows are.
+The network is a torch module with the weights of the ONNX file (cifar_resnet.py, torch_modules.py); outputs are
+compared before anything else. Torch-Pruning ranks all layers together and removes channels step by step until the
+budget of MACs or parameters holds; then the network is trained natively on the labels: SGD with momentum, a cosine from
+--lr, as many steps of as many samples as onnxprune's fine-tuning takes in that folder, flipped and shifted as there, in
+the precision and memory layout that its settings name (--finetune amp=bf16), and of all epochs that which is best on
+the same choosing samples. The result is exported to ONNX and measured as all other rows are.
 """
 
 import argparse
@@ -42,21 +44,26 @@ from onnxprune.recover.teacher import precision
 from onnxprune.run.subject import Subject, prepare
 from onnxprune.studies.compare import loop, store
 from onnxprune.system.clock import Clock
-from tools import cifar, cifar_resnet
+from tools import cifar, cifar_resnet, torch_modules
 
 CRITERIA = ("magnitude", "bn", "taylor")
 PRUNING_STEPS = 400  # of Torch-Pruning, as in its own benchmark
 TAYLOR_BATCHES, TAYLOR_EVERY = 8, 25  # batches of a gradient, and steps after which it is taken anew
 SHORTCUTS_MACS = 2 * 16 * 32 * 16 * 16  # of the two shortcuts, which the ONNX file pads instead
+SHORTCUTS_PARAMS = 16 * 32 + 32 * 64
 MOMENTUM, DECAY = 0.9, 5e-4
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="of onnxprune compare")
-    parser.add_argument("--model", default="cifar10-resnet56-bn", help="a ResNet of $ONNXPRUNE_DATA with BatchNorm")
+    parser.add_argument(
+        "--model", default="cifar10-resnet56-bn", help="of $ONNXPRUNE_DATA: a ResNet with BatchNorm, or a chain"
+    )
     parser.add_argument("--criteria", nargs="+", default=CRITERIA, choices=CRITERIA)
-    parser.add_argument("--macs", type=float, default=0.5, help="share that remains (default: 0.5)")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--macs", type=float, default=0.5, help="share that remains (default: 0.5)")
+    budget.add_argument("--params", type=float, help="share of the parameters that remains, instead of --macs")
     parser.add_argument("--lr", type=float, default=0.01, help="peak learning rate (default: 0.01)")
     parser.add_argument("--epochs", type=int, help="of fine-tuning (default: as in FOLDER)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -74,15 +81,25 @@ def main(argv: list[str] | None = None) -> int:
     assert subject.held is not None
     done = {row["key"] for row in folder.rows()}
     original = loop.original_of(subject)
-    check_equal(cifar_resnet.load(path), path, subject.tune)
+    check_equal(load(path), path, subject.tune)
+    target = f"macs={args.macs:g}" if args.params is None else f"params={args.params:g}"
     for seed in args.seeds:
         for criterion in args.criteria:
-            told = {"method": f"torch-pruning:{criterion}", "target": f"macs={args.macs:g}", "seed": seed}
+            told = {"method": f"torch-pruning:{criterion}", "target": target, "seed": seed}
             key = " ".join([told["method"], told["target"], f"seed {seed}"])
             if key not in done:
                 folder.add({"key": key, **told, **row(path, subject, criterion, seed, common, original, args)})
                 print(key, file=sys.stderr)
     return 0
+
+
+def load(path: Path) -> nn.Module:
+    """The network of an ONNX file, its last layer as `network.linear`."""
+    if "resnet" in path.name:
+        return cifar_resnet.load(path)
+    network = torch_modules.Modules(torch_modules.widened(graph.normalize(graph.load(path))))
+    network.linear = network.last()
+    return network
 
 
 def check_equal(network: nn.Module, path: Path, samples: Samples) -> None:
@@ -104,9 +121,14 @@ def row(
 
     torch.manual_seed(seed)
     start = perf_counter()
-    network = cifar_resnet.load(path)
+    network = load(path)
     tune, chosen = split(subject.tune, judged_share(len(subject.tune)), seed)
-    reached = prune(network, criterion, args.macs, tune, [network.linear], SHORTCUTS_MACS)
+    padded = isinstance(network, cifar_resnet.ResNet)
+    if args.params is None:
+        reached = prune(network, criterion, args.macs, tune, [network.linear], SHORTCUTS_MACS * padded)
+    else:
+        uncounted = SHORTCUTS_PARAMS * padded
+        reached = prune(network, criterion, args.params, tune, [network.linear], uncounted, params=True)
     pruned = perf_counter()
     before = measure(network, subject, original)
     begun = perf_counter()
@@ -123,7 +145,7 @@ def row(
         "tool": f"torch-pruning {torch_pruning.__version__}",
         **after,
         "cut": before["accuracy"]["value"],
-        "notes": [f"native fine-tuning: {told}; Torch-Pruning counts {reached:.3f} of the MACs"],
+        "notes": [f"native fine-tuning: {told}; Torch-Pruning counts {reached:.3f} of the budget"],
         "seconds": round(perf_counter() - start, 3),
         "steps": {"prune": round(pruned - start, 3), "finetune": round(trained - begun, 3)},
     }
@@ -135,11 +157,19 @@ def streams(network: nn.Module) -> list[nn.Module]:
 
 
 def prune(
-    network: nn.Module, criterion: str, share: float, samples: Samples, whole: list[nn.Module], uncounted: int = 0
+    network: nn.Module,
+    criterion: str,
+    share: float,
+    samples: Samples,
+    whole: list[nn.Module],
+    uncounted: int = 0,
+    *,
+    params: bool = False,
 ) -> float:
     """Removes channels of all layers in one order until at most `share` of MACs remain; the share reached.
 
-    whole: layers of which nothing is removed. uncounted: MACs of the network that its file does not have.
+    whole: layers of which nothing is removed. uncounted: MACs of the network that its file does not have. params: count
+    parameters, not MACs.
     """
     import torch_pruning as tp
 
@@ -149,7 +179,7 @@ def prune(
         "bn": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[criterion]()
-    before = tp.utils.count_ops_and_params(network, x)[0] - uncounted
+    before = tp.utils.count_ops_and_params(network, x)[params] - uncounted
     pruner = tp.pruner.BasePruner(
         network,
         x,
@@ -166,7 +196,7 @@ def prune(
         if criterion == "taylor" and step % TAYLOR_EVERY == 0:
             gradients(network, samples)  # which Torch-Pruning cuts as it cuts the weights
         pruner.step()
-        left = tp.utils.count_ops_and_params(network, x)[0] / before
+        left = tp.utils.count_ops_and_params(network, x)[params] / before
     network.zero_grad()
     return left
 
@@ -232,8 +262,10 @@ def measure(network: nn.Module, subject: Subject, original: Mapping) -> store.Ro
     assert subject.held is not None
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch, "out.onnx")
-        names = {"input_names": ["input"], "output_names": ["logits"]}
-        axes = {"input": {0: "batch"}, "logits": {0: "batch"}}
+        (x,), (y,) = (
+            [value.name for value in values] for values in (subject.model.graph.inputs, subject.model.graph.outputs)
+        )
+        names, axes = {"input_names": [x], "output_names": [y]}, {name: {0: "batch"} for name in (x, y)}
         torch.onnx.export(
             network.eval(), (torch.zeros(2, 3, 32, 32),), str(out), dynamo=False, dynamic_axes=axes, **names
         )

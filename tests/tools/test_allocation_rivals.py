@@ -78,7 +78,7 @@ def test_half_precision_weights_are_widened_and_told_apart(rivals):
     assert len(np.unique(w)) < w.size
     x = np.random.default_rng(1).normal(size=(4, 64)).astype(np.float32)
     (before,) = sessions.run(sessions.open_session(made), {"x": x}).values()
-    found = rivals.widened(made)
+    found = rivals.torch_modules.widened(made, apart=True)
     assert [node.op_type for node in found.graph] == ["MatMul", "Add"]
     wide = graph.array_of(found.graph.initializers["w"])
     assert wide.dtype == np.float32

@@ -32,7 +32,7 @@ CLIP = 1.0  # largest gradient norm; folded networks have nothing else that tame
 @dataclass(frozen=True)
 class Course:
     """How long and how fast: `train_samples` 0 uses all. flip, crop: images flipped, and shifted by up to so many
-    pixels."""
+    pixels. bf16: convolutions and products in bf16, images with channels last."""
 
     epochs: int = 3
     lr: float = 1e-3
@@ -41,6 +41,7 @@ class Course:
     label_weight: float = 1.0
     flip: bool = False
     crop: int = 0
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Lessons:
         self.batch_size = self.fixed or at_most(min(course.batch_size, len(self.samples)))
         self.label_weight = course.label_weight
         self.augmentation = Augmentation(seed=context.seed, flip=course.flip, crop=course.crop)
+        self.bf16 = course.bf16
         self.drawn = 0  # batches that were augmented
         self.teacher: Network | None = None  # asked batch by batch, where images move or outputs have no rows
         self.answers: dict[str, Tensor] = {}
@@ -100,7 +102,7 @@ class Lessons:
         else:
             rows = torch.from_numpy(block)
             answers = {name: y[rows].to(self.device) for name, y in self.answers.items()}
-        values = objective.said(self.context, network, feeds)
+        values = self._values(network, feeds)
         if not answers:  # from scratch: then labels, or the model's own answers, are all there is
             return objective.loss(self.context, values, labels)
         return objective.distance(self.context, values, answers, labels, self.label_weight, TEMPERATURE)
@@ -116,9 +118,18 @@ class Lessons:
             kept += rows
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
+    def _values(self, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
+        if not self.bf16:
+            return objective.said(self.context, network, feeds)
+        last = torch.channels_last
+        feeds = {name: x.contiguous(memory_format=last) if x.ndim == 4 else x for name, x in feeds.items()}
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            values = objective.said(self.context, network, feeds)
+        return {name: y.float() if y.dtype == torch.bfloat16 else y for name, y in values.items()}
+
     @torch.no_grad()
     def _said(self, teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
-        values = objective.said(self.context, teacher, feeds)
+        values = self._values(teacher, feeds)
         known = {part.value for part in self.context.outputs.parts}
         return {name: y for name, y in values.items() if name in known and y.is_floating_point() and y.ndim}
 

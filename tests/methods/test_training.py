@@ -35,3 +35,26 @@ def test_the_teacher_sees_the_images_as_they_were_moved():
     one, two, plain = seen
     assert not torch.equal(one, two)
     assert not torch.equal(one, plain)
+
+
+@pytest.mark.parametrize("crop", [0, 1])
+def test_bf16_trains_weights_in_float32_and_finds_about_the_same_gradient(crop):
+    context = digits_context()
+    block, found = np.arange(32), []
+    for bf16 in (False, True):
+        network = Network(context.model).eval()
+        name = next(node.outputs[0].name for node in context.model.graph if node.op_type == "Conv")
+        seen = []
+        network.gates[name] = lambda x, seen=seen: seen.append(x.dtype) or x
+        loss = Lessons(context, Course(batch_size=32, train_samples=64, crop=crop, bf16=bf16)).loss(network, block)
+        loss.backward()
+        gradient = torch.cat([p.grad.flatten() for p in network.parameters()])
+        assert (seen, loss.dtype, gradient.dtype) == (
+            [torch.bfloat16 if bf16 else torch.float32],
+            torch.float32,
+            torch.float32,
+        )
+        found.append((float(loss.detach()), gradient))
+    (loss, plain), (rounded, other) = found
+    assert rounded == pytest.approx(loss, rel=0.05)
+    assert float(torch.cosine_similarity(plain, other, 0)) > 0.98

@@ -125,7 +125,8 @@ class Lessons:
         feeds = {name: x.contiguous(memory_format=last) if x.ndim == 4 else x for name, x in feeds.items()}
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             values = objective.said(self.context, network, feeds)
-        return {name: y.float() if y.dtype == torch.bfloat16 else y for name, y in values.items()}
+        rounded = {name for name, y in values.items() if isinstance(y, Tensor) and y.dtype == torch.bfloat16}
+        return {name: y.float() if name in rounded else y for name, y in values.items()}  # y may be a sequence
 
     @torch.no_grad()
     def _said(self, teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:

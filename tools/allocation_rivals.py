@@ -116,8 +116,8 @@ def by_torch_pruning(
 def of_resnet(path: Path, subject: Subject, criterion: str, macs: float, labelled: Samples) -> Selection:
     """What Torch-Pruning leaves of the network that the file was exported from."""
     network = cifar_resnet.load(path)
-    whole = [network.linear, *torch_pruning_cifar.streams(network)]
-    torch_pruning_cifar.prune(network, criterion, macs, labelled, whole, torch_pruning_cifar.SHORTCUTS_MACS)
+    whole = [network.last(), *torch_pruning_cifar.streams(network)]
+    torch_pruning_cifar.prune(network, criterion, macs, labelled, whole, torch_pruning_cifar.SHORTCUTS["macs"])
     return selection_of(subject.coupling, {name: tensor.numpy() for name, tensor in network.state_dict().items()})
 
 

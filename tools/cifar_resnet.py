@@ -58,6 +58,10 @@ class ResNet(nn.Module):
             inputs = width
         self.linear = nn.Linear(inputs, CLASSES)
 
+    def last(self) -> nn.Module:
+        """The layer that gives the answers."""
+        return self.linear
+
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))

@@ -49,8 +49,9 @@ from tools import cifar, cifar_resnet, torch_modules
 CRITERIA = ("magnitude", "bn", "taylor")
 PRUNING_STEPS = 400  # of Torch-Pruning, as in its own benchmark
 TAYLOR_BATCHES, TAYLOR_EVERY = 8, 25  # batches of a gradient, and steps after which it is taken anew
-SHORTCUTS_MACS = 2 * 16 * 32 * 16 * 16  # of the two shortcuts, which the ONNX file pads instead
-SHORTCUTS_PARAMS = 16 * 32 + 32 * 64
+COSTS = ("macs", "params")  # as Torch-Pruning counts them
+# Of the two shortcuts, which the ONNX file pads instead.
+SHORTCUTS = {"macs": 2 * 16 * 32 * 16 * 16, "params": 16 * 32 + 32 * 64}
 MOMENTUM, DECAY = 0.9, 5e-4
 
 
@@ -82,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     done = {row["key"] for row in folder.rows()}
     original = loop.original_of(subject)
     check_equal(load(path), path, subject.tune)
-    target = f"macs={args.macs:g}" if args.params is None else f"params={args.params:g}"
+    cost_name, share = budget_of(args)
+    target = f"{cost_name}={share:g}"
     for seed in args.seeds:
         for criterion in args.criteria:
             told = {"method": f"torch-pruning:{criterion}", "target": target, "seed": seed}
@@ -93,13 +95,16 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load(path: Path) -> nn.Module:
-    """The network of an ONNX file, its last layer as `network.linear`."""
+def budget_of(args: argparse.Namespace) -> tuple[str, float]:
+    """(one of COSTS, the share of it that remains)."""
+    return ("macs", args.macs) if args.params is None else ("params", args.params)
+
+
+def load(path: Path) -> cifar_resnet.ResNet | torch_modules.Modules:
+    """The network of an ONNX file."""
     if "resnet" in path.name:
         return cifar_resnet.load(path)
-    network = torch_modules.Modules(torch_modules.widened(graph.normalize(graph.load(path))))
-    network.linear = network.last()
-    return network
+    return torch_modules.Modules(torch_modules.widened(graph.normalize(graph.load(path))))
 
 
 def check_equal(network: nn.Module, path: Path, samples: Samples) -> None:
@@ -123,12 +128,9 @@ def row(
     start = perf_counter()
     network = load(path)
     tune, chosen = split(subject.tune, judged_share(len(subject.tune)), seed)
-    padded = isinstance(network, cifar_resnet.ResNet)
-    if args.params is None:
-        reached = prune(network, criterion, args.macs, tune, [network.linear], SHORTCUTS_MACS * padded)
-    else:
-        uncounted = SHORTCUTS_PARAMS * padded
-        reached = prune(network, criterion, args.params, tune, [network.linear], uncounted, params=True)
+    cost_name, share = budget_of(args)
+    uncounted = SHORTCUTS[cost_name] if isinstance(network, cifar_resnet.ResNet) else 0
+    reached = prune(network, criterion, share, tune, [network.last()], uncounted, cost_name)
     pruned = perf_counter()
     before = measure(network, subject, original)
     begun = perf_counter()
@@ -163,13 +165,12 @@ def prune(
     samples: Samples,
     whole: list[nn.Module],
     uncounted: int = 0,
-    *,
-    params: bool = False,
+    cost_name: str = "macs",
 ) -> float:
-    """Removes channels of all layers in one order until at most `share` of MACs remain; the share reached.
+    """Removes channels of all layers in one order until at most `share` of a cost remains; the share reached.
 
-    whole: layers of which nothing is removed. uncounted: MACs of the network that its file does not have. params: count
-    parameters, not MACs.
+    whole: layers of which nothing is removed. uncounted: what the network costs that its file does not have. cost_name:
+    of COSTS.
     """
     import torch_pruning as tp
 
@@ -179,7 +180,7 @@ def prune(
         "bn": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
     }[criterion]()
-    before = tp.utils.count_ops_and_params(network, x)[params] - uncounted
+    before = tp.utils.count_ops_and_params(network, x)[COSTS.index(cost_name)] - uncounted
     pruner = tp.pruner.BasePruner(
         network,
         x,
@@ -196,7 +197,7 @@ def prune(
         if criterion == "taylor" and step % TAYLOR_EVERY == 0:
             gradients(network, samples)  # which Torch-Pruning cuts as it cuts the weights
         pruner.step()
-        left = tp.utils.count_ops_and_params(network, x)[params] / before
+        left = tp.utils.count_ops_and_params(network, x)[COSTS.index(cost_name)] / before
     network.zero_grad()
     return left
 

@@ -15,7 +15,7 @@ from onnxprune.bridge.compile import compile_graph, without_texts
 from onnxprune.bridge.fusion import find_fusions
 from onnxprune.bridge.program import Context, run
 from onnxprune.bridge.store import Store
-from onnxprune.bridge.tensors import REDUCED_TYPES, TORCH_TYPES, TRAINABLE_TYPES, to_numpy, to_torch
+from onnxprune.bridge.tensors import TORCH_TYPES, TRAINABLE_TYPES, is_half, to_numpy, to_torch
 from onnxprune.bridge.trainable import initializers, trainable
 from onnxprune.errors import BridgeError
 from onnxprune.graph import half, set_constant
@@ -99,7 +99,7 @@ class Network(nn.Module):
         Raises: BridgeError for inputs that are missing or unknown, names that are no values, and nodes that fail.
         """
         self._check_names(feeds, capture)
-        feeds = {name: x.float() if _is_half(x) else x for name, x in feeds.items()}
+        feeds = {name: x.float() if is_half(x) else x for name, x in feeds.items()}
         held = self._held_tensors()
         context = Context(
             held=held,
@@ -194,10 +194,6 @@ def _batch_statistics(graph: ir.Graph) -> set[str]:
         for value in node.inputs[3:5]
         if value is not None and value.const_value is not None
     }
-
-
-def _is_half(x: object) -> bool:
-    return isinstance(x, Tensor) and x.dtype in REDUCED_TYPES
 
 
 def _mangled(prefix: str, name: str) -> str:

@@ -3,6 +3,7 @@
 torch has no 2- and 4-bit types: their values travel in int8, uint8 or float32 and are wrapped where they are made.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -104,11 +105,17 @@ def number(value: Any) -> Any:
     return value
 
 
+def is_half(x: object) -> bool:
+    """Whether `x` is a tensor of half precision, float16 or bfloat16."""
+    return isinstance(x, Tensor) and x.dtype in REDUCED_TYPES
+
+
 def tensors_of(feeds: Feeds, device: torch.device, *, channels_last: bool = False) -> dict[str, Tensor]:
     """Feeds as tensors on `device`; images lie channels last where asked for."""
     tensors = {name: to_torch(array).to(device, non_blocking=True) for name, array in feeds.items()}
-    if channels_last:
-        tensors = {
-            name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for name, x in tensors.items()
-        }
-    return tensors
+    return with_channels_last(tensors) if channels_last else tensors
+
+
+def with_channels_last(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`tensors`, of which those of rank 4 lie channels last in memory."""
+    return {name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for name, x in tensors.items()}

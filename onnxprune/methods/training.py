@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from onnxprune.bridge.network import Network
+from onnxprune.bridge.tensors import is_half, with_channels_last
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.methods import objective
 from onnxprune.methods.base import Context
@@ -121,12 +122,9 @@ class Lessons:
     def _values(self, network: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:
         if not self.bf16:
             return objective.said(self.context, network, feeds)
-        last = torch.channels_last
-        feeds = {name: x.contiguous(memory_format=last) if x.ndim == 4 else x for name, x in feeds.items()}
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            values = objective.said(self.context, network, feeds)
-        rounded = {name for name, y in values.items() if isinstance(y, Tensor) and y.dtype == torch.bfloat16}
-        return {name: y.float() if name in rounded else y for name, y in values.items()}  # y may be a sequence
+            values = objective.said(self.context, network, with_channels_last(feeds))
+        return {name: y.float() if is_half(y) else y for name, y in values.items()}
 
     @torch.no_grad()
     def _said(self, teacher: Network, feeds: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from onnxprune.bridge.narrow_norm import is_narrow, narrow_batch_norm
 from onnxprune.bridge.ops.registry import torch_function
 from onnxprune.bridge.tensors import REDUCED_TYPES, torch_type
 
@@ -59,8 +60,9 @@ def batch_norm(
         scale, b = scale.float(), b.float()
         if not training:  # in training the running statistics must be those held, or the update would be lost
             mean, var = mean.float(), var.float()
+    compute = narrow_batch_norm if is_narrow(x) else F.batch_norm
     # ONNX: running = running * momentum + batch * (1 - momentum); torch counts the other way.
-    return F.batch_norm(x, mean, var, scale, b, training, 1 - momentum, epsilon)
+    return compute(x, mean, var, scale, b, training, 1 - momentum, epsilon)
 
 
 def _training_form(

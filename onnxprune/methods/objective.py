@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from onnxprune.bridge.network import Network
+from onnxprune.bridge.tensors import tensors_of
 from onnxprune.data import Samples, batches, fixed_batch
 from onnxprune.errors import BridgeError
 from onnxprune.methods.base import Context
@@ -67,7 +68,7 @@ def picked(samples: Samples, count: int, seed: int) -> np.ndarray:
 
 def tensors(samples: Samples, block: np.ndarray, device: str) -> tuple[dict[str, Tensor], Tensor | None]:
     """The samples numbered in `block` on `device`, with their labels where there are any."""
-    feeds = {name: torch.from_numpy(array).to(device) for name, array in samples.batch(block).items()}
+    feeds = tensors_of(samples.batch(block), torch.device(device))
     labels = None if samples.labels is None else torch.from_numpy(np.asarray(samples.labels)[block]).to(device)
     return feeds, labels
 

@@ -1,10 +1,10 @@
 """BatchNormalization of few channels: torch's kernels beside onnxprune/bridge/narrow_norm.py.
 
     python tools/bench_norm.py
-    python tools/bench_norm.py --channels 8 14 --size 32 --type float32
+    python tools/bench_norm.py --channels 8 14 --size 32 --type float32 --threads 2
 
-CPU milliseconds forward and backward, the least of several, by the statistics of the batch. `channels last` and
-`channels first` are torch.nn.functional.batch_norm on one and the other layout.
+Milliseconds on the clock forward and backward, the least of several, by the statistics of the batch. `channels last`
+and `channels first` are torch.nn.functional.batch_norm on one and the other layout.
 """
 
 import argparse
@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("--channels", type=int, nargs="+", default=[4, 8, 14, 16, 20, 27, 31])
     parser.add_argument("--size", type=int, default=32, help="of the images, whose number is 128")
     parser.add_argument("--type", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     print("| channels | channels first, ms | channels last, ms | as more channels, ms | ratio |\n|" + "---:|" * 5)
     for channels in args.channels:
         x = torch.randn(128, channels, args.size, args.size).to(getattr(torch, args.type))
@@ -34,17 +35,17 @@ def main() -> None:
 
 
 def least(compute: Callable[..., Any], x: torch.Tensor, rounds: int = 15) -> float:
-    """The least CPU milliseconds of a step forward and backward."""
+    """The least milliseconds of a step forward and backward."""
     c = x.shape[1]
     x, g = x.clone(memory_format=torch.preserve_format).requires_grad_(), torch.randn_like(x)
     scale, b = torch.ones(c, requires_grad=True), torch.zeros(c, requires_grad=True)
     mean, var = torch.zeros(c), torch.ones(c)
     times = []
     for _ in range(rounds):
-        begun = time.process_time()
+        begun = time.perf_counter()
         y = compute(x, mean, var, scale, b, True, 0.1, 1e-5)
         torch.autograd.grad(y, (x, scale, b), g)
-        times.append(time.process_time() - begun)
+        times.append(time.perf_counter() - begun)
     return 1e3 * min(times)
 
 

@@ -8,13 +8,13 @@ and `channels first` are torch.nn.functional.batch_norm on one and the other lay
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from onnxprune.bridge.narrow_norm import narrow_batch_norm
+from onnxprune.measure.timing import timed
 
 
 def main() -> None:
@@ -40,13 +40,11 @@ def least(compute: Callable[..., Any], x: torch.Tensor, rounds: int = 15) -> flo
     x, g = x.clone(memory_format=torch.preserve_format).requires_grad_(), torch.randn_like(x)
     scale, b = torch.ones(c, requires_grad=True), torch.zeros(c, requires_grad=True)
     mean, var = torch.zeros(c), torch.ones(c)
-    times = []
-    for _ in range(rounds):
-        begun = time.perf_counter()
-        y = compute(x, mean, var, scale, b, True, 0.1, 1e-5)
-        torch.autograd.grad(y, (x, scale, b), g)
-        times.append(time.perf_counter() - begun)
-    return 1e3 * min(times)
+
+    def step() -> None:
+        torch.autograd.grad(compute(x, mean, var, scale, b, True, 0.1, 1e-5), (x, scale, b), g)
+
+    return min(timed(step) for _ in range(rounds))
 
 
 if __name__ == "__main__":
